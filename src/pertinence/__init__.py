@@ -1,0 +1,45 @@
+"""pertinence: for each image the cheapest of your image classifiers that will get it right."""
+
+from typing import TYPE_CHECKING
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+from .configuration_pertinence import PertinenceConfig
+from .errors import PertinenceError
+from .front import Figures, Front, OperatingPoint, Stage
+from .image_processing_pertinence import PertinenceImageProcessor
+from .modeling_pertinence import PertinenceForImageClassification, PertinenceOutput
+
+
+if TYPE_CHECKING:
+    from .search import DispatcherSearch, SearchArguments, SearchResult
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DispatcherSearch",
+    "Figures",
+    "Front",
+    "OperatingPoint",
+    "PertinenceConfig",
+    "PertinenceError",
+    "PertinenceForImageClassification",
+    "PertinenceImageProcessor",
+    "PertinenceOutput",
+    "SearchArguments",
+    "SearchResult",
+    "Stage",
+]
+
+AutoConfig.register(PertinenceConfig.model_type, PertinenceConfig)
+AutoImageProcessor.register(PertinenceConfig, image_processor_classes={"torchvision": PertinenceImageProcessor})
+AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageClassification)
+
+
+def __getattr__(name: str):
+    # The search needs datasets and pymoo; running a model does not.
+    if name in ("DispatcherSearch", "SearchArguments", "SearchResult"):
+        from . import search
+
+        return getattr(search, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

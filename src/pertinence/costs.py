@@ -1,0 +1,54 @@
+"""What one image costs: GMACs, by fvcore (one fused multiply-add is one MAC) with a handle for attention."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import nn
+
+from .errors import PertinenceError
+
+
+def count_gmacs(model: nn.Module, size: tuple[int, int]) -> float:
+    """GMACs of one image of (3, height, width) through an image classifier; preprocessing is not counted.
+
+    Args:
+        model: a transformers image classifier; it is traced alone, on its own device.
+        size: (height, width) in pixels of what the model receives.
+
+    Raises:
+        PertinenceError: the model cannot be traced on such an image.
+    """
+    parameter = next(model.parameters())
+    image = torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates the tracing that fvcore is built on
+        # Imported here: running a saved model must not need fvcore.
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(_LogitsOf(model).eval(), image)
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        try:
+            return analysis.total() / 1e9
+        except RuntimeError as error:
+            raise PertinenceError(
+                f"the operations of {type(model).__name__} cannot be counted on a {size[0]}x{size[1]} image: {error}"
+            ) from error
+
+
+class _LogitsOf(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixel_values).logits
+
+
+def _attention_macs(inputs, outputs) -> int:
+    """MACs of Q K^T and of attention times V."""
+    query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
+    return math.prod(query[:-2]) * query[-2] * key[-2] * (query[-1] + value[-1])

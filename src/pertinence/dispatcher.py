@@ -1,0 +1,272 @@
+"""The policy, written once: evidence of what was run, one linear head per stage, answer or which expert next.
+
+The model calls `route` on what its experts just said, the search on cached predictions, so that what the search scores is
+what the model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .errors import PertinenceError
+from .front import Front, OperatingPoint, Stage
+
+
+TOP_SCORES = 5
+CONFIDENCE = TOP_SCORES
+"""Position in the evidence "mix" of the largest probability."""
+NUM_KNOTS = 8
+LOG_FLOOR = -30.0
+
+Answer = tuple[torch.Tensor, torch.Tensor | None]
+"""Logits (b, C) and pooled features (b, F) of one expert; features may be None where no head reads them."""
+
+
+@dataclass
+class Head:
+    """Linear map of one stage from evidence to a score for each expert of the pool (its own position: answer now).
+
+    Attributes:
+        weight: float32 (N, E), or (P, N, E) for P heads at once.
+        bias: float32 (N,), or (P, N).
+        knots: float32 (8,), where the hinges of the evidence "mix" stand; None for "features".
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    knots: torch.Tensor | None = None
+
+    def scores(self, evidence: torch.Tensor) -> torch.Tensor:
+        """Evidence (B, E) to scores (B, N); of P heads at once (P, B, N)."""
+        return evidence @ self.weight.mT + self.bias.unsqueeze(-2)
+
+    @property
+    def gmacs(self) -> float:
+        return self.weight.shape[-1] * self.weight.shape[-2] / 1e9
+
+
+@dataclass
+class Routing:
+    """What became of B images.
+
+    Attributes:
+        logits: float32 (B, C).
+        expert_indices: int64 (B,), the expert that ran last.
+        experts_run: bool (B, N).
+        gmacs: float64 (B,), every expert that ran and every head that decided.
+        scores: float32 (B, decisions, N), NaN where a decision was not reached or an action is not allowed.
+    """
+
+    logits: torch.Tensor
+    expert_indices: torch.Tensor
+    experts_run: torch.Tensor
+    gmacs: torch.Tensor
+    scores: torch.Tensor
+
+
+def choose(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """The action of the largest score among the allowed ones, the cheapest of equals: (..., N), bool (N,) -> int64 (...)."""
+    return scores.masked_fill(~allowed, -torch.inf).argmax(-1)
+
+
+def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> torch.Tensor:
+    """bool (N,): answer (the position of the expert that just ran), or a member later in the pool."""
+    allowed = torch.zeros(num_experts, dtype=torch.bool)
+    allowed[[member for member in point.members if member >= stage.after]] = True
+    return allowed
+
+
+def mix(log_probs: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """Log-linear mixture: sum over experts of weight x log-softmax, of those that were run.
+
+    Args:
+        log_probs: (b, M, C), zero where an expert was not run.
+        weights: M numbers.
+    """
+    return torch.einsum("bmc,m->bc", log_probs, torch.tensor(weights, device=log_probs.device, dtype=log_probs.dtype))
+
+
+def mix_evidence_size(num_experts: int) -> int:
+    return TOP_SCORES + 5 + num_experts + 1 + 2 * NUM_KNOTS
+
+
+def mix_evidence(mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
+    """Statistics of a mixed answer.
+
+    Args:
+        mixed: (b, C) logits of the mixture.
+        votes: int64 (b, N), the label that each expert answers with.
+        ran: bool (b, N), whether it was run.
+        knots: (8,) where the hinges of logit(p1) stand.
+
+    Returns:
+        (b, 5 + 5 + N + 1 + 16): five largest log-probabilities; p1, p2, p1 - p2, entropy, log(1 - p1); whether each expert
+        that was run agrees with the mixture; mean agreement of pairs; eight hinges of logit(p1), and the same times
+        whether the last two experts agree.
+    """
+    log_probs = mixed.log_softmax(-1)
+    top, labels = log_probs.topk(min(TOP_SCORES, log_probs.shape[-1]))
+    top = nn.functional.pad(top, (0, TOP_SCORES - top.shape[-1]), value=LOG_FLOOR).clamp_min(LOG_FLOOR)
+    p1, p2 = top[:, 0].exp(), top[:, 1].exp()
+    rest = log_probs.scatter(1, labels[:, :1], -torch.inf).logsumexp(-1).clamp_min(LOG_FLOOR)
+    entropy = -(log_probs.exp() * log_probs.clamp_min(LOG_FLOOR)).sum(-1)
+    agrees = ((votes == labels[:, :1]) & ran).to(mixed.dtype)
+
+    pairs = ran.unsqueeze(2) & ran.unsqueeze(1)
+    same = (votes.unsqueeze(2) == votes.unsqueeze(1)) & pairs
+    run = ran.sum(-1)
+    # Of n experts the n x n table holds each pair twice and n trivial agreements; one expert agrees with itself.
+    agreement = torch.where(run > 1, (same.sum((1, 2)) - run) / (run * (run - 1)).clamp_min(1), 1.0)
+
+    positions = torch.arange(ran.shape[1], device=ran.device)
+    last_two = torch.where(ran, positions, -1).topk(min(2, ran.shape[1])).indices
+    last_agree = (votes.gather(1, last_two[:, :1]) == votes.gather(1, last_two[:, -1:])) & (run > 1).unsqueeze(1)
+    hinges = ((top[:, 0] - rest).unsqueeze(1) - knots).clamp_min(0)
+    summary = torch.stack([p1, p2, p1 - p2, entropy, rest], 1)
+    return torch.cat([top, summary, agrees, agreement.unsqueeze(1), hinges, hinges * last_agree], 1)
+
+
+def threshold_head(point: OperatingPoint, stage: Stage, threshold: float, num_experts: int) -> Head:
+    """The head that goes on to the next member where the mixture's largest probability is below `threshold`.
+
+    Answering scores 0, the next member threshold - confidence, any later one -1 (never chosen).
+    """
+    weight = torch.zeros(num_experts, mix_evidence_size(num_experts))
+    bias = torch.full((num_experts,), -1.0)
+    following = min(member for member in point.members if member > stage.after)
+    bias[stage.after] = 0.0
+    weight[following, CONFIDENCE] = -1.0
+    bias[following] = threshold
+    return Head(weight, bias, torch.zeros(NUM_KNOTS))
+
+
+def route(
+    point: OperatingPoint,
+    heads: Sequence[Head],
+    run: Callable[[int, torch.Tensor], Answer],
+    count: int,
+    expert_gmacs: Sequence[float],
+    device: torch.device | str = "cpu",
+) -> Routing:
+    """Send `count` images through an operating point.
+
+    Members come in pool order and nobody goes back, so one sweep over them serves every image; the set of unanswered images
+    only shrinks.
+
+    Args:
+        point: where to go and how to mix.
+        heads: one for each of `point.decisions`.
+        run: answers for expert i on the images of the given rows (int64 (b,)); called at most once per expert.
+        count: number of images, B.
+        expert_gmacs: cost of each expert of the pool.
+        device: where decisions are taken.
+    """
+    num_experts = len(expert_gmacs)
+    stages = {stage.after: stage for stage in point.stages}
+    decisions = {
+        stage.after: (position, head)
+        for position, (stage, head) in enumerate(zip(point.decisions, heads, strict=True))
+    }
+    mixes = any(stage.mixing is not None or stage.evidence == "mix" for stage in point.stages)
+
+    following = torch.full((count,), point.members[0], device=device)
+    ran = torch.zeros(count, num_experts, dtype=torch.bool, device=device)
+    last = torch.full((count,), point.members[0], device=device)
+    gmacs = torch.zeros(count, dtype=torch.float64)
+    scores = torch.full((count, len(decisions), num_experts), torch.nan, device=device)
+    logits = log_probs = None
+
+    for member in point.members:
+        rows = (following == member).nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        own, features = run(member, rows)
+        own = own.to(device)
+        if logits is None:
+            logits = torch.zeros(count, own.shape[1], device=device)
+            log_probs = torch.zeros(count, num_experts, own.shape[1], device=device) if mixes else None
+        ran[rows, member] = True
+        last[rows] = member
+        gmacs[rows.cpu()] += expert_gmacs[member]
+        answer, stage = own, stages.get(member)
+        if log_probs is not None:
+            log_probs[rows, member] = own.log_softmax(-1)
+        if stage is not None and stage.mixing is not None:
+            mixed = [m for m in point.members if m <= member]
+            answer = mix(log_probs[rows][:, mixed], stage.mixing)
+        logits[rows] = answer
+        if member not in decisions:
+            continue
+        position, head = decisions[member]
+        if stage.evidence == "features":
+            evidence = features.to(device)
+        else:
+            evidence = mix_evidence(answer, log_probs[rows].argmax(-1), ran[rows], head.knots)
+        stage_scores = head.scores(evidence)
+        allowed = allowed_actions(point, stage, num_experts).to(device)
+        following[rows] = choose(stage_scores, allowed)
+        scores[rows, position] = stage_scores.masked_fill(~allowed, torch.nan)
+        gmacs[rows.cpu()] += head.gmacs
+    return Routing(logits, last, ran, gmacs, scores)
+
+
+class Dispatcher(nn.Module):
+    """The heads of all operating points of a front, stacked per stage and kind of evidence.
+
+    Args:
+        front: whose points the heads belong to; row r of a stack is the r-th point of the front that has that stage.
+        num_experts: size of the pool, N.
+        feature_sizes: width of the pooled features of each expert.
+    """
+
+    def __init__(self, front: Front, num_experts: int, feature_sizes: Sequence[int]):
+        super().__init__()
+        # The first stage always exists, so that a front of single experts is saved with a (then empty) tensor, too.
+        stacked: dict[tuple[int, str], list[str]] = {(0, "features"): []}
+        for point in front:
+            for stage in point.decisions:
+                stacked.setdefault((stage.after, stage.evidence), []).append(point.name)
+        self.rows = {(name, *key): row for key, names in stacked.items() for row, name in enumerate(names)}
+        self.stages = nn.ModuleDict()
+        for (after, evidence), names in stacked.items():
+            size = feature_sizes[after] if evidence == "features" else mix_evidence_size(num_experts)
+            self.stages[f"{after}_{evidence}"] = _StackedHeads(len(names), num_experts, size, evidence == "mix")
+
+    def heads(self, point: OperatingPoint) -> list[Head]:
+        """The heads of one point, one for each of its decisions, in float32."""
+        return [self._stack(stage)[self.rows[point.name, stage.after, stage.evidence]] for stage in point.decisions]
+
+    @torch.no_grad()
+    def set_heads(self, point: OperatingPoint, heads: Sequence[Head]) -> None:
+        """Store the heads of one point; raises `PertinenceError` where a shape does not fit its stage."""
+        for stage, head in zip(point.decisions, heads, strict=True):
+            self._stack(stage).store(self.rows[point.name, stage.after, stage.evidence], head, point.name)
+
+    def _stack(self, stage: Stage) -> _StackedHeads:
+        return self.stages[f"{stage.after}_{stage.evidence}"]
+
+
+class _StackedHeads(nn.Module):
+    def __init__(self, count: int, num_experts: int, size: int, has_knots: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(count, num_experts, size), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(count, num_experts), requires_grad=False)
+        self.knots = nn.Parameter(torch.zeros(count, NUM_KNOTS), requires_grad=False) if has_knots else None
+
+    def __getitem__(self, row: int) -> Head:
+        knots = None if self.knots is None else self.knots[row].float()
+        return Head(self.weight[row].float(), self.bias[row].float(), knots)
+
+    def store(self, row: int, head: Head, name: str) -> None:
+        if head.weight.shape != self.weight.shape[1:] or head.bias.shape != self.bias.shape[1:]:
+            raise PertinenceError(
+                f"operating point {name!r}: a head has shape {tuple(head.weight.shape)}, its stage takes "
+                f"{tuple(self.weight.shape[1:])}"
+            )
+        self.weight[row], self.bias[row] = head.weight, head.bias
+        if self.knots is not None:
+            self.knots[row] = head.knots

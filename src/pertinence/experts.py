@@ -1,0 +1,427 @@
+"""One expert: a reference to an image classifier, loaded at a pinned revision and checked, with its own preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, metadata_load
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import logging
+
+from .costs import count_gmacs
+from .errors import PertinenceError
+from .labels import check_same_labels, resolve_label_map
+from .preprocessing import Images, Preprocessor, Transform, resolve_transform
+
+
+logger = logging.get_logger(__name__)
+
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.py")
+"""What an expert is loaded from; the content hash of a folder covers these."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How experts are loaded; every field means what it means in transformers' `from_pretrained`."""
+
+    dtype: str | torch.dtype | None = None
+    device_map: Any = None
+    token: str | bool | None = None
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in ("token", "cache_dir", "local_files_only", "force_download")}
+        return {name: value for name, value in options.items() if value}
+
+
+@dataclass(frozen=True)
+class ExpertReference:
+    """Where an expert comes from.
+
+    Attributes:
+        repo_id: Hub id or local folder; None for a loaded model.
+        revision: branch, tag or commit of a Hub repository.
+        name: how tables call it; by default the last part of `repo_id`.
+        label_map: for each label of the pool its index in the expert's own outputs, or "by_name".
+        model, processor: a loaded model and its image processor, in place of `repo_id`.
+    """
+
+    repo_id: str | None = None
+    revision: str | None = None
+    name: str | None = None
+    label_map: list[int] | str | None = None
+    model: PreTrainedModel | None = field(default=None, repr=False)
+    processor: Any = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, reference: Any) -> ExpertReference:
+        """A Hub id, `id@revision`, a local folder, a mapping of this class's fields, or a loaded model."""
+        if isinstance(reference, cls):
+            return reference
+        if isinstance(reference, PreTrainedModel):
+            return cls(model=reference)
+        if isinstance(reference, dict):
+            try:
+                parsed = cls(**reference)
+            except TypeError as error:
+                known = ", ".join(cls.__dataclass_fields__)
+                raise PertinenceError(
+                    f"an expert's mapping is not understood ({error}); known keys: {known}"
+                ) from error
+            if (parsed.repo_id is None) == (parsed.model is None):
+                raise PertinenceError("an expert's mapping needs either `repo_id` or `model`")
+            return cls.parse(parsed.repo_id)._updated(reference) if parsed.repo_id else parsed
+        if not isinstance(reference, (str, Path)) or not str(reference):
+            raise PertinenceError(
+                f"an expert is a Hub id, a local folder, a mapping or a loaded model, got {type(reference).__name__}"
+            )
+        text = str(reference)
+        if Path(text).is_dir():
+            return cls(repo_id=str(Path(text).resolve()))
+        if isinstance(reference, Path) or text.startswith((".", "/", "~")):
+            raise PertinenceError(f"expert {text!r}: there is no such folder")
+        repo_id, _, revision = text.partition("@")
+        return cls(repo_id=repo_id, revision=revision or None)
+
+    def _updated(self, values: dict[str, Any]) -> ExpertReference:
+        return replace(self, **{key: value for key, value in values.items() if key != "repo_id" and value is not None})
+
+    @property
+    def is_folder(self) -> bool:
+        return self.repo_id is not None and Path(self.repo_id).is_absolute()
+
+    @property
+    def display_name(self) -> str:
+        return self.name or (Path(self.repo_id).name if self.repo_id else type(self.model).__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a reference leads to: a classifier, its image processor, its pinned revision (commit, or content hash) and the
+    folder with its files."""
+
+    model: PreTrainedModel
+    processor: Any
+    revision: str
+    folder: Path | None
+
+
+class Expert(nn.Module):
+    """A frozen classifier with its own preprocessing, answering in the label order of the pool.
+
+    Attributes:
+        model: the classifier, as transformers loads it.
+        entry: what the config stores of it (see `PertinenceConfig`).
+        folder: where its own files lie (the Hub's are in the cache); None for a model that was given loaded.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, entry: dict[str, Any], preprocessing: str = "exact"):
+        super().__init__()
+        self.model = checkpoint.model.eval().requires_grad_(False)
+        self.entry = entry
+        self.folder = checkpoint.folder
+        self.preprocess = Preprocessor(Transform.from_dict(entry["transform"]), checkpoint.processor, preprocessing)
+        self._features = _FeatureTap(checkpoint.model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def train(self, mode: bool = True) -> Expert:
+        """An expert stays as it was trained: always in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
+        """Classify uint8 images.
+
+        Returns:
+            logits (B, C) in the pool's label order, and features (B, F): the input of the final classification layer,
+            averaged over positions; both float32.
+
+        Raises:
+            PertinenceError: the expert answered with NaN or infinity.
+        """
+        images = images.to(self.device) if isinstance(images, torch.Tensor) else [i.to(self.device) for i in images]
+        pixel_values = self.preprocess(images).to(self.device, self.model.dtype)
+        logits, features = self._features.run(pixel_values)
+        if not torch.isfinite(logits).all():
+            raise PertinenceError(
+                f"expert {self.entry['name']!r} answers with NaN or infinite scores: check its weights, and its dtype "
+                f"({self.model.dtype})"
+            )
+        if self.entry.get("label_map") is not None:
+            logits = logits[:, self.entry["label_map"]]
+        return logits.float(), features.float()
+
+
+class _FeatureTap:
+    """Reads the input of a classifier's final classification layer.
+
+    That layer is found by what it does, not by its name: of all linear layers and 1x1 convolutions with one output per label,
+    the one that runs last. Logits stand in for the features of a model without such a layer.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.seen = threading.local()  # one model may be called from several threads
+        for module in model.modules():
+            outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == model.config.num_labels:
+                module.register_forward_pre_hook(self._remember)
+
+    def _remember(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.seen.module, self.seen.input = module, inputs[0]
+
+    def run(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.seen.input = None
+        logits = self.model(pixel_values=pixel_values).logits
+        features, self.seen.input = self.seen.input, None
+        if features is None:
+            return logits, logits
+        if features.ndim > 2:
+            is_linear = isinstance(self.seen.module, nn.Linear)
+            positions = tuple(range(1, features.ndim - 1)) if is_linear else tuple(range(2, features.ndim))
+            features = features.mean(positions)
+        return logits, features
+
+
+def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: str = "exact") -> list[Expert]:
+    """Load experts, check that they fit together, and order them by rising cost.
+
+    Raises:
+        PertinenceError: fewer than two, one that cannot be loaded, two that are the same, or different label spaces.
+    """
+    parsed = [ExpertReference.parse(reference) for reference in references]
+    if len(parsed) < 2:
+        raise PertinenceError(f"a pool needs at least two experts, got {len(parsed)}: there is nothing to choose from")
+    experts = [load_expert(reference, options, preprocessing) for reference in parsed]
+    identities: dict[tuple, str] = {}
+    for expert in experts:
+        entry = expert.entry
+        identity = (
+            entry["revision"],
+            entry["repo_id"] if _is_commit(entry["revision"]) else None,
+            str(entry["transform"]),
+        )
+        if identity in identities:
+            raise PertinenceError(
+                f"experts {identities[identity]!r} and {entry['name']!r} are the same checkpoint with the same settings: "
+                "leave one out"
+            )
+        identities[identity] = entry["name"]
+    for reference, expert in zip(parsed, experts, strict=True):
+        names = expert.model.config.id2label
+        expert.entry["label_map"] = resolve_label_map(reference.label_map, names, experts[0].model.config.id2label)
+        check_same_labels(expert.entry["name"], names, experts[0].entry["name"], experts[0].model.config.id2label,
+                          expert.entry["label_map"])  # fmt: skip
+    experts.sort(key=lambda expert: expert.entry["gmacs"])
+    _make_names_unique(experts)
+    return experts
+
+
+def load_expert(reference: ExpertReference, options: LoadOptions, preprocessing: str = "exact") -> Expert:
+    """Load one expert and measure what the config stores of it."""
+    checkpoint = _load_checkpoint(reference, options)
+    name, model = reference.display_name, checkpoint.model
+    _check_single_label(name, model.config)
+    transform = resolve_transform(checkpoint.processor)
+    entry = {
+        "name": name,
+        "repo_id": reference.repo_id,
+        "revision": checkpoint.revision,
+        "gmacs": count_gmacs(model, transform.size),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "transform": transform.to_dict(),
+        "label_map": None,
+        "licence": _licence(reference, checkpoint, options),
+        "select": None,
+        "report": None,
+    }
+    expert = Expert(checkpoint, entry, preprocessing)
+    probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8)
+    logits, features = expert(probe)
+    if logits.shape != (1, model.config.num_labels):
+        raise PertinenceError(
+            f"expert {name!r} answers with scores of shape {tuple(logits.shape)} for one image, expected "
+            f"(1, {model.config.num_labels}): it is not an image classifier"
+        )
+    entry["features"] = features.shape[1]
+    return expert
+
+
+def reload_expert(entry: dict[str, Any], repo_id: str, options: LoadOptions, preprocessing: str) -> Expert:
+    """Load an expert again as a saved model's config describes it, from `repo_id` (a Hub id or a folder)."""
+    is_folder = Path(repo_id).is_dir()
+    reference = ExpertReference(repo_id, None if is_folder else entry["revision"], entry["name"])
+    checkpoint = _load_checkpoint(reference, options)
+    if is_folder and not _is_commit(entry["revision"]) and checkpoint.revision != entry["revision"]:
+        logger.warning(
+            f"Expert {entry['name']!r} in {repo_id} has changed since this model was made: its figures no longer hold. "
+            "Search again, or restore the folder."
+        )
+    return Expert(checkpoint, entry, preprocessing)
+
+
+def _load_checkpoint(reference: ExpertReference, options: LoadOptions) -> Checkpoint:
+    if reference.model is not None:
+        processor = reference.processor or _processor_of(reference)
+        return Checkpoint(reference.model, processor, _hash_tensors(reference.model), None)
+    name = reference.display_name
+    folder = Path(reference.repo_id) if reference.is_folder else None
+    if folder is not None and not (folder / "config.json").is_file():
+        raise PertinenceError(f"expert {name!r}: the folder {folder} has no config.json, so it is not a checkpoint")
+    try:
+        if folder is not None:
+            revision, pinned = hash_folder(folder), {}
+        else:
+            # The cache keeps a file under its commit; one look-up pins everything that follows, online and offline.
+            found = hf_hub_download(reference.repo_id, "config.json", revision=reference.revision, **options.hub)
+            folder = Path(found).parent
+            revision, pinned = folder.name, {"revision": folder.name}
+        shared = {**options.hub, **pinned, "trust_remote_code": options.trust_remote_code}
+        config = AutoConfig.from_pretrained(reference.repo_id, **shared)
+        if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
+            # timm >= 1.0.31 records it, and TimmWrapper then passes it to timm twice.
+            config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
+        model, info = AutoModelForImageClassification.from_pretrained(
+            reference.repo_id,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
+            **shared,
+        )
+        processor = AutoImageProcessor.from_pretrained(reference.repo_id, **shared)
+    except PertinenceError:
+        raise
+    except Exception as error:  # a checkpoint of somebody else's can fail in any way; say which and why
+        raise PertinenceError(_explain(name, reference, error)) from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise PertinenceError(
+            f"expert {name!r} lacks weights ({missing}): it is a backbone without a trained classification head; "
+            "fine-tune it first"
+        )
+    return Checkpoint(model, processor, revision, folder)
+
+
+def _explain(name: str, reference: ExpertReference, error: Exception) -> str:
+    causes, cause = [], error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    kinds = {type(cause).__name__ for cause in causes}
+    if any("trust_remote_code" in str(cause) for cause in causes):
+        return (
+            f"expert {name!r} needs code of its own from {reference.repo_id}: read it, and if you trust it pass "
+            "--trust-remote-code (in Python trust_remote_code=True)"
+        )
+    if "RevisionNotFoundError" in kinds:
+        return f"expert {name!r}: {reference.repo_id} has no revision {reference.revision!r} on the Hub"
+    if "GatedRepoError" in kinds:
+        return f"expert {name!r}: {reference.repo_id} is gated: ask for access on its page and pass a token"
+    if "RepositoryNotFoundError" in kinds:
+        return (
+            f"expert {name!r}: {reference.repo_id} is neither a local folder nor a repository on the Hub that you may "
+            "read; check the name, or pass a token if it is private"
+        )
+    if "LocalEntryNotFoundError" in kinds:
+        return f"expert {name!r}: {reference.repo_id} is not in the cache, and the Hub cannot be reached"
+    if "HFValidationError" in kinds:
+        return f"expert {name!r}: {reference.repo_id!r} is neither a local folder nor a valid Hub id"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"expert {name!r} cannot be loaded from {reference.repo_id}: {lines[0]}"
+
+
+def _processor_of(reference: ExpertReference) -> Any:
+    """Image processor of a loaded model that came without one."""
+    config = reference.model.config
+    if config.model_type == "timm_wrapper":
+        from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+        return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
+    raise PertinenceError(
+        f"expert {reference.display_name!r} is a loaded model without an image processor: pass "
+        '{"model": model, "processor": processor}'
+    )
+
+
+def _check_single_label(name: str, config: Any) -> None:
+    if config.problem_type in ("multi_label_classification", "regression") or config.num_labels < 2:
+        kind = config.problem_type or f"{config.num_labels} output(s)"
+        raise PertinenceError(
+            f"expert {name!r} is not a single-label classifier ({kind.replace('_', ' ')}): pertinence routes only "
+            "classifiers that choose one of at least two labels"
+        )
+
+
+def _make_names_unique(experts: Sequence[Expert]) -> None:
+    names = [expert.entry["name"] for expert in experts]
+    for expert in experts:
+        name = expert.entry["name"]
+        if names.count(name) > 1:
+            folder = Path(expert.entry["repo_id"] or name)
+            expert.entry["name"] = f"{folder.parent.name}/{name}" if folder.parent.name else name
+    seen: dict[str, int] = {}
+    for expert in experts:
+        name = expert.entry["name"]
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            expert.entry["name"] = f"{name}-{seen[name]}"
+
+
+def _is_commit(revision: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a folder that an expert is loaded from, sorted."""
+    return sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.is_file())
+
+
+def hash_folder(folder: Path) -> str:
+    """Content hash of a checkpoint: sha256 over the names and bytes of the files that it is loaded from."""
+    digest = hashlib.sha256()
+    for path in checkpoint_files(folder):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _hash_tensors(model: nn.Module) -> str:
+    digest = hashlib.sha256(str(model.config.to_json_string()).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _licence(reference: ExpertReference, checkpoint: Checkpoint, options: LoadOptions) -> str | None:
+    """Licence that the checkpoint states: on its card, else in timm's `pretrained_cfg`; None where it states none."""
+    try:
+        if reference.repo_id is None or reference.is_folder:
+            card = None if checkpoint.folder is None else checkpoint.folder / "README.md"
+        else:
+            card = hf_hub_download(reference.repo_id, "README.md", revision=checkpoint.revision, **options.hub)
+        if card is not None and Path(card).is_file():
+            licence = (metadata_load(card) or {}).get("license")
+            if licence:
+                return licence
+    except Exception as error:  # a licence is worth showing, not worth failing for
+        logger.info(f"The licence of expert {reference.display_name!r} is unknown: {error}")
+    return (getattr(checkpoint.model.config, "pretrained_cfg", None) or {}).get("license")

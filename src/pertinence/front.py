@@ -1,0 +1,246 @@
+"""Operating points and the front: what a searched model can be set to, and what each setting was measured to give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import PertinenceError
+
+
+EVIDENCE_KINDS = ("features", "mix")
+CHEAPEST_LOSSLESS = "cheapest-lossless"
+BEST_BELOW_LARGEST = "best-below-largest"
+FASTEST = "fastest"
+MOST_ACCURATE = "most-accurate"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured on one set of images.
+
+    Attributes:
+        accuracy: share of right answers, 0 to 1.
+        interval: 95 % interval of the accuracy, (low, high).
+        gmacs: mean cost of an image.
+        expert_shares: for each expert of the pool the share of images that it ran last on; sums to 1.
+        samples: number of images.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    gmacs: float
+    expert_shares: tuple[float, ...]
+    samples: int
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Figures:
+        return cls(
+            accuracy=float(values["accuracy"]),
+            interval=tuple(values["interval"]),
+            gmacs=float(values["gmacs"]),
+            expert_shares=tuple(values["expert_shares"]),
+            samples=int(values["samples"]),
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A decision taken after expert `after` has run.
+
+    Attributes:
+        after: pool index of the expert that ran last.
+        evidence: what its head reads, "features" (pooled features of that expert) or "mix" (statistics of the mixed answer).
+        mixing: weight of the log-probabilities of each member up to `after`; None: that expert's own logits.
+    """
+
+    after: int
+    evidence: str = "mix"
+    mixing: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """One trained dispatcher and what it was measured to give.
+
+    Attributes:
+        name: unique within its front.
+        recipe: how it came about, "paper", "cascade", "thresholds" or "static".
+        members: pool indices, rising; the first runs on every image.
+        stages: in order of `after`; an image that has been through a member without a stage is answered by that member
+            alone. So `paper` has one stage, `cascade` one after every member (at the last there is nothing left to decide:
+            it only mixes), and a single expert none.
+        select: figures on the search images; the only ones that choose.
+        report: figures on images that neither fitted nor chose anything.
+    """
+
+    name: str
+    recipe: str
+    members: tuple[int, ...]
+    stages: tuple[Stage, ...] = ()
+    select: Figures | None = None
+    report: Figures | None = None
+
+    @property
+    def decisions(self) -> tuple[Stage, ...]:
+        """The stages at which there is something to decide: a member stands later in the pool."""
+        return tuple(stage for stage in self.stages if stage.after < self.members[-1])
+
+    def validate(self, num_experts: int) -> None:
+        """Raise `PertinenceError` where this cannot be an operating point of a pool of `num_experts`."""
+        where = f"operating point {self.name!r}"
+        if not self.members or list(self.members) != sorted(set(self.members)):
+            raise PertinenceError(f"{where}: members {list(self.members)} must be rising pool indices, at least one")
+        if self.members[0] < 0 or self.members[-1] >= num_experts:
+            raise PertinenceError(f"{where}: members {list(self.members)} do not fit a pool of {num_experts} experts")
+        after = [stage.after for stage in self.stages]
+        if after != sorted(set(after)) or not set(after) <= set(self.members):
+            raise PertinenceError(f"{where}: stages follow {after}, but each must follow one of the members, in order")
+        if len(self.members) > 1 and self.members[0] not in after:
+            raise PertinenceError(f"{where}: there is no stage after its first member {self.members[0]}")
+        for stage in self.stages:
+            if stage.evidence not in EVIDENCE_KINDS:
+                raise PertinenceError(
+                    f"{where}: evidence {stage.evidence!r} is not one of {', '.join(EVIDENCE_KINDS)}"
+                )
+            expected = self.members.index(stage.after) + 1
+            if stage.mixing is not None and len(stage.mixing) != expected:
+                raise PertinenceError(
+                    f"{where}: the stage after expert {stage.after} has {len(stage.mixing)} mixing weights, "
+                    f"expected {expected}, one for each member up to it"
+                )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> OperatingPoint:
+        try:
+            stages = tuple(
+                Stage(
+                    after=int(stage["after"]),
+                    evidence=stage.get("evidence", "mix"),
+                    mixing=None if stage.get("mixing") is None else tuple(float(w) for w in stage["mixing"]),
+                )
+                for stage in values["stages"]
+            )
+            figures = {
+                key: Figures.from_dict(values[key]) if values.get(key) else None for key in ("select", "report")
+            }
+            return cls(values["name"], values["recipe"], tuple(int(i) for i in values["members"]), stages, **figures)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PertinenceError(f"an entry of `front` is malformed ({type(error).__name__}: {error})") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return as_plain(asdict(self))
+
+
+class Front(Sequence[OperatingPoint]):
+    """Operating points by rising cost; prints as a table."""
+
+    def __init__(self, points: Iterable[OperatingPoint], expert_names: Sequence[str]):
+        self._points = tuple(points)
+        self.expert_names = tuple(expert_names)
+        names = [point.name for point in self._points]
+        for point in self._points:
+            point.validate(len(self.expert_names))
+            if names.count(point.name) > 1:
+                raise PertinenceError(f"two operating points are called {point.name!r}: names must be unique")
+
+    def __getitem__(self, index):
+        return self._points[index]
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def find(self, name: str) -> OperatingPoint:
+        """The point of that name; `fastest` and `most-accurate` always exist."""
+        for point in self._points:
+            if point.name == name:
+                return point
+        if name == FASTEST and self._points:
+            return self._points[0]
+        if name == MOST_ACCURATE and self._points:
+            return max(self._points, key=lambda point: point.select.accuracy if point.select else 0.0)
+        known = ", ".join(point.name for point in self._points)
+        raise PertinenceError(f"there is no operating point {name!r}; this model has: {known}")
+
+    def choose(
+        self, *, gmacs: float | None = None, accuracy: float | None = None, operating_point: str | None = None
+    ) -> OperatingPoint:
+        """The point for a budget, by the figures on the search images (`select`).
+
+        Args:
+            gmacs: most accurate point whose mean cost is at most this.
+            accuracy: cheapest point whose accuracy (0 to 1) is at least this.
+            operating_point: the point of that name.
+        """
+        if sum(value is not None for value in (gmacs, accuracy, operating_point)) != 1:
+            raise PertinenceError("give exactly one of `gmacs`, `accuracy` and `operating_point`")
+        if operating_point is not None:
+            return self.find(operating_point)
+        measured = [point for point in self._points if point.select is not None]
+        if not measured:
+            raise PertinenceError("no operating point was measured: search, or choose one with `operating_point=`")
+        if gmacs is not None:
+            within = [point for point in measured if point.select.gmacs <= gmacs]
+            if not within:
+                least = min(measured, key=lambda point: point.select.gmacs)
+                raise PertinenceError(
+                    f"no operating point costs at most {gmacs:g} GMACs; the cheapest, {least.name!r}, "
+                    f"costs {least.select.gmacs:.4g}"
+                )
+            return max(within, key=lambda point: (point.select.accuracy, -point.select.gmacs))
+        reaching = [point for point in measured if point.select.accuracy >= accuracy]
+        if not reaching:
+            best = max(measured, key=lambda point: point.select.accuracy)
+            raise PertinenceError(
+                f"no operating point reaches an accuracy of {accuracy:g}; the most accurate, {best.name!r}, "
+                f"reaches {best.select.accuracy:.4f}"
+            )
+        return min(reaching, key=lambda point: (point.select.gmacs, -point.select.accuracy))
+
+    def to_list(self) -> list[dict[str, Any]]:
+        return [point.to_dict() for point in self._points]
+
+    def __repr__(self) -> str:
+        if not self._points:
+            return "Front(empty)"
+        header = ["operating point", "recipe", "accuracy", "95 % interval", "GMACs", *self.expert_names, "images"]
+        rows = []
+        for point in self._points:
+            figures, kind = (point.report, "report") if point.report else (point.select, "select")
+            if figures is None:
+                rows.append([point.name, point.recipe] + [""] * (len(header) - 2))
+                continue
+            rows.append([point.name, point.recipe, *figure_cells(figures), f"{figures.samples} ({kind})"])
+        return format_table(header, rows)
+
+
+def figure_cells(figures: Figures) -> list[str]:
+    """Accuracy, interval, GMACs and the share of each expert, as shown in every table."""
+    low, high = figures.interval
+    return [
+        f"{100 * figures.accuracy:.2f} %",
+        f"{100 * low:.2f} .. {100 * high:.2f}",
+        f"{figures.gmacs:.4g}",
+        *(f"{100 * share:.0f} %" for share in figures.expert_shares),
+    ]
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Text table; the first column left-aligned, the others right-aligned."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def line(row):
+        cells = [row[0].ljust(widths[0])]
+        return "  ".join(cells + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]).rstrip()
+
+    return "\n".join([line(header), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line, rows)])
+
+
+def as_plain(value: Any) -> Any:
+    """Tuples to lists, all the way down: what JSON gives back."""
+    if isinstance(value, dict):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(item) for item in value]
+    return value

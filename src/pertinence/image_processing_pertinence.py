@@ -1,0 +1,90 @@
+"""`PertinenceImageProcessor`: decodes images to uint8 and does nothing else; each expert transforms its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import BaseImageProcessor, BatchFeature
+from transformers.image_utils import load_image
+
+from .errors import PertinenceError
+
+
+class PertinenceImageProcessor(BaseImageProcessor):
+    r"""Decodes images to RGB uint8 tensors of their original size.
+
+    Example:
+        >>> from PIL import Image
+        >>> inputs = PertinenceImageProcessor()(Image.new("L", (40, 30)))
+        >>> inputs["images"][0].shape, inputs["images"][0].dtype
+        (torch.Size([3, 30, 40]), torch.uint8)
+    """
+
+    model_input_names = ["images"]
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """One image or a list: PIL, path or URL, numpy (H, W), (H, W, C) or (C, H, W), torch (C, H, W); arrays are
+        uint8, or float in [0, 1].
+
+        Returns:
+            `{"images": [uint8 tensor (3, H, W), ...]}`, sizes as they come.
+        """
+        if return_tensors not in (None, "pt"):
+            raise PertinenceError(
+                f"return_tensors={return_tensors!r} is not supported: images come as torch tensors ('pt')"
+            )
+        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+            images = list(images)
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        return BatchFeature({"images": [decode_image(image) for image in images]})
+
+
+def decode_image(image: Any) -> torch.Tensor:
+    """One image of any kind to an RGB uint8 tensor (3, H, W).
+
+    Raises:
+        PertinenceError: not an image, or one that cannot be decoded.
+    """
+    if isinstance(image, str):
+        image = load_image(image)
+    if isinstance(image, Image.Image):
+        try:
+            # As transformers' `load_image` does, so that an expert sees the same pixels inside as alone.
+            image = ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise PertinenceError(f"an image cannot be decoded ({error}): replace it or leave it out") from error
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image))
+    if not isinstance(image, torch.Tensor):
+        raise PertinenceError(f"expected an image (PIL, path, URL, numpy or torch array), got {type(image).__name__}")
+    return to_uint8(_channels_first(image))
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images as they are; float images in [0, 1] to uint8."""
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise PertinenceError(f"images must be uint8, or float in [0, 1], got {images.dtype}")
+    low, high = (value.item() for value in images.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise PertinenceError(
+            f"float images must lie in [0, 1], got values from {low:.3g} to {high:.3g}: pass images as they are, "
+            "every expert normalises them itself"
+        )
+    return (images * 255).round().to(torch.uint8)
+
+
+def _channels_first(image: torch.Tensor) -> torch.Tensor:
+    if image.ndim == 2:
+        image = image[None]
+    if image.ndim != 3 or (image.shape[0] not in (1, 3, 4) and image.shape[-1] not in (1, 3, 4)):
+        raise PertinenceError(f"expected an image of 1, 3 or 4 channels, got an array of shape {tuple(image.shape)}")
+    if image.shape[0] not in (1, 3, 4):
+        image = image.permute(2, 0, 1)
+    return (image[:3] if image.shape[0] != 1 else image.expand(3, -1, -1)).contiguous()

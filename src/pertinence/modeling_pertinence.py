@@ -1,0 +1,397 @@
+"""`PertinenceForImageClassification`: experts, dispatcher and front as one transformers model."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_pertinence import PertinenceConfig
+from .dispatcher import Dispatcher, Head, Routing, route, threshold_head
+from .errors import PertinenceError
+from .experts import Expert, LoadOptions, checkpoint_files, load_pool, reload_expert
+from .front import Front, OperatingPoint, Stage
+from .image_processing_pertinence import PertinenceImageProcessor, to_uint8
+from .preprocessing import is_timm_processor
+
+
+EMBEDDED = re.compile(r"\./experts/\d+")
+
+
+@dataclass
+class PertinenceOutput(ModelOutput):
+    """Output of [`PertinenceForImageClassification`]; everything but `loss` is batch-first.
+
+    Attributes:
+        loss: float32 scalar, cross-entropy, where `labels` were given.
+        logits: float32 (B, C).
+        expert_indices: int64 (B,), the expert of the pool that ran last.
+        experts_run: bool (B, N), every expert that was run for the image.
+        gmacs: float32 (B,), stem, experts and heads; preprocessing is not counted.
+        dispatcher_logits: float32 (B, stages, N), the scores of the actions; NaN where a stage was not reached or an action
+            is not allowed.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    expert_indices: torch.Tensor | None = None
+    experts_run: torch.Tensor | None = None
+    gmacs: torch.Tensor | None = None
+    dispatcher_logits: torch.Tensor | None = None
+
+
+class PertinenceForImageClassification(PreTrainedModel):
+    r"""Image classifiers that somebody already has, and a dispatcher that runs for each image the cheapest that will do.
+
+    Make one with [`DispatcherSearch`], with [`~PertinenceForImageClassification.from_experts`] (a confidence cascade, no
+    search), or load one with [`~PertinenceForImageClassification.from_pretrained`].
+    """
+
+    config_class = PertinenceConfig
+    base_model_prefix = ""
+    main_input_name = "images"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False
+    _keep_in_fp32_modules_strict = ["dispatcher"]
+
+    def __init__(self, config: PertinenceConfig):
+        super().__init__(config)
+        self._front = config.build_front()
+        if config.operating_point is not None:
+            self._front.find(config.operating_point)
+        entries = config.experts or []
+        self.dispatcher = Dispatcher(self._front, len(entries), [entry["features"] for entry in entries])
+        # Experts are references: they are attached after the dispatcher's weights are loaded, and never saved with them.
+        self.experts = nn.ModuleList()
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        for parameter in module.parameters(recurse=False):
+            init.zeros_(parameter)
+
+    # Making one
+
+    @classmethod
+    def compose(
+        cls, experts: Sequence[Expert], front: Front, heads: dict[str, Sequence[Head]], operating_point: str
+    ) -> PertinenceForImageClassification:
+        """A model from loaded experts (by rising cost), operating points, and the heads of each point by its name."""
+        labels = experts[0].model.config.id2label
+        if experts[0].entry["label_map"] is not None:
+            labels = {index: labels[theirs] for index, theirs in enumerate(experts[0].entry["label_map"])}
+        config = PertinenceConfig(
+            experts=[expert.entry for expert in experts],
+            front=front.to_list(),
+            operating_point=operating_point,
+            preprocessing=experts[0].preprocess.mode,
+            problem_type="single_label_classification",
+            id2label=labels,
+            label2id={label: index for index, label in labels.items()},
+            dtype=str(experts[0].model.dtype).removeprefix("torch."),
+        )
+        model = cls(config)
+        for point in front:
+            model.dispatcher.set_heads(point, heads.get(point.name, ()))
+        model.experts.extend(experts)
+        return model.eval()
+
+    @classmethod
+    def from_experts(
+        cls,
+        experts: Sequence[Any],
+        thresholds: Sequence[float] | float,
+        *,
+        preprocessing: str = "exact",
+        **load_options: Any,
+    ) -> PertinenceForImageClassification:
+        """A confidence cascade at once, without any search: go on to the next expert while the largest softmax probability
+        is below the threshold.
+
+        Args:
+            experts: references (Hub id, `id@revision`, folder, mapping, or loaded model); they are ordered by rising cost.
+            thresholds: one for each expert but the last in that order, or one for all; in [0, 1].
+            preprocessing: "exact" or "fast".
+            load_options: dtype, device_map, token, cache_dir, local_files_only, force_download, trust_remote_code.
+        """
+        pool = load_pool(experts, _load_options(load_options), preprocessing)
+        count = len(pool) - 1
+        values = (
+            [float(thresholds)] * count if isinstance(thresholds, (int, float)) else [float(t) for t in thresholds]
+        )
+        if len(values) != count or not all(0 <= value <= 1 for value in values):
+            raise PertinenceError(
+                f"{len(pool)} experts take {count} thresholds between 0 and 1, one for each but the last, got {thresholds}"
+            )
+        point = OperatingPoint("cascade", "thresholds", tuple(range(len(pool))), tuple(Stage(i) for i in range(count)))
+        heads = [
+            threshold_head(point, stage, value, len(pool)) for stage, value in zip(point.stages, values, strict=True)
+        ]
+        front = Front([point], [expert.entry["name"] for expert in pool])
+        return cls.compose(pool, front, {point.name: heads}, point.name)
+
+    # Running it
+
+    @property
+    def front(self) -> Front:
+        """The operating points by rising cost; prints as a table."""
+        return self._front
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the experts; the dispatcher is always float32."""
+        return self.experts[0].model.dtype if len(self.experts) else self.config.dtype or torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.experts[0].device if len(self.experts) else super().device
+
+    def set_budget(
+        self, *, gmacs: float | None = None, accuracy: float | None = None, operating_point: str | None = None
+    ) -> OperatingPoint:
+        """Choose the operating point for the calls to come, by the figures on the search images; saving keeps it.
+
+        Args:
+            gmacs: the most accurate point whose mean cost is at most this.
+            accuracy: the cheapest point whose accuracy (0 to 1) is at least this.
+            operating_point: the point of that name.
+
+        Returns:
+            The chosen point.
+
+        Raises:
+            PertinenceError: no point meets the budget; the message says what the nearest is.
+        """
+        point = self._front.choose(gmacs=gmacs, accuracy=accuracy, operating_point=operating_point)
+        self.config.operating_point = point.name
+        return point
+
+    def train(self, mode: bool = True) -> PertinenceForImageClassification:
+        """Experts stay frozen and in evaluation mode whatever `mode` says."""
+        return super().train(mode)
+
+    def forward(
+        self,
+        images: Any = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        operating_point: str | None = None,
+        return_dict: bool | None = None,
+    ) -> PertinenceOutput | tuple:
+        """Classify images, each by the experts that the dispatcher runs for it.
+
+        Args:
+            images: what [`PertinenceImageProcessor`] gives (a list of uint8 tensors (3, H, W) of any sizes), or a batch
+                (B, 3, H, W), uint8 or float in [0, 1]; not normalised.
+            pixel_values: the same, under the name that data collators use.
+            labels: int64 (B,); adds the cross-entropy as `loss`.
+            operating_point: use this point in this call only.
+            return_dict: False for a plain tuple.
+
+        Raises:
+            PertinenceError: no image, images of another form, an unknown operating point, or an expert that answers NaN.
+        """
+        if not len(self.experts):
+            raise PertinenceError(
+                "this model has no experts yet: load it with from_pretrained, or make it with from_experts"
+            )
+        if (images is None) == (pixel_values is None):
+            raise PertinenceError("give the images once, as `images` or as `pixel_values`")
+        batch = _as_images(pixel_values if images is None else images)
+        point = self._front.find(operating_point or self.config.operating_point or self._front[-1].name)
+        routing = self._route(point, batch)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels.to(routing.logits.device), routing.logits, self.config)
+        output = PertinenceOutput(
+            loss=loss,
+            logits=routing.logits,
+            expert_indices=routing.expert_indices,
+            experts_run=routing.experts_run,
+            gmacs=routing.gmacs.to(routing.logits.device, torch.float32),
+            dispatcher_logits=routing.scores,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    @torch.no_grad()
+    def _route(self, point: OperatingPoint, batch: torch.Tensor | list[torch.Tensor]) -> Routing:
+        def run(expert: int, rows: torch.Tensor):
+            if len(rows) == len(batch):
+                return self.experts[expert](batch)
+            return self.experts[expert](
+                batch[rows.to(batch.device)]
+                if isinstance(batch, torch.Tensor)
+                else [batch[row] for row in rows.tolist()]
+            )
+
+        gmacs = [entry["gmacs"] for entry in self.config.experts]
+        return route(point, self.dispatcher.heads(point), run, len(batch), gmacs, self.device)
+
+    # Loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        expert_paths: dict[str, str | os.PathLike] | None = None,
+        **kwargs: Any,
+    ) -> PertinenceForImageClassification:
+        """Load a model and its experts, each at its pinned revision.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder.
+            expert_paths: where local experts have moved to, folder by expert name.
+            kwargs: as in transformers; `dtype`, `device_map`, `token`, `cache_dir`, `local_files_only`, `force_download` and
+                `trust_remote_code` reach every expert. `operating_point` and `preprocessing` replace those of the config.
+
+        Raises:
+            PertinenceError: an expert cannot be found or loaded; the message names it.
+        """
+        options = {
+            field.name: kwargs[field.name] for field in fields(LoadOptions) if kwargs.get(field.name) is not None
+        }
+        # Experts alone need it; the parent would warn that it has no effect.
+        kwargs.pop("trust_remote_code", None)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if options.get("dtype") in (None, "auto"):
+            options["dtype"] = model.config.dtype or torch.float32
+        revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
+        model._attach_experts(
+            str(pretrained_model_name_or_path), revision, _load_options(options), dict(expert_paths or {})
+        )
+        return loaded
+
+    def _attach_experts(self, source: str, revision: str | None, options: LoadOptions, paths: dict[str, Any]) -> None:
+        unknown = set(paths) - set(self.config.expert_names)
+        if unknown:
+            raise PertinenceError(
+                f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(self.config.expert_names)}"
+            )
+        experts = []
+        for entry in self.config.experts:
+            folder = paths.get(entry["name"])
+            where = str(Path(folder).resolve()) if folder is not None else _locate(entry, source, revision, options)
+            if folder is not None:
+                entry["repo_id"] = where
+            experts.append(reload_expert(entry, where, options, self.config.preprocessing))
+        self.experts.extend(experts)
+        self.eval()
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        save_experts: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save config, dispatcher and image processor; of the experts only the references.
+
+        Args:
+            save_directory: folder to write to.
+            save_experts: also copy each expert's own files to `experts/<i>/` and refer to them there.
+            kwargs: as in transformers.
+
+        Raises:
+            PertinenceError: an expert was passed as a loaded model, is in no file yet, and `save_experts` is not set.
+        """
+        unsaved = [entry["name"] for entry in self.config.experts if entry["repo_id"] is None]
+        if unsaved and not save_experts:
+            raise PertinenceError(
+                f"expert {unsaved[0]!r} was given as a loaded model, so there is nothing to refer to: save with "
+                "save_experts=True, or save that model first and give its folder"
+            )
+        folder = Path(save_directory)
+        state_dict = {k: v for k, v in (state_dict or self.state_dict()).items() if not k.startswith("experts.")}
+        entries = self.config.experts
+        try:
+            if save_experts:
+                self.config.experts = [
+                    {**entry, "repo_id": f"./experts/{index}"} for index, entry in enumerate(entries)
+                ]
+                for index, expert in enumerate(self.experts):
+                    _save_expert(expert, folder / "experts" / str(index))
+            else:
+                self.config.experts = [
+                    {**entry, "repo_id": str(expert.folder)} if EMBEDDED.fullmatch(entry["repo_id"]) else entry
+                    for entry, expert in zip(entries, self.experts, strict=True)
+                ]
+            super().save_pretrained(folder, state_dict=state_dict, **kwargs)
+        finally:
+            self.config.experts = entries
+        PertinenceImageProcessor().save_pretrained(folder)
+
+
+def _load_options(values: dict[str, Any]) -> LoadOptions:
+    try:
+        return LoadOptions(**values)
+    except TypeError as error:
+        known = ", ".join(field.name for field in fields(LoadOptions))
+        raise PertinenceError(f"{error}; experts are loaded with: {known}") from error
+
+
+def _locate(entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions) -> str:
+    """Hub id or folder to load an expert of a saved model from; `source` is where the model itself was loaded from."""
+    name, repo_id = entry["name"], entry["repo_id"]
+    if repo_id is None:
+        raise PertinenceError(f"expert {name!r} has no reference in config.json")
+    if EMBEDDED.fullmatch(repo_id):
+        root = Path(source)
+        if not root.is_dir():
+            pattern = f"{repo_id.removeprefix('./')}/*"
+            root = Path(snapshot_download(source, revision=revision, allow_patterns=[pattern], **options.hub))
+        return str((root / repo_id).resolve())
+    if Path(repo_id).is_absolute() and not Path(repo_id).is_dir():
+        raise PertinenceError(
+            f"expert {name!r} was in the folder {repo_id}, which is not there: tell where it has moved to with "
+            f"expert_paths={{{name!r}: folder}}"
+        )
+    return repo_id
+
+
+def _save_expert(expert: Expert, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if expert.folder is None:
+        expert.model.save_pretrained(folder)
+        if not is_timm_processor(expert.preprocess.processor):  # timm's is a part of config.json
+            expert.preprocess.processor.save_pretrained(folder)
+        return
+    for path in checkpoint_files(expert.folder):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
+    """Whatever forward may be given, as a uint8 batch (B, 3, H, W) or a list of uint8 tensors (3, H, W)."""
+    if isinstance(images, torch.Tensor):
+        if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+            raise PertinenceError(
+                f"expected at least one image as a batch (B, 3, H, W), got shape {tuple(images.shape)}"
+            )
+        return to_uint8(images)
+    if not isinstance(images, (list, tuple)):
+        raise PertinenceError(
+            f"expected the output of PertinenceImageProcessor or a tensor (B, 3, H, W), got {type(images).__name__}"
+        )
+    flat = [image for item in images for image in (item if isinstance(item, (list, tuple)) else [item])]
+    if not flat:
+        raise PertinenceError("got an empty batch: expected at least one image")
+    for image in flat:
+        if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.shape[0] != 3:
+            found = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+            raise PertinenceError(
+                f"expected image tensors (3, H, W), got {found}: decode with PertinenceImageProcessor"
+            )
+    return [to_uint8(image) for image in flat]

@@ -1,0 +1,220 @@
+"""Each expert's own preprocessing: resolved once into a small `Transform`, applied to uint8 images on their device.
+
+In mode `exact` the pixels are, bit for bit, those of the expert's own processor: vectorised where that is possible
+(nothing is resized, or the processor itself resizes with torchvision), through the processor elsewhere. In mode `fast`
+torchvision resizes for all.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvF
+
+from .errors import PertinenceError
+
+
+Images = torch.Tensor | Sequence[torch.Tensor]
+"""uint8 images: one tensor (B, 3, H, W), or B tensors (3, H, W) of any sizes."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What an expert does to an image, as far as resizing, centre crop, scale and normalisation describe it.
+
+    Attributes:
+        library: whose arithmetic: "timm" (PIL resizes; scale, then normalise), "transformers" (torchvision resizes; scale and
+            normalisation in one), or "own" (not described by the other fields: the processor itself is called).
+        size: (height, width) in pixels of what the expert receives.
+        resize: (height, width), or the shortest edge, or None.
+        interpolation: of the resize, as torchvision names it.
+        crop: (height, width) of the centre crop, or None.
+        rescale: factor that uint8 values are multiplied by, or None.
+        mean, std: of the normalisation, per channel, or None.
+    """
+
+    library: str
+    size: tuple[int, int]
+    resize: tuple[int, int] | int | None = None
+    interpolation: str = "bilinear"
+    crop: tuple[int, int] | None = None
+    rescale: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Transform:
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        except TypeError as error:
+            raise PertinenceError(f"an expert's `transform` is malformed: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Size of an image of (height, width) after the resize."""
+        if self.resize is None:
+            return height, width
+        if isinstance(self.resize, tuple):
+            return self.resize
+        short, long = sorted((height, width))
+        length = int(self.resize * long / short)
+        return (self.resize, length) if height <= width else (length, self.resize)
+
+    def apply(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 3, H, W) to float32 (B, 3, *size), resizing with torchvision."""
+        target = self.resized(*images.shape[-2:])
+        if target != tuple(images.shape[-2:]):
+            mode = InterpolationMode(self.interpolation)
+            images = tvF.resize(images, list(target), interpolation=mode, antialias=True)
+        if self.crop is not None:
+            images = tvF.center_crop(images, list(self.crop))
+        images = images.to(torch.float32)
+        if self.library == "transformers" and self.rescale is not None and self.mean is not None:
+            # transformers folds the scale into mean and std; the same order of operations gives the same bits.
+            mean, std = (torch.tensor(v, device=images.device) * (1.0 / self.rescale) for v in (self.mean, self.std))
+            return tvF.normalize(images, mean, std, inplace=True)
+        if self.rescale is not None:
+            # timm divides by 255, which is not the same in the last bit as multiplying by 1/255.
+            images = images.div_(255) if self.library == "timm" else images.mul_(self.rescale)
+        if self.mean is not None:
+            images = tvF.normalize(images, list(self.mean), list(self.std), inplace=True)
+        return images
+
+
+class Preprocessor:
+    """Turns uint8 images into what one expert receives.
+
+    Args:
+        transform: what the processor does, from `resolve_transform`.
+        processor: the expert's own image processor.
+        mode: "exact" or "fast".
+    """
+
+    def __init__(self, transform: Transform, processor: Any, mode: str = "exact"):
+        self.transform, self.processor, self.mode = transform, processor, mode
+
+    def __call__(self, images: Images) -> torch.Tensor:
+        """uint8 images, B of them, to float32 (B, 3, height, width) on the device of the images."""
+        return by_shape(images, self._apply)
+
+    def _apply(self, images: torch.Tensor) -> torch.Tensor:
+        if self.is_vectorised(*images.shape[-2:]):
+            return self.transform.apply(images)
+        return run_processor(self.processor, images)
+
+    def is_vectorised(self, height: int, width: int) -> bool:
+        """Whether images of this size are transformed as one tensor rather than one by one."""
+        if self.transform.library == "own":
+            return False
+        if self.mode == "fast" or self.transform.library == "transformers":
+            return True
+        return self.transform.resized(height, width) == (height, width)
+
+
+def by_shape(images: Images, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Apply a function of (b, 3, H, W) tensors to images of any sizes, in groups of one shape; keep the order."""
+    if isinstance(images, torch.Tensor):
+        return function(images)
+    groups = defaultdict(list)
+    for index, image in enumerate(images):
+        groups[tuple(image.shape)].append(index)
+    if len(groups) == 1:
+        return function(torch.stack(list(images)))
+    order, results = [], []
+    for indices in groups.values():
+        order.extend(indices)
+        results.append(function(torch.stack([images[i] for i in indices])))
+    joined = torch.cat(results)
+    return joined[torch.tensor(order, device=joined.device).argsort()]
+
+
+def run_processor(processor: Any, images: torch.Tensor) -> torch.Tensor:
+    """Call an expert's own image processor on uint8 images (B, 3, H, W)."""
+    if is_timm_processor(processor):
+        inputs = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
+        pixel_values = processor(inputs, return_tensors="pt")["pixel_values"]
+    else:
+        inputs = list(images.cpu().numpy()) if getattr(processor, "backend", "") == "pil" else list(images)
+        pixel_values = processor(images=inputs, return_tensors="pt", input_data_format="channels_first")[
+            "pixel_values"
+        ]
+    return pixel_values.to(images.device, torch.float32)
+
+
+def is_timm_processor(processor: Any) -> bool:
+    return type(processor).__name__ == "TimmWrapperImageProcessor"
+
+
+def resolve_transform(processor: Any) -> Transform:
+    """Describe an image processor as a `Transform`; library "own" where the description would not give the same pixels.
+
+    The description is not believed: it is compared with the processor on small images of three shapes.
+    """
+    described = _describe_timm(processor) if is_timm_processor(processor) else _describe_transformers(processor)
+    if described is not None and _gives_same_pixels(described, processor):
+        return described
+    return Transform(library="own", size=tuple(run_processor(processor, _probe(256, 256)).shape[-2:]))
+
+
+def _describe_timm(processor: Any) -> Transform | None:
+    steps: dict[str, Any] = {"library": "timm"}
+    for step in processor.val_transforms.transforms:
+        name = type(step).__name__
+        if name == "Resize" and step.max_size is None:
+            size = step.size
+            steps["resize"] = int(size) if isinstance(size, int) else tuple(size) if len(size) == 2 else int(size[0])
+            steps["interpolation"] = step.interpolation.value
+        elif name == "CenterCrop":
+            steps["crop"] = tuple(step.size)
+        elif name in ("ToTensor", "MaybeToTensor"):
+            steps["rescale"] = 1 / 255
+        elif name == "Normalize":
+            steps["mean"], steps["std"] = (tuple(torch.as_tensor(v).flatten().tolist()) for v in (step.mean, step.std))
+        else:
+            return None
+    size = steps.get("crop") or steps.get("resize")
+    return Transform(size=size, **steps) if isinstance(size, tuple) else None
+
+
+def _describe_transformers(processor: Any) -> Transform | None:
+    from transformers.image_processing_backends import TorchvisionBackend, pil_torch_interpolation_mapping
+
+    if not isinstance(processor, TorchvisionBackend):
+        return None
+    steps: dict[str, Any] = {"library": "transformers"}
+    if processor.do_resize:
+        height, width, shortest = (processor.size.get(key) for key in ("height", "width", "shortest_edge"))
+        if not (height and width) and not shortest:
+            return None
+        steps["resize"] = (height, width) if height and width else shortest
+        steps["interpolation"] = pil_torch_interpolation_mapping[processor.resample].value
+    if processor.do_center_crop:
+        steps["crop"] = (processor.crop_size["height"], processor.crop_size["width"])
+    if processor.do_rescale:
+        steps["rescale"] = processor.rescale_factor
+    if processor.do_normalize:
+        steps["mean"], steps["std"] = tuple(processor.image_mean), tuple(processor.image_std)
+    size = steps.get("crop") or steps.get("resize")
+    return Transform(size=size, **steps) if isinstance(size, tuple) else None
+
+
+def _gives_same_pixels(transform: Transform, processor: Any) -> bool:
+    height, width = transform.resize if isinstance(transform.resize, tuple) else (transform.resize or 64,) * 2
+    shapes = [(height, width)]
+    if transform.library == "transformers":
+        shapes += [(height + 13, 2 * width + 5), (2 * height + 5, width // 2 + 3)]
+    return all(torch.equal(transform.apply(_probe(*s)), run_processor(processor, _probe(*s))) for s in shapes)
+
+
+def _probe(height: int, width: int) -> torch.Tensor:
+    values = np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8)
+    return torch.from_numpy(values)
