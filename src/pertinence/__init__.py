@@ -1,5 +1,6 @@
 """pertinence: for each image the cheapest of your image classifiers that will get it right."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -12,7 +13,9 @@ from .modeling_pertinence import PertinenceForImageClassification, PertinenceOut
 
 
 if TYPE_CHECKING:
-    from .search import DispatcherSearch, SearchArguments, SearchResult
+    from .arguments import SearchArguments
+    from .result import SearchResult
+    from .search import DispatcherSearch
 
 __version__ = "0.1.0"
 
@@ -36,10 +39,11 @@ AutoImageProcessor.register(PertinenceConfig, image_processor_classes={"torchvis
 AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageClassification)
 
 
+_LAZY = {"DispatcherSearch": "search", "SearchArguments": "arguments", "SearchResult": "result"}
+
+
 def __getattr__(name: str):
     # The search needs datasets and pymoo; running a model does not.
-    if name in ("DispatcherSearch", "SearchArguments", "SearchResult"):
-        from . import search
-
-        return getattr(search, name)
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .costs import count_gmacs
 from .errors import PertinenceError
-from .labels import check_same_labels, resolve_label_map
+from .labels import check_same_labels, is_generic, resolve_label_map
 from .preprocessing import Images, Preprocessor, Transform, resolve_transform
 
 
@@ -139,6 +139,12 @@ class Expert(nn.Module):
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def labels(self) -> dict[int, str]:
+        """Its names of the pool's labels."""
+        own, label_map = self.model.config.id2label, self.entry["label_map"]
+        return dict(own) if label_map is None else {index: own[theirs] for index, theirs in enumerate(label_map)}
+
     def train(self, mode: bool = True) -> Expert:
         """An expert stays as it was trained: always in evaluation mode."""
         return super().train(False)
@@ -230,6 +236,11 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
     experts.sort(key=lambda expert: expert.entry["gmacs"])
     _make_names_unique(experts)
     return experts
+
+
+def pool_labels(experts: Sequence[Expert]) -> dict[int, str]:
+    """The labels of a pool: those of the first expert that has names for them."""
+    return next((expert.labels for expert in experts if not is_generic(expert.labels)), experts[0].labels)
 
 
 def load_expert(reference: ExpertReference, options: LoadOptions, preprocessing: str = "exact") -> Expert:

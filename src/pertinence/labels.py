@@ -26,7 +26,7 @@ def check_same_labels(
             f"{name!r} has {len(labels)} labels and {other_name!r} has {len(other_labels)}: {_first(labels, other_labels)}. "
             "Experts must share one label space; give a `label_map` to the one with more labels"
         )
-    if label_map is not None or _is_generic(labels) or _is_generic(other_labels):
+    if label_map is not None or is_generic(labels) or is_generic(other_labels):
         return
     ours, theirs = _normalised(labels), _normalised(other_labels)
     if ours != theirs and sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours):
@@ -66,7 +66,7 @@ def resolve_label_map(label_map: list[int] | str | None, labels: Labels, pool_la
     return list(label_map)
 
 
-def _is_generic(labels: Labels) -> bool:
+def is_generic(labels: Labels) -> bool:
     return all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values())
 
 

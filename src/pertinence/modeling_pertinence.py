@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Dispatcher, Head, Routing, route, threshold_head
 from .errors import PertinenceError
-from .experts import Expert, LoadOptions, checkpoint_files, load_pool, reload_expert
+from .experts import Expert, LoadOptions, checkpoint_files, load_pool, pool_labels, reload_expert
 from .front import Front, OperatingPoint, Stage
 from .image_processing_pertinence import PertinenceImageProcessor, to_uint8
 from .preprocessing import is_timm_processor
@@ -88,9 +88,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         cls, experts: Sequence[Expert], front: Front, heads: dict[str, Sequence[Head]], operating_point: str
     ) -> PertinenceForImageClassification:
         """A model from loaded experts (by rising cost), operating points, and the heads of each point by its name."""
-        labels = experts[0].model.config.id2label
-        if experts[0].entry["label_map"] is not None:
-            labels = {index: labels[theirs] for index, theirs in enumerate(experts[0].entry["label_map"])}
+        labels = pool_labels(experts)
         config = PertinenceConfig(
             experts=[expert.entry for expert in experts],
             front=front.to_list(),

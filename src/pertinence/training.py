@@ -1,0 +1,119 @@
+"""Trains the heads of a whole population at once, as batched matrix products over cached evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .dispatcher import Head
+
+
+CHUNK = 64
+"""Individuals that are trained together; a population is padded to whole chunks, so that an individual's result depends
+neither on its neighbours nor on how many there are."""
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class FitData:
+    """What heads are fitted on.
+
+    Attributes:
+        evidence: float32 (n, E).
+        classes: int64 (n,), the expert that each image should go to.
+        num_experts: N.
+    """
+
+    evidence: torch.Tensor
+    classes: torch.Tensor
+    num_experts: int
+
+    @property
+    def counts(self) -> torch.Tensor:
+        return torch.bincount(self.classes, minlength=self.num_experts)
+
+
+def routing_classes(correct: torch.Tensor, unsolved: str = "cheapest") -> torch.Tensor:
+    """The paper's label of an image: its cheapest correct expert.
+
+    Args:
+        correct: bool (n, N), experts by rising cost.
+        unsolved: "cheapest" or "largest": where an image goes that no expert gets right.
+
+    Returns:
+        int64 (n,).
+    """
+    fallback = 0 if unsolved == "cheapest" else correct.shape[1] - 1
+    return torch.where(correct.any(1), correct.int().argmax(1), fallback)
+
+
+def train_paper_heads(
+    data: FitData,
+    misroute_costs: torch.Tensor,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+) -> Head:
+    """Train one head for each individual of a population with the paper's loss.
+
+    loss = mean_i( w[y_i] x P[y_i, argmax z_i] x CE(z_i, y_i) ), by Adam; minibatches and their order are the same for all
+    individuals. Heads start at zero, where every expert is equally likely. Evidence is standardised for training, and
+    the statistics are folded into the result.
+
+    Args:
+        data: fit images, n of them.
+        misroute_costs: float32 (P, N, N), weight x penalty, from `PaperSpace.decode`.
+        epochs, learning_rate, batch_size: of Adam.
+        seed: fixes the order of minibatches.
+
+    Returns:
+        P heads in one: weight (P, N, E), bias (P, N).
+    """
+    mean, std = data.evidence.mean(0), data.evidence.std(0, correction=0).clamp_min(1e-6)
+    ones = torch.ones(len(data.evidence), 1, device=data.evidence.device)
+    standardised = torch.cat([(data.evidence - mean) / std, ones], 1)
+    chunks = []
+    for costs in misroute_costs.split(CHUNK):
+        padded = torch.cat([costs, costs.new_zeros(CHUNK - len(costs), *costs.shape[1:])])
+        order = torch.Generator().manual_seed(seed)
+        trained = _train_chunk(standardised, data.classes, padded, epochs, learning_rate, batch_size, order)
+        chunks.append(trained[: len(costs)])
+    weights = torch.cat(chunks)
+    weight = weights[..., :-1] / std
+    return Head(weight, weights[..., -1] - weight @ mean)
+
+
+def _train_chunk(
+    evidence: torch.Tensor,
+    classes: torch.Tensor,
+    costs: torch.Tensor,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """float32 (P, N, E + 1). Written out rather than differentiated: the gradient of the loss is one product."""
+    count, size, num_experts = len(evidence), evidence.shape[1], costs.shape[1]
+    weights = evidence.new_zeros(len(costs), num_experts, size)
+    first, second = torch.zeros_like(weights), torch.zeros_like(weights)
+    one_hot = torch.nn.functional.one_hot(classes, num_experts).to(evidence.dtype)
+    step = 0
+    for _ in range(epochs):
+        for rows in torch.randperm(count, generator=generator).split(batch_size):
+            step += 1
+            batch = evidence[rows].expand(len(costs), -1, -1)
+            scores = torch.bmm(batch, weights.mT)
+            # P[y_i, argmax z_i] for every individual and image, as a factor of each image's cross-entropy.
+            factors = costs[:, classes[rows]].gather(2, scores.argmax(2, keepdim=True))
+            slopes = (scores.softmax(2) - one_hot[rows]) * factors / len(rows)
+            gradient = torch.bmm(slopes.mT, batch)
+            first.lerp_(gradient, 1 - BETAS[0])
+            second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+            scale = (second / (1 - BETAS[1] ** step)).sqrt_().add_(EPSILON)
+            weights.addcdiv_(first, scale, value=-learning_rate / (1 - BETAS[0] ** step))
+    return weights
