@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .configuration_pertinence import PREPROCESSING_MODES
 from .errors import PertinenceError
 from .experts import LoadOptions
 
@@ -72,6 +73,13 @@ class SearchArguments(RuntimeArguments):
         default="paper",
         metadata={"help": "paper: one decision, then one expert, which answers alone.", "choices": ["paper"]},
     )
+    evidence: str = field(
+        default="both",
+        metadata={
+            "help": "What the decision of `paper` reads: pooled features alone (as in the paper), or its confidence, too.",
+            "choices": ["features", "both"],
+        },
+    )
     population: int = field(default=50, metadata={"help": "Individuals of a generation."})
     generations: int = field(default=50, metadata={"help": "Generations of NSGA-II."})
     seed: int = field(default=0, metadata={"help": "Fixes the splits, the genetic algorithm and the training."})
@@ -104,7 +112,12 @@ class SearchArguments(RuntimeArguments):
         for name in ("select_fraction", "report_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise PertinenceError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        for name, known in (("recipe", ("paper",)), ("unsolved", ("cheapest", "largest"))):
+        for name, known in (
+            ("recipe", ("paper",)),
+            ("evidence", ("features", "both")),
+            ("unsolved", ("cheapest", "largest")),
+            ("preprocessing", PREPROCESSING_MODES),
+        ):
             if getattr(self, name) not in known:
                 raise PertinenceError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
 

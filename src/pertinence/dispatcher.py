@@ -17,9 +17,13 @@ from .front import Front, OperatingPoint, Stage
 
 
 TOP_SCORES = 5
+TOP_LABELS = 20
+"""Labels that evidence tells apart; the others count as one. Predictions keep as many, so that evidence of a single expert
+is the same on cached predictions as in the model, however many labels there are."""
 CONFIDENCE = TOP_SCORES
 """Position in the evidence "mix" of the largest probability."""
-NUM_KNOTS = 8
+KNOT_QUANTILES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
+NUM_KNOTS = len(KNOT_QUANTILES)
 LOG_FLOOR = -30.0
 
 Answer = tuple[torch.Tensor, torch.Tensor | None]
@@ -33,7 +37,7 @@ class Head:
     Attributes:
         weight: float32 (N, E), or (P, N, E) for P heads at once.
         bias: float32 (N,), or (P, N).
-        knots: float32 (8,), where the hinges of the evidence "mix" stand; None for "features".
+        knots: float32 (8,), where the hinges of the evidence stand; None for "features".
     """
 
     weight: torch.Tensor
@@ -109,11 +113,13 @@ def mix_evidence(mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, kn
         whether the last two experts agree.
     """
     log_probs = mixed.log_softmax(-1)
-    top, labels = log_probs.topk(min(TOP_SCORES, log_probs.shape[-1]))
-    top = nn.functional.pad(top, (0, TOP_SCORES - top.shape[-1]), value=LOG_FLOOR).clamp_min(LOG_FLOOR)
+    best, labels = log_probs.topk(min(TOP_LABELS, log_probs.shape[-1]))
+    top = best[:, :TOP_SCORES].clamp_min(LOG_FLOOR)
+    top = nn.functional.pad(top, (0, TOP_SCORES - top.shape[-1]), value=LOG_FLOOR)
     p1, p2 = top[:, 0].exp(), top[:, 1].exp()
-    rest = log_probs.scatter(1, labels[:, :1], -torch.inf).logsumexp(-1).clamp_min(LOG_FLOOR)
-    entropy = -(log_probs.exp() * log_probs.clamp_min(LOG_FLOOR)).sum(-1)
+    rest = _log_of_the_others(log_probs, labels[:, :1])
+    outcomes = torch.cat([best, _log_of_the_others(log_probs, labels).unsqueeze(1)], 1).clamp_min(LOG_FLOOR)
+    entropy = -(outcomes.exp() * outcomes).sum(-1)
     agrees = ((votes == labels[:, :1]) & ran).to(mixed.dtype)
 
     pairs = ran.unsqueeze(2) & ran.unsqueeze(1)
@@ -128,6 +134,41 @@ def mix_evidence(mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, kn
     hinges = ((top[:, 0] - rest).unsqueeze(1) - knots).clamp_min(0)
     summary = torch.stack([p1, p2, p1 - p2, entropy, rest], 1)
     return torch.cat([top, summary, agrees, agreement.unsqueeze(1), hinges, hinges * last_agree], 1)
+
+
+def _log_of_the_others(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Log of the probability of all labels (b, C) but those given (b, k): (b,), not below the floor."""
+    return log_probs.scatter(1, labels, -torch.inf).logsumexp(-1).clamp_min(LOG_FLOOR)
+
+
+def stage_evidence(
+    kind: str,
+    answer: torch.Tensor,
+    votes: torch.Tensor | None,
+    ran: torch.Tensor,
+    features: torch.Tensor | None,
+    knots: torch.Tensor | None,
+) -> torch.Tensor:
+    """What the head of a stage reads: (b, F) for "features", `mix_evidence` for "mix", side by side for "both"."""
+    parts = []
+    if kind in ("features", "both"):
+        parts.append(features)
+    if kind in ("mix", "both"):
+        parts.append(mix_evidence(answer, votes, ran, knots))
+    return torch.cat(parts, 1)
+
+
+def evidence_size(kind: str, num_experts: int, num_features: int) -> int:
+    """Width of `stage_evidence`."""
+    return (num_features if kind != "mix" else 0) + (mix_evidence_size(num_experts) if kind != "features" else 0)
+
+
+def fit_knots(logits: torch.Tensor) -> torch.Tensor:
+    """Where the hinges of the evidence "mix" stand: low quantiles of logit(p1) over answers (n, C); (8,)."""
+    log_probs = logits.log_softmax(-1)
+    best, labels = log_probs.max(-1, keepdim=True)
+    doubt = best.squeeze(1) - _log_of_the_others(log_probs, labels)
+    return torch.quantile(doubt, torch.tensor(KNOT_QUANTILES, device=logits.device))
 
 
 def threshold_head(point: OperatingPoint, stage: Stage, threshold: float, num_experts: int) -> Head:
@@ -171,7 +212,7 @@ def route(
         stage.after: (position, head)
         for position, (stage, head) in enumerate(zip(point.decisions, heads, strict=True))
     }
-    mixes = any(stage.mixing is not None or stage.evidence == "mix" for stage in point.stages)
+    compares = any(stage.mixing is not None or stage.evidence != "features" for stage in point.stages)
 
     following = torch.full((count,), point.members[0], device=device)
     ran = torch.zeros(count, num_experts, dtype=torch.bool, device=device)
@@ -188,7 +229,7 @@ def route(
         own = own.to(device)
         if logits is None:
             logits = torch.zeros(count, own.shape[1], device=device)
-            log_probs = torch.zeros(count, num_experts, own.shape[1], device=device) if mixes else None
+            log_probs = torch.zeros(count, num_experts, own.shape[1], device=device) if compares else None
         ran[rows, member] = True
         last[rows] = member
         gmacs[rows.cpu()] += expert_gmacs[member]
@@ -202,10 +243,10 @@ def route(
         if member not in decisions:
             continue
         position, head = decisions[member]
-        if stage.evidence == "features":
-            evidence = features.to(device)
-        else:
-            evidence = mix_evidence(answer, log_probs[rows].argmax(-1), ran[rows], head.knots)
+        votes = None if log_probs is None else log_probs[rows].argmax(-1)
+        evidence = stage_evidence(
+            stage.evidence, answer, votes, ran[rows], None if features is None else features.to(device), head.knots
+        )
         stage_scores = head.scores(evidence)
         allowed = allowed_actions(point, stage, num_experts).to(device)
         following[rows] = choose(stage_scores, allowed)
@@ -233,8 +274,8 @@ class Dispatcher(nn.Module):
         self.rows = {(name, *key): row for key, names in stacked.items() for row, name in enumerate(names)}
         self.stages = nn.ModuleDict()
         for (after, evidence), names in stacked.items():
-            size = feature_sizes[after] if evidence == "features" else mix_evidence_size(num_experts)
-            self.stages[f"{after}_{evidence}"] = _StackedHeads(len(names), num_experts, size, evidence == "mix")
+            size = evidence_size(evidence, num_experts, feature_sizes[after] if feature_sizes else 0)
+            self.stages[f"{after}_{evidence}"] = _StackedHeads(len(names), num_experts, size, evidence != "features")
 
     def heads(self, point: OperatingPoint) -> list[Head]:
         """The heads of one point, one for each of its decisions, in float32."""

@@ -42,7 +42,9 @@ def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Pr
         correct.append(routing.logits.argmax(1) == chunk.targets)
         gmacs.append(routing.gmacs)
         shares += torch.bincount(routing.expert_indices, minlength=len(shares))
-    return outcome(torch.cat(correct), torch.cat(gmacs), shares / len(predictions))
+    measured = outcome(torch.cat(correct), torch.cat(gmacs), shares / len(predictions))
+    approximate = predictions.is_approximate and any(stage.mixing is not None for stage in point.stages)
+    return replace(measured, figures=replace(measured.figures, approximate=approximate))
 
 
 def outcome(correct: torch.Tensor, gmacs: torch.Tensor, shares: torch.Tensor) -> Outcome:
@@ -238,7 +240,7 @@ def evaluate_model(
         default = front.find(operating_point).name
         front = Front([front.find(default)], front.expert_names)
     heads = {point.name: model.dispatcher.heads(point) for point in front}
-    reading = {stage.after for point in front for stage in point.decisions if stage.evidence == "features"}
+    reading = {stage.after for point in front for stage in point.decisions if stage.evidence != "mix"}
     predictions = predict(
         model.experts,
         images,

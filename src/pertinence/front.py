@@ -9,7 +9,7 @@ from typing import Any
 from .errors import PertinenceError
 
 
-EVIDENCE_KINDS = ("features", "mix")
+EVIDENCE_KINDS = ("features", "mix", "both")
 CHEAPEST_LOSSLESS = "cheapest-lossless"
 BEST_BELOW_LARGEST = "best-below-largest"
 FASTEST = "fastest"
@@ -26,6 +26,7 @@ class Figures:
         gmacs: mean cost of an image.
         expert_shares: for each expert of the pool the share of images that it ran last on; sums to 1.
         samples: number of images.
+        approximate: whether the scores that were mixed had been cut to the largest (see `predictions`).
     """
 
     accuracy: float
@@ -33,6 +34,7 @@ class Figures:
     gmacs: float
     expert_shares: tuple[float, ...]
     samples: int
+    approximate: bool = False
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Figures:
@@ -42,6 +44,7 @@ class Figures:
             gmacs=float(values["gmacs"]),
             expert_shares=tuple(values["expert_shares"]),
             samples=int(values["samples"]),
+            approximate=bool(values.get("approximate", False)),
         )
 
 
@@ -51,7 +54,8 @@ class Stage:
 
     Attributes:
         after: pool index of the expert that ran last.
-        evidence: what its head reads, "features" (pooled features of that expert) or "mix" (statistics of the mixed answer).
+        evidence: what its head reads: "features" (pooled features of that expert), "mix" (statistics of the mixed
+            answer) or "both".
         mixing: weight of the log-probabilities of each member up to `after`; None: that expert's own logits.
     """
 

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 from .data import LabelledImages, raise_or
-from .dispatcher import Answer
+from .dispatcher import TOP_LABELS, Answer
 from .errors import PertinenceError
 from .experts import Expert
 from .progress import progress_bar
@@ -35,7 +35,6 @@ logger = logging.get_logger(__name__)
 
 CACHE_VERSION = 1
 MAX_DENSE_LABELS = 256
-TOP_LABELS = 20
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,11 @@ class Predictions:
     @property
     def num_labels(self) -> int:
         return self.experts[0].num_labels
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether scores are cut: what mixes them is then approximate."""
+        return any(expert.is_approximate for expert in self.experts)
 
     @property
     def targets(self) -> torch.Tensor:

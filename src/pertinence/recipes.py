@@ -9,7 +9,7 @@ import torch
 
 from .arguments import SearchArguments
 from .data import stratified_split
-from .dispatcher import Head, allowed_actions, choose
+from .dispatcher import Head, allowed_actions, choose, fit_knots, stage_evidence
 from .front import OperatingPoint, Stage
 from .genome import PaperSpace
 from .predictions import Predictions
@@ -33,9 +33,10 @@ class Candidate:
 
 
 class PaperRecipe:
-    """One decision by the cheapest expert's pooled features, then one expert, which answers alone (arXiv 2507.01695).
+    """One decision by what the cheapest expert saw, then one expert, which answers alone (arXiv 2507.01695).
 
-    The search images are divided once: `fit` trains heads, `select` judges them.
+    The decision reads the cheapest expert's pooled features, as in the paper, or with `evidence="both"` the statistics
+    of its answer, too: a linear map of features cannot tell how sure a classifier is. The search images are divided once: `fit` trains heads, `select` judges them.
 
     Args:
         predictions: of the search images, with the features of expert 0.
@@ -51,14 +52,23 @@ class PaperRecipe:
         self.fit, self.select = predictions.subset(fit_rows), predictions.subset(select_rows)
         num_experts = len(predictions.gmacs)
         self.space = PaperSpace(num_experts)
-        self.point = OperatingPoint("", self.name, tuple(range(num_experts)), (Stage(0, "features"),))
+        self.point = OperatingPoint("", self.name, tuple(range(num_experts)), (Stage(0, arguments.evidence),))
+        everything = torch.arange(len(self.fit))
+        self.knots = None if arguments.evidence == "features" else fit_knots(self.fit.answer(0, everything)[0])
         self._data = FitData(
-            self.fit.features(0).to(device),
+            self._evidence_of(self.fit),
             routing_classes(self.fit.correct(), arguments.unsolved).to(device),
             num_experts,
         )
-        self._evidence = self.select.features(0).to(device)
+        self._evidence = self._evidence_of(self.select)
         self._correct = self.select.correct().to(device)
+
+    def _evidence_of(self, predictions: Predictions) -> torch.Tensor:
+        logits, features = predictions.answer(0, torch.arange(len(predictions)))
+        ran = torch.zeros(len(logits), self.space.num_experts, dtype=torch.bool)
+        ran[:, 0] = True
+        votes = torch.where(ran, logits.argmax(1, keepdim=True), 0)
+        return stage_evidence(self.arguments.evidence, logits, votes, ran, features, self.knots).to(self.device)
 
     def evaluate(self, genomes: np.ndarray) -> list[Candidate]:
         """Train and judge a population: genomes (P, G) to P candidates."""
@@ -78,7 +88,7 @@ class PaperRecipe:
         cost = gmacs[0] + heads.gmacs + torch.where(choice > 0, gmacs[choice], 0.0)
         weights, biases = heads.weight.cpu(), heads.bias.cpu()
         return [
-            Candidate(self.point, (Head(weight, bias),), accuracy, mean)
+            Candidate(self.point, (Head(weight, bias, self.knots),), accuracy, mean)
             for weight, bias, accuracy, mean in zip(
                 weights, biases, correct.double().mean(1).tolist(), cost.mean(1).tolist(), strict=True
             )

@@ -1,0 +1,114 @@
+"""What every test shares: an environment whose Hub is on this machine, tiny experts, images."""
+
+import atexit
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from local_hub import LocalHub
+from safetensors.torch import save_file
+
+
+# Hugging Face's libraries read these when they are imported, which nothing may have done yet.
+assert not {"huggingface_hub", "transformers", "datasets", "timm"} & set(sys.modules)
+_HOME = tempfile.TemporaryDirectory(prefix="pertinence-tests-")
+atexit.register(_HOME.cleanup)
+_HUB = LocalHub().start()
+for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_"))]:
+    del os.environ[_name]
+os.environ |= {
+    "HF_ENDPOINT": _HUB.url,
+    "HF_HOME": _HOME.name,
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "NO_PROXY": "127.0.0.1",
+}
+
+LABELS = [f"digit {index}" for index in range(10)]
+
+
+@pytest.fixture(scope="session")
+def hub() -> LocalHub:
+    """The Hub that every library talks to; `hub.requests.clear()` before counting requests."""
+    return _HUB
+
+
+@pytest.fixture(scope="session")
+def zoo() -> Path:
+    """Folder of real pre-trained experts and real images; not a part of the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "zoo"
+    if not folder.is_dir():
+        pytest.skip(f"the zoo of pre-trained experts is not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images() -> Callable[..., torch.Tensor]:
+    """A function: so many uint8 images (count, 3, size, size) of coloured blobs, the same for the same seed."""
+    return _blobs
+
+
+@pytest.fixture(scope="session")
+def make_expert() -> Callable[..., Path]:
+    """A function: writes a tiny expert, see `_save_expert`."""
+    return _save_expert
+
+
+@pytest.fixture(scope="session")
+def tiny_experts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of two tiny experts by rising cost: a ViT for 96 pixels and a CNN for 160, ten labels each."""
+    folder = tmp_path_factory.mktemp("experts")
+    return [
+        _save_expert(folder / "vit", "test_vit", 96, model_args={"img_size": 96}),
+        _save_expert(folder / "efficientnet", "test_efficientnet", 160),
+    ]
+
+
+def _save_expert(
+    folder: Path,
+    architecture: str = "test_vit",
+    size: int = 160,
+    labels: Sequence[str] = LABELS,
+    seed: int = 0,
+    **config: Any,
+) -> Path:
+    """Save a timm classifier with random weights, laid out as timm's repositories on the Hub are; returns the folder.
+
+    Its last layer is scaled so that images get different labels, with confidences of every height.
+
+    Args:
+        config: further entries of config.json; `model_args` also make the model.
+    """
+    import timm
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = timm.create_model(architecture, num_classes=len(labels), **config.get("model_args", {})).eval()
+        logits = model(_blobs(64, size) / 127.5 - 1)
+        last = model.get_classifier()
+        last.weight.mul_(2 / logits.std(0).unsqueeze(1))
+        last.bias.copy_((last.bias - logits.mean(0)) * 2 / logits.std(0))
+    folder.mkdir(parents=True)
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    transform = {"interpolation": "bicubic", "crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.5] * 3, "license": "mit"}
+    values = {
+        "architecture": architecture,
+        "num_classes": len(labels),
+        "label_names": list(labels),
+        "pretrained_cfg": {"input_size": [3, size, size], "num_classes": len(labels), **transform},
+        **config,
+    }
+    (folder / "config.json").write_text(json.dumps(values, indent=2))
+    return folder
+
+
+def _blobs(count: int, size: int, seed: int = 0) -> torch.Tensor:
+    coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return (torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear") * 255).to(torch.uint8)
