@@ -288,7 +288,12 @@ def reload_expert(entry: dict[str, Any], repo_id: str, options: LoadOptions, pre
 
 def _load_checkpoint(reference: ExpertReference, options: LoadOptions) -> Checkpoint:
     if reference.model is not None:
-        processor = reference.processor or _processor_of(reference)
+        processor = reference.processor or _timm_processor(reference.model.config)
+        if processor is None:
+            raise PertinenceError(
+                f"expert {reference.display_name!r} is a loaded model without an image processor: pass "
+                '{"model": model, "processor": processor}'
+            )
         return Checkpoint(reference.model, processor, _hash_tensors(reference.model), None)
     name = reference.display_name
     folder = Path(reference.repo_id) if reference.is_folder else None
@@ -315,7 +320,7 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions) -> Checkp
             **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
             **shared,
         )
-        processor = AutoImageProcessor.from_pretrained(reference.repo_id, **shared)
+        processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(reference.repo_id, **shared)
     except PertinenceError:
         raise
     except Exception as error:  # a checkpoint of somebody else's can fail in any way; say which and why
@@ -357,17 +362,13 @@ def _explain(name: str, reference: ExpertReference, error: Exception) -> str:
     return f"expert {name!r} cannot be loaded from {reference.repo_id}: {lines[0]}"
 
 
-def _processor_of(reference: ExpertReference) -> Any:
-    """Image processor of a loaded model that came without one."""
-    config = reference.model.config
-    if config.model_type == "timm_wrapper":
-        from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+def _timm_processor(config: Any) -> Any:
+    """timm keeps an image processor in config.json; None for other models."""
+    if config.model_type != "timm_wrapper":
+        return None
+    from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-        return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
-    raise PertinenceError(
-        f"expert {reference.display_name!r} is a loaded model without an image processor: pass "
-        '{"model": model, "processor": processor}'
-    )
+    return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
 
 
 def _check_single_label(name: str, config: Any) -> None:
