@@ -37,6 +37,11 @@ torch.set_num_threads(1)
 LABELS = [f"digit {index}" for index in range(10)]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # huggingface_hub uploads large files in a way that its HTTP library deprecates.
+    config.addinivalue_line("filterwarnings", "ignore:Use 'content=:DeprecationWarning")
+
+
 @pytest.fixture(scope="session")
 def hub() -> LocalHub:
     """The Hub that every library talks to; `hub.requests.clear()` before counting requests."""
@@ -76,8 +81,8 @@ def tiny_experts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def _save_expert(
     folder: Path,
-    architecture: str = "test_vit",
-    size: int = 160,
+    architecture: str = "test_convnext",
+    size: int = 64,
     labels: Sequence[str] = LABELS,
     seed: int = 0,
     **config: Any,
@@ -115,3 +120,20 @@ def _save_expert(
 def _blobs(count: int, size: int, seed: int = 0) -> torch.Tensor:
     coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     return (torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear") * 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple:
+    """scikit-learn's digits as data sets: images that train experts, that search, and that nobody has seen."""
+    from pertinence.demo import digits
+
+    return digits(seed=0)
+
+
+@pytest.fixture(scope="session")
+def digit_experts(digits: tuple, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of three experts that read digits, by rising cost: two CNNs and a ViT, three input sizes."""
+    from digit_pool import ARCHITECTURES, save_digit_expert
+
+    folder = tmp_path_factory.mktemp("digit_experts")
+    return [save_digit_expert(name, digits[0], folder / name) for name in ARCHITECTURES]

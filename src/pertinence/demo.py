@@ -58,7 +58,8 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     train, search, unseen = digits(seed)
     print(f"Digits of scikit-learn: {len(train)} train experts, {len(search)} search, {len(unseen)} are never seen.")
     experts = [
-        train_expert(expert, train, folder / "experts" / f"seed-{seed}" / expert.architecture, seed) for expert in EXPERTS
+        train_expert(expert, train, folder / "experts" / f"seed-{seed}" / expert.architecture, seed)
+        for expert in EXPERTS
     ]
 
     args = SearchArguments(seed=seed, generations=30, output_dir=str(folder / "model"))

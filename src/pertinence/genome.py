@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,20 @@ class PaperSpace:
         penalties = penalties * (1 - torch.eye(self.num_experts))
         schemes = torch.from_numpy(np.floor(genomes[:, -1]).astype(np.int64))
         return class_weights(counts)[schemes].unsqueeze(2) * penalties
+
+    def initial_weights(self, genomes: np.ndarray, num_features: int) -> torch.Tensor:
+        """Where the training of each individual starts: float32 (P, N, num_features + 1), the last one the bias.
+
+        Uniform, as torch's linear layers start, and drawn from the genome itself, so that the same genome is the same
+        individual wherever and whenever it is trained.
+        """
+        bound = num_features**-0.5
+        starts = []
+        for genome in np.ascontiguousarray(genomes, dtype=np.float64):
+            seed = int.from_bytes(hashlib.sha256(genome.tobytes()).digest()[:8], "little") >> 1
+            uniform = torch.rand(self.num_experts, num_features + 1, generator=torch.Generator().manual_seed(seed))
+            starts.append((2 * uniform - 1) * bound)
+        return torch.stack(starts)
 
 
 def class_weights(counts: torch.Tensor, beta: float = 0.9999) -> torch.Tensor:

@@ -75,6 +75,7 @@ class PaperRecipe:
         heads = train_paper_heads(
             self._data,
             self.space.decode(genomes, self._data.counts.cpu()).to(self.device),
+            self.space.initial_weights(genomes, self._evidence.shape[1]).to(self.device),
             epochs=self.arguments.epochs,
             learning_rate=self.arguments.learning_rate,
             batch_size=self.arguments.head_batch_size,

@@ -13,6 +13,9 @@ CHUNK = 64
 """Individuals that are trained together; a population is padded to whole chunks, so that an individual's result depends
 neither on its neighbours nor on how many there are."""
 
+ALIGNMENT = 16
+"""Numbers of 4 bytes in a cache line."""
+
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
@@ -53,6 +56,7 @@ def routing_classes(correct: torch.Tensor, unsolved: str = "cheapest") -> torch.
 def train_paper_heads(
     data: FitData,
     misroute_costs: torch.Tensor,
+    initial: torch.Tensor,
     *,
     epochs: int,
     learning_rate: float,
@@ -62,12 +66,12 @@ def train_paper_heads(
     """Train one head for each individual of a population with the paper's loss.
 
     loss = mean_i( w[y_i] x P[y_i, argmax z_i] x CE(z_i, y_i) ), by Adam; minibatches and their order are the same for all
-    individuals. Heads start at zero, where every expert is equally likely. Evidence is standardised for training, and
-    the statistics are folded into the result.
+    individuals. Evidence is standardised for training, and the statistics are folded into the result.
 
     Args:
         data: fit images, n of them.
         misroute_costs: float32 (P, N, N), weight x penalty, from `PaperSpace.decode`.
+        initial: float32 (P, N, E + 1), weights and bias to start from, for standardised evidence.
         epochs, learning_rate, batch_size: of Adam.
         seed: fixes the order of minibatches.
 
@@ -75,20 +79,33 @@ def train_paper_heads(
         P heads in one: weight (P, N, E), bias (P, N).
     """
     mean, std = data.evidence.mean(0), data.evidence.std(0, correction=0).clamp_min(1e-6)
-    ones = torch.ones(len(data.evidence), 1, device=data.evidence.device)
-    standardised = torch.cat([(data.evidence - mean) / std, ones], 1)
+    size = data.evidence.shape[1]
+    standardised = (data.evidence - mean) / std
+    evidence = standardised.new_zeros(len(standardised), _aligned(size + 1))
+    evidence[:, :size], evidence[:, size] = standardised, 1.0
     chunks = []
-    for costs in misroute_costs.split(CHUNK):
-        padded = torch.cat([costs, costs.new_zeros(CHUNK - len(costs), *costs.shape[1:])])
+    for start in range(0, len(misroute_costs), CHUNK):
+        part = slice(start, min(start + CHUNK, len(misroute_costs)))
+        costs = misroute_costs.new_zeros(CHUNK, *misroute_costs.shape[1:])
+        weights = evidence.new_zeros(CHUNK, data.num_experts, evidence.shape[1])
+        count = part.stop - start
+        costs[:count], weights[:count, :, : size + 1] = misroute_costs[part], initial[part]
         order = torch.Generator().manual_seed(seed)
-        trained = _train_chunk(standardised, data.classes, padded, epochs, learning_rate, batch_size, order)
-        chunks.append(trained[: len(costs)])
+        _train_chunk(weights, evidence, data.classes, costs, epochs, learning_rate, batch_size, order)
+        chunks.append(weights[:count])
     weights = torch.cat(chunks)
-    weight = weights[..., :-1] / std
-    return Head(weight, weights[..., -1] - weight @ mean)
+    weight = weights[..., :size] / std
+    return Head(weight, weights[..., size] - weight @ mean)
+
+
+def _aligned(size: int) -> int:
+    """The size rounded up so that every matrix of a stack starts at the same alignment: a kernel may sum in another order
+    where it does not, and an individual's result would depend on its place."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _train_chunk(
+    weights: torch.Tensor,
     evidence: torch.Tensor,
     classes: torch.Tensor,
     costs: torch.Tensor,
@@ -96,24 +113,25 @@ def _train_chunk(
     learning_rate: float,
     batch_size: int,
     generator: torch.Generator,
-) -> torch.Tensor:
-    """float32 (P, N, E + 1). Written out rather than differentiated: the gradient of the loss is one product."""
-    count, size, num_experts = len(evidence), evidence.shape[1], costs.shape[1]
-    weights = evidence.new_zeros(len(costs), num_experts, size)
+) -> None:
+    """Train weights (P, N, E) in place. Written out, not differentiated: the gradient of the loss is one product."""
+    count, num_experts = len(evidence), costs.shape[1]
     first, second = torch.zeros_like(weights), torch.zeros_like(weights)
     one_hot = torch.nn.functional.one_hot(classes, num_experts).to(evidence.dtype)
     step = 0
     for _ in range(epochs):
-        for rows in torch.randperm(count, generator=generator).split(batch_size):
+        for rows in torch.randperm(count, generator=generator).to(evidence.device).split(batch_size):
             step += 1
-            batch = evidence[rows].expand(len(costs), -1, -1)
+            # Rows that fill up a batch repeat its first and weigh nothing.
+            filled = torch.cat([rows, rows[:1].expand(_aligned(len(rows)) - len(rows))])
+            weigh = (torch.arange(len(filled), device=rows.device) < len(rows)) / len(rows)
+            batch = evidence[filled].expand(len(costs), -1, -1)
             scores = torch.bmm(batch, weights.mT)
             # P[y_i, argmax z_i] for every individual and image, as a factor of each image's cross-entropy.
-            factors = costs[:, classes[rows]].gather(2, scores.argmax(2, keepdim=True))
-            slopes = (scores.softmax(2) - one_hot[rows]) * factors / len(rows)
+            factors = costs[:, classes[filled]].gather(2, scores.argmax(2, keepdim=True)) * weigh.unsqueeze(1)
+            slopes = (scores.softmax(2) - one_hot[filled]) * factors
             gradient = torch.bmm(slopes.mT, batch)
             first.lerp_(gradient, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             scale = (second / (1 - BETAS[1] ** step)).sqrt_().add_(EPSILON)
             weights.addcdiv_(first, scale, value=-learning_rate / (1 - BETAS[0] ** step))
-    return weights

@@ -1,0 +1,161 @@
+"""Which images, which columns, which division."""
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from pertinence import PertinenceError
+from pertinence.arguments import DataArguments
+from pertinence.data import LabelledImages, load_images, stratified_split
+
+
+def make_dataset(count=6, names=("cat", "dog"), **columns) -> datasets.Dataset:
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}
+    data = {
+        "image": [Image.new("RGB", (8 + index, 8), (index, 0, 0)) for index in range(count)],
+        "label": [index % len(names) for index in range(count)],
+    }
+    for name, (feature, values) in columns.items():
+        features[name], data[name] = feature, values
+    return datasets.Dataset.from_dict(data, features=datasets.Features(features))
+
+
+def test_only_image_and_only_label_column_are_found():
+    dataset = make_dataset().rename_columns({"image": "img", "label": "fine_label"})
+    images = LabelledImages(dataset)
+    assert images.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert images[3].shape == (3, 8, 11)
+    assert images[3].dtype == torch.uint8
+    assert images.label_names == {0: "cat", 1: "dog"}
+
+
+def test_ambiguous_label_column_lists_the_columns_and_names_the_flag():
+    coarse = (datasets.ClassLabel(names=["animal"]), [0] * 6)
+    dataset = make_dataset(coarse_label=coarse)
+    with pytest.raises(PertinenceError, match=r"label, coarse_label.*--label-column"):
+        LabelledImages(dataset)
+    assert LabelledImages(dataset, label_column="label").labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_unknown_column_lists_the_columns():
+    with pytest.raises(PertinenceError, match=r"no column 'picture'; the columns are image, label"):
+        LabelledImages(make_dataset(), image_column="picture")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (make_dataset().remove_columns("label"), "no label column"),
+        (make_dataset().remove_columns("image"), "no image column"),
+        (make_dataset().select([]), "empty"),
+        (make_dataset(hidden=(datasets.Value("int64"), [-1] * 6)), "holds no labels"),
+        (datasets.DatasetDict(train=make_dataset(), test=make_dataset()), "splits train, test: choose one"),
+    ],
+)
+def test_data_sets_that_cannot_be_searched_are_refused(dataset, message):
+    label_column = "hidden" if isinstance(dataset, datasets.Dataset) and "hidden" in dataset.column_names else None
+    with pytest.raises(PertinenceError, match=message):
+        LabelledImages(dataset, label_column=label_column)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n truncated"])
+def test_corrupt_image_is_named(content, tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    good = tmp_path / "good.png"
+    Image.new("RGB", (8, 8)).save(good)
+    records = [{"bytes": good.read_bytes(), "path": None}, {"bytes": content, "path": None}]
+    images = LabelledImages(datasets.Dataset.from_dict({"image": records, "label": [0, 1]}, features=features))
+    assert images[0].shape == (3, 8, 8)
+    assert isinstance(images[1], PertinenceError)
+    assert "image 1 of column 'image' cannot be decoded" in str(images[1])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "I;16", "LA"])
+def test_every_mode_becomes_rgb(mode):
+    data = make_dataset(2).cast_column("image", datasets.Image())
+    dataset = datasets.Dataset.from_dict(
+        {"image": [Image.new(mode, (9, 7))] * 2, "label": [0, 1]}, features=data.features
+    )
+    assert LabelledImages(dataset)[0].shape == (3, 7, 9)
+
+
+def test_labels_that_the_experts_do_not_know_are_refused():
+    images = LabelledImages(make_dataset(names=("cat", "dog", "cow")))
+    with pytest.raises(PertinenceError, match="label 2, but the experts know only 2 labels"):
+        images.check_labels({0: "cat", 1: "dog"})
+
+
+def test_data_set_with_its_labels_in_another_order_is_refused():
+    with pytest.raises(PertinenceError, match="another order: label 0 is 'cat' here and 'dog' there"):
+        LabelledImages(make_dataset()).check_labels({0: "dog", 1: "cat"})
+
+
+def save_image_folder(folder):
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            (folder / split / label).mkdir(parents=True)
+            for index in range(3):
+                Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / split / label / f"{index}.png")
+
+
+def test_local_folder_of_images_loads(tmp_path):
+    save_image_folder(tmp_path)
+    images = load_images(DataArguments(str(tmp_path), "test"))
+    assert len(images) == 6
+    assert images.label_names == {0: "cat", 1: "dog"}
+
+
+def test_limit_takes_the_first_images(tmp_path):
+    save_image_folder(tmp_path)
+    assert len(load_images(DataArguments(str(tmp_path), "test", limit=4))) == 4
+
+
+def test_local_parquet_loads(tmp_path):
+    make_dataset().to_parquet(tmp_path / "validation-00000-of-00001.parquet")
+    assert len(load_images(DataArguments(str(tmp_path), "validation"))) == 6
+
+
+def test_data_set_from_the_hub_loads(hub):
+    make_dataset().push_to_hub("tester/pets", split="test")
+    assert len(load_images(DataArguments("tester/pets", "test"))) == 6
+
+
+def test_split_that_does_not_exist_is_named_with_those_that_do(tmp_path):
+    save_image_folder(tmp_path)
+    with pytest.raises(PertinenceError, match=r"no split 'valid'.*train.*test"):
+        load_images(DataArguments(str(tmp_path), "valid"))
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "nobody/nothing"])
+def test_unknown_data_set_is_named(name):
+    with pytest.raises(PertinenceError, match=f"data set '{name}' cannot be loaded"):
+        load_images(DataArguments(name, "test"))
+
+
+def test_same_files_have_the_same_fingerprint_and_others_another(tmp_path):
+    make_dataset().to_parquet(tmp_path / "test.parquet")
+    first, second = (load_images(DataArguments(str(tmp_path), "test")).fingerprint for _ in range(2))
+    make_dataset(5).to_parquet(tmp_path / "test.parquet")
+    assert first == second != load_images(DataArguments(str(tmp_path), "test")).fingerprint
+
+
+def test_division_is_disjoint_complete_seeded_and_stratified():
+    labels = torch.arange(1000) % 10
+    first, second = stratified_split(labels, 0.4, seed=3)
+    assert torch.equal(torch.cat([first, second]).sort().values, torch.arange(1000))
+    assert torch.equal(torch.bincount(labels[second]), torch.full((10,), 40))
+    again, other = stratified_split(labels, 0.4, seed=3)[1], stratified_split(labels, 0.4, seed=4)[1]
+    assert torch.equal(second, again)
+    assert not torch.equal(second, other)
+
+
+def test_division_of_labels_with_one_image_each_has_the_right_size():
+    first, second = stratified_split(torch.arange(400), 0.2, seed=0)
+    assert (len(first), len(second)) == (320, 80)
+    assert second.float().std() > 50  # not all from one end
+
+
+def test_too_few_images_to_divide():
+    with pytest.raises(PertinenceError, match="too few"):
+        stratified_split(torch.zeros(1, dtype=torch.int64), 0.5, seed=0)

@@ -1,0 +1,256 @@
+"""The search from experts and images to a saved model, on a pool of two CNNs and a ViT of three input sizes."""
+
+import json
+
+import datasets
+import pytest
+import torch
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from pertinence import (
+    DispatcherSearch,
+    PertinenceError,
+    PertinenceForImageClassification,
+    SearchArguments,
+    SearchResult,
+)
+from pertinence.evaluation import non_dominated, paired_difference
+from pertinence.front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS
+
+
+ARGUMENTS = {"population": 12, "generations": 3, "epochs": 4, "seed": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def search(digits, digit_experts, cache):
+    """A function: a small search with other settings or parts."""
+
+    def run(experts=digit_experts, images=digits[1], report=digits[2], **settings) -> SearchResult:
+        args = SearchArguments(**(ARGUMENTS | {"cache_dir": cache} | settings))
+        return DispatcherSearch(experts, images, args, report_dataset=report).run()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def result(search) -> SearchResult:
+    return search()
+
+
+@pytest.fixture(scope="module")
+def saved(result, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    result.save(folder)
+    return folder
+
+
+def test_front_is_what_no_evaluated_candidate_dominates(result):
+    points = [(p.select.gmacs, p.select.accuracy) for p in result.front]
+    assert points == sorted(points)
+    assert len(non_dominated(*zip(*points, strict=True))) == len(points)
+    for entry in result.record["evaluated"]:
+        assert any(gmacs <= entry["gmacs"] + 1e-12 and accuracy >= entry["accuracy"] for gmacs, accuracy in points)
+    assert len(result.record["evaluated"]) == ARGUMENTS["population"] * ARGUMENTS["generations"]
+
+
+def test_static_experts_are_in_the_archive(result):
+    for entry in result.model.config.experts:
+        select = entry["select"]
+        assert any(
+            point.select.gmacs <= select["gmacs"] and point.select.accuracy >= select["accuracy"]
+            for point in result.front
+        )
+
+
+def test_fit_select_and_report_images_are_disjoint_and_stated(result, digits):
+    images = result.record["images"]
+    assert images["fit"] + images["select"] == len(digits[1])
+    assert images["report"] == len(digits[2])
+    assert all(point.select.samples == images["select"] for point in result.front)
+    assert all(point.report.samples == images["report"] for point in result.front)
+    assert {entry["select"]["samples"] for entry in result.model.config.experts} == {images["select"]}
+
+
+@pytest.fixture(scope="module")
+def routed(saved, digits):
+    """For each operating point what the loaded model does with every report image."""
+    model = PertinenceForImageClassification.from_pretrained(saved)
+    images = [torch.from_numpy(image) for image in digits[2].with_format("numpy")["image"][:]]
+    batch = [image.expand(3, -1, -1) if image.ndim == 2 else image.permute(2, 0, 1) for image in images]
+    return {point.name: model(batch, operating_point=point.name) for point in model.front}
+
+
+def test_reported_figures_are_those_of_the_saved_model(saved, routed, digits):
+    labels = torch.tensor(digits[2]["label"][:])
+    for point in PertinenceForImageClassification.from_pretrained(saved).front:
+        out = routed[point.name]
+        assert point.report.accuracy == (out.logits.argmax(1) == labels).double().mean().item()
+        assert point.report.gmacs == pytest.approx(out.gmacs.double().mean().item(), rel=1e-5)
+        shares = torch.bincount(out.expert_indices, minlength=3) / len(labels)
+        assert point.report.expert_shares == pytest.approx(shares.tolist())
+
+
+def test_one_decision_then_one_expert_that_answers_alone(saved, routed, digits):
+    model = PertinenceForImageClassification.from_pretrained(saved)
+    dispatched = [point for point in model.front if point.recipe == "paper"]
+    assert dispatched
+    for point in dispatched:
+        out = routed[point.name]
+        chosen = torch.nn.functional.one_hot(out.expert_indices, 3).bool()
+        chosen[:, 0] = True
+        assert torch.equal(out.experts_run, chosen)
+        assert torch.equal(out.dispatcher_logits[:, 0].argmax(1), out.expert_indices)
+
+
+def test_pipeline_reaches_the_reported_accuracy(saved, result, digits):
+    classify = pipeline("image-classification", model=str(saved))
+    answers = classify(KeyDataset(digits[2], "image"), batch_size=32, top_k=1)
+    right = [int(answer[0]["label"]) == label for answer, label in zip(answers, digits[2]["label"], strict=True)]
+    default = result.front.find(result.model.config.operating_point)
+    assert sum(right) / len(right) == pytest.approx(default.report.accuracy)
+
+
+def test_default_is_the_cheapest_lossless_or_says_that_it_is_not(result):
+    default = result.model.config.operating_point
+    assert default in (CHEAPEST_LOSSLESS, BEST_BELOW_LARGEST)
+    largest = result.model.config.experts[-1]["select"]
+    if default == CHEAPEST_LOSSLESS:
+        assert result.front.find(default).select.accuracy > largest["accuracy"]
+
+
+def test_default_rule():
+    from pertinence.evaluation import outcome
+    from pertinence.search import default_point
+
+    def measured(right, gmacs):
+        correct = torch.arange(100) < right
+        return outcome(correct, torch.full((100,), gmacs), torch.tensor([1.0, 0.0]))
+
+    largest = measured(80, 10.0)
+    assert default_point([measured(70, 1.0), measured(81, 2.0), measured(90, 3.0), largest], largest) == (1, True)
+    assert default_point([measured(70, 1.0), measured(79, 2.0), largest], largest) == (1, False)
+    noisy = outcome(torch.arange(100) >= 19, torch.full((100,), 2.0), torch.tensor([1.0, 0.0]))
+    difference, error = paired_difference(noisy.correct, largest.correct)
+    assert 0 < difference < error / 2
+    assert default_point([measured(70, 1.0), noisy, largest], largest) == (1, False)
+
+
+def test_same_seed_same_result_and_another_seed_another(search, result, saved, tmp_path):
+    again = search()
+    assert again.record["evaluated"] == result.record["evaluated"]
+    again.save(tmp_path / "again")
+    first, second = (json.loads((folder / "search_result.json").read_text()) for folder in (saved, tmp_path / "again"))
+    for record in (first, second):
+        record.pop("run")
+    assert first == second
+    assert search(seed=2).record["evaluated"] != result.record["evaluated"]
+
+
+def test_saved_folder_is_a_model_a_record_and_a_plot(saved, result):
+    assert {path.name for path in saved.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "search_result.json",
+        "front.png",
+    }
+    record = json.loads((saved / "search_result.json").read_text())
+    assert {"settings", "seed", "versions", "evaluated", "front", "baselines", "run"} <= set(record)
+    config = json.loads((saved / "config.json").read_text())
+    assert record["front"] == config["front"] == result.front.to_list()
+    assert record["settings"]["recipe"] == "paper"
+    assert "cache_dir" not in json.dumps({key: value for key, value in record.items() if key != "run"})
+
+
+def test_report_images_are_held_out_where_none_are_given(search, digits):
+    result = search(report=None, report_fraction=0.25)
+    images = result.record["images"]
+    assert images["report"] == round(0.25 * len(digits[1]))
+    assert images["fit"] + images["select"] + images["report"] == len(digits[1])
+    assert images["report_from"] == "held out of the search split"
+
+
+def test_report_images_choose_nothing(search, result, digits):
+    """With shuffled report labels the search finds the very same points; only their report differs."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor(digits[2]["label"][:])[torch.randperm(len(digits[2]), generator=generator)].tolist()
+    wrong = digits[2].remove_columns("label").add_column("label", labels, feature=digits[2].features["label"])
+    other = search(report=wrong)
+    assert [p.select for p in other.front] == [p.select for p in result.front]
+    assert other.model.config.operating_point == result.model.config.operating_point
+    assert all(p.report.accuracy < 0.3 for p in other.front)
+
+
+def test_unsolved_images_go_where_asked(search, result):
+    assert search(unsolved="largest").record["evaluated"] != result.record["evaluated"]
+
+
+def test_features_alone_are_the_papers_evidence(search):
+    result = search(evidence="features")
+    stages = [stage for point in result.front for stage in point.stages]
+    assert {stage.evidence for stage in stages} == {"features"}
+
+
+def test_expert_no_better_than_chance_stops_the_search(search, digit_experts, make_expert, tmp_path):
+    guesser = make_expert(tmp_path / "guesser", labels=list("0123456789"))
+    with pytest.raises(PertinenceError, match="expert 'guesser' is right on .* no better than chance"):
+        search(experts=[*digit_experts[:2], guesser])
+
+
+def test_corrupt_image_stops_the_search_and_is_named(search, digits, tmp_path):
+    good = digits[1].select(range(40)).cast_column("image", datasets.Image(decode=False))
+    records = [*good["image"][:], {"bytes": b"broken", "path": None}]
+    images = datasets.Dataset.from_dict(
+        {"image": records, "label": [*good["label"][:], 0]}, features=digits[1].features
+    )
+    for workers in (0, 1):
+        with pytest.raises(PertinenceError, match=r"^image 40 of column 'image' cannot be decoded"):
+            search(images=images, num_workers=workers, cache_dir=str(tmp_path))
+
+
+def test_folder_that_holds_something_else_is_refused_before_any_work(search, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(PertinenceError, match="holds something else"):
+        search(output_dir=str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_same_search_may_replace_its_result_another_may_not(search, result, saved, tmp_path):
+    folder = tmp_path / "run"
+    result.save(folder)
+    (folder / "config.json").write_text("stale")
+    result.save(folder)
+    assert PertinenceForImageClassification.from_pretrained(folder).front.to_list() == result.front.to_list()
+    with pytest.raises(PertinenceError, match="another search .its seed is 1, not 2"):
+        search(seed=2, output_dir=str(folder))
+
+
+def test_failed_save_leaves_nothing_behind(result, tmp_path, monkeypatch):
+    monkeypatch.setattr("pertinence.result.plot_front", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        result.save(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"population": 1},
+        {"generations": 0},
+        {"recipe": "magic"},
+        {"select_fraction": 1.0},
+        {"unsolved": "nobody"},
+        {"dtype": "float31"},
+        {"batch_size": 0},
+        {"preprocessing": "sloppy"},
+    ],
+)
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(PertinenceError, match=next(iter(settings))):
+        SearchArguments(**settings)
