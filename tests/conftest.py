@@ -22,6 +22,8 @@ atexit.register(_HOME.cleanup)
 _HUB = LocalHub().start()
 for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_"))]:
     del os.environ[_name]
+# The processes that tests start must not compile every library anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ |= {
     "HF_ENDPOINT": _HUB.url,
     "HF_HOME": _HOME.name,

@@ -81,8 +81,6 @@ def evaluate(model: str, data: DataArguments, args: RuntimeArguments, outputs: E
 def info(model: str) -> None:
     """Show what a searched model is made of and what it can be set to; loads no weights."""
     config = PertinenceConfig.from_pretrained(model)
-    if not config.experts:
-        raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
     header = ["expert", "GMACs", "parameters", "licence", "revision", "from"]
     rows = [
         [e["name"], f"{e['gmacs']:.4g}", f"{e['parameters']:,}", e["licence"] or "", e["revision"][:14], e["repo_id"]]
@@ -130,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function(*(values[name] for name in positional), *settings)
     except PertinenceError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # of transformers and huggingface_hub, too: no such model, no connection, disk full
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; predictions that were finished are kept", file=sys.stderr)

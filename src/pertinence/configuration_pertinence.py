@@ -67,6 +67,17 @@ class PertinenceConfig(PreTrainedConfig):
             self._check(num_labels=kwargs.get("num_labels"), labels=kwargs.get("id2label") or self.id2label)
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers; raises `PertinenceError` for the config of another kind of model."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not config.experts:
+            raise PertinenceError(
+                f"{pretrained_model_name_or_path} is not a pertinence model: its config.json lists no experts"
+            )
+        return loaded
+
     @property
     def expert_names(self) -> list[str]:
         return [entry["name"] for entry in self.experts or []]

@@ -1,0 +1,165 @@
+"""The command line in processes of its own: what it prints, where it fails, and that it asks nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pertinence.cli import main
+
+
+SETTINGS = ["--population", "6", "--generations", "2", "--epochs", "2", "--device", "cpu"]
+
+
+def run(*arguments, cwd: Path, ok: bool = True, show_progress: bool = False) -> subprocess.CompletedProcess:
+    """Run `pertinence` in `cwd`, with nothing to read from."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "pertinence", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "0" if show_progress else "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert (finished.returncode == 0) is ok, finished.stderr
+    return finished
+
+
+@pytest.fixture(scope="module")
+def data(digits, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    digits[1].to_parquet(folder / "validation.parquet")
+    digits[2].to_parquet(folder / "test.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(data, digit_experts, tmp_path_factory) -> Path:
+    """A folder in which a search was run, with the relative paths that people type."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "experts").symlink_to(digit_experts[0].parent)
+    (folder / "data").symlink_to(data)
+    experts = [f"experts/{expert.name}" for expert in digit_experts]
+    finished = run(
+        "search", "--experts", *experts[:2], "--experts", experts[2], "--dataset", "data", "--split", "validation",
+        "--report-split", "test", "--output-dir", "runs/digits", *SETTINGS, cwd=folder,
+        show_progress=True,
+    )  # fmt: skip
+    assert "Saved to runs/digits" in finished.stdout
+    assert "Predictions of test_vit" in finished.stderr  # progress goes where it belongs
+    return folder
+
+
+def test_search_writes_a_run(searched):
+    record = json.loads((searched / "runs/digits/search_result.json").read_text())
+    assert record["settings"]["population"] == 6
+    assert [expert["name"] for expert in record["settings"]["experts"]] == [
+        "test_efficientnet",
+        "test_vit",
+        "test_resnet",
+    ]
+
+
+def test_evaluate_agrees_with_the_search_from_any_folder(searched, data, tmp_path):
+    finished = run("evaluate", searched / "runs/digits", "--dataset", data, "--split", "test", "--output-dir", "out",
+                   cwd=tmp_path)  # fmt: skip
+    evaluation = json.loads((tmp_path / "out/evaluation.json").read_text())
+    front = json.loads((searched / "runs/digits/config.json").read_text())["front"]
+    assert [point["accuracy"] for point in evaluation["front"]] == [point["report"]["accuracy"] for point in front]
+    assert [point["gmacs"] for point in evaluation["front"]] == [point["report"]["gmacs"] for point in front]
+    for row in ("oracle", "test_resnet", "fastest", "vs random mix"):
+        assert row in finished.stdout
+
+
+def test_evaluate_one_operating_point_on_some_images(searched, data, tmp_path):
+    run("evaluate", searched / "runs/digits", "--dataset", data, "--split", "test", "--operating-point", "fastest",
+        "--limit", "50", "--output-dir", "out", cwd=tmp_path)  # fmt: skip
+    evaluation = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert [(point["name"], point["samples"]) for point in evaluation["front"]] == [("fastest", 50)]
+
+
+def test_info_loads_no_weights(searched, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_bytes((searched / "runs/digits/config.json").read_bytes())
+    shown = run("info", "run", cwd=tmp_path).stdout
+    for word in ("3 experts, 10 labels", "test_resnet", "sha256:", "fastest", "Default operating point"):
+        assert word in shown
+
+
+@pytest.fixture
+def bad_search(searched, tmp_path, monkeypatch, capsys):
+    """A function: the one line that a search with something wrong prints; nothing may be left behind."""
+
+    def run_main(**changes) -> str:
+        arguments = {
+            "--experts": ["experts/test_efficientnet", "experts/test_vit"],
+            "--dataset": ["data"],
+            "--split": ["validation"],
+            "--output-dir": [str(tmp_path / "run")],
+        }
+        arguments |= {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+        flags = [word for name, values in arguments.items() for word in (name, *map(str, values))]
+        monkeypatch.chdir(searched)
+        assert main(["search", *SETTINGS, *flags]) == 1
+        assert not (tmp_path / "run").exists()
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return run_main
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"experts": ["nobody/nothing", "experts/test_vit"]}, "error: expert 'nothing': nobody/nothing is neither a local"),
+        ({"experts": ["experts/test_vit"]}, "error: a pool needs at least two experts, got 1"),
+        ({"experts": ["experts/test_vit"] * 2}, "error: experts 'test_vit' and 'test_vit' are the same checkpoint"),
+        ({"split": ["valid"]}, "error: data set 'data' has no split 'valid'"),
+        ({"image_column": ["picture"]}, "error: there is no column 'picture'"),
+        ({"population": ["1"]}, "error: population must be at least 2"),
+        ({"device": ["tpu0"]}, "error: there is no device 'tpu0' here"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_sentence(bad_search, changes, sentence):
+    assert bad_search(**changes).startswith(sentence)
+
+
+def test_output_folder_that_holds_something_else(bad_search, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert "holds something else" in bad_search(output_dir=[tmp_path])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_remote_code_needs_the_flag_and_asks_nothing(zoo, tmp_path):
+    finished = run("search", "--experts", zoo / "cifar10/resnet8", zoo / "cifar10/resnet20", "--dataset",
+                   zoo / "cifar10/data", "--split", "test", "--output-dir", "run", cwd=tmp_path, ok=False)  # fmt: skip
+    last = finished.stderr.splitlines()[-1]
+    assert last.startswith("error: expert 'resnet8' needs code of its own")
+    assert "--trust-remote-code" in last
+    assert "[y/N]" not in finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize("command", [["info"], ["evaluate", "--dataset", "data", "--split", "test"]])
+def test_other_models_are_told_apart(command, digit_experts, capsys):
+    assert main([command[0], str(digit_experts[0]), *command[1:]]) == 1
+    assert "is not a pertinence model" in capsys.readouterr().err
+
+
+def test_empty_folder_is_one_line(tmp_path, capsys):
+    assert main(["info", str(tmp_path)]) == 1
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_unknown_flag_exits_with_usage(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["search", "--colour", "red"])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["search", "evaluate", "info", "demo"])
+def test_help_of_every_command(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "usage: pertinence" in capsys.readouterr().out

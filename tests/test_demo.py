@@ -1,0 +1,20 @@
+"""The demo, as a user starts it: offline, from nothing."""
+
+import os
+import subprocess
+import sys
+
+
+def test_demo_offline_from_nothing(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "-m", "pertinence", "demo"],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    for word in ("test_efficientnet", "resnet10t", "oracle", "fewer operations than resnet10t"):
+        assert word in finished.stdout
+    assert (tmp_path / "runs/demo/model/front.png").is_file()
