@@ -1,4 +1,5 @@
-"""A pool that knows something, made in seconds: random timm backbones whose last layer is fitted to scikit-learn's digits."""
+"""A pool that knows something, made in seconds: random timm backbones whose last layer is fitted to scikit-learn's
+digits."""
 
 from pathlib import Path
 

@@ -113,7 +113,10 @@ def bad_search(searched, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"experts": ["nobody/nothing", "experts/test_vit"]}, "error: expert 'nothing': nobody/nothing is neither a local"),
+        (
+            {"experts": ["nobody/nothing", "experts/test_vit"]},
+            "error: expert 'nothing': nobody/nothing is neither a local folder nor a repository",
+        ),
         ({"experts": ["experts/test_vit"]}, "error: a pool needs at least two experts, got 1"),
         ({"experts": ["experts/test_vit"] * 2}, "error: experts 'test_vit' and 'test_vit' are the same checkpoint"),
         ({"split": ["valid"]}, "error: data set 'data' has no split 'valid'"),

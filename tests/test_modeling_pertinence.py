@@ -65,7 +65,11 @@ POINTS = [
     ),
     OperatingPoint("own-answers", "cascade", (1, 2, 3, 4), (Stage(1), Stage(2, "both"), Stage(3)), measured(0.9, 4.0)),
     OperatingPoint(
-        "terminal", "cascade", (0, 2, 4), (Stage(0, "both", (0.8,)), Stage(4, "mix", (0.1, 0.2, 0.3))), measured(0.9, 5.0)
+        "terminal",
+        "cascade",
+        (0, 2, 4),
+        (Stage(0, "both", (0.8,)), Stage(4, "mix", (0.1, 0.2, 0.3))),
+        measured(0.9, 5.0),
     ),
 ]
 NAMES = [point.name for point in POINTS]
@@ -90,7 +94,8 @@ def pool(folders) -> list[Expert]:
 
 
 def heads_by_hand(point: OperatingPoint, pool: Sequence[Expert]) -> list[Head]:
-    """Heads that send doubtful images on, the more doubtful the further, and to which every entry of the evidence counts;
+    """Heads that send doubtful images on, the more doubtful the further, and to which every entry of the evidence
+    counts;
     on features alone those that follow the scores of some labels."""
     heads = []
     for stage in point.decisions:
@@ -199,7 +204,10 @@ Alone = list[tuple[torch.Tensor, torch.Tensor]]
 def alone(folders, batch) -> list[Alone]:
     """Each image, by itself, through each expert outside of any pool, with the expert's own processor."""
     experts = [
-        (AutoModelForImageClassification.from_pretrained(folder).timm_model, AutoImageProcessor.from_pretrained(folder))
+        (
+            AutoModelForImageClassification.from_pretrained(folder).timm_model,
+            AutoImageProcessor.from_pretrained(folder),
+        )
         for folder in folders
     ]
 
@@ -214,7 +222,8 @@ def alone(folders, batch) -> list[Alone]:
 
 @dataclass
 class Outcome:
-    """What became of one image: the experts it was run on, the answer, the cost, the scores of each stage it reached."""
+    """What became of one image: the experts it was run on, the answer, the cost, the scores of each stage it
+    reached."""
 
     path: list[int]
     logits: torch.Tensor
@@ -319,7 +328,9 @@ def test_thresholds_make_a_confidence_cascade(folders, batch, alone, thresholds)
     "thresholds", [[], [0.5], [0.5] * 5, 1.1, -0.1, [0.5, 0.5, 0.5, 2.0], float("nan"), [0.5, 0.5, 0.5, float("nan")]]
 )
 def test_thresholds_that_do_not_fit_are_refused(folders, thresholds):
-    with pytest.raises(PertinenceError, match="5 experts take 4 thresholds between 0 and 1, one for each but the last"):
+    with pytest.raises(
+        PertinenceError, match="5 experts take 4 thresholds between 0 and 1, one for each but the last"
+    ):
         PertinenceForImageClassification.from_experts(folders, thresholds)
 
 
@@ -641,7 +652,9 @@ def test_in_bfloat16_the_dispatcher_stays_exact(model, saved, batch, dtype):
 def test_cast_to_bfloat16_the_dispatcher_stays_exact(model, own_model):
     own_model.to(torch.bfloat16)
     assert own_model.dtype == torch.bfloat16
-    assert all(torch.equal(actual, expected) for actual, expected in zip(*both_dispatchers(own_model, model), strict=True))
+    assert all(
+        torch.equal(actual, expected) for actual, expected in zip(*both_dispatchers(own_model, model), strict=True)
+    )
 
 
 def both_dispatchers(*models: PertinenceForImageClassification) -> list[list[torch.Tensor]]:
@@ -701,7 +714,13 @@ def test_a_newer_format_warns_and_loads(changed, model, batch, caplog):
 
 @pytest.mark.parametrize(
     "path",
-    [["new"], ["experts", 3, "new"], ["front", 2, "new"], ["front", 2, "stages", 1, "new"], ["front", 0, "select", "new"]],
+    [
+        ["new"],
+        ["experts", 3, "new"],
+        ["front", 2, "new"],
+        ["front", 2, "stages", 1, "new"],
+        ["front", 0, "select", "new"],
+    ],
     ids=str,
 )
 def test_an_unknown_key_does_no_harm(changed, model, batch, path):

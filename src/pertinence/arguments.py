@@ -76,7 +76,8 @@ class SearchArguments(RuntimeArguments):
     evidence: str = field(
         default="both",
         metadata={
-            "help": "What the decision of `paper` reads: pooled features alone (as in the paper), or its confidence, too.",
+            "help": "What the decision of `paper` reads: pooled features alone (as in the paper), or its confidence, "
+            "too.",
             "choices": ["features", "both"],
         },
     )

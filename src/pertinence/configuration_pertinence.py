@@ -19,7 +19,8 @@ MAX_LABELS = 1_000_000
 PREPROCESSING_MODES = ("exact", "fast")
 EXPERT_KEYS = {
     "name",  # unique within the pool
-    "repo_id",  # Hub id, absolute folder, "./experts/<i>" inside this model, or None for a model that is in no file yet
+    # Hub id, absolute folder, "./experts/<i>" inside this model, or None for a model that is in no file yet
+    "repo_id",
     "revision",  # commit of the Hub repository, or content hash
     "gmacs",  # cost of one image
     "parameters",
@@ -47,7 +48,8 @@ class PertinenceConfig(PreTrainedConfig):
         operating_point (`str`, *optional*):
             Name of the operating point that is used where a call names none.
         preprocessing (`str`, defaults to `"exact"`):
-            `"exact"`: each expert sees the pixels that its own processor makes; `"fast"`: torchvision on uint8 for all.
+            `"exact"`: each expert sees the pixels that its own processor makes; `"fast"`: torchvision on uint8 for
+            all.
         format_version (`int`, defaults to 1):
             Version of this format.
     """
@@ -100,7 +102,8 @@ class PertinenceConfig(PreTrainedConfig):
             raise PertinenceError("this model has a separate stem, which this version of pertinence cannot run yet")
         if self.format_version > FORMAT_VERSION:
             logger.warning(
-                f"This model has format version {self.format_version}, newer than {FORMAT_VERSION}, which this version of "
+                f"This model has format version {self.format_version}, newer than {FORMAT_VERSION}, which this "
+                f"version of "
                 "pertinence knows: upgrade with `pip install -U pertinence`."
             )
         for index, entry in enumerate(self.experts):

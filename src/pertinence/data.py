@@ -48,7 +48,8 @@ class LabelledImages(torch.utils.data.Dataset):
             raise PertinenceError("the split is empty: there are no images to use")
         if values.dtype.kind not in "iu" or values.min() < 0:
             raise PertinenceError(
-                f"column {label_column!r} holds no labels for some images (expected class indices from 0): use another split"
+                f"column {label_column!r} holds no labels for some images (expected class indices from 0): use "
+                f"another split"
             )
         self.labels = torch.from_numpy(values.astype(np.int64))
         self._images = dataset.select_columns(self.image_column)
@@ -70,7 +71,8 @@ class LabelledImages(torch.utils.data.Dataset):
         highest = int(self.labels.max())
         if highest >= len(labels):
             raise PertinenceError(
-                f"the images have label {highest}, but the experts know only {len(labels)} labels (0 to {len(labels) - 1})"
+                f"the images have label {highest}, but the experts know only {len(labels)} labels (0 to "
+                f"{len(labels) - 1})"
             )
         if self.label_names is not None:
             check_same_labels("the data set", self.label_names, "the pool", labels)

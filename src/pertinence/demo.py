@@ -1,4 +1,4 @@
-"""The demo: everything once, from nothing, offline: three small experts, a search, and the model that came out, used."""
+"""The demo: everything once, offline, from nothing: three small experts, a search, and the searched model at work."""
 
 from __future__ import annotations
 
@@ -72,9 +72,10 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     answers = list(classify(KeyDataset(unseen, "image"), batch_size=64, top_k=1))
     right = np.mean([int(answer[0]["label"]) == label for answer, label in zip(answers, unseen["label"], strict=True)])
     point, largest = model.front.find(model.config.operating_point), model.config.experts[-1]
+    saved = 100 * (1 - point.report.gmacs / largest["gmacs"])
     print(
-        f'pipeline("image-classification", model="{args.output_dir}") is right on {100 * right:.2f} % of the unseen images\n'
-        f"with {100 * (1 - point.report.gmacs / largest['gmacs']):.0f} % fewer operations than {largest['name']} "
+        f'pipeline("image-classification", model="{args.output_dir}") is right on {100 * right:.2f} % '
+        f"of the unseen images\nwith {saved:.0f} % fewer operations than {largest['name']} "
         f"({100 * largest['report']['accuracy']:.2f} %)."
     )
 
@@ -93,7 +94,7 @@ def digits(seed: int) -> tuple[datasets.Dataset, datasets.Dataset, datasets.Data
 
 
 def train_expert(expert: DemoExpert, dataset: datasets.Dataset, folder: Path, seed: int) -> Path:
-    """Train a timm model from nothing, unless that was done, and save it as the Hub would have it; returns its folder."""
+    """Train a timm model, unless that was done before, and save it as the Hub would have it; returns its folder."""
     if (folder / "config.json").is_file():
         return folder
     images = LabelledImages(dataset)

@@ -1,7 +1,7 @@
 """The policy, written once: evidence of what was run, one linear head per stage, answer or which expert next.
 
-The model calls `route` on what its experts just said, the search on cached predictions, so that what the search scores is
-what the model does.
+The model calls `route` on what its experts just said, the search on cached predictions, so that what the search scores
+is what the model does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from .front import Front, OperatingPoint, Stage
 
 TOP_SCORES = 5
 TOP_LABELS = 20
-"""Labels that evidence tells apart; the others count as one. Predictions keep as many, so that evidence of a single expert
+"""Labels that evidence tells apart; the others count as one. Predictions keep as many, so that evidence of a single
+expert
 is the same on cached predictions as in the model, however many labels there are."""
 CONFIDENCE = TOP_SCORES
 """Position in the evidence "mix" of the largest probability."""
@@ -73,7 +74,8 @@ class Routing:
 
 
 def choose(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """The action of the largest score among the allowed ones, the cheapest of equals: (..., N), bool (N,) -> int64 (...)."""
+    """The action of the largest score among the allowed ones, the cheapest of equals: (..., N), bool (N,) -> int64
+    (...)."""
     return scores.masked_fill(~allowed, -torch.inf).argmax(-1)
 
 
@@ -108,9 +110,9 @@ def mix_evidence(mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, kn
         knots: (8,) where the hinges of logit(p1) stand.
 
     Returns:
-        (b, 5 + 5 + N + 1 + 16): five largest log-probabilities; p1, p2, p1 - p2, entropy, log(1 - p1); whether each expert
-        that was run agrees with the mixture; mean agreement of pairs; eight hinges of logit(p1), and the same times
-        whether the last two experts agree.
+        (b, 5 + 5 + N + 1 + 16): five largest log-probabilities; p1, p2, p1 - p2, entropy, log(1 - p1); whether each
+        expert that was run agrees with the mixture; mean agreement of pairs; eight hinges of logit(p1), and the same
+        times whether the last two experts agree.
     """
     log_probs = mixed.log_softmax(-1)
     best, labels = log_probs.topk(min(TOP_LABELS, log_probs.shape[-1]))
@@ -195,8 +197,8 @@ def route(
 ) -> Routing:
     """Send `count` images through an operating point.
 
-    Members come in pool order and nobody goes back, so one sweep over them serves every image; the set of unanswered images
-    only shrinks.
+    Members come in pool order and nobody goes back, so one sweep over them serves every image; the set of unanswered
+    images only shrinks.
 
     Args:
         point: where to go and how to mix.

@@ -1,4 +1,5 @@
-"""One expert: a reference to an image classifier, loaded at a pinned revision and checked, with its own preprocessing."""
+"""One expert: a reference to an image classifier, loaded at a pinned revision and checked, with its own
+preprocessing."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub import hf_hub_download, metadata_load, snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging
@@ -109,7 +110,8 @@ class ExpertReference:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a reference leads to: a classifier, its image processor, its pinned revision (commit, or content hash) and the
+    """What a reference leads to: a classifier, its image processor, its pinned revision (commit, or content hash) and
+    the
     folder with its files."""
 
     model: PreTrainedModel
@@ -176,8 +178,8 @@ class Expert(nn.Module):
 class _FeatureTap:
     """Reads the input of a classifier's final classification layer.
 
-    That layer is found by what it does, not by its name: of all linear layers and 1x1 convolutions with one output per label,
-    the one that runs last. Logits stand in for the features of a model without such a layer.
+    That layer is found by what it does, not by its name: of all linear layers and 1x1 convolutions with one output per
+    label, the one that runs last. Logits stand in for the features of a model without such a layer.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -210,6 +212,8 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
     Raises:
         PertinenceError: fewer than two, one that cannot be loaded, two that are the same, or different label spaces.
     """
+    if isinstance(references, (str, Path, dict, PreTrainedModel)):
+        raise PertinenceError(f"experts come as a list of at least two, got one {type(references).__name__}")
     parsed = [ExpertReference.parse(reference) for reference in references]
     if len(parsed) < 2:
         raise PertinenceError(f"a pool needs at least two experts, got {len(parsed)}: there is nothing to choose from")
@@ -224,18 +228,30 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
         )
         if identity in identities:
             raise PertinenceError(
-                f"experts {identities[identity]!r} and {entry['name']!r} are the same checkpoint with the same settings: "
+                f"experts {identities[identity]!r} and {entry['name']!r} are the same checkpoint with the same "
+                f"settings: "
                 "leave one out"
             )
         identities[identity] = entry["name"]
-    for reference, expert in zip(parsed, experts, strict=True):
-        names = expert.model.config.id2label
-        expert.entry["label_map"] = resolve_label_map(reference.label_map, names, experts[0].model.config.id2label)
-        check_same_labels(expert.entry["name"], names, experts[0].entry["name"], experts[0].model.config.id2label,
-                          expert.entry["label_map"])  # fmt: skip
+    _align_labels(parsed, experts)
     experts.sort(key=lambda expert: expert.entry["gmacs"])
     _make_names_unique(experts)
     return experts
+
+
+def _align_labels(references: Sequence[ExpertReference], experts: Sequence[Expert]) -> None:
+    first = experts[0]
+    if references[0].label_map is not None:
+        # The first expert's own map says what the labels of the pool are.
+        own = first.model.config.id2label
+        chosen = list(own) if references[0].label_map == "by_name" else references[0].label_map
+        size = len(chosen) if isinstance(chosen, (list, tuple)) else len(own)
+        first.entry["label_map"] = resolve_label_map(chosen, own, dict(enumerate(range(size))), first.entry["name"])
+    labels = first.labels
+    for reference, expert in zip(references[1:], experts[1:], strict=True):
+        name, names = expert.entry["name"], expert.model.config.id2label
+        expert.entry["label_map"] = resolve_label_map(reference.label_map, names, labels, name)
+        check_same_labels(name, names, first.entry["name"], labels, expert.entry["label_map"])
 
 
 def pool_labels(experts: Sequence[Expert]) -> dict[int, str]:
@@ -275,12 +291,13 @@ def load_expert(reference: ExpertReference, options: LoadOptions, preprocessing:
 
 def reload_expert(entry: dict[str, Any], repo_id: str, options: LoadOptions, preprocessing: str) -> Expert:
     """Load an expert again as a saved model's config describes it, from `repo_id` (a Hub id or a folder)."""
-    is_folder = Path(repo_id).is_dir()
+    is_folder = Path(repo_id).is_absolute()
     reference = ExpertReference(repo_id, None if is_folder else entry["revision"], entry["name"])
     checkpoint = _load_checkpoint(reference, options)
     if is_folder and not _is_commit(entry["revision"]) and checkpoint.revision != entry["revision"]:
         logger.warning(
-            f"Expert {entry['name']!r} in {repo_id} has changed since this model was made: its figures no longer hold. "
+            f"Expert {entry['name']!r} in {repo_id} has changed since this model was made: its figures no longer "
+            f"hold. "
             "Search again, or restore the folder."
         )
     return Expert(checkpoint, entry, preprocessing)
@@ -301,26 +318,29 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions) -> Checkp
         raise PertinenceError(f"expert {name!r}: the folder {folder} has no config.json, so it is not a checkpoint")
     try:
         if folder is not None:
-            revision, pinned = hash_folder(folder), {}
+            revision = hash_folder(folder)
         else:
             # The cache keeps a file under its commit; one look-up pins everything that follows, online and offline.
             found = hf_hub_download(reference.repo_id, "config.json", revision=reference.revision, **options.hub)
-            folder = Path(found).parent
-            revision, pinned = folder.name, {"revision": folder.name}
-        shared = {**options.hub, **pinned, "trust_remote_code": options.trust_remote_code}
-        config = AutoConfig.from_pretrained(reference.repo_id, **shared)
+            revision = Path(found).parent.name
+            # By its folder from here on: transformers would prefer a local directory that happens to have the same
+            # name.
+            patterns = {"allow_patterns": [*CHECKPOINT_FILES, "README.md"], "ignore_patterns": ["*/*"]}
+            folder = Path(snapshot_download(reference.repo_id, revision=revision, **patterns, **options.hub))
+        shared = {**options.hub, "trust_remote_code": options.trust_remote_code}
+        config = AutoConfig.from_pretrained(folder, **shared)
         if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
             # timm >= 1.0.31 records it, and TimmWrapper then passes it to timm twice.
             config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
         model, info = AutoModelForImageClassification.from_pretrained(
-            reference.repo_id,
+            folder,
             config=config,
             use_safetensors=True,
             output_loading_info=True,
             **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
             **shared,
         )
-        processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(reference.repo_id, **shared)
+        processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(folder, **shared)
     except PertinenceError:
         raise
     except Exception as error:  # a checkpoint of somebody else's can fail in any way; say which and why
@@ -358,6 +378,18 @@ def _explain(name: str, reference: ExpertReference, error: Exception) -> str:
         return f"expert {name!r}: {reference.repo_id} is not in the cache, and the Hub cannot be reached"
     if "HFValidationError" in kinds:
         return f"expert {name!r}: {reference.repo_id!r} is neither a local folder nor a valid Hub id"
+    if "RemoteEntryNotFoundError" in kinds:
+        return f"expert {name!r}: {reference.repo_id} has no config.json, so it is not a checkpoint"
+    if any("no classifier head" in str(cause) for cause in causes):
+        return f"expert {name!r} is a backbone without a trained classification head; fine-tune it first"
+    if any("model.safetensors" in str(cause) for cause in causes):
+        return (
+            f"expert {name!r}: {reference.repo_id} has no weights in safetensors; pickles (pytorch_model.bin) are "
+            f"never "
+            "opened: convert them"
+        )
+    if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
+        return f"expert {name!r}: weights and config.json of {reference.repo_id} do not have the same shapes"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"expert {name!r} cannot be loaded from {reference.repo_id}: {lines[0]}"
 

@@ -73,8 +73,8 @@ class OperatingPoint:
         recipe: how it came about, "paper", "cascade", "thresholds" or "static".
         members: pool indices, rising; the first runs on every image.
         stages: in order of `after`; an image that has been through a member without a stage is answered by that member
-            alone. So `paper` has one stage, `cascade` one after every member (at the last there is nothing left to decide:
-            it only mixes), and a single expert none.
+            alone. So `paper` has one stage, `cascade` one after every member (at the last there is nothing left to
+            decide: it only mixes), and a single expert none.
         select: figures on the search images; the only ones that choose.
         report: figures on images that neither fitted nor chose anything.
     """

@@ -13,8 +13,8 @@ import torch
 class PaperSpace:
     """Genome of the recipe `paper` (PERTINENCE, arXiv 2507.01695): N x N penalties and the class weighting scheme.
 
-    The penalties P[true, predicted] lie in [0, 100]; those of the diagonal have no effect, since a right decision costs
-    nothing. The last gene, in [0, 3), chooses by its integer part one of the weighting schemes.
+    The penalties P[true, predicted] lie in [0, 100]; those of the diagonal have no effect, since a right decision
+    costs nothing. The last gene, in [0, 3), chooses by its integer part one of the weighting schemes.
 
     Args:
         num_experts: N.
@@ -63,7 +63,8 @@ class PaperSpace:
 
 
 def class_weights(counts: torch.Tensor, beta: float = 0.9999) -> torch.Tensor:
-    """The paper's weighting schemes for class counts (N,): INS 1/n, ISNS 1/sqrt(n), ENS (1 - b)/(1 - b^n) (Cui et al. 2019).
+    """The paper's weighting schemes for class counts (N,): INS 1/n, ISNS 1/sqrt(n), ENS (1 - b)/(1 - b^n) (Cui et al.
+    2019).
 
     Each is scaled to a mean of one over the images, which Adam would cancel anyway; a class without images has weight
     zero. Returns float32 (3, N).

@@ -13,17 +13,19 @@ Labels = dict[int, str]
 def check_same_labels(
     name: str, labels: Labels, other_name: str, other_labels: Labels, label_map: list[int] | None = None
 ) -> None:
-    """Refuse two label spaces that cannot be meant to be the same: different counts, or the same names in another order.
+    """Refuse two label spaces that cannot be meant to be the same: different counts, or the same names in another
+    order.
 
-    Names that merely differ pass, since they are spelt differently everywhere ("tench" and "tench, Tinca tinca"), and so do
-    generic ones (`LABEL_3`).
+    Names that merely differ pass, since they are spelt differently everywhere ("tench" and "tench, Tinca tinca"), and
+    so do generic ones (`LABEL_3`).
 
     Raises:
         PertinenceError: with the first difference and, for another order, the `label_map` that mends it.
     """
     if label_map is None and len(labels) != len(other_labels):
         raise PertinenceError(
-            f"{name!r} has {len(labels)} labels and {other_name!r} has {len(other_labels)}: {_first(labels, other_labels)}. "
+            f"{name!r} has {len(labels)} labels and {other_name!r} has {len(other_labels)}: "
+            f"{_first(labels, other_labels)}. "
             "Experts must share one label space; give a `label_map` to the one with more labels"
         )
     if label_map is not None or is_generic(labels) or is_generic(other_labels):
@@ -38,7 +40,9 @@ def check_same_labels(
         )
 
 
-def resolve_label_map(label_map: list[int] | str | None, labels: Labels, pool_labels: Labels) -> list[int] | None:
+def resolve_label_map(
+    label_map: list[int] | str | None, labels: Labels, pool_labels: Labels, name: str
+) -> list[int] | None:
     """For each label of the pool its index among `labels`; "by_name" looks the names up.
 
     Raises:
@@ -51,7 +55,8 @@ def resolve_label_map(label_map: list[int] | str | None, labels: Labels, pool_la
         unknown = [pool_labels[i] for i, label in enumerate(theirs) if ours.count(label) != 1]
         if unknown:
             raise PertinenceError(
-                f"label_map='by_name' cannot place {len(unknown)} labels, the first of them {unknown[0]!r}: write the "
+                f"{name!r}: label_map='by_name' cannot place {len(unknown)} labels, the first of them "
+                f"{unknown[0]!r}: write the "
                 "map as a list of indices"
             )
         return [ours.index(label) for label in theirs]
@@ -60,7 +65,8 @@ def resolve_label_map(label_map: list[int] | str | None, labels: Labels, pool_la
     )
     if not valid or len(label_map) != len(pool_labels) or len(set(label_map)) != len(label_map):
         raise PertinenceError(
-            f"label_map must list {len(pool_labels)} different indices from 0 to {len(labels) - 1}, one for each label of "
+            f"{name!r}: label_map must list {len(pool_labels)} different indices from 0 to {len(labels) - 1}, one "
+            f"for each label of "
             f"the pool, got {str(label_map)[:80]}"
         )
     return list(label_map)

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Dispatcher, Head, Routing, route, threshold_head
 from .errors import PertinenceError
-from .experts import Expert, LoadOptions, checkpoint_files, load_pool, pool_labels, reload_expert
+from .experts import Expert, LoadOptions, checkpoint_files, hash_folder, load_pool, pool_labels, reload_expert
 from .front import Front, OperatingPoint, Stage
 from .image_processing_pertinence import PertinenceImageProcessor, to_uint8
 from .preprocessing import is_timm_processor
@@ -39,7 +39,8 @@ class PertinenceOutput(ModelOutput):
         expert_indices: int64 (B,), the expert of the pool that ran last.
         experts_run: bool (B, N), every expert that was run for the image.
         gmacs: float32 (B,), stem, experts and heads; preprocessing is not counted.
-        dispatcher_logits: float32 (B, stages, N), the scores of the actions; NaN where a stage was not reached or an action
+        dispatcher_logits: float32 (B, stages, N), the scores of the actions; NaN where a stage was not reached or an
+            action
             is not allowed.
     """
 
@@ -52,10 +53,11 @@ class PertinenceOutput(ModelOutput):
 
 
 class PertinenceForImageClassification(PreTrainedModel):
-    r"""Image classifiers that somebody already has, and a dispatcher that runs for each image the cheapest that will do.
+    r"""Image classifiers that somebody already has, and a dispatcher that runs for each image the cheapest that will
+    do.
 
-    Make one with [`DispatcherSearch`], with [`~PertinenceForImageClassification.from_experts`] (a confidence cascade, no
-    search), or load one with [`~PertinenceForImageClassification.from_pretrained`].
+    Make one with [`DispatcherSearch`], with [`~PertinenceForImageClassification.from_experts`] (a confidence cascade,
+    no search), or load one with [`~PertinenceForImageClassification.from_pretrained`].
     """
 
     config_class = PertinenceConfig
@@ -72,7 +74,8 @@ class PertinenceForImageClassification(PreTrainedModel):
             self._front.find(config.operating_point)
         entries = config.experts or []
         self.dispatcher = Dispatcher(self._front, len(entries), [entry["features"] for entry in entries])
-        # Experts are references: they are attached after the dispatcher's weights are loaded, and never saved with them.
+        # Experts are references: they are attached after the dispatcher's weights are loaded, and never saved with
+        # them.
         self.experts = nn.ModuleList()
         self.post_init()
 
@@ -114,11 +117,13 @@ class PertinenceForImageClassification(PreTrainedModel):
         preprocessing: str = "exact",
         **load_options: Any,
     ) -> PertinenceForImageClassification:
-        """A confidence cascade at once, without any search: go on to the next expert while the largest softmax probability
+        """A confidence cascade at once, without any search: go on to the next expert while the largest softmax
+        probability
         is below the threshold.
 
         Args:
-            experts: references (Hub id, `id@revision`, folder, mapping, or loaded model); they are ordered by rising cost.
+            experts: references (Hub id, `id@revision`, folder, mapping, or loaded model); they are ordered by rising
+                cost.
             thresholds: one for each expert but the last in that order, or one for all; in [0, 1].
             preprocessing: "exact" or "fast".
             load_options: dtype, device_map, token, cache_dir, local_files_only, force_download, trust_remote_code.
@@ -130,7 +135,8 @@ class PertinenceForImageClassification(PreTrainedModel):
         )
         if len(values) != count or not all(0 <= value <= 1 for value in values):
             raise PertinenceError(
-                f"{len(pool)} experts take {count} thresholds between 0 and 1, one for each but the last, got {thresholds}"
+                f"{len(pool)} experts take {count} thresholds between 0 and 1, one for each but the last, got "
+                f"{thresholds}"
             )
         point = OperatingPoint("cascade", "thresholds", tuple(range(len(pool))), tuple(Stage(i) for i in range(count)))
         heads = [
@@ -190,7 +196,8 @@ class PertinenceForImageClassification(PreTrainedModel):
         """Classify images, each by the experts that the dispatcher runs for it.
 
         Args:
-            images: what [`PertinenceImageProcessor`] gives (a list of uint8 tensors (3, H, W) of any sizes), or a batch
+            images: what [`PertinenceImageProcessor`] gives (a list of uint8 tensors (3, H, W) of any sizes), or a
+                batch
                 (B, 3, H, W), uint8 or float in [0, 1]; not normalised.
             pixel_values: the same, under the name that data collators use.
             labels: int64 (B,); adds the cross-entropy as `loss`.
@@ -198,7 +205,8 @@ class PertinenceForImageClassification(PreTrainedModel):
             return_dict: False for a plain tuple.
 
         Raises:
-            PertinenceError: no image, images of another form, an unknown operating point, or an expert that answers NaN.
+            PertinenceError: no image, images of another form, an unknown operating point, or an expert that answers
+                NaN.
         """
         if not len(self.experts):
             raise PertinenceError(
@@ -251,8 +259,10 @@ class PertinenceForImageClassification(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: Hub id or folder.
             expert_paths: where local experts have moved to, folder by expert name.
-            kwargs: as in transformers; `dtype`, `device_map`, `token`, `cache_dir`, `local_files_only`, `force_download` and
-                `trust_remote_code` reach every expert. `operating_point` and `preprocessing` replace those of the config.
+            kwargs: as in transformers; `dtype`, `device_map`, `token`, `cache_dir`, `local_files_only`,
+                `force_download` and
+                `trust_remote_code` reach every expert. `operating_point` and `preprocessing` replace those of the
+                config.
 
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.
@@ -316,12 +326,19 @@ class PertinenceForImageClassification(PreTrainedModel):
         state_dict = {k: v for k, v in (state_dict or self.state_dict()).items() if not k.startswith("experts.")}
         entries = self.config.experts
         try:
-            if save_experts:
+            here = all(
+                expert.folder == (folder / "experts" / str(index)).resolve()
+                for index, expert in enumerate(self.experts)
+            )
+            if save_experts or here:
                 self.config.experts = [
                     {**entry, "repo_id": f"./experts/{index}"} for index, entry in enumerate(entries)
                 ]
-                for index, expert in enumerate(self.experts):
-                    _save_expert(expert, folder / "experts" / str(index))
+                if not here:
+                    _save_experts(self.experts, folder / "experts")
+                for entry, expert in zip(self.config.experts, self.experts, strict=True):
+                    if expert.folder is None:
+                        entry["revision"] = hash_folder(folder / entry["repo_id"])
             else:
                 self.config.experts = [
                     {**entry, "repo_id": str(expert.folder)} if EMBEDDED.fullmatch(entry["repo_id"]) else entry
@@ -358,6 +375,17 @@ def _locate(entry: dict[str, Any], source: str, revision: str | None, options: L
             f"expert_paths={{{name!r}: folder}}"
         )
     return repo_id
+
+
+def _save_experts(experts: Sequence[Expert], folder: Path) -> None:
+    """Replace the folder as a whole, so that nothing of another pool stays in it."""
+    fresh = folder.with_name(".experts-incomplete")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for index, expert in enumerate(experts):
+        _save_expert(expert, fresh / str(index))
+    if folder.exists():
+        shutil.rmtree(folder)
+    fresh.rename(folder)
 
 
 def _save_expert(expert: Expert, folder: Path) -> None:

@@ -30,7 +30,8 @@ class Transform:
     """What an expert does to an image, as far as resizing, centre crop, scale and normalisation describe it.
 
     Attributes:
-        library: whose arithmetic: "timm" (PIL resizes; scale, then normalise), "transformers" (torchvision resizes; scale and
+        library: whose arithmetic: "timm" (PIL resizes; scale, then normalise), "transformers" (torchvision resizes;
+            scale and
             normalisation in one), or "own" (not described by the other fields: the processor itself is called).
         size: (height, width) in pixels of what the expert receives.
         resize: (height, width), or the shortest edge, or None.
@@ -69,6 +70,13 @@ class Transform:
         length = int(self.resize * long / short)
         return (self.resize, length) if height <= width else (length, self.resize)
 
+    def _center_crop(self, images: torch.Tensor) -> torch.Tensor:
+        (height, width), (crop_height, crop_width) = images.shape[-2:], self.crop
+        if self.library == "transformers" and height >= crop_height and width >= crop_width:
+            # transformers rounds an odd margin down, torchvision to the even number.
+            return tvF.crop(images, (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+        return tvF.center_crop(images, list(self.crop))
+
     def apply(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, H, W) to float32 (B, 3, *size), resizing with torchvision."""
         target = self.resized(*images.shape[-2:])
@@ -76,7 +84,7 @@ class Transform:
             mode = InterpolationMode(self.interpolation)
             images = tvF.resize(images, list(target), interpolation=mode, antialias=True)
         if self.crop is not None:
-            images = tvF.center_crop(images, list(self.crop))
+            images = self._center_crop(images)
         images = images.to(torch.float32)
         if self.library == "transformers" and self.rescale is not None and self.mean is not None:
             # transformers folds the scale into mean and std; the same order of operations gives the same bits.
@@ -155,7 +163,8 @@ def is_timm_processor(processor: Any) -> bool:
 
 
 def resolve_transform(processor: Any) -> Transform:
-    """Describe an image processor as a `Transform`; library "own" where the description would not give the same pixels.
+    """Describe an image processor as a `Transform`; library "own" where the description would not give the same
+    pixels.
 
     The description is not believed: it is compared with the processor on small images of three shapes.
     """

@@ -36,7 +36,8 @@ class PaperRecipe:
     """One decision by what the cheapest expert saw, then one expert, which answers alone (arXiv 2507.01695).
 
     The decision reads the cheapest expert's pooled features, as in the paper, or with `evidence="both"` the statistics
-    of its answer, too: a linear map of features cannot tell how sure a classifier is. The search images are divided once: `fit` trains heads, `select` judges them.
+    of its answer, too: a linear map of features cannot tell how sure a classifier is. The search images are divided
+    once: `fit` trains heads, `select` judges them.
 
     Args:
         predictions: of the search images, with the features of expert 0.

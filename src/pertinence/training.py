@@ -10,7 +10,8 @@ from .dispatcher import Head
 
 
 CHUNK = 64
-"""Individuals that are trained together; a population is padded to whole chunks, so that an individual's result depends
+"""Individuals that are trained together; a population is padded to whole chunks, so that an individual's result
+depends
 neither on its neighbours nor on how many there are."""
 
 ALIGNMENT = 16
@@ -65,8 +66,8 @@ def train_paper_heads(
 ) -> Head:
     """Train one head for each individual of a population with the paper's loss.
 
-    loss = mean_i( w[y_i] x P[y_i, argmax z_i] x CE(z_i, y_i) ), by Adam; minibatches and their order are the same for all
-    individuals. Evidence is standardised for training, and the statistics are folded into the result.
+    loss = mean_i( w[y_i] x P[y_i, argmax z_i] x CE(z_i, y_i) ), by Adam; minibatches and their order are the same for
+    all individuals. Evidence is standardised for training, and the statistics are folded into the result.
 
     Args:
         data: fit images, n of them.
@@ -99,7 +100,8 @@ def train_paper_heads(
 
 
 def _aligned(size: int) -> int:
-    """The size rounded up so that every matrix of a stack starts at the same alignment: a kernel may sum in another order
+    """The size rounded up so that every matrix of a stack starts at the same alignment: a kernel may sum in another
+    order
     where it does not, and an individual's result would depend on its place."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
