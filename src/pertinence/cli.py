@@ -81,6 +81,8 @@ def evaluate(model: str, data: DataArguments, args: RuntimeArguments, outputs: E
 def info(model: str) -> None:
     """Show what a searched model is made of and what it can be set to; loads no weights."""
     config = PertinenceConfig.from_pretrained(model)
+    if not config.experts:
+        raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
     header = ["expert", "GMACs", "parameters", "licence", "revision", "from"]
     rows = [
         [e["name"], f"{e['gmacs']:.4g}", f"{e['parameters']:,}", e["licence"] or "", e["revision"][:14], e["repo_id"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -30,6 +31,16 @@ EXPERT_KEYS = {
     "licence",
     "select",
     "report",
+}
+EXPERT_TYPES = {
+    "name": str,
+    "repo_id": str | None,
+    "revision": str,
+    "gmacs": int | float,
+    "parameters": int,
+    "features": int,
+    "transform": dict,
+    "label_map": list | None,
 }
 REQUIRED_EXPERT_KEYS = EXPERT_KEYS - {"label_map", "licence", "select", "report"}
 
@@ -65,20 +76,18 @@ class PertinenceConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
+        # Before the parent builds label maps: a number from a file must not decide how much memory is taken.
+        labels = kwargs.get("id2label") or self.id2label or ()
+        if (kwargs.get("num_labels") or 0) > MAX_LABELS or len(labels) > MAX_LABELS:
+            raise PertinenceError(f"config.json claims more than {MAX_LABELS} labels")
         if self.experts is not None:
-            self._check(num_labels=kwargs.get("num_labels"), labels=kwargs.get("id2label") or self.id2label)
+            self.check()
+            for entry in self.experts:
+                if labels and entry.get("label_map") is not None and len(entry["label_map"]) != len(labels):
+                    raise PertinenceError(
+                        f"the label_map of expert {entry['name']!r} does not have {len(labels)} labels"
+                    )
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers; raises `PertinenceError` for the config of another kind of model."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        if not config.experts:
-            raise PertinenceError(
-                f"{pretrained_model_name_or_path} is not a pertinence model: its config.json lists no experts"
-            )
-        return loaded
 
     @property
     def expert_names(self) -> list[str]:
@@ -88,10 +97,8 @@ class PertinenceConfig(PreTrainedConfig):
         """The front as objects; raises `PertinenceError` where an entry is malformed."""
         return Front([OperatingPoint.from_dict(values) for values in self.front or []], self.expert_names)
 
-    def _check(self, num_labels, labels) -> None:
-        # Before the parent builds label maps: a number from a file must not decide how much memory is taken.
-        if (num_labels or 0) > MAX_LABELS or len(labels or ()) > MAX_LABELS:
-            raise PertinenceError(f"config.json claims more than {MAX_LABELS} labels")
+    def check(self) -> None:
+        """Raise `PertinenceError` where this cannot be the config of a model."""
         if not 1 <= len(self.experts) <= MAX_EXPERTS:
             raise PertinenceError(f"`experts` has {len(self.experts)} entries, expected 1 to {MAX_EXPERTS}")
         if self.preprocessing not in PREPROCESSING_MODES:
@@ -100,22 +107,36 @@ class PertinenceConfig(PreTrainedConfig):
             )
         if self.stem is not None:
             raise PertinenceError("this model has a separate stem, which this version of pertinence cannot run yet")
+        if not isinstance(self.format_version, int):
+            raise PertinenceError(f"format_version must be a number, got {self.format_version!r}")
         if self.format_version > FORMAT_VERSION:
             logger.warning(
                 f"This model has format version {self.format_version}, newer than {FORMAT_VERSION}, which this "
-                f"version of "
-                "pertinence knows: upgrade with `pip install -U pertinence`."
+                f"version "
+                "of pertinence knows: upgrade with `pip install -U pertinence`."
             )
         for index, entry in enumerate(self.experts):
-            missing = REQUIRED_EXPERT_KEYS - set(entry)
-            if missing:
-                raise PertinenceError(f"expert {index} of config.json has no {', '.join(sorted(missing))}")
-            unknown = set(entry) - EXPERT_KEYS
-            if unknown:
-                logger.warning(f"Expert {entry['name']!r} has unknown keys, which are ignored: {sorted(unknown)}.")
+            _check_expert(index, entry)
         names = self.expert_names
         if len(set(names)) != len(names):
             raise PertinenceError(f"experts need different names, got {names}")
         front = self.build_front()
         if self.operating_point is not None:
             front.find(self.operating_point)
+
+
+def _check_expert(index: int, entry: Any) -> None:
+    where = f"expert {index} of config.json"
+    if not isinstance(entry, dict):
+        raise PertinenceError(f"{where} must be a mapping, got {type(entry).__name__}")
+    missing = REQUIRED_EXPERT_KEYS - set(entry)
+    if missing:
+        raise PertinenceError(f"{where} has no {', '.join(sorted(missing))}")
+    for key, kind in EXPERT_TYPES.items():
+        if not isinstance(entry.get(key), kind):
+            raise PertinenceError(f"{where} has {key} {entry.get(key)!r}, which is not of its type")
+    if not (math.isfinite(entry["gmacs"]) and entry["gmacs"] >= 0 and entry["features"] >= 1):
+        raise PertinenceError(f"{where} has impossible gmacs {entry['gmacs']} or features {entry['features']}")
+    unknown = set(entry) - EXPERT_KEYS
+    if unknown:
+        logger.warning(f"Expert {entry['name']!r} has unknown keys, which are ignored: {sorted(unknown)}.")

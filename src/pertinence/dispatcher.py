@@ -115,14 +115,15 @@ def mix_evidence(mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, kn
         times whether the last two experts agree.
     """
     log_probs = mixed.log_softmax(-1)
+    answer = log_probs.argmax(-1, keepdim=True)
     best, labels = log_probs.topk(min(TOP_LABELS, log_probs.shape[-1]))
     top = best[:, :TOP_SCORES].clamp_min(LOG_FLOOR)
     top = nn.functional.pad(top, (0, TOP_SCORES - top.shape[-1]), value=LOG_FLOOR)
     p1, p2 = top[:, 0].exp(), top[:, 1].exp()
-    rest = _log_of_the_others(log_probs, labels[:, :1])
+    rest = _log_of_the_others(log_probs, answer)
     outcomes = torch.cat([best, _log_of_the_others(log_probs, labels).unsqueeze(1)], 1).clamp_min(LOG_FLOOR)
     entropy = -(outcomes.exp() * outcomes).sum(-1)
-    agrees = ((votes == labels[:, :1]) & ran).to(mixed.dtype)
+    agrees = ((votes == answer) & ran).to(mixed.dtype)
 
     pairs = ran.unsqueeze(2) & ran.unsqueeze(1)
     same = (votes.unsqueeze(2) == votes.unsqueeze(1)) & pairs
@@ -288,6 +289,10 @@ class Dispatcher(nn.Module):
         """Store the heads of one point; raises `PertinenceError` where a shape does not fit its stage."""
         for stage, head in zip(point.decisions, heads, strict=True):
             self._stack(stage).store(self.rows[point.name, stage.after, stage.evidence], head, point.name)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Dispatcher:
+        """Moved with the model, but never cast with it: decisions stay float32 whatever the experts are."""
+        return super()._apply(lambda t: fn(t) if t.is_meta else t.to(fn(t[:0]).device), recurse)
 
     def _stack(self, stage: Stage) -> _StackedHeads:
         return self.stages[f"{stage.after}_{stage.evidence}"]

@@ -300,6 +300,7 @@ def reload_expert(entry: dict[str, Any], repo_id: str, options: LoadOptions, pre
             f"hold. "
             "Search again, or restore the folder."
         )
+    resolve_label_map(entry.get("label_map"), checkpoint.model.config.id2label, entry.get("label_map"), entry["name"])
     return Expert(checkpoint, entry, preprocessing)
 
 

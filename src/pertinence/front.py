@@ -94,6 +94,11 @@ class OperatingPoint:
     def validate(self, num_experts: int) -> None:
         """Raise `PertinenceError` where this cannot be an operating point of a pool of `num_experts`."""
         where = f"operating point {self.name!r}"
+        if not isinstance(self.name, str) or not isinstance(self.recipe, str):
+            raise PertinenceError(f"{where}: name and recipe must be text, got recipe {self.recipe!r}")
+        for figures in filter(None, (self.select, self.report)):
+            if len(figures.interval) != 2 or len(figures.expert_shares) != num_experts:
+                raise PertinenceError(f"{where}: its figures need an interval of two and {num_experts} shares")
         if not self.members or list(self.members) != sorted(set(self.members)):
             raise PertinenceError(f"{where}: members {list(self.members)} must be rising pool indices, at least one")
         if self.members[0] < 0 or self.members[-1] >= num_experts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,13 @@ def decode_image(image: Any) -> torch.Tensor:
     Raises:
         PertinenceError: not an image, or one that cannot be decoded.
     """
-    if isinstance(image, str):
-        image = load_image(image)
+    if isinstance(image, (str, Path)):
+        try:
+            image = load_image(str(image))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise PertinenceError(
+                f"{image} cannot be read as an image ({type(error).__name__}): replace it"
+            ) from error
     if isinstance(image, Image.Image):
         try:
             # As transformers' `load_image` does, so that an expert sees the same pixels inside as alone.
@@ -83,7 +89,7 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 def _channels_first(image: torch.Tensor) -> torch.Tensor:
     if image.ndim == 2:
         image = image[None]
-    if image.ndim != 3 or (image.shape[0] not in (1, 3, 4) and image.shape[-1] not in (1, 3, 4)):
+    if image.ndim != 3 or not image.numel() or (image.shape[0] not in (1, 3, 4) and image.shape[-1] not in (1, 3, 4)):
         raise PertinenceError(f"expected an image of 1, 3 or 4 channels, got an array of shape {tuple(image.shape)}")
     if image.shape[0] not in (1, 3, 4):
         image = image.permute(2, 0, 1)

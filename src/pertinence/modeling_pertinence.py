@@ -69,9 +69,9 @@ class PertinenceForImageClassification(PreTrainedModel):
 
     def __init__(self, config: PertinenceConfig):
         super().__init__(config)
+        if config.experts:
+            config.check()  # again: options of from_pretrained replace what the file says
         self._front = config.build_front()
-        if config.operating_point is not None:
-            self._front.find(config.operating_point)
         entries = config.experts or []
         self.dispatcher = Dispatcher(self._front, len(entries), [entry["features"] for entry in entries])
         # Experts are references: they are attached after the dispatcher's weights are loaded, and never saved with
@@ -272,15 +272,26 @@ class PertinenceForImageClassification(PreTrainedModel):
         }
         # Experts alone need it; the parent would warn that it has no effect.
         kwargs.pop("trust_remote_code", None)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        wants_info = kwargs.pop("output_loading_info", False)
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except RuntimeError as error:
+            raise PertinenceError(f"the heads of {pretrained_model_name_or_path} do not fit its front") from error
+        if not model.config.experts:
+            raise PertinenceError(
+                f"{pretrained_model_name_or_path} is not a pertinence model: its config.json lists no experts"
+            )
+        if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
+            raise PertinenceError(f"the heads of {pretrained_model_name_or_path} do not fit its front")
         if options.get("dtype") in (None, "auto"):
             options["dtype"] = model.config.dtype or torch.float32
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
         model._attach_experts(
             str(pretrained_model_name_or_path), revision, _load_options(options), dict(expert_paths or {})
         )
-        return loaded
+        return (model, info) if wants_info else model
 
     def _attach_experts(self, source: str, revision: str | None, options: LoadOptions, paths: dict[str, Any]) -> None:
         unknown = set(paths) - set(self.config.expert_names)
@@ -295,6 +306,12 @@ class PertinenceForImageClassification(PreTrainedModel):
             if folder is not None:
                 entry["repo_id"] = where
             experts.append(reload_expert(entry, where, options, self.config.preprocessing))
+            if len(experts[-1].labels) != self.config.num_labels:
+                raise PertinenceError(
+                    f"expert {entry['name']!r} has {len(experts[-1].labels)} labels, config.json "
+                    f"{self.config.num_labels}"
+                )
+        self.dispatcher.requires_grad_(False)
         self.experts.extend(experts)
         self.eval()
 
@@ -402,7 +419,7 @@ def _save_expert(expert: Expert, folder: Path) -> None:
 def _as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
     """Whatever forward may be given, as a uint8 batch (B, 3, H, W) or a list of uint8 tensors (3, H, W)."""
     if isinstance(images, torch.Tensor):
-        if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
             raise PertinenceError(
                 f"expected at least one image as a batch (B, 3, H, W), got shape {tuple(images.shape)}"
             )
@@ -415,7 +432,7 @@ def _as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
     if not flat:
         raise PertinenceError("got an empty batch: expected at least one image")
     for image in flat:
-        if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.shape[0] != 3:
+        if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             found = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise PertinenceError(
                 f"expected image tensors (3, H, W), got {found}: decode with PertinenceImageProcessor"

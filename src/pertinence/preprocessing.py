@@ -25,6 +25,9 @@ Images = torch.Tensor | Sequence[torch.Tensor]
 """uint8 images: one tensor (B, 3, H, W), or B tensors (3, H, W) of any sizes."""
 
 
+LIBRARIES = ("timm", "transformers", "own")
+
+
 @dataclass(frozen=True)
 class Transform:
     """What an expert does to an image, as far as resizing, centre crop, scale and normalisation describe it.
@@ -50,11 +53,17 @@ class Transform:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    def __post_init__(self):
+        if self.library not in LIBRARIES or self.interpolation not in [mode.value for mode in InterpolationMode]:
+            raise PertinenceError(
+                f"an expert's `transform` is malformed: library {self.library!r}, interpolation {self.interpolation!r}"
+            )
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Transform:
         try:
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise PertinenceError(f"an expert's `transform` is malformed: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
