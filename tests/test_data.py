@@ -117,7 +117,7 @@ def test_local_parquet_loads(tmp_path):
 
 
 def test_data_set_from_the_hub_loads(hub):
-    make_dataset().push_to_hub("tester/pets", split="test")
+    make_dataset().push_to_hub("tester/pets", split="test", token=hub.token)
     assert len(load_images(DataArguments("tester/pets", "test"))) == 6
 
 

@@ -778,3 +778,11 @@ def test_exact_pixels_are_those_of_the_processor(photos, name):
     pixels = expert.preprocess(PertinenceImageProcessor()(photos)["images"])
     alone = [processor(photo, return_tensors="pt")["pixel_values"] for photo in photos]
     assert torch.equal(pixels, torch.cat(alone))
+
+
+def test_a_model_of_local_experts_is_not_pushed(tiny_experts, hub):
+    model = PertinenceForImageClassification.from_experts(tiny_experts, thresholds=[0.5])
+    hub.requests.clear()
+    with pytest.raises(PertinenceError, match="is on this machine only.*save_experts=True"):
+        model.push_to_hub("tester/leak", token=hub.token)
+    assert not hub.requests

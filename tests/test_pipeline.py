@@ -14,7 +14,13 @@ from PIL import Image
 from transformers import ImageClassificationPipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from pertinence import PertinenceError, PertinenceForImageClassification, PertinenceImageProcessor
+from pertinence import (
+    Front,
+    OperatingPoint,
+    PertinenceError,
+    PertinenceForImageClassification,
+    PertinenceImageProcessor,
+)
 
 
 SIZES = [(60, 60), (90, 40), (60, 60), (33, 120), (200, 150), (90, 40)]
@@ -26,8 +32,13 @@ Answer = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def saved(tiny_experts, tmp_path_factory) -> Path:
+    """A cascade of two experts, that can also be set to the larger alone."""
     folder = tmp_path_factory.mktemp("model")
-    PertinenceForImageClassification.from_experts(tiny_experts, thresholds=0.5).save_pretrained(folder)
+    cascade = PertinenceForImageClassification.from_experts(tiny_experts, thresholds=0.5)
+    points = [*cascade.front, OperatingPoint("larger", "static", (1,))]
+    heads = {"cascade": cascade.dispatcher.heads(cascade.front[0])}
+    front = Front(points, cascade.config.expert_names)
+    PertinenceForImageClassification.compose(cascade.experts, front, heads, "cascade").save_pretrained(folder)
     return folder
 
 
@@ -66,16 +77,16 @@ def dataset(paths) -> Dataset:
 def directly(model) -> Callable[..., list[Answer]]:
     """A function: what model and processor say about each image by itself, without any pipeline."""
 
-    def answer(photo: Image.Image, top_k: int) -> Answer:
+    def answer(photo: Image.Image, top_k: int, operating_point: str | None) -> Answer:
         inputs = PertinenceImageProcessor()(photo, return_tensors="pt")
-        probabilities = model(**inputs).logits[0].softmax(-1)
+        probabilities = model(**inputs, operating_point=operating_point).logits[0].softmax(-1)
         scores, labels = probabilities.topk(top_k)
         return [
             {"label": model.config.id2label[label], "score": score}
             for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
         ]
 
-    return lambda photos, top_k=5: [answer(photo, top_k) for photo in photos]
+    return lambda photos, top_k=5, operating_point=None: [answer(photo, top_k, operating_point) for photo in photos]
 
 
 def assert_same(answers: Sequence[Answer], expected: Sequence[Answer]) -> None:
@@ -169,10 +180,12 @@ def test_in_bfloat16_it_answers_too(saved, directly, photos, batch_size):
         assert sum(item["score"] for item in answer) == pytest.approx(1, abs=1e-3)
 
 
-def test_it_takes_a_loaded_model_and_follows_its_budget(saved, directly, photos):
+@pytest.mark.parametrize("name", ["cascade", "larger"])
+def test_it_follows_the_budget_of_its_model(saved, directly, photos, name):
     model = PertinenceForImageClassification.from_pretrained(saved)
     classify = pipeline("image-classification", model=model, image_processor=PertinenceImageProcessor())
-    assert_same(classify(photos), directly(photos))
+    model.set_budget(operating_point=name)
+    assert_same(classify(photos), directly(photos, operating_point=name))
 
 
 # What cannot be read

@@ -130,10 +130,8 @@ class PertinenceForImageClassification(PreTrainedModel):
         """
         pool = load_pool(experts, _load_options(load_options), preprocessing)
         count = len(pool) - 1
-        values = (
-            [float(thresholds)] * count if isinstance(thresholds, (int, float)) else [float(t) for t in thresholds]
-        )
-        if len(values) != count or not all(0 <= value <= 1 for value in values):
+        values = [thresholds] * count if isinstance(thresholds, (int, float)) else list(thresholds or ())
+        if len(values) != count or not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values):
             raise PertinenceError(
                 f"{len(pool)} experts take {count} thresholds between 0 and 1, one for each but the last, got "
                 f"{thresholds}"
@@ -365,6 +363,22 @@ class PertinenceForImageClassification(PreTrainedModel):
         finally:
             self.config.experts = entries
         PertinenceImageProcessor().save_pretrained(folder)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """As in transformers; refused where an expert is a local folder, which nobody else could load.
+
+        Raises:
+            PertinenceError: an expert is not on the Hub.
+        """
+        local = [entry["name"] for entry in self.config.experts if Path(entry["repo_id"] or "/").is_absolute()]
+        if local:
+            raise PertinenceError(
+                f"expert {local[0]!r} is on this machine only, so nobody could load the pushed model: push that "
+                f"expert "
+                "first and refer to it by its Hub id, or push a folder written by save_pretrained(..., "
+                "save_experts=True)"
+            )
+        return super().push_to_hub(repo_id, **kwargs)
 
 
 def _load_options(values: dict[str, Any]) -> LoadOptions:

@@ -114,10 +114,6 @@ class Predictions:
         """bool (m, N): whether each expert is right."""
         return torch.stack([expert.answers()[self.rows] for expert in self.experts], 1) == self.targets.unsqueeze(1)
 
-    def features(self, expert: int) -> torch.Tensor:
-        """float32 (m, F)."""
-        return self.experts[expert].features[self.rows]
-
     def answer(self, expert: int, rows: torch.Tensor) -> Answer:
         """What `dispatcher.route` asks for: logits and features of some images, without running the expert."""
         source, rows = self.experts[expert], self.rows[rows]
