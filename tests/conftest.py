@@ -31,6 +31,7 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_XET": "1",
     "NO_PROXY": "127.0.0.1",
+    "OMP_NUM_THREADS": "1",
 }
 
 # Tiny models gain nothing from a second thread, and wait for each other where the cores are busy.
