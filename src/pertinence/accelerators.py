@@ -26,7 +26,7 @@ def make_accelerator(device: str | None = None) -> Accelerator:
     expected = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != expected:
         raise PertinenceError(
-            f"the launcher started {expected} processes, but accelerate sees {accelerator.num_processes}: start with "
-            f"torchrun"
+            f"the launcher started {expected} processes, but accelerate sees {accelerator.num_processes}: start "
+            "with torchrun"
         )
     return accelerator

@@ -59,8 +59,7 @@ class PertinenceConfig(PreTrainedConfig):
         operating_point (`str`, *optional*):
             Name of the operating point that is used where a call names none.
         preprocessing (`str`, defaults to `"exact"`):
-            `"exact"`: each expert sees the pixels that its own processor makes; `"fast"`: torchvision on uint8 for
-            all.
+            `"exact"`: each expert sees the pixels of its own processor; `"fast"`: torchvision on uint8 for all.
         format_version (`int`, defaults to 1):
             Version of this format.
     """
@@ -112,8 +111,7 @@ class PertinenceConfig(PreTrainedConfig):
         if self.format_version > FORMAT_VERSION:
             logger.warning(
                 f"This model has format version {self.format_version}, newer than {FORMAT_VERSION}, which this "
-                f"version "
-                "of pertinence knows: upgrade with `pip install -U pertinence`."
+                "version of pertinence knows: upgrade with `pip install -U pertinence`."
             )
         for index, entry in enumerate(self.experts):
             _check_expert(index, entry)

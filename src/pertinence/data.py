@@ -49,7 +49,7 @@ class LabelledImages(torch.utils.data.Dataset):
         if values.dtype.kind not in "iu" or values.min() < 0:
             raise PertinenceError(
                 f"column {label_column!r} holds no labels for some images (expected class indices from 0): use "
-                f"another split"
+                "another split"
             )
         self.labels = torch.from_numpy(values.astype(np.int64))
         self._images = dataset.select_columns(self.image_column)

@@ -109,9 +109,7 @@ def paired_difference(correct: torch.Tensor, reference: torch.Tensor) -> tuple[f
 
 
 def non_dominated(gmacs: Sequence[float], accuracy: Sequence[float]) -> list[int]:
-    """Indices of the points that nothing beats, by rising cost: cheaper or as cheap, and more accurate or as accurate;
-    of
-    equal ones the first."""
+    """Indices of the points that nothing dominates, by rising cost; of equal ones the first."""
     best, front = -math.inf, []
     for index in sorted(range(len(gmacs)), key=lambda i: (gmacs[i], -accuracy[i], i)):
         if accuracy[index] > best:
@@ -127,10 +125,8 @@ def check_better_than_chance(names: Sequence[str], figures: Sequence[Figures], n
         if measured.accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / measured.samples):
             raise PertinenceError(
                 f"expert {name!r} is right on {100 * measured.accuracy:.2f} % of {measured.samples} images, no "
-                f"better than "
-                f"chance among {num_labels} labels: check that its labels are those of the data set, in the same "
-                f"order "
-                "(`label_map`), and that its preprocessing is its own"
+                f"better than chance among {num_labels} labels: check that its labels are those of the data set, in "
+                "the same order (`label_map`), and that its preprocessing is its own"
             )
 
 

@@ -1,5 +1,4 @@
-"""One expert: a reference to an image classifier, loaded at a pinned revision and checked, with its own
-preprocessing."""
+"""One expert: an image classifier with its own preprocessing, loaded at a pinned revision and checked."""
 
 from __future__ import annotations
 
@@ -110,9 +109,7 @@ class ExpertReference:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a reference leads to: a classifier, its image processor, its pinned revision (commit, or content hash) and
-    the
-    folder with its files."""
+    """What a reference leads to: classifier, image processor, pinned revision (commit, or content hash), folder."""
 
     model: PreTrainedModel
     processor: Any
@@ -167,8 +164,8 @@ class Expert(nn.Module):
         logits, features = self._features.run(pixel_values)
         if not torch.isfinite(logits).all():
             raise PertinenceError(
-                f"expert {self.entry['name']!r} answers with NaN or infinite scores: check its weights, and its dtype "
-                f"({self.model.dtype})"
+                f"expert {self.entry['name']!r} answers with NaN or infinite scores: check its weights, and its "
+                f"dtype ({self.model.dtype})"
             )
         if self.entry.get("label_map") is not None:
             logits = logits[:, self.entry["label_map"]]
@@ -229,8 +226,7 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
         if identity in identities:
             raise PertinenceError(
                 f"experts {identities[identity]!r} and {entry['name']!r} are the same checkpoint with the same "
-                f"settings: "
-                "leave one out"
+                "settings: leave one out"
             )
         identities[identity] = entry["name"]
     _align_labels(parsed, experts)
@@ -282,8 +278,8 @@ def load_expert(reference: ExpertReference, options: LoadOptions, preprocessing:
     logits, features = expert(probe)
     if logits.shape != (1, model.config.num_labels):
         raise PertinenceError(
-            f"expert {name!r} answers with scores of shape {tuple(logits.shape)} for one image, expected "
-            f"(1, {model.config.num_labels}): it is not an image classifier"
+            f"expert {name!r} answers with scores of shape {tuple(logits.shape)} for one image, expected (1, "
+            f"{model.config.num_labels}): it is not an image classifier"
         )
     entry["features"] = features.shape[1]
     return expert
@@ -297,8 +293,7 @@ def reload_expert(entry: dict[str, Any], repo_id: str, options: LoadOptions, pre
     if is_folder and not _is_commit(entry["revision"]) and checkpoint.revision != entry["revision"]:
         logger.warning(
             f"Expert {entry['name']!r} in {repo_id} has changed since this model was made: its figures no longer "
-            f"hold. "
-            "Search again, or restore the folder."
+            "hold. Search again, or restore the folder."
         )
     resolve_label_map(entry.get("label_map"), checkpoint.model.config.id2label, entry.get("label_map"), entry["name"])
     return Expert(checkpoint, entry, preprocessing)
@@ -372,8 +367,8 @@ def _explain(name: str, reference: ExpertReference, error: Exception) -> str:
         return f"expert {name!r}: {reference.repo_id} is gated: ask for access on its page and pass a token"
     if "RepositoryNotFoundError" in kinds:
         return (
-            f"expert {name!r}: {reference.repo_id} is neither a local folder nor a repository on the Hub that you may "
-            "read; check the name, or pass a token if it is private"
+            f"expert {name!r}: {reference.repo_id} is neither a local folder nor a repository on the Hub that you "
+            "may read; check the name, or pass a token if it is private"
         )
     if "LocalEntryNotFoundError" in kinds:
         return f"expert {name!r}: {reference.repo_id} is not in the cache, and the Hub cannot be reached"
@@ -386,8 +381,7 @@ def _explain(name: str, reference: ExpertReference, error: Exception) -> str:
     if any("model.safetensors" in str(cause) for cause in causes):
         return (
             f"expert {name!r}: {reference.repo_id} has no weights in safetensors; pickles (pytorch_model.bin) are "
-            f"never "
-            "opened: convert them"
+            "never opened: convert them"
         )
     if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
         return f"expert {name!r}: weights and config.json of {reference.repo_id} do not have the same shapes"

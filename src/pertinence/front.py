@@ -194,16 +194,16 @@ class Front(Sequence[OperatingPoint]):
             if not within:
                 least = min(measured, key=lambda point: point.select.gmacs)
                 raise PertinenceError(
-                    f"no operating point costs at most {gmacs:g} GMACs; the cheapest, {least.name!r}, "
-                    f"costs {least.select.gmacs:.4g}"
+                    f"no operating point costs at most {gmacs:g} GMACs; the cheapest, {least.name!r}, costs "
+                    f"{least.select.gmacs:.4g}"
                 )
             return max(within, key=lambda point: (point.select.accuracy, -point.select.gmacs))
         reaching = [point for point in measured if point.select.accuracy >= accuracy]
         if not reaching:
             best = max(measured, key=lambda point: point.select.accuracy)
             raise PertinenceError(
-                f"no operating point reaches an accuracy of {accuracy:g}; the most accurate, {best.name!r}, "
-                f"reaches {best.select.accuracy:.4f}"
+                f"no operating point reaches an accuracy of {accuracy:g}; the most accurate, {best.name!r}, reaches "
+                f"{best.select.accuracy:.4f}"
             )
         return min(reaching, key=lambda point: (point.select.gmacs, -point.select.accuracy))
 

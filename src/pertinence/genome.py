@@ -63,8 +63,8 @@ class PaperSpace:
 
 
 def class_weights(counts: torch.Tensor, beta: float = 0.9999) -> torch.Tensor:
-    """The paper's weighting schemes for class counts (N,): INS 1/n, ISNS 1/sqrt(n), ENS (1 - b)/(1 - b^n) (Cui et al.
-    2019).
+    """The paper's weighting schemes for class counts (N,): INS 1/n, ISNS 1/sqrt(n),
+    ENS (1 - b)/(1 - b^n) (Cui et al. 2019).
 
     Each is scaled to a mean of one over the images, which Adam would cancel anyway; a class without images has weight
     zero. Returns float32 (3, N).

@@ -13,8 +13,7 @@ Labels = dict[int, str]
 def check_same_labels(
     name: str, labels: Labels, other_name: str, other_labels: Labels, label_map: list[int] | None = None
 ) -> None:
-    """Refuse two label spaces that cannot be meant to be the same: different counts, or the same names in another
-    order.
+    """Refuse two label spaces that cannot be the same: different counts, or the same names in another order.
 
     Names that merely differ pass, since they are spelt differently everywhere ("tench" and "tench, Tinca tinca"), and
     so do generic ones (`LABEL_3`).
@@ -25,8 +24,8 @@ def check_same_labels(
     if label_map is None and len(labels) != len(other_labels):
         raise PertinenceError(
             f"{name!r} has {len(labels)} labels and {other_name!r} has {len(other_labels)}: "
-            f"{_first(labels, other_labels)}. "
-            "Experts must share one label space; give a `label_map` to the one with more labels"
+            f"{_first(labels, other_labels)}. Experts must share one label space; give a `label_map` to the one "
+            "with more labels"
         )
     if label_map is not None or is_generic(labels) or is_generic(other_labels):
         return
@@ -35,8 +34,8 @@ def check_same_labels(
         order = [ours.index(label) for label in theirs]
         shown = str(order) if len(order) <= 20 else f"[{', '.join(map(str, order[:8]))}, ...]"
         raise PertinenceError(
-            f"{name!r} has the labels of {other_name!r} in another order: {_first(labels, other_labels)}. "
-            f"Give {name!r} label_map={shown}, which is what label_map='by_name' works out"
+            f"{name!r} has the labels of {other_name!r} in another order: {_first(labels, other_labels)}. Give "
+            f"{name!r} label_map={shown}, which is what label_map='by_name' works out"
         )
 
 
@@ -56,8 +55,7 @@ def resolve_label_map(
         if unknown:
             raise PertinenceError(
                 f"{name!r}: label_map='by_name' cannot place {len(unknown)} labels, the first of them "
-                f"{unknown[0]!r}: write the "
-                "map as a list of indices"
+                f"{unknown[0]!r}: write the map as a list of indices"
             )
         return [ours.index(label) for label in theirs]
     valid = isinstance(label_map, (list, tuple)) and all(
@@ -66,8 +64,7 @@ def resolve_label_map(
     if not valid or len(label_map) != len(pool_labels) or len(set(label_map)) != len(label_map):
         raise PertinenceError(
             f"{name!r}: label_map must list {len(pool_labels)} different indices from 0 to {len(labels) - 1}, one "
-            f"for each label of "
-            f"the pool, got {str(label_map)[:80]}"
+            f"for each label of the pool, got {str(label_map)[:80]}"
         )
     return list(label_map)
 

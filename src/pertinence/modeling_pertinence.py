@@ -40,8 +40,7 @@ class PertinenceOutput(ModelOutput):
         experts_run: bool (B, N), every expert that was run for the image.
         gmacs: float32 (B,), stem, experts and heads; preprocessing is not counted.
         dispatcher_logits: float32 (B, stages, N), the scores of the actions; NaN where a stage was not reached or an
-            action
-            is not allowed.
+            action is not allowed.
     """
 
     loss: torch.Tensor | None = None
@@ -53,8 +52,7 @@ class PertinenceOutput(ModelOutput):
 
 
 class PertinenceForImageClassification(PreTrainedModel):
-    r"""Image classifiers that somebody already has, and a dispatcher that runs for each image the cheapest that will
-    do.
+    r"""Image classifiers that exist already, and a dispatcher that runs for each image the cheapest that will do.
 
     Make one with [`DispatcherSearch`], with [`~PertinenceForImageClassification.from_experts`] (a confidence cascade,
     no search), or load one with [`~PertinenceForImageClassification.from_pretrained`].
@@ -118,12 +116,10 @@ class PertinenceForImageClassification(PreTrainedModel):
         **load_options: Any,
     ) -> PertinenceForImageClassification:
         """A confidence cascade at once, without any search: go on to the next expert while the largest softmax
-        probability
-        is below the threshold.
+        probability is below the threshold.
 
         Args:
-            experts: references (Hub id, `id@revision`, folder, mapping, or loaded model); they are ordered by rising
-                cost.
+            experts: references (Hub id, `id@revision`, folder, mapping, or loaded model); ordered by rising cost.
             thresholds: one for each expert but the last in that order, or one for all; in [0, 1].
             preprocessing: "exact" or "fast".
             load_options: dtype, device_map, token, cache_dir, local_files_only, force_download, trust_remote_code.
@@ -195,16 +191,14 @@ class PertinenceForImageClassification(PreTrainedModel):
 
         Args:
             images: what [`PertinenceImageProcessor`] gives (a list of uint8 tensors (3, H, W) of any sizes), or a
-                batch
-                (B, 3, H, W), uint8 or float in [0, 1]; not normalised.
+                batch (B, 3, H, W), uint8 or float in [0, 1]; not normalised.
             pixel_values: the same, under the name that data collators use.
             labels: int64 (B,); adds the cross-entropy as `loss`.
             operating_point: use this point in this call only.
             return_dict: False for a plain tuple.
 
         Raises:
-            PertinenceError: no image, images of another form, an unknown operating point, or an expert that answers
-                NaN.
+            PertinenceError: no image, images of another form, unknown operating point, or NaN from an expert.
         """
         if not len(self.experts):
             raise PertinenceError(
@@ -258,9 +252,8 @@ class PertinenceForImageClassification(PreTrainedModel):
             pretrained_model_name_or_path: Hub id or folder.
             expert_paths: where local experts have moved to, folder by expert name.
             kwargs: as in transformers; `dtype`, `device_map`, `token`, `cache_dir`, `local_files_only`,
-                `force_download` and
-                `trust_remote_code` reach every expert. `operating_point` and `preprocessing` replace those of the
-                config.
+                `force_download` and `trust_remote_code` reach every expert. `operating_point` and `preprocessing`
+                replace those of the config.
 
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.
@@ -374,8 +367,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         if local:
             raise PertinenceError(
                 f"expert {local[0]!r} is on this machine only, so nobody could load the pushed model: push that "
-                f"expert "
-                "first and refer to it by its Hub id, or push a folder written by save_pretrained(..., "
+                "expert first and refer to it by its Hub id, or push a folder written by save_pretrained(..., "
                 "save_experts=True)"
             )
         return super().push_to_hub(repo_id, **kwargs)

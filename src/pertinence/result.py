@@ -92,5 +92,6 @@ def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) ->
     if different:
         raise PertinenceError(
             f"the output folder {folder} holds the result of another search (its {different[0]} is "
-            f"{stored.get(different[0])!r}, not {settings[different[0]]!r}): choose another --output-dir, or remove it"
+            f"{stored.get(different[0])!r}, not {settings[different[0]]!r}): choose another --output-dir, or remove "
+            "it"
         )
