@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
 
 from pertinence import PertinenceError, PertinenceForImageClassification, PertinenceImageProcessor
-from pertinence.experts import Expert, ExpertReference, LoadOptions, load_expert
+from pertinence.checkpoints import ExpertReference, LoadOptions
+from pertinence.experts import Expert, load_expert
 
 
 LABELS = [f"digit {index}" for index in range(10)]

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pertinence.accelerators import make_accelerator
+from pertinence.checkpoints import LoadOptions
 from pertinence.data import LabelledImages
-from pertinence.experts import Expert, LoadOptions, load_pool
+from pertinence.experts import Expert, load_pool
 from pertinence.predictions import MAX_DENSE_LABELS, Predictions, predict
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from .checkpoints import LoadOptions
 from .configuration_pertinence import PREPROCESSING_MODES
 from .errors import PertinenceError
-from .experts import LoadOptions
 
 
 @dataclass

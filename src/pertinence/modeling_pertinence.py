@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .checkpoints import LoadOptions, checkpoint_files, hash_folder
 from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Dispatcher, Head, Routing, route, threshold_head
 from .errors import PertinenceError
-from .experts import Expert, LoadOptions, checkpoint_files, hash_folder, load_pool, pool_labels, reload_expert
+from .experts import Expert, load_pool, pool_labels, reload_expert
 from .front import Front, OperatingPoint, Stage
 from .image_processing_pertinence import PertinenceImageProcessor, to_uint8
 from .preprocessing import is_timm_processor

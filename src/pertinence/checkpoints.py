@@ -1,0 +1,255 @@
+"""What an expert is loaded from: references, pinned revisions, content hashes, and why a checkpoint does not load."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, metadata_load, snapshot_download
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import logging
+
+from .errors import PertinenceError
+
+
+logger = logging.get_logger(__name__)
+
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.py")
+"""What an expert is loaded from; the content hash of a folder covers these."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How experts are loaded; every field means what it means in transformers' `from_pretrained`."""
+
+    dtype: str | torch.dtype | None = None
+    device_map: Any = None
+    token: str | bool | None = None
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in ("token", "cache_dir", "local_files_only", "force_download")}
+        return {name: value for name, value in options.items() if value}
+
+
+@dataclass(frozen=True)
+class ExpertReference:
+    """Where an expert comes from.
+
+    Attributes:
+        repo_id: Hub id or local folder; None for a loaded model.
+        revision: branch, tag or commit of a Hub repository.
+        name: how tables call it; by default the last part of `repo_id`.
+        label_map: for each label of the pool its index in the expert's own outputs, or "by_name".
+        model, processor: a loaded model and its image processor, in place of `repo_id`.
+    """
+
+    repo_id: str | None = None
+    revision: str | None = None
+    name: str | None = None
+    label_map: list[int] | str | None = None
+    model: PreTrainedModel | None = field(default=None, repr=False)
+    processor: Any = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, reference: Any) -> ExpertReference:
+        """A Hub id, `id@revision`, a local folder, a mapping of this class's fields, or a loaded model."""
+        if isinstance(reference, cls):
+            return reference
+        if isinstance(reference, PreTrainedModel):
+            return cls(model=reference)
+        if isinstance(reference, dict):
+            try:
+                parsed = cls(**reference)
+            except TypeError as error:
+                known = ", ".join(cls.__dataclass_fields__)
+                raise PertinenceError(
+                    f"an expert's mapping is not understood ({error}); known keys: {known}"
+                ) from error
+            if (parsed.repo_id is None) == (parsed.model is None):
+                raise PertinenceError("an expert's mapping needs either `repo_id` or `model`")
+            return cls.parse(parsed.repo_id)._updated(reference) if parsed.repo_id else parsed
+        if not isinstance(reference, (str, Path)) or not str(reference):
+            raise PertinenceError(
+                f"an expert is a Hub id, a local folder, a mapping or a loaded model, got {type(reference).__name__}"
+            )
+        text = str(reference)
+        if Path(text).is_dir():
+            return cls(repo_id=str(Path(text).resolve()))
+        if isinstance(reference, Path) or text.startswith((".", "/", "~")):
+            raise PertinenceError(f"expert {text!r}: there is no such folder")
+        repo_id, _, revision = text.partition("@")
+        return cls(repo_id=repo_id, revision=revision or None)
+
+    def _updated(self, values: dict[str, Any]) -> ExpertReference:
+        return replace(self, **{key: value for key, value in values.items() if key != "repo_id" and value is not None})
+
+    @property
+    def is_folder(self) -> bool:
+        return self.repo_id is not None and Path(self.repo_id).is_absolute()
+
+    @property
+    def display_name(self) -> str:
+        return self.name or (Path(self.repo_id).name if self.repo_id else type(self.model).__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a reference leads to: classifier, image processor, pinned revision (commit, or content hash), folder."""
+
+    model: PreTrainedModel
+    processor: Any
+    revision: str
+    folder: Path | None
+
+
+def load_checkpoint(reference: ExpertReference, options: LoadOptions) -> Checkpoint:
+    if reference.model is not None:
+        processor = reference.processor or _timm_processor(reference.model.config)
+        if processor is None:
+            raise PertinenceError(
+                f"expert {reference.display_name!r} is a loaded model without an image processor: pass "
+                '{"model": model, "processor": processor}'
+            )
+        return Checkpoint(reference.model, processor, _hash_tensors(reference.model), None)
+    name = reference.display_name
+    folder = Path(reference.repo_id) if reference.is_folder else None
+    if folder is not None and not (folder / "config.json").is_file():
+        raise PertinenceError(f"expert {name!r}: the folder {folder} has no config.json, so it is not a checkpoint")
+    try:
+        if folder is not None:
+            revision = hash_folder(folder)
+        else:
+            # The cache keeps a file under its commit; one look-up pins everything that follows, online and offline.
+            found = hf_hub_download(reference.repo_id, "config.json", revision=reference.revision, **options.hub)
+            revision = Path(found).parent.name
+            # By its folder from here on: transformers would prefer a local directory that happens to have the same
+            # name.
+            patterns = {"allow_patterns": [*CHECKPOINT_FILES, "README.md"], "ignore_patterns": ["*/*"]}
+            folder = Path(snapshot_download(reference.repo_id, revision=revision, **patterns, **options.hub))
+        shared = {**options.hub, "trust_remote_code": options.trust_remote_code}
+        config = AutoConfig.from_pretrained(folder, **shared)
+        if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
+            # timm >= 1.0.31 records it, and TimmWrapper then passes it to timm twice.
+            config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
+        model, info = AutoModelForImageClassification.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
+            **shared,
+        )
+        processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(folder, **shared)
+    except PertinenceError:
+        raise
+    except Exception as error:  # a checkpoint of somebody else's can fail in any way; say which and why
+        raise PertinenceError(_explain(name, reference, error)) from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise PertinenceError(
+            f"expert {name!r} lacks weights ({missing}): it is a backbone without a trained classification head; "
+            "fine-tune it first"
+        )
+    return Checkpoint(model, processor, revision, folder)
+
+
+def _explain(name: str, reference: ExpertReference, error: Exception) -> str:
+    causes, cause = [], error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    kinds = {type(cause).__name__ for cause in causes}
+    if any("trust_remote_code" in str(cause) for cause in causes):
+        return (
+            f"expert {name!r} needs code of its own from {reference.repo_id}: read it, and if you trust it pass "
+            "--trust-remote-code (in Python trust_remote_code=True)"
+        )
+    if "RevisionNotFoundError" in kinds:
+        return f"expert {name!r}: {reference.repo_id} has no revision {reference.revision!r} on the Hub"
+    if "GatedRepoError" in kinds:
+        return f"expert {name!r}: {reference.repo_id} is gated: ask for access on its page and pass a token"
+    if "RepositoryNotFoundError" in kinds:
+        return (
+            f"expert {name!r}: {reference.repo_id} is neither a local folder nor a repository on the Hub that you "
+            "may read; check the name, or pass a token if it is private"
+        )
+    if "LocalEntryNotFoundError" in kinds:
+        return f"expert {name!r}: {reference.repo_id} is not in the cache, and the Hub cannot be reached"
+    if "HFValidationError" in kinds:
+        return f"expert {name!r}: {reference.repo_id!r} is neither a local folder nor a valid Hub id"
+    if "RemoteEntryNotFoundError" in kinds:
+        return f"expert {name!r}: {reference.repo_id} has no config.json, so it is not a checkpoint"
+    if any("no classifier head" in str(cause) for cause in causes):
+        return f"expert {name!r} is a backbone without a trained classification head; fine-tune it first"
+    if any("model.safetensors" in str(cause) for cause in causes):
+        return (
+            f"expert {name!r}: {reference.repo_id} has no weights in safetensors; pickles (pytorch_model.bin) are "
+            "never opened: convert them"
+        )
+    if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
+        return f"expert {name!r}: weights and config.json of {reference.repo_id} do not have the same shapes"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"expert {name!r} cannot be loaded from {reference.repo_id}: {lines[0]}"
+
+
+def _timm_processor(config: Any) -> Any:
+    """timm keeps an image processor in config.json; None for other models."""
+    if config.model_type != "timm_wrapper":
+        return None
+    from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+    return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
+
+
+def is_commit(revision: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a folder that an expert is loaded from, sorted."""
+    return sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.is_file())
+
+
+def hash_folder(folder: Path) -> str:
+    """Content hash of a checkpoint: sha256 over the names and bytes of the files that it is loaded from."""
+    digest = hashlib.sha256()
+    for path in checkpoint_files(folder):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _hash_tensors(model: nn.Module) -> str:
+    digest = hashlib.sha256(str(model.config.to_json_string()).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def read_licence(reference: ExpertReference, checkpoint: Checkpoint, options: LoadOptions) -> str | None:
+    """Licence that the checkpoint states: on its card, else in timm's `pretrained_cfg`; None where it states none."""
+    try:
+        if reference.repo_id is None or reference.is_folder:
+            card = None if checkpoint.folder is None else checkpoint.folder / "README.md"
+        else:
+            card = hf_hub_download(reference.repo_id, "README.md", revision=checkpoint.revision, **options.hub)
+        if card is not None and Path(card).is_file():
+            licence = (metadata_load(card) or {}).get("license")
+            if licence:
+                return licence
+    except Exception as error:  # a licence is worth showing, not worth failing for
+        logger.info(f"The licence of expert {reference.display_name!r} is unknown: {error}")
+    return (getattr(checkpoint.model.config, "pretrained_cfg", None) or {}).get("license")
