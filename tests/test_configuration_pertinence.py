@@ -165,7 +165,7 @@ def test_an_unknown_key_does_no_harm(written, path):
         ("front.0.stages.1.mixing", [1.0], "operating point 'cascade'.*1 mixing weights, expected 2"),
         ("operating_point", "free", "no operating point 'free'; this model has: cascade"),
         ("preprocessing", "slow", "preprocessing='slow' is not one of 'exact', 'fast'"),
-        ("stem", {"repo_id": "user/stem"}, "separate stem"),
+        ("stem", {"repo_id": "user/stem"}, "the stem of config.json has no"),
         ("num_labels", 3_000_000, "more than 1000000 labels"),
     ],
     ids=lambda value: str(value)[:40],

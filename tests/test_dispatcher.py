@@ -69,7 +69,7 @@ def evidence_by_hand(scores: np.ndarray, votes: np.ndarray, ran: np.ndarray, kno
     p1, p2 = np.exp(top[:2])
     log_of_others = max(np.logaddexp.reduce(np.delete(log_probs, label)), -30.0)
 
-    told_apart = np.exp(ranking[:20])
+    told_apart = np.exp(ranking[:5])
     outcomes = [*told_apart, 1 - told_apart.sum()]
     entropy = -sum(p * np.log(p) for p in outcomes if p > 1e-12)
 
@@ -360,7 +360,7 @@ def random_heads(dispatcher: Dispatcher, front: Front) -> dict[str, list[Head]]:
 
 
 def test_every_point_gets_its_own_heads_back():
-    dispatcher = Dispatcher(FRONT, 3, [6, 7, 8])
+    dispatcher = Dispatcher(FRONT, 3, {0: 6, 1: 7, 2: 8})
     heads = random_heads(dispatcher, FRONT)
     for p in FRONT:
         dispatcher.set_heads(p, heads[p.name])
@@ -375,17 +375,17 @@ def test_every_point_gets_its_own_heads_back():
 
 def test_heads_are_as_wide_as_their_evidence():
     mixture = mix_evidence(random(1, 10), torch.zeros(1, 3).long(), torch.ones(1, 3).bool(), KNOTS).shape[1]
-    dispatcher = Dispatcher(FRONT, 3, [6, 7, 8])
+    dispatcher = Dispatcher(FRONT, 3, {0: 6, 1: 7, 2: 8})
     widths = {p.name: [head.weight.shape[-1] for head in dispatcher.heads(p)] for p in FRONT}
     assert widths == {"single": [], "short": [mixture], "features": [6], "long": [mixture, 7 + mixture]}
 
 
 def test_a_front_without_decisions_still_has_weights_to_save():
-    dispatcher = Dispatcher(Front([point("single", [0])], ["small"]), 1, [6])
+    dispatcher = Dispatcher(Front([point("single", [0])], ["small"]), 1, {0: 6})
     assert dispatcher.state_dict()
 
 
 def test_a_head_of_another_shape_is_refused():
-    dispatcher = Dispatcher(FRONT, 3, [6, 7, 8])
+    dispatcher = Dispatcher(FRONT, 3, {0: 6, 1: 7, 2: 8})
     with pytest.raises(PertinenceError, match=r"'features': a head has shape \(3, 5\), its stage takes \(3, 6\)"):
         dispatcher.set_heads(FRONT.find("features"), [Head(torch.zeros(3, 5), torch.zeros(3))])

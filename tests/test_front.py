@@ -129,8 +129,11 @@ def test_a_budget_passes_over_points_that_were_not_measured():
 @pytest.mark.parametrize(
     ("budget", "words"),
     [
-        ({"gmacs": 0.5}, "no operating point costs at most 0.5 GMACs; the cheapest, 'cheap', costs 1$"),
-        ({"accuracy": 0.96}, "reaches an accuracy of 0.96; the most accurate, 'best', reaches 0.95"),
+        (
+            {"gmacs": 0.5},
+            "no operating point costs at most 0.5 GMACs on the search images; the cheapest, 'cheap', costs 1$",
+        ),
+        ({"accuracy": 0.96}, "reaches an accuracy of 0.96 on the search images; the best, 'best', reaches 0.95"),
         ({"operating_point": "cheapest"}, "no operating point 'cheapest'; this model has: cheap, middle, best, large"),
         ({}, "exactly one of `gmacs`, `accuracy` and `operating_point`"),
         ({"gmacs": 2.0, "accuracy": 0.9}, "exactly one of"),
@@ -190,7 +193,8 @@ def test_a_front_prints_as_a_table():
         cascade("estimated", select=figures(0.9, 1.5)),
         cascade("unmeasured"),
     ]
-    header, rule, *rows = repr(Front(points, EXPERTS)).splitlines()
+    header, rule, *rows, note = repr(Front(points, EXPERTS)).splitlines()
+    assert note.startswith("Budgets are met by the figures on the search images")
     cells = [re.split(r"\s{2,}", line) for line in [header, *rows]]
     assert cells == [
         ["operating point", "recipe", "accuracy", "95 % interval", "GMACs", *EXPERTS, "images"],

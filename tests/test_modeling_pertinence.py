@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -524,8 +525,8 @@ def test_saving_keeps_the_choice(composed, batch, tmp_path):
 @pytest.mark.parametrize(
     ("budget", "words"),
     [
-        ({"gmacs": 0.5}, "at most 0.5 GMACs; the cheapest, 'smallest', costs 1$"),
-        ({"accuracy": 0.99}, "accuracy of 0.99; the most accurate, 'cascade', reaches 0.95"),
+        ({"gmacs": 0.5}, "at most 0.5 GMACs on the search images; the cheapest, 'smallest', costs 1$"),
+        ({"accuracy": 0.99}, "accuracy of 0.99 on the search images; the best, 'cascade', reaches 0.95"),
         ({"operating_point": "free"}, "no operating point 'free'"),
         ({}, "exactly one of"),
     ],
@@ -801,3 +802,16 @@ def test_importing_takes_nothing_heavy_along(imported):
 
 def test_running_a_model_needs_nothing_of_the_search(imported):
     assert imported["run"] & {"pymoo", "fvcore", "datasets"} == set()
+
+
+def test_a_copy_of_a_model_answers_as_the_model(tiny_experts, images):
+    model = PertinenceForImageClassification.from_experts(tiny_experts, 0.5)
+    batch = images(6, 64)
+    assert torch.equal(copy.deepcopy(model)(batch).logits, model(batch).logits)
+
+
+def test_another_network_in_the_place_of_an_expert_is_refused(tiny_experts, make_expert, tmp_path):
+    PertinenceForImageClassification.from_experts(tiny_experts, 0.5).save_pretrained(tmp_path / "model")
+    other = make_expert(tmp_path / "other", "test_resnet")
+    with pytest.raises(PertinenceError, match="it is another network"):
+        PertinenceForImageClassification.from_pretrained(tmp_path / "model", expert_paths={"vit": other})

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging
 
-from .errors import PertinenceError
+from .errors import PertinenceError, first_line
 
 
 logger = logging.get_logger(__name__)
@@ -50,7 +50,8 @@ class ExpertReference:
         revision: branch, tag or commit of a Hub repository.
         name: how tables call it; by default the last part of `repo_id`.
         label_map: for each label of the pool its index in the expert's own outputs, or "by_name".
-        model, processor: a loaded model and its image processor, in place of `repo_id`.
+        model, processor: a loaded model and its image processor, in place of `repo_id`; the model is put in evaluation
+            mode and frozen.
     """
 
     repo_id: str | None = None
@@ -198,8 +199,7 @@ def _explain(name: str, reference: ExpertReference, error: Exception) -> str:
         )
     if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
         return f"expert {name!r}: weights and config.json of {reference.repo_id} do not have the same shapes"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"expert {name!r} cannot be loaded from {reference.repo_id}: {lines[0]}"
+    return f"expert {name!r} cannot be loaded from {reference.repo_id}: {first_line(error)}"
 
 
 def _timm_processor(config: Any) -> Any:

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .errors import PertinenceError
-from .front import Front, OperatingPoint
+from .front import STEM, Front, OperatingPoint
 
 
 logger = logging.get_logger(__name__)
@@ -24,6 +24,7 @@ EXPERT_KEYS = {
     "repo_id",
     "revision",  # commit of the Hub repository, or content hash
     "gmacs",  # cost of one image
+    "latency",  # measured milliseconds of one image, where that was the cost of the search
     "parameters",
     "features",  # width of the pooled features
     "transform",  # see `preprocessing.Transform`
@@ -42,7 +43,7 @@ EXPERT_TYPES = {
     "transform": dict,
     "label_map": list | None,
 }
-REQUIRED_EXPERT_KEYS = EXPERT_KEYS - {"label_map", "licence", "select", "report"}
+REQUIRED_EXPERT_KEYS = EXPERT_KEYS - {"latency", "label_map", "licence", "select", "report"}
 
 
 class PertinenceConfig(PreTrainedConfig):
@@ -53,7 +54,8 @@ class PertinenceConfig(PreTrainedConfig):
             The pool by rising cost, one entry per expert, with the keys `name`, `repo_id`, `revision`, `gmacs`,
             `parameters`, `features`, `transform`, `label_map`, `licence`, `select`, `report`.
         stem (`dict`, *optional*):
-            A separate network for the first decision; `None`: the first member of each operating point.
+            A separate network that the first decision looks at and that answers nothing itself, with the keys of an
+            expert; `None`: the first member of each operating point.
         front (`list[dict]`, *optional*):
             Operating points by rising cost, with the keys `name`, `recipe`, `members`, `stages`, `select`, `report`.
         operating_point (`str`, *optional*):
@@ -104,8 +106,6 @@ class PertinenceConfig(PreTrainedConfig):
             raise PertinenceError(
                 f"preprocessing={self.preprocessing!r} is not one of {', '.join(map(repr, PREPROCESSING_MODES))}"
             )
-        if self.stem is not None:
-            raise PertinenceError("this model has a separate stem, which this version of pertinence cannot run yet")
         if not isinstance(self.format_version, int):
             raise PertinenceError(f"format_version must be a number, got {self.format_version!r}")
         if self.format_version > FORMAT_VERSION:
@@ -114,17 +114,21 @@ class PertinenceConfig(PreTrainedConfig):
                 "version of pertinence knows: upgrade with `pip install -U pertinence`."
             )
         for index, entry in enumerate(self.experts):
-            _check_expert(index, entry)
+            _check_expert(f"expert {index} of config.json", entry)
         names = self.expert_names
+        if self.stem is not None:
+            _check_expert("the stem of config.json", self.stem)
+            names = [*names, self.stem["name"]]
         if len(set(names)) != len(names):
             raise PertinenceError(f"experts need different names, got {names}")
         front = self.build_front()
+        if self.stem is None and any(stage.after == STEM for point in front for stage in point.stages):
+            raise PertinenceError("an operating point starts at a stem, but config.json has no `stem`")
         if self.operating_point is not None:
             front.find(self.operating_point)
 
 
-def _check_expert(index: int, entry: Any) -> None:
-    where = f"expert {index} of config.json"
+def _check_expert(where: str, entry: Any) -> None:
     if not isinstance(entry, dict):
         raise PertinenceError(f"{where} must be a mapping, got {type(entry).__name__}")
     missing = REQUIRED_EXPERT_KEYS - set(entry)

@@ -1,12 +1,14 @@
-"""What one image costs: GMACs, by fvcore (one fused multiply-add is one MAC) with a handle for attention."""
+"""What one image costs: GMACs, by fvcore (one fused multiply-add is one MAC) with a handle for attention; or time."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from .errors import PertinenceError
 
@@ -37,6 +39,27 @@ def count_gmacs(model: nn.Module, size: tuple[int, int]) -> float:
             raise PertinenceError(
                 f"the operations of {type(model).__name__} cannot be counted on a {size[0]}x{size[1]} image: {error}"
             ) from error
+
+
+def measure_latency(
+    experts: Sequence[nn.Module], image: torch.Tensor, batch_size: int, device: torch.device
+) -> list[float]:
+    """Milliseconds that each expert takes for one image on a device, preprocessing included: medians of many runs.
+
+    Args:
+        experts: modules that take a list of images.
+        image: uint8 (3, H, W), of which batches are made.
+        batch_size: images of a batch; its time is divided by it.
+        device: where experts are run; they are put back after.
+    """
+    milliseconds = []
+    for expert in experts:
+        home = expert.device
+        expert.to(device)
+        timer = Timer("expert(images)", globals={"expert": expert, "images": [image] * batch_size})
+        milliseconds.append(1000 * timer.blocked_autorange(min_run_time=1.0).median / batch_size)
+        expert.to(home)
+    return milliseconds
 
 
 class _LogitsOf(nn.Module):

@@ -6,29 +6,28 @@ is what the model does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from .errors import PertinenceError
-from .front import Front, OperatingPoint, Stage
+from .front import STEM, Front, OperatingPoint, Stage
 
 
 TOP_SCORES = 5
-TOP_LABELS = 20
-"""Labels that evidence tells apart; the others count as one. Predictions keep as many, so that evidence of a single
-expert
-is the same on cached predictions as in the model, however many labels there are."""
+"""Labels that evidence tells apart; the others count as one."""
 CONFIDENCE = TOP_SCORES
 """Position in the evidence "mix" of the largest probability."""
 KNOT_QUANTILES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 NUM_KNOTS = len(KNOT_QUANTILES)
 LOG_FLOOR = -30.0
 
-Answer = tuple[torch.Tensor, torch.Tensor | None]
-"""Logits (b, C) and pooled features (b, F) of one expert; features may be None where no head reads them."""
+Answer = tuple[torch.Tensor | None, torch.Tensor | None]
+"""Logits (b, C) and pooled features (b, F) of one expert; features may be None where no head reads them, logits are
+None for the stem."""
 
 
 @dataclass
@@ -100,7 +99,17 @@ def mix_evidence_size(num_experts: int) -> int:
     return TOP_SCORES + 5 + num_experts + 1 + 2 * NUM_KNOTS
 
 
-def mix_evidence(mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
+def log_softmax(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
+    """Log-probabilities (..., C) of logits whose last column stands for `tail` labels that are all alike."""
+    if tail == 1:
+        return logits.log_softmax(-1)
+    widened = torch.cat([logits[..., :-1], logits[..., -1:] + math.log(tail)], -1)
+    return logits - widened.logsumexp(-1, keepdim=True)
+
+
+def mix_evidence(
+    mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, knots: torch.Tensor, tail: int = 1
+) -> torch.Tensor:
     """Statistics of a mixed answer.
 
     Args:
@@ -108,20 +117,21 @@ def mix_evidence(mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, kn
         votes: int64 (b, N), the label that each expert answers with.
         ran: bool (b, N), whether it was run.
         knots: (8,) where the hinges of logit(p1) stand.
+        tail: how many labels the last column stands for, see `route`.
 
     Returns:
-        (b, 5 + 5 + N + 1 + 16): five largest log-probabilities; p1, p2, p1 - p2, entropy, log(1 - p1); whether each
-        expert that was run agrees with the mixture; mean agreement of pairs; eight hinges of logit(p1), and the same
-        times whether the last two experts agree.
+        (b, 5 + 5 + N + 1 + 16): five largest log-probabilities; p1, p2, p1 - p2, entropy (all labels but the five
+        count as one), log(1 - p1); whether each expert that was run agrees with the mixture; mean agreement of pairs;
+        eight hinges of logit(p1), and the same times whether the last two experts agree.
     """
-    log_probs = mixed.log_softmax(-1)
+    log_probs = log_softmax(mixed, tail)
     answer = log_probs.argmax(-1, keepdim=True)
-    best, labels = log_probs.topk(min(TOP_LABELS, log_probs.shape[-1]))
-    top = best[:, :TOP_SCORES].clamp_min(LOG_FLOOR)
+    best, labels = log_probs.topk(min(TOP_SCORES, log_probs.shape[-1]))
+    top = best.clamp_min(LOG_FLOOR)
     top = nn.functional.pad(top, (0, TOP_SCORES - top.shape[-1]), value=LOG_FLOOR)
     p1, p2 = top[:, 0].exp(), top[:, 1].exp()
-    rest = _log_of_the_others(log_probs, answer)
-    outcomes = torch.cat([best, _log_of_the_others(log_probs, labels).unsqueeze(1)], 1).clamp_min(LOG_FLOOR)
+    rest = _log_of_the_others(log_probs, answer, tail)
+    outcomes = torch.cat([best, _log_of_the_others(log_probs, labels, tail).unsqueeze(1)], 1).clamp_min(LOG_FLOOR)
     entropy = -(outcomes.exp() * outcomes).sum(-1)
     agrees = ((votes == answer) & ran).to(mixed.dtype)
 
@@ -139,9 +149,11 @@ def mix_evidence(mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, kn
     return torch.cat([top, summary, agrees, agreement.unsqueeze(1), hinges, hinges * last_agree], 1)
 
 
-def _log_of_the_others(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _log_of_the_others(log_probs: torch.Tensor, labels: torch.Tensor, tail: int) -> torch.Tensor:
     """Log of the probability of all labels (b, C) but those given (b, k): (b,), not below the floor."""
-    return log_probs.scatter(1, labels, -torch.inf).logsumexp(-1).clamp_min(LOG_FLOOR)
+    others = log_probs.scatter(1, labels, -torch.inf)
+    others[:, -1] += math.log(tail)
+    return others.logsumexp(-1).clamp_min(LOG_FLOOR)
 
 
 def stage_evidence(
@@ -151,13 +163,14 @@ def stage_evidence(
     ran: torch.Tensor,
     features: torch.Tensor | None,
     knots: torch.Tensor | None,
+    tail: int = 1,
 ) -> torch.Tensor:
     """What the head of a stage reads: (b, F) for "features", `mix_evidence` for "mix", side by side for "both"."""
     parts = []
     if kind in ("features", "both"):
         parts.append(features)
     if kind in ("mix", "both"):
-        parts.append(mix_evidence(answer, votes, ran, knots))
+        parts.append(mix_evidence(answer, votes, ran, knots, tail))
     return torch.cat(parts, 1)
 
 
@@ -166,11 +179,11 @@ def evidence_size(kind: str, num_experts: int, num_features: int) -> int:
     return (num_features if kind != "mix" else 0) + (mix_evidence_size(num_experts) if kind != "features" else 0)
 
 
-def fit_knots(logits: torch.Tensor) -> torch.Tensor:
+def fit_knots(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
     """Where the hinges of the evidence "mix" stand: low quantiles of logit(p1) over answers (n, C); (8,)."""
-    log_probs = logits.log_softmax(-1)
+    log_probs = log_softmax(logits, tail)
     best, labels = log_probs.max(-1, keepdim=True)
-    doubt = best.squeeze(1) - _log_of_the_others(log_probs, labels)
+    doubt = best.squeeze(1) - _log_of_the_others(log_probs, labels, tail)
     return torch.quantile(doubt, torch.tensor(KNOT_QUANTILES, device=logits.device))
 
 
@@ -195,6 +208,8 @@ def route(
     count: int,
     expert_gmacs: Sequence[float],
     device: torch.device | str = "cpu",
+    tail: int = 1,
+    stem_gmacs: float = 0.0,
 ) -> Routing:
     """Send `count` images through an operating point.
 
@@ -204,10 +219,14 @@ def route(
     Args:
         point: where to go and how to mix.
         heads: one for each of `point.decisions`.
-        run: answers for expert i on the images of the given rows (int64 (b,)); called at most once per expert.
+        run: answers for expert i (`STEM`: the stem) on the images of the given rows (int64 (b,)); called at most once
+            per expert.
         count: number of images, B.
         expert_gmacs: cost of each expert of the pool.
         device: where decisions are taken.
+        tail: how many labels the last column of the answers stands for: predictions that are kept of many labels have
+            one column for all those that no expert thought likely.
+        stem_gmacs: cost of the separate stem.
     """
     num_experts = len(expert_gmacs)
     stages = {stage.after: stage for stage in point.stages}
@@ -216,40 +235,42 @@ def route(
         for position, (stage, head) in enumerate(zip(point.decisions, heads, strict=True))
     }
     compares = any(stage.mixing is not None or stage.evidence != "features" for stage in point.stages)
+    first = STEM if STEM in decisions else point.members[0]
 
-    following = torch.full((count,), point.members[0], device=device)
+    following = torch.full((count,), first, device=device)
     ran = torch.zeros(count, num_experts, dtype=torch.bool, device=device)
     last = torch.full((count,), point.members[0], device=device)
     gmacs = torch.zeros(count, dtype=torch.float64)
     scores = torch.full((count, len(decisions), num_experts), torch.nan, device=device)
     logits = log_probs = None
 
-    for member in point.members:
+    for member in dict.fromkeys([first, *point.members]):
         rows = (following == member).nonzero().squeeze(1)
         if not len(rows):
             continue
         own, features = run(member, rows)
-        own = own.to(device)
-        if logits is None:
-            logits = torch.zeros(count, own.shape[1], device=device)
-            log_probs = torch.zeros(count, num_experts, own.shape[1], device=device) if compares else None
-        ran[rows, member] = True
-        last[rows] = member
-        gmacs[rows.cpu()] += expert_gmacs[member]
+        gmacs[rows.cpu()] += stem_gmacs if member == STEM else expert_gmacs[member]
         answer, stage = own, stages.get(member)
-        if log_probs is not None:
-            log_probs[rows, member] = own.log_softmax(-1)
-        if stage is not None and stage.mixing is not None:
-            mixed = [m for m in point.members if m <= member]
-            answer = mix(log_probs[rows][:, mixed], stage.mixing)
-        logits[rows] = answer
+        if member != STEM:
+            own = own.to(device)
+            if logits is None:
+                logits = torch.zeros(count, own.shape[1], device=device)
+                log_probs = torch.zeros(count, num_experts, own.shape[1], device=device) if compares else None
+            ran[rows, member] = True
+            last[rows] = member
+            answer = own
+            if log_probs is not None:
+                log_probs[rows, member] = log_softmax(own, tail)
+            if stage is not None and stage.mixing is not None:
+                mixed = [m for m in point.members if m <= member]
+                answer = mix(log_probs[rows][:, mixed], stage.mixing)
+            logits[rows] = answer
         if member not in decisions:
             continue
         position, head = decisions[member]
         votes = None if log_probs is None else log_probs[rows].argmax(-1)
-        evidence = stage_evidence(
-            stage.evidence, answer, votes, ran[rows], None if features is None else features.to(device), head.knots
-        )
+        features = None if features is None else features.to(device)
+        evidence = stage_evidence(stage.evidence, answer, votes, ran[rows], features, head.knots, tail)
         stage_scores = head.scores(evidence)
         allowed = allowed_actions(point, stage, num_experts).to(device)
         following[rows] = choose(stage_scores, allowed)
@@ -264,10 +285,10 @@ class Dispatcher(nn.Module):
     Args:
         front: whose points the heads belong to; row r of a stack is the r-th point of the front that has that stage.
         num_experts: size of the pool, N.
-        feature_sizes: width of the pooled features of each expert.
+        feature_sizes: width of the pooled features of each expert by its index, and of the `STEM`.
     """
 
-    def __init__(self, front: Front, num_experts: int, feature_sizes: Sequence[int]):
+    def __init__(self, front: Front, num_experts: int, feature_sizes: Mapping[int, int]):
         super().__init__()
         # The first stage always exists, so that a front of single experts is saved with a (then empty) tensor, too.
         stacked: dict[tuple[int, str], list[str]] = {(0, "features"): []}
@@ -277,8 +298,10 @@ class Dispatcher(nn.Module):
         self.rows = {(name, *key): row for key, names in stacked.items() for row, name in enumerate(names)}
         self.stages = nn.ModuleDict()
         for (after, evidence), names in stacked.items():
-            size = evidence_size(evidence, num_experts, feature_sizes[after] if feature_sizes else 0)
-            self.stages[f"{after}_{evidence}"] = _StackedHeads(len(names), num_experts, size, evidence != "features")
+            size = evidence_size(evidence, num_experts, feature_sizes.get(after, 0))
+            self.stages[_stack_name(after, evidence)] = _StackedHeads(
+                len(names), num_experts, size, evidence != "features"
+            )
 
     def heads(self, point: OperatingPoint) -> list[Head]:
         """The heads of one point, one for each of its decisions, in float32."""
@@ -295,7 +318,11 @@ class Dispatcher(nn.Module):
         return super()._apply(lambda t: fn(t) if t.is_meta else t.to(fn(t[:0]).device), recurse)
 
     def _stack(self, stage: Stage) -> _StackedHeads:
-        return self.stages[f"{stage.after}_{stage.evidence}"]
+        return self.stages[_stack_name(stage.after, stage.evidence)]
+
+
+def _stack_name(after: int, evidence: str) -> str:
+    return f"{'stem' if after == STEM else after}_{evidence}"
 
 
 class _StackedHeads(nn.Module):

@@ -29,6 +29,7 @@ class Expert(nn.Module):
         model: the classifier, as transformers loads it.
         entry: what the config stores of it (see `PertinenceConfig`).
         folder: where its own files lie (the Hub's are in the cache); None for a model that was given loaded.
+        revision: commit or content hash of what was loaded; `entry` says which it was when its figures were measured.
     """
 
     def __init__(self, checkpoint: Checkpoint, entry: dict[str, Any], preprocessing: str = "exact"):
@@ -36,6 +37,7 @@ class Expert(nn.Module):
         self.model = checkpoint.model.eval().requires_grad_(False)
         self.entry = entry
         self.folder = checkpoint.folder
+        self.revision = checkpoint.revision
         self.preprocess = Preprocessor(Transform.from_dict(entry["transform"]), checkpoint.processor, preprocessing)
         self._features = _FeatureTap(checkpoint.model)
 
@@ -91,6 +93,12 @@ class _FeatureTap:
             outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
             if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == model.config.num_labels:
                 module.register_forward_pre_hook(self._remember)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model}  # what a thread has seen is nothing to copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.model, self.seen = state["model"], threading.local()
 
     def _remember(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.seen.module, self.seen.input = module, inputs[0]
@@ -199,6 +207,12 @@ def reload_expert(entry: dict[str, Any], repo_id: str, options: LoadOptions, pre
         logger.warning(
             f"Expert {entry['name']!r} in {repo_id} has changed since this model was made: its figures no longer "
             "hold. Search again, or restore the folder."
+        )
+    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    if parameters != entry["parameters"]:
+        raise PertinenceError(
+            f"expert {entry['name']!r} has {entry['parameters']:,} parameters, but what lies in {repo_id} has "
+            f"{parameters:,}: it is another network"
         )
     resolve_label_map(entry.get("label_map"), checkpoint.model.config.id2label, entry.get("label_map"), entry["name"])
     return Expert(checkpoint, entry, preprocessing)

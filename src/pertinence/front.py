@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .errors import PertinenceError
 
 
 EVIDENCE_KINDS = ("features", "mix", "both")
+ACCURACY, AGREEMENT = "accuracy", "agreement"
+STEM = -1
+"""Stands for the separate stem where an expert's pool index is expected."""
 CHEAPEST_LOSSLESS = "cheapest-lossless"
 BEST_BELOW_LARGEST = "best-below-largest"
 FASTEST = "fastest"
@@ -22,11 +25,14 @@ class Figures:
 
     Attributes:
         accuracy: share of right answers, 0 to 1.
-        interval: 95 % interval of the accuracy, (low, high).
+        interval: 95 % bootstrap interval of the accuracy, (low, high).
         gmacs: mean cost of an image.
         expert_shares: for each expert of the pool the share of images that it ran last on; sums to 1.
         samples: number of images.
-        approximate: whether the scores that were mixed had been cut to the largest (see `predictions`).
+        approximate: whether the scores that decided or were mixed had been cut to the largest (see `predictions`).
+        latency: milliseconds of an image by the latency of each expert, where that was the cost of the search.
+        measure: "accuracy", or "agreement" where right means: as the largest expert answers.
+        estimate: whether decisions were out of fold: an estimate for the heads that are saved, not a measurement.
     """
 
     accuracy: float
@@ -35,16 +41,34 @@ class Figures:
     expert_shares: tuple[float, ...]
     samples: int
     approximate: bool = False
+    latency: float | None = None
+    measure: str = "accuracy"
+    estimate: bool = False
+
+    @property
+    def cost(self) -> float:
+        """What the search minimises: milliseconds where they were asked for, else GMACs."""
+        return self.gmacs if self.latency is None else self.latency
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; what was measured stands under its own name."""
+        values = as_plain(asdict(self))
+        return {values.pop("measure"): values.pop("accuracy"), **values}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Figures:
+        measure = AGREEMENT if AGREEMENT in values else ACCURACY
+        latency = values.get("latency")
         return cls(
-            accuracy=float(values["accuracy"]),
+            accuracy=float(values[measure]),
             interval=tuple(values["interval"]),
             gmacs=float(values["gmacs"]),
             expert_shares=tuple(values["expert_shares"]),
             samples=int(values["samples"]),
             approximate=bool(values.get("approximate", False)),
+            latency=None if latency is None else float(latency),
+            measure=measure,
+            estimate=bool(values.get("estimate", False)),
         )
 
 
@@ -53,7 +77,7 @@ class Stage:
     """A decision taken after expert `after` has run.
 
     Attributes:
-        after: pool index of the expert that ran last.
+        after: pool index of the expert that ran last; -1 (`STEM`): the separate stem, before any expert.
         evidence: what its head reads: "features" (pooled features of that expert), "mix" (statistics of the mixed
             answer) or "both".
         mixing: weight of the log-probabilities of each member up to `after`; None: that expert's own logits.
@@ -104,15 +128,19 @@ class OperatingPoint:
         if self.members[0] < 0 or self.members[-1] >= num_experts:
             raise PertinenceError(f"{where}: members {list(self.members)} do not fit a pool of {num_experts} experts")
         after = [stage.after for stage in self.stages]
-        if after != sorted(set(after)) or not set(after) <= set(self.members):
+        if after != sorted(set(after)) or not set(after) <= {STEM, *self.members}:
             raise PertinenceError(f"{where}: stages follow {after}, but each must follow one of the members, in order")
-        if len(self.members) > 1 and self.members[0] not in after:
+        if len(self.members) > 1 and not {STEM, self.members[0]} & set(after):
             raise PertinenceError(f"{where}: there is no stage after its first member {self.members[0]}")
         for stage in self.stages:
             if stage.evidence not in EVIDENCE_KINDS:
                 raise PertinenceError(
                     f"{where}: evidence {stage.evidence!r} is not one of {', '.join(EVIDENCE_KINDS)}"
                 )
+            if stage.after == STEM:
+                if stage.evidence != "features" or stage.mixing is not None:
+                    raise PertinenceError(f"{where}: a stem answers nothing, so its stage can only read its features")
+                continue
             expected = self.members.index(stage.after) + 1
             if stage.mixing is not None and len(stage.mixing) != expected:
                 raise PertinenceError(
@@ -139,7 +167,8 @@ class OperatingPoint:
             raise PertinenceError(f"an entry of `front` is malformed ({type(error).__name__}: {error})") from error
 
     def to_dict(self) -> dict[str, Any]:
-        return as_plain(asdict(self))
+        figures = {key: value and value.to_dict() for key, value in (("select", self.select), ("report", self.report))}
+        return {**as_plain(asdict(replace(self, select=None, report=None))), **figures}
 
 
 class Front(Sequence[OperatingPoint]):
@@ -194,18 +223,18 @@ class Front(Sequence[OperatingPoint]):
             if not within:
                 least = min(measured, key=lambda point: point.select.gmacs)
                 raise PertinenceError(
-                    f"no operating point costs at most {gmacs:g} GMACs; the cheapest, {least.name!r}, costs "
-                    f"{least.select.gmacs:.4g}"
+                    f"no operating point costs at most {gmacs:g} GMACs on the search images; the cheapest, "
+                    f"{least.name!r}, costs {least.select.gmacs:.4g}"
                 )
-            return max(within, key=lambda point: (point.select.accuracy, -point.select.gmacs))
+            return max(within, key=lambda point: (point.select.accuracy, -point.select.cost))
         reaching = [point for point in measured if point.select.accuracy >= accuracy]
         if not reaching:
             best = max(measured, key=lambda point: point.select.accuracy)
             raise PertinenceError(
-                f"no operating point reaches an accuracy of {accuracy:g}; the most accurate, {best.name!r}, reaches "
-                f"{best.select.accuracy:.4f}"
+                f"no operating point reaches an {best.select.measure} of {accuracy:g} on the search images; the best, "
+                f"{best.name!r}, reaches {best.select.accuracy:.4f}"
             )
-        return min(reaching, key=lambda point: (point.select.gmacs, -point.select.accuracy))
+        return min(reaching, key=lambda point: (point.select.cost, -point.select.accuracy))
 
     def to_list(self) -> list[dict[str, Any]]:
         return [point.to_dict() for point in self._points]
@@ -213,24 +242,36 @@ class Front(Sequence[OperatingPoint]):
     def __repr__(self) -> str:
         if not self._points:
             return "Front(empty)"
-        header = ["operating point", "recipe", "accuracy", "95 % interval", "GMACs", *self.expert_names, "images"]
+        shown = [(point.report, "report") if point.report else (point.select, "select") for point in self._points]
+        some = next((figures for figures, _ in shown if figures), None)
+        header = ["operating point", "recipe", *figure_header(some), *self.expert_names, "images"]
         rows = []
-        for point in self._points:
-            figures, kind = (point.report, "report") if point.report else (point.select, "select")
+        for point, (figures, kind) in zip(self._points, shown, strict=True):
             if figures is None:
                 rows.append([point.name, point.recipe] + [""] * (len(header) - 2))
                 continue
+            kind = f"{kind}, estimate" if figures.estimate else kind
             rows.append([point.name, point.recipe, *figure_cells(figures), f"{figures.samples} ({kind})"])
-        return format_table(header, rows)
+        table = format_table(header, rows)
+        if any(kind == "report" for _, kind in shown):
+            table += "\nBudgets are met by the figures on the search images (`point.select`), which these are not."
+        return table
+
+
+def figure_header(figures: Figures | None) -> list[str]:
+    """Heads of the columns before the experts' in `figure_cells`."""
+    header = [figures.measure if figures else ACCURACY, "95 % interval", "GMACs"]
+    return header + ["ms"] if figures and figures.latency is not None else header
 
 
 def figure_cells(figures: Figures) -> list[str]:
-    """Accuracy, interval, GMACs and the share of each expert, as shown in every table."""
+    """Accuracy, interval, costs and the share of each expert, as shown in every table."""
     low, high = figures.interval
     return [
         f"{100 * figures.accuracy:.2f} %",
         f"{100 * low:.2f} .. {100 * high:.2f}",
         f"{figures.gmacs:.4g}",
+        *([] if figures.latency is None else [f"{figures.latency:.4g}"]),
         *(f"{100 * share:.0f} %" for share in figures.expert_shares),
     ]
 

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .checkpoints import LoadOptions, checkpoint_files, hash_folder
+from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Dispatcher, Head, Routing, route, threshold_head
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels, reload_expert
-from .front import Front, OperatingPoint, Stage
+from .front import STEM, Front, OperatingPoint, Stage
 from .image_processing_pertinence import PertinenceImageProcessor, to_uint8
-from .preprocessing import is_timm_processor
-
-
-EMBEDDED = re.compile(r"\./experts/\d+")
+from .references import EMBEDDED, locate, save_components
 
 
 @dataclass
@@ -71,11 +65,12 @@ class PertinenceForImageClassification(PreTrainedModel):
         if config.experts:
             config.check()  # again: options of from_pretrained replace what the file says
         self._front = config.build_front()
-        entries = config.experts or []
-        self.dispatcher = Dispatcher(self._front, len(entries), [entry["features"] for entry in entries])
-        # Experts are references: they are attached after the dispatcher's weights are loaded, and never saved with
-        # them.
+        entries = dict(enumerate(config.experts or [])) | ({STEM: config.stem} if config.stem else {})
+        feature_sizes = {index: entry["features"] for index, entry in entries.items()}
+        self.dispatcher = Dispatcher(self._front, len(config.experts or []), feature_sizes)
+        # Experts are references: attached after the dispatcher's weights are loaded, and never saved with them.
         self.experts = nn.ModuleList()
+        self.stem: Expert | None = None
         self.post_init()
 
     @torch.no_grad()
@@ -87,12 +82,18 @@ class PertinenceForImageClassification(PreTrainedModel):
 
     @classmethod
     def compose(
-        cls, experts: Sequence[Expert], front: Front, heads: dict[str, Sequence[Head]], operating_point: str
+        cls,
+        experts: Sequence[Expert],
+        front: Front,
+        heads: dict[str, Sequence[Head]],
+        operating_point: str,
+        stem: Expert | None = None,
     ) -> PertinenceForImageClassification:
         """A model from loaded experts (by rising cost), operating points, and the heads of each point by its name."""
         labels = pool_labels(experts)
         config = PertinenceConfig(
             experts=[expert.entry for expert in experts],
+            stem=stem.entry if stem is not None else None,
             front=front.to_list(),
             operating_point=operating_point,
             preprocessing=experts[0].preprocess.mode,
@@ -105,6 +106,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         for point in front:
             model.dispatcher.set_heads(point, heads.get(point.name, ()))
         model.experts.extend(experts)
+        model.stem = stem
         return model.eval()
 
     @classmethod
@@ -208,6 +210,8 @@ class PertinenceForImageClassification(PreTrainedModel):
         if (images is None) == (pixel_values is None):
             raise PertinenceError("give the images once, as `images` or as `pixel_values`")
         batch = _as_images(pixel_values if images is None else images)
+        if not len(self._front):
+            raise PertinenceError("this model has no operating points: its config.json lists no `front`")
         point = self._front.find(operating_point or self.config.operating_point or self._front[-1].name)
         routing = self._route(point, batch)
         loss = None
@@ -225,17 +229,17 @@ class PertinenceForImageClassification(PreTrainedModel):
 
     @torch.no_grad()
     def _route(self, point: OperatingPoint, batch: torch.Tensor | list[torch.Tensor]) -> Routing:
-        def run(expert: int, rows: torch.Tensor):
+        def run(index: int, rows: torch.Tensor):
+            expert = self.stem if index == STEM else self.experts[index]
             if len(rows) == len(batch):
-                return self.experts[expert](batch)
-            return self.experts[expert](
-                batch[rows.to(batch.device)]
-                if isinstance(batch, torch.Tensor)
-                else [batch[row] for row in rows.tolist()]
-            )
+                return expert(batch)
+            is_tensor = isinstance(batch, torch.Tensor)
+            return expert(batch[rows.to(batch.device)] if is_tensor else [batch[row] for row in rows.tolist()])
 
         gmacs = [entry["gmacs"] for entry in self.config.experts]
-        return route(point, self.dispatcher.heads(point), run, len(batch), gmacs, self.device)
+        stem_gmacs = self.config.stem["gmacs"] if self.config.stem else 0.0
+        heads = self.dispatcher.heads(point)
+        return route(point, heads, run, len(batch), gmacs, self.device, stem_gmacs=stem_gmacs)
 
     # Loading and saving
 
@@ -286,26 +290,31 @@ class PertinenceForImageClassification(PreTrainedModel):
         return (model, info) if wants_info else model
 
     def _attach_experts(self, source: str, revision: str | None, options: LoadOptions, paths: dict[str, Any]) -> None:
-        unknown = set(paths) - set(self.config.expert_names)
-        if unknown:
-            raise PertinenceError(
-                f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(self.config.expert_names)}"
-            )
+        known = [entry["name"] for entry in self._entries]
+        if unknown := set(paths) - set(known):
+            raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(known)}")
         experts = []
-        for entry in self.config.experts:
+        for entry in self._entries:
             folder = paths.get(entry["name"])
-            where = str(Path(folder).resolve()) if folder is not None else _locate(entry, source, revision, options)
+            where = str(Path(folder).resolve()) if folder is not None else locate(entry, source, revision, options)
             if folder is not None:
                 entry["repo_id"] = where
-            experts.append(reload_expert(entry, where, options, self.config.preprocessing))
-            if len(experts[-1].labels) != self.config.num_labels:
+            expert = reload_expert(entry, where, options, self.config.preprocessing)
+            if entry is not self.config.stem and len(expert.labels) != self.config.num_labels:
                 raise PertinenceError(
-                    f"expert {entry['name']!r} has {len(experts[-1].labels)} labels, config.json "
-                    f"{self.config.num_labels}"
+                    f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"
                 )
+            experts.append(expert)
+        if self.config.stem is not None:
+            self.stem = experts.pop()
         self.dispatcher.requires_grad_(False)
         self.experts.extend(experts)
         self.eval()
+
+    @property
+    def _entries(self) -> list[dict[str, Any]]:
+        """What the config says of every expert, and last of the stem where there is one."""
+        return [*self.config.experts, *filter(None, [self.config.stem])]
 
     def save_pretrained(
         self,
@@ -325,37 +334,42 @@ class PertinenceForImageClassification(PreTrainedModel):
         Raises:
             PertinenceError: an expert was passed as a loaded model, is in no file yet, and `save_experts` is not set.
         """
-        unsaved = [entry["name"] for entry in self.config.experts if entry["repo_id"] is None]
+        if not self.config.experts or len(self.experts) != len(self.config.experts):
+            raise PertinenceError("this model has no experts, so there is nothing to save: load or make it first")
+        entries = self._entries
+        components = {str(index): expert for index, expert in enumerate(self.experts)}
+        if self.stem is not None:
+            components["stem"] = self.stem
+        unsaved = [entry["name"] for entry in entries if entry["repo_id"] is None]
         if unsaved and not save_experts:
             raise PertinenceError(
                 f"expert {unsaved[0]!r} was given as a loaded model, so there is nothing to refer to: save with "
                 "save_experts=True, or save that model first and give its folder"
             )
         folder = Path(save_directory)
-        state_dict = {k: v for k, v in (state_dict or self.state_dict()).items() if not k.startswith("experts.")}
-        entries = self.config.experts
-        try:
-            here = all(
-                expert.folder == (folder / "experts" / str(index)).resolve()
-                for index, expert in enumerate(self.experts)
-            )
+        own = {
+            key: value
+            for key, value in (state_dict or self.state_dict()).items()
+            if not key.startswith(("experts.", "stem."))
+        }
+        here = all(expert.folder == (folder / "experts" / name).resolve() for name, expert in components.items())
+        if save_experts and not here:
+            save_components(components, folder / "experts")
+        saved = []
+        for entry, (name, expert) in zip(entries, components.items(), strict=True):
             if save_experts or here:
-                self.config.experts = [
-                    {**entry, "repo_id": f"./experts/{index}"} for index, entry in enumerate(entries)
-                ]
-                if not here:
-                    _save_experts(self.experts, folder / "experts")
-                for entry, expert in zip(self.config.experts, self.experts, strict=True):
-                    if expert.folder is None:
-                        entry["revision"] = hash_folder(folder / entry["repo_id"])
-            else:
-                self.config.experts = [
-                    {**entry, "repo_id": str(expert.folder)} if EMBEDDED.fullmatch(entry["repo_id"]) else entry
-                    for entry, expert in zip(entries, self.experts, strict=True)
-                ]
-            super().save_pretrained(folder, state_dict=state_dict, **kwargs)
+                entry = {**entry, "repo_id": f"./experts/{name}"}
+                if expert.folder is None:
+                    entry["revision"] = hash_folder(folder / entry["repo_id"])
+            elif EMBEDDED.fullmatch(entry["repo_id"]):
+                entry = {**entry, "repo_id": str(expert.folder)}
+            saved.append(entry)
+        experts, stem = self.config.experts, self.config.stem
+        try:
+            self.config.experts, self.config.stem = saved[: len(experts)], saved[-1] if stem else None
+            super().save_pretrained(folder, state_dict=own, **kwargs)
         finally:
-            self.config.experts = entries
+            self.config.experts, self.config.stem = experts, stem
         PertinenceImageProcessor().save_pretrained(folder)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
@@ -364,12 +378,16 @@ class PertinenceForImageClassification(PreTrainedModel):
         Raises:
             PertinenceError: an expert is not on the Hub.
         """
-        local = [entry["name"] for entry in self.config.experts if Path(entry["repo_id"] or "/").is_absolute()]
+        local = [
+            entry["name"]
+            for entry in self._entries
+            if Path(entry["repo_id"] or "/").is_absolute() or EMBEDDED.fullmatch(entry["repo_id"])
+        ]
         if local:
             raise PertinenceError(
                 f"expert {local[0]!r} is on this machine only, so nobody could load the pushed model: push that "
-                "expert first and refer to it by its Hub id, or push a folder written by save_pretrained(..., "
-                "save_experts=True)"
+                "expert first and refer to it by its Hub id, or upload the folder that save_pretrained(..., "
+                "save_experts=True) writes with `hf upload`"
             )
         return super().push_to_hub(repo_id, **kwargs)
 
@@ -380,47 +398,6 @@ def _load_options(values: dict[str, Any]) -> LoadOptions:
     except TypeError as error:
         known = ", ".join(field.name for field in fields(LoadOptions))
         raise PertinenceError(f"{error}; experts are loaded with: {known}") from error
-
-
-def _locate(entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions) -> str:
-    """Hub id or folder to load an expert of a saved model from; `source` is where the model itself was loaded from."""
-    name, repo_id = entry["name"], entry["repo_id"]
-    if repo_id is None:
-        raise PertinenceError(f"expert {name!r} has no reference in config.json")
-    if EMBEDDED.fullmatch(repo_id):
-        root = Path(source)
-        if not root.is_dir():
-            pattern = f"{repo_id.removeprefix('./')}/*"
-            root = Path(snapshot_download(source, revision=revision, allow_patterns=[pattern], **options.hub))
-        return str((root / repo_id).resolve())
-    if Path(repo_id).is_absolute() and not Path(repo_id).is_dir():
-        raise PertinenceError(
-            f"expert {name!r} was in the folder {repo_id}, which is not there: tell where it has moved to with "
-            f"expert_paths={{{name!r}: folder}}"
-        )
-    return repo_id
-
-
-def _save_experts(experts: Sequence[Expert], folder: Path) -> None:
-    """Replace the folder as a whole, so that nothing of another pool stays in it."""
-    fresh = folder.with_name(".experts-incomplete")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for index, expert in enumerate(experts):
-        _save_expert(expert, fresh / str(index))
-    if folder.exists():
-        shutil.rmtree(folder)
-    fresh.rename(folder)
-
-
-def _save_expert(expert: Expert, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if expert.folder is None:
-        expert.model.save_pretrained(folder)
-        if not is_timm_processor(expert.preprocess.processor):  # timm's is a part of config.json
-            expert.preprocess.processor.save_pretrained(folder)
-        return
-    for path in checkpoint_files(expert.folder):
-        shutil.copyfile(path, folder / path.name)
 
 
 def _as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:

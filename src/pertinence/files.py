@@ -1,0 +1,72 @@
+"""Files that are whole or absent: written under another name, then renamed."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+SUFFIX = ".incomplete"
+RECORD = "search_result.json"
+"""What tells the folder of a result."""
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A name next to `path` for what is not finished; whatever has the name in the end is removed.
+
+    What a killed process of this machine left behind is removed on the way.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.{platform.node()}-"
+    for stale in path.parent.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
+        if not _is_running(stale.name.removeprefix(prefix).removesuffix(SUFFIX)):
+            _remove(stale)
+    temporary = path.with_name(f"{prefix}{os.getpid()}{SUFFIX}")
+    _remove(temporary)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A name to write a file or a folder to, which takes the place of `path` when all went well."""
+    with beside(path) as temporary:
+        yield temporary
+        if temporary.is_dir() and path.exists():
+            _remove(path)
+        os.replace(temporary, path)
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError):  # somebody else's, or of a machine whose name begins like this one's
+        return True
+    return True
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,151 @@
+"""Numbers about fronts and samples: dominance, hulls, hypervolume, bootstrap intervals, AUROC. No torch model here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binom, rankdata
+
+
+BOOTSTRAP_DRAWS = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of accuracy on the same images: mean, standard error, 95 % bootstrap interval."""
+
+    mean: float
+    standard_error: float
+    interval: tuple[float, float]
+
+
+def bootstrap_interval(accuracy: float, count: int) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a share of `count` images.
+
+    Resampled counts of right answers are binomial, so that the percentiles need no draws.
+    """
+    low, high = binom.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], count, min(max(accuracy, 0.0), 1.0)) / count
+    return float(low), float(high)
+
+
+def paired_difference(wins: int, losses: int, count: int) -> tuple[float, float]:
+    """Mean difference of accuracy on the same images and its standard error.
+
+    Args:
+        wins, losses: images that only the one, and only the other gets right.
+        count: number of images.
+    """
+    mean = (wins - losses) / count
+    return mean, math.sqrt(max((wins + losses) / count - mean**2, 0.0) / count)
+
+
+def bootstrap_differences(
+    right: np.ndarray, cost: np.ndarray, experts: np.ndarray, expert_costs: Sequence[float], seed: int = 0
+) -> tuple[Difference, Difference]:
+    """How much better an operating point is than the largest expert, and than a random mix of experts at its cost.
+
+    Images are resampled, and with them everything that is computed from them: the point's accuracy and cost, the
+    experts' accuracies and so the mix. Images of the same outcome are drawn together (multinomially).
+
+    Args:
+        right: bool (n,), whether the point is right.
+        cost: float (n,), what an image costs.
+        experts: bool (n, N), whether each expert is right.
+        expert_costs: of one image.
+        seed: fixes the draws.
+    """
+    count = len(right)
+    values, counts = np.unique(np.column_stack([right, experts, cost]), axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(count, counts / count, BOOTSTRAP_DRAWS)
+    sampled = np.vstack([counts, draws]) @ values / count
+    accuracy, by_expert, costs = sampled[:, 0], sampled[:, 1:-1], sampled[:, -1]
+    hulls = [random_mix_hull(expert_costs, of_experts, at) for of_experts, at in zip(by_expert, costs, strict=True)]
+    return tuple(_difference(accuracy - reference) for reference in (by_expert[:, -1], np.array(hulls)))
+
+
+def _difference(values: np.ndarray) -> Difference:
+    """The first value is that of the images as they are, the others are resampled."""
+    low, high = np.quantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Difference(float(values[0]), float(values[1:].std()), (float(low), float(high)))
+
+
+def non_dominated(costs: Sequence[float], accuracy: Sequence[float]) -> list[int]:
+    """Indices of the points that nothing dominates, by rising cost; of equal ones the first."""
+    order = np.lexsort((np.arange(len(costs)), -np.asarray(accuracy, dtype=float), np.asarray(costs, dtype=float)))
+    best, front = -math.inf, []
+    for index in order.tolist():
+        if accuracy[index] > best:
+            best = accuracy[index]
+            front.append(index)
+    return front
+
+
+def random_mix_hull(costs: Sequence[float], accuracy: np.ndarray, at: float | np.ndarray) -> np.ndarray:
+    """Accuracy that a coin flip between two experts has at a mean cost: the upper hull of the static experts.
+
+    Below the cheapest expert's cost it is that expert's; above the best one's it stays.
+
+    Args:
+        costs: (N,) of the experts.
+        accuracy: (..., N) of the experts.
+        at: (...), costs.
+
+    Returns:
+        float64 (...).
+    """
+    costs, accuracy, at = (
+        np.asarray(costs, dtype=float),
+        np.asarray(accuracy, dtype=float),
+        np.asarray(at, dtype=float),
+    )
+    at = np.maximum(at, costs.min())
+    # The hull is the highest of all experts that are cheap enough and of all chords that span the cost.
+    best = np.where(costs <= at[..., None], accuracy, -np.inf).max(-1)
+    for i, j in itertools.permutations(range(len(costs)), 2):
+        if costs[i] < costs[j]:
+            share = (at - costs[i]) / (costs[j] - costs[i])
+            chord = accuracy[..., i] + share * (accuracy[..., j] - accuracy[..., i])
+            best = np.where((share >= 0) & (share <= 1), np.maximum(best, chord), best)
+    return best
+
+
+def hypervolume(costs: Sequence[float], accuracy: Sequence[float], reference: tuple[float, float]) -> float:
+    """Area that points dominate, above and to the left of a reference (cost, accuracy), in units of the reference's
+    cost."""
+    limit, floor = reference
+    area, best, previous = 0.0, floor, None
+    for index in non_dominated(costs, accuracy):
+        if costs[index] >= limit or accuracy[index] <= best:
+            continue
+        if previous is not None:
+            area += (costs[index] - previous) * (best - floor)
+        best, previous = accuracy[index], costs[index]
+    return float((area + (limit - previous) * (best - floor)) / limit) if previous is not None else 0.0
+
+
+def hull_hypervolume(costs: Sequence[float], accuracy: Sequence[float], reference: tuple[float, float]) -> float:
+    """`hypervolume` of all random mixes of experts."""
+    limit, floor = reference
+    at = np.unique(np.clip([*costs, limit], None, limit))
+    height = random_mix_hull(costs, accuracy, at) - floor
+    below = np.flatnonzero((height[:-1] < 0) & (height[1:] > 0))
+    crossing = at[below] - height[below] * (at[below + 1] - at[below]) / (height[below + 1] - height[below])
+    # The hull has corners at the experts and starts to count where it crosses the floor: the trapezoid rule is exact.
+    at, height = np.append(at, crossing), np.append(height, np.zeros(len(crossing)))
+    order = np.argsort(at, kind="stable")
+    return float(np.trapezoid(np.maximum(height[order], 0.0), at[order]) / limit)
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Probability that a positive has the larger score than a negative; None where there are only the one kind."""
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if not positives or not negatives:
+        return None
+    ranks = rankdata(scores)[positive].sum()
+    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
