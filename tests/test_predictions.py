@@ -154,15 +154,20 @@ def test_above_256_labels_the_largest_scores_and_the_rest_are_kept(make_expert, 
     pool = load_pool(folders, LoadOptions())
     predictions = predict_all(pool, images, tmp_path / "cache")
     batch = [images[index] for index in range(len(images))]
+    assert predictions.tail == len(names) - predictions.candidates.shape[1]
     for index, expert in enumerate(pool):
         true = expert(batch)[0].log_softmax(1)
         found = predictions.answer(index, torch.arange(len(images)))[0]
         top = true.topk(20).indices
-        torch.testing.assert_close(found.gather(1, top), true.gather(1, top), atol=1e-4, rtol=0)
-        torch.testing.assert_close(found.exp().sum(1), torch.ones(len(images)))
+        for row, labels in enumerate(top):
+            columns = (predictions.candidates[row] == labels.unsqueeze(1)).int().argmax(1)
+            torch.testing.assert_close(found[row, columns], true[row, labels], atol=1e-4, rtol=0)
+        mass = found[:, :-1].exp().sum(1) + predictions.tail * found[:, -1].exp()
+        torch.testing.assert_close(mass, torch.ones(len(images)))
         assert torch.equal(predictions.experts[index].answers(), true.argmax(1))
+        right = found.argmax(1) == predictions.target_columns
+        assert torch.equal(right, predictions.correct()[:, index])
         assert predictions.experts[index].scores.shape == (len(images), 20)
-    assert predictions.is_approximate
 
 
 def test_evidence_of_one_expert_is_exact_above_256_labels(make_expert, images, tmp_path):
@@ -176,7 +181,27 @@ def test_evidence_of_one_expert_is_exact_above_256_labels(make_expert, images, t
     ran[:, 0] = True
     knots = fit_knots(true)
     cached, exact = (
-        mix_evidence(logits, logits.argmax(1, keepdim=True).expand(-1, 2), ran, knots)
-        for logits in (predictions.answer(0, torch.arange(len(images)))[0], true)
+        mix_evidence(logits, logits.argmax(1, keepdim=True).expand(-1, 2), ran, knots, tail)
+        for logits, tail in ((predictions.answer(0, torch.arange(len(images)))[0], predictions.tail), (true, 1))
     )
     torch.testing.assert_close(cached, exact, atol=1e-4, rtol=0)
+
+
+def test_predictions_are_those_of_the_weights_that_were_loaded(make_expert, images, tmp_path):
+    """A folder that changed after a model was saved: its old predictions are not taken for the new weights'."""
+    from safetensors.torch import load_file, save_file
+
+    from pertinence import PertinenceForImageClassification
+
+    folders = [make_expert(tmp_path / f"expert-{seed}", seed=seed) for seed in (1, 2)]
+    PertinenceForImageClassification.from_experts(folders, 0.5).save_pretrained(tmp_path / "model")
+    expected = predict_all(list(PertinenceForImageClassification.from_pretrained(tmp_path / "model").experts), images,
+                           tmp_path / "cache")  # fmt: skip
+    weights = load_file(folders[0] / "model.safetensors")
+    save_file({k: -v if k == "head.fc.weight" else v for k, v in weights.items()}, folders[0] / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    changed = PertinenceForImageClassification.from_pretrained(tmp_path / "model")
+    found = predict_all(list(changed.experts), images, tmp_path / "cache")
+    place = [entry["repo_id"] for entry in changed.config.experts].index(str(folders[0]))
+    assert not torch.equal(found.experts[place].scores, expected.experts[place].scores)
+    assert torch.equal(found.experts[1 - place].scores, expected.experts[1 - place].scores)

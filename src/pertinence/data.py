@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -11,9 +13,12 @@ import torch
 from PIL import UnidentifiedImageError
 
 from .arguments import DataArguments
-from .errors import PertinenceError
+from .errors import PertinenceError, first_line
 from .image_processing_pertinence import decode_image
 from .labels import check_same_labels
+
+
+HASHED_IMAGES = 20_000
 
 
 class LabelledImages(torch.utils.data.Dataset):
@@ -24,14 +29,21 @@ class LabelledImages(torch.utils.data.Dataset):
     Args:
         dataset: with one image and one class-label column, or more and the names of those to use.
         image_column, label_column: default to the only ones.
+        needs_labels: whether a data set without labels is refused; where labels are not needed none are read.
 
     Attributes:
-        labels: int64 (n,).
+        labels: int64 (n,), or None.
         label_names: label by index, or None where the column knows no names.
-        fingerprint: identifies the images and their order.
+        fingerprint: content hash of images and labels, in their order.
     """
 
-    def __init__(self, dataset: datasets.Dataset, image_column: str | None = None, label_column: str | None = None):
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        needs_labels: bool = True,
+    ):
         if isinstance(dataset, datasets.DatasetDict):
             raise PertinenceError(
                 f"expected one split, got a data set with the splits {', '.join(dataset)}: choose one"
@@ -39,35 +51,62 @@ class LabelledImages(torch.utils.data.Dataset):
         if not isinstance(dataset, datasets.Dataset):
             raise PertinenceError(f"expected a datasets.Dataset, got {type(dataset).__name__}")
         self.image_column = _find_column(dataset, image_column, datasets.Image, "image")
-        label_column = _find_column(dataset, label_column, datasets.ClassLabel, "label")
-        feature = dataset.features[label_column]
-        self.label_names = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
-        self.fingerprint = f"{dataset._fingerprint}-{self.image_column}"
-        values = dataset.with_format("numpy")[label_column][:]
-        if len(values) == 0:
+        if len(dataset) == 0:
             raise PertinenceError("the split is empty: there are no images to use")
-        if values.dtype.kind not in "iu" or values.min() < 0:
-            raise PertinenceError(
-                f"column {label_column!r} holds no labels for some images (expected class indices from 0): use "
-                "another split"
-            )
-        self.labels = torch.from_numpy(values.astype(np.int64))
+        self.labels, self.label_names = None, None
+        if needs_labels:
+            label_column = _find_column(dataset, label_column, datasets.ClassLabel, "label")
+            feature = dataset.features[label_column]
+            self.label_names = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
+            values = dataset.with_format("numpy")[label_column][:]
+            if values.dtype.kind not in "iu" or values.min() < 0:
+                raise PertinenceError(
+                    f"column {label_column!r} holds no labels for some images (expected class indices from 0): use "
+                    "another split"
+                )
+            self.labels = torch.from_numpy(values.astype(np.int64))
         self._images = dataset.select_columns(self.image_column)
+        self._digests = self._hash_images()
+        digest = hashlib.sha256(f"{len(dataset)}".encode())
+        digest.update(b"".join(self._digests))
+        digest.update(b"" if self.labels is None else self.labels.numpy().tobytes())
+        self.fingerprint = digest.hexdigest()[:16]
+
+    def _hash_images(self) -> list[bytes]:
+        """Hashes of the encoded images; of a large split those of evenly spaced ones."""
+        encoded = self._images.cast_column(self.image_column, datasets.Image(decode=False))
+        step = -(-len(encoded) // HASHED_IMAGES)
+        if step > 1:
+            encoded = encoded.select(range(0, len(encoded), step))
+        digests = []
+        for batch in encoded.iter(1000):
+            for image in batch[self.image_column]:
+                content = image["bytes"]
+                if content is None:
+                    content = _read_file(image["path"])
+                digests.append(hashlib.sha256(content).digest()[:8])
+        return digests
+
+    def count_shared(self, other: LabelledImages) -> int:
+        """How many images of the other split are in this one, too (of large splits: among those that are hashed)."""
+        return len(set(self._digests) & set(other._digests))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> torch.Tensor | PertinenceError:
         try:
             return decode_image(self._images[index][self.image_column])
         except (PertinenceError, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             return PertinenceError(
                 f"image {index} of column {self.image_column!r} cannot be decoded ({reason}): remove it"
             )
 
     def check_labels(self, labels: dict[int, str]) -> None:
         """Refuse images whose labels cannot be those that an expert answers with."""
+        if self.labels is None:
+            return
         highest = int(self.labels.max())
         if highest >= len(labels):
             raise PertinenceError(
@@ -78,23 +117,32 @@ class LabelledImages(torch.utils.data.Dataset):
             check_same_labels("the data set", self.label_names, "the pool", labels)
 
 
-def load_images(arguments: DataArguments, token: str | None = None) -> LabelledImages:
+def load_images(arguments: DataArguments, token: str | None = None, needs_labels: bool = True) -> LabelledImages:
     """Load one split from the Hub or a local folder.
 
     Raises:
         PertinenceError: no such data set, split or column, or images without labels.
     """
     name, split = arguments.dataset, arguments.split
+    if name is None or split is None:
+        raise PertinenceError("no images were named: give --dataset and --split")
     try:
         dataset = datasets.load_dataset(name, arguments.dataset_config, split=split, token=token)
     except Exception as error:  # builders fail in any way; say which data set and why
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if "Unknown split" in reason:
             raise PertinenceError(f"data set {name!r} has no split {split!r}: {reason}") from error
         raise PertinenceError(f"data set {name!r} cannot be loaded: {reason}") from error
     if arguments.limit is not None and arguments.limit < len(dataset):
         dataset = dataset.select(range(arguments.limit))
-    return LabelledImages(dataset, arguments.image_column, arguments.label_column)
+    return LabelledImages(dataset, arguments.image_column, arguments.label_column, needs_labels)
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return path.encode()  # decoding it will say what is wrong
 
 
 def _find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role: str) -> str:
@@ -131,6 +179,32 @@ def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[
     if second.all() or not second.any():
         raise PertinenceError(f"{len(labels)} images are too few to divide: more are needed")
     return torch.from_numpy(np.flatnonzero(~second)), torch.from_numpy(np.flatnonzero(second))
+
+
+def assign_folds(labels: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
+    """Deal images out to folds so that each has its share of every label.
+
+    Args:
+        labels: int64 (n,).
+        folds: k.
+        seed: fixes who goes where.
+
+    Returns:
+        int64 (k, m), row indices in random order, filled up with -1 to one length.
+    """
+    count = len(labels)
+    if count < 2 * folds:
+        raise PertinenceError(f"{count} images are too few for {folds} folds: more are needed")
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(count)
+    by_label = shuffled[np.argsort(labels.numpy()[shuffled], kind="stable")]
+    fold_of = np.empty(count, dtype=np.int64)
+    fold_of[by_label] = np.arange(count) % folds
+    dealt = np.full((folds, -(-count // folds)), -1)
+    for fold in range(folds):
+        mine = shuffled[fold_of[shuffled] == fold]
+        dealt[fold, : len(mine)] = mine
+    return torch.from_numpy(dealt)
 
 
 def raise_or(items: Sequence[Any]) -> list[torch.Tensor]:

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import PIL
 import torch
-import torchvision
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from transformers.utils import logging
 
 from .data import LabelledImages, raise_or
-from .dispatcher import TOP_LABELS, Answer
-from .errors import PertinenceError
+from .dispatcher import TOP_SCORES, Answer
 from .experts import Expert
+from .front import ACCURACY, AGREEMENT, STEM
+from .prediction_store import identify, read_store, store_folder, write_store
 from .progress import progress_bar
 
 
-logger = logging.get_logger(__name__)
-
-CACHE_VERSION = 1
 MAX_DENSE_LABELS = 256
+KEPT_SCORES = 20
+"""Scores of each expert that are kept where there are more labels."""
+CANDIDATES = 40
+"""Labels of an image that a pool's answers then tell apart."""
+ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -42,8 +35,8 @@ class ExpertPredictions:
     """One expert's answers to n images.
 
     Attributes:
-        scores: float32 (n, C) logits; or, above 256 labels, (n, 20) largest log-probabilities.
-        labels: int64 (n, 20), the labels that these belong to; None where `scores` has them all.
+        scores: float32 (n, C) logits; or, above 256 labels, (n, k) largest log-probabilities.
+        labels: int32 (n, k), the labels that these belong to; None where `scores` has them all.
         remainder: float32 (n,), log of the probability of all other labels together; None as above.
         features: float32 (n, F), or None where they were not asked for.
         num_labels: C.
@@ -55,39 +48,83 @@ class ExpertPredictions:
     features: torch.Tensor | None
     num_labels: int
 
+    @classmethod
+    def keep(cls, logits: torch.Tensor, features: torch.Tensor | None = None) -> ExpertPredictions:
+        """What is kept of logits (n, C): all of them up to 256 labels, else the largest."""
+        return cls.from_tensors(
+            compress(logits) | ({} if features is None else {"features": features}), logits.shape[1]
+        )
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], num_labels: int) -> ExpertPredictions:
+        """From the tensors of a store."""
+        optional = (tensors.get(key) for key in ("labels", "remainder", "features"))
+        return cls(tensors["scores"], *optional, num_labels)
+
     @property
-    def is_approximate(self) -> bool:
+    def is_cut(self) -> bool:
         return self.labels is not None
 
-    def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """Logits (b, C) of some images; what was cut off above 256 labels is spread evenly over the other labels."""
-        if self.labels is None:
-            return self.scores[rows]
-        others = self.remainder[rows] - math.log(self.num_labels - self.scores.shape[1])
-        dense = others.unsqueeze(1).repeat(1, self.num_labels)
-        return dense.scatter_(1, self.labels[rows], self.scores[rows])
+    def scores_of(self, wanted: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of some labels of some images, and of one label beyond the largest.
+
+        What was cut off is spread evenly over the labels beyond the largest.
+
+        Args:
+            wanted: int32 (b, K).
+            rows: int64 (b,).
+
+        Returns:
+            float32 (b, K + 1).
+        """
+        scores, labels = self.scores[rows], self.labels[rows]
+        other = (self.remainder[rows] - math.log(self.num_labels - scores.shape[1])).unsqueeze(1)
+        found = other.repeat(1, wanted.shape[1] + 1)
+        for score, label in zip(scores.split(1, 1), labels.split(1, 1), strict=True):
+            found[:, :-1] = torch.where(wanted == label, score, found[:, :-1])
+        return found
 
     def answers(self) -> torch.Tensor:
         """int64 (n,), the label that the expert answers with."""
         best = self.scores.argmax(1)
-        return best if self.labels is None else self.labels.gather(1, best.unsqueeze(1)).squeeze(1)
+        return best if self.labels is None else self.labels.gather(1, best.unsqueeze(1)).squeeze(1).long()
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a pool says about n labelled images.
+    """What a pool says about n images.
 
     Attributes:
         experts: one for each expert of the pool.
         labels: int64 (n,).
         gmacs: cost of one image, by expert.
         rows: int64 (m,), the images that this object speaks of.
+        candidates: int32 (n, K), the labels that any expert thinks likely; None where all scores are kept. Answers
+            then have K + 1 columns, of which the last stands for each of the other labels (see `tail`).
+        latency: milliseconds of one image, by expert; None where cost is counted in GMACs.
+        stem: what the separate stem says; None without one.
+        stem_gmacs, stem_latency: its cost.
+        measure: "accuracy", or "agreement" where the labels are the largest expert's answers.
     """
 
     experts: tuple[ExpertPredictions, ...]
     labels: torch.Tensor
     gmacs: tuple[float, ...]
     rows: torch.Tensor
+    candidates: torch.Tensor | None = None
+    latency: tuple[float, ...] | None = None
+    stem: ExpertPredictions | None = None
+    stem_gmacs: float = 0.0
+    stem_latency: float = 0.0
+    measure: str = ACCURACY
+
+    @classmethod
+    def of_pool(
+        cls, experts: Sequence[ExpertPredictions], labels: torch.Tensor, gmacs: Sequence[float]
+    ) -> Predictions:
+        """Predictions of all n images; labels int64 (n,)."""
+        candidates = likely_labels(experts) if experts[0].is_cut else None
+        return cls(tuple(experts), labels, tuple(gmacs), torch.arange(len(labels)), candidates)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,18 +134,40 @@ class Predictions:
         return self.experts[0].num_labels
 
     @property
-    def is_approximate(self) -> bool:
-        """Whether scores are cut: what mixes them is then approximate."""
-        return any(expert.is_approximate for expert in self.experts)
+    def tail(self) -> int:
+        """How many labels the last column of an answer stands for."""
+        return 1 if self.candidates is None else self.num_labels - self.candidates.shape[1]
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """Cost of one image, by expert, in the unit that the search minimises."""
+        return self.latency or self.gmacs
 
     @property
     def targets(self) -> torch.Tensor:
-        """int64 (m,)."""
+        """int64 (m,), the label of each image."""
         return self.labels[self.rows]
+
+    @property
+    def target_columns(self) -> torch.Tensor:
+        """int64 (m,), the column of an answer that is the image's label; the last where no expert thinks it likely."""
+        if self.candidates is None:
+            return self.targets
+        match = self.candidates[self.rows] == self.targets.unsqueeze(1)
+        return torch.where(match.any(1), match.int().argmax(1), match.shape[1])
 
     def subset(self, rows: torch.Tensor) -> Predictions:
         """The same of some of these images; `rows` counts within this object."""
         return replace(self, rows=self.rows[rows])
+
+    def agreeing(self) -> Predictions:
+        """The same, where right means: as the largest expert answers."""
+        return replace(self, labels=self.experts[-1].answers(), measure=AGREEMENT)
+
+    def with_latency(self, milliseconds: Sequence[float]) -> Predictions:
+        """The same, where cost is milliseconds; of every expert, and last of the stem where there is one."""
+        experts, stem = milliseconds[: len(self.experts)], milliseconds[len(self.experts) :]
+        return replace(self, latency=tuple(experts), stem_latency=stem[0] if stem else 0.0)
 
     def correct(self) -> torch.Tensor:
         """bool (m, N): whether each expert is right."""
@@ -116,8 +175,37 @@ class Predictions:
 
     def answer(self, expert: int, rows: torch.Tensor) -> Answer:
         """What `dispatcher.route` asks for: logits and features of some images, without running the expert."""
-        source, rows = self.experts[expert], self.rows[rows]
-        return source.logits(rows), None if source.features is None else source.features[rows]
+        rows = self.rows[rows]
+        if expert == STEM:
+            return None, self.stem.features[rows]
+        source = self.experts[expert]
+        scores = source.scores[rows] if not source.is_cut else source.scores_of(self.candidates[rows], rows)
+        return scores, None if source.features is None else source.features[rows]
+
+
+def likely_labels(experts: Sequence[ExpertPredictions]) -> torch.Tensor:
+    """The labels that a pool thinks likely, image by image: every expert's first, then every expert's second, and so
+    on up to the fifth; then those of most probability.
+
+    Args:
+        experts: whose scores are cut.
+
+    Returns:
+        int32 (n, K).
+    """
+    num_labels = experts[0].num_labels
+    count = min(max(CANDIDATES, len(experts)), num_labels - 1)
+    parts = []
+    for rows in torch.arange(len(experts[0].scores)).split(ROWS_AT_ONCE):
+        likely = torch.zeros(len(rows), num_labels)
+        for expert in experts:
+            labels = expert.labels[rows].long()
+            likely.scatter_add_(1, labels, expert.scores[rows].exp())
+            first = labels[:, :TOP_SCORES]
+            bonus = 2.0 ** torch.arange(first.shape[1], 0, -1) * len(experts)
+            likely.scatter_reduce_(1, first, bonus.expand(len(rows), -1), "amax")
+        parts.append(likely.topk(count).indices.int())
+    return torch.cat(parts)
 
 
 def predict(
@@ -125,6 +213,7 @@ def predict(
     images: LabelledImages,
     accelerator: Accelerator,
     *,
+    stem: Expert | None = None,
     features_of: Sequence[int] = (),
     batch_size: int = 64,
     num_workers: int = 0,
@@ -134,8 +223,9 @@ def predict(
 
     Args:
         pool: experts by rising cost.
-        images: labelled images; each process decodes and classifies its share, in batches cut by row.
+        images: each process decodes and classifies its share, in batches cut by row.
         accelerator: device and processes.
+        stem: a network whose features are kept, too.
         features_of: experts whose pooled features are kept, too.
         batch_size, num_workers: images that an expert receives at once; processes that decode.
         cache_dir: default `$HF_HOME/pertinence`.
@@ -144,12 +234,11 @@ def predict(
         PertinenceError: an image that cannot be decoded, or an expert that answers with NaN.
     """
     root = Path(cache_dir or Path(HF_HOME) / "pertinence") / "predictions"
-    experts = []
-    for index, expert in enumerate(pool):
-        with_features = index in features_of
-        identity = _identity(expert, images)
-        folder = root / f"{expert.entry['name'].replace('/', '--')}-{_digest(identity)[:16]}"
-        tensors = _read(folder, identity, with_features)
+
+    def ask(expert: Expert, with_features: bool) -> ExpertPredictions:
+        identity = identify(expert, images)
+        folder = store_folder(root, expert, identity)
+        tensors = read_store(folder, identity, with_features)
         if accelerator.num_processes > 1:
             # All processes must agree on who has to run: one whose disk has no copy makes everybody run.
             found = gather_object([tensors is not None])
@@ -157,19 +246,18 @@ def predict(
         if tensors is None:
             tensors = _run(expert, images, accelerator, with_features, batch_size, num_workers)
             if accelerator.is_local_main_process:
-                _write(folder, identity, tensors)
+                write_store(folder, identity, tensors)
             accelerator.wait_for_everyone()
-        experts.append(
-            ExpertPredictions(
-                tensors["scores"],
-                tensors.get("labels"),
-                tensors.get("remainder"),
-                tensors.get("features") if with_features else None,
-                len(expert.labels),
-            )
-        )
-    gmacs = tuple(expert.entry["gmacs"] for expert in pool)
-    return Predictions(tuple(experts), images.labels, gmacs, torch.arange(len(images)))
+        if not with_features:
+            tensors.pop("features", None)
+        return ExpertPredictions.from_tensors(tensors, len(expert.labels))
+
+    experts = [ask(expert, index in features_of) for index, expert in enumerate(pool)]
+    labels = images.labels if images.labels is not None else torch.zeros(len(images), dtype=torch.int64)
+    predictions = Predictions.of_pool(experts, labels, [expert.entry["gmacs"] for expert in pool])
+    if stem is not None:
+        predictions = replace(predictions, stem=ask(stem, True), stem_gmacs=stem.entry["gmacs"])
+    return predictions
 
 
 def _run(
@@ -192,10 +280,13 @@ def _run(
     count = sum(len(batches[i]) for i in mine)
     with progress_bar(count, f"Predictions of {name}", "image", accelerator.is_local_main_process) as bar:
         for index, batch in zip(mine, loader, strict=True):
-            logits, features = expert(raise_or(batch))
-            kept = _compress(logits.cpu())
+            decoded = raise_or(batch)
+            # A batch of another size may run other kernels, whose last bits depend on what the process did before.
+            filled = decoded + decoded[:1] * (batch_size - len(batch))
+            logits, features = (values[: len(batch)].cpu() for values in expert(filled))
+            kept = compress(logits)
             if with_features:
-                kept["features"] = features.cpu()
+                kept["features"] = features
             results.append((index, kept))
             bar.update(len(batch))
     expert.to(home)
@@ -208,75 +299,11 @@ def _no_collate(batch: list[Any]) -> list[Any]:
     return batch
 
 
-def _compress(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+def compress(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Tensors that are kept of logits (n, C), see `ExpertPredictions`."""
     if logits.shape[1] <= MAX_DENSE_LABELS:
         return {"scores": logits}
     log_probs = logits.log_softmax(1)
-    top, labels = log_probs.topk(TOP_LABELS)
+    top, labels = log_probs.topk(KEPT_SCORES)
     rest = log_probs.scatter(1, labels, -torch.inf).logsumexp(1)
-    return {"scores": top, "labels": labels, "remainder": rest}
-
-
-def _identity(expert: Expert, images: LabelledImages) -> dict[str, Any]:
-    """Everything that an expert's answers depend on."""
-    import timm
-
-    return {
-        "cache_version": CACHE_VERSION,
-        "expert": {key: expert.entry[key] for key in ("revision", "transform", "label_map")},
-        "preprocessing": expert.preprocess.mode,
-        "dtype": str(expert.model.dtype),
-        "images": images.fingerprint,
-        "count": len(images),
-        "versions": {module.__name__: module.__version__ for module in (torch, torchvision, transformers, timm, PIL)},
-    }
-
-
-def _digest(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read(folder: Path, identity: dict[str, Any], with_features: bool) -> dict[str, torch.Tensor] | None:
-    """Tensors of a store (memory-mapped), or None where it is absent, stale, damaged, or lacks the features."""
-    if not folder.is_dir():
-        return None
-    try:
-        metadata = json.loads((folder / "metadata.json").read_text())
-        path = folder / "predictions.safetensors"
-        if metadata["identity"] != identity or metadata["sha256"] != _hash_file(path):
-            raise ValueError("its fingerprint does not match")
-        with safe_open(path, framework="pt") as store:
-            tensors = {key: store.get_tensor(key) for key in store.keys()}  # noqa: SIM118
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        logger.warning(f"The predictions in {folder} are stale or damaged ({error}): computing them again.")
-        return None
-    return tensors if "features" in tensors or not with_features else None
-
-
-def _write(folder: Path, identity: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Write a store beside its place, then move it there: a store is whole or absent."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=folder.parent))
-        try:
-            path = temporary / "predictions.safetensors"
-            save_file(tensors, path)
-            metadata = {"fingerprint": _digest(identity), "identity": identity, "sha256": _hash_file(path)}
-            (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2))
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise PertinenceError(
-            f"predictions cannot be kept in {folder.parent} ({error.strerror}): choose another --cache-dir"
-        ) from error
+    return {"scores": top, "labels": labels.int(), "remainder": rest}

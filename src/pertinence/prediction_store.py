@@ -1,0 +1,81 @@
+"""What every expert said about a split, on disk: one safetensors file per expert and split, with a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+import torchvision
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.utils import logging
+
+from .data import LabelledImages
+from .errors import PertinenceError
+from .experts import Expert
+from .files import hash_file, replaced
+
+
+logger = logging.get_logger(__name__)
+
+STORE_VERSION = 2
+
+
+def store_folder(root: Path, expert: Expert, identity: dict[str, Any]) -> Path:
+    return root / f"{expert.entry['name'].replace('/', '--')}-{_digest(identity)[:16]}"
+
+
+def identify(expert: Expert, images: LabelledImages) -> dict[str, Any]:
+    """Everything that an expert's answers depend on."""
+    import timm
+
+    return {
+        "store_version": STORE_VERSION,
+        "expert": {"revision": expert.revision, **{key: expert.entry[key] for key in ("transform", "label_map")}},
+        "preprocessing": expert.preprocess.mode,
+        "dtype": str(expert.model.dtype),
+        "images": images.fingerprint,
+        "count": len(images),
+        "versions": {module.__name__: module.__version__ for module in (torch, torchvision, transformers, timm, PIL)},
+    }
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def read_store(folder: Path, identity: dict[str, Any], with_features: bool) -> dict[str, torch.Tensor] | None:
+    """Tensors of a store (memory-mapped), or None where it is absent, stale, damaged, or lacks the features."""
+    if not folder.is_dir():
+        return None
+    try:
+        metadata = json.loads((folder / "metadata.json").read_text())
+        path = folder / "predictions.safetensors"
+        if metadata["identity"] != identity or metadata["sha256"] != hash_file(path):
+            raise ValueError("its fingerprint does not match")
+        with safe_open(path, framework="pt") as store:
+            tensors = {key: store.get_tensor(key) for key in store.keys()}  # noqa: SIM118
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        logger.warning(f"The predictions in {folder} are stale or damaged ({error}): computing them again.")
+        return None
+    return tensors if "features" in tensors or not with_features else None
+
+
+def write_store(folder: Path, identity: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Write a store; whole or not at all."""
+    try:
+        with replaced(folder) as temporary:
+            temporary.mkdir()
+            path = temporary / "predictions.safetensors"
+            save_file(tensors, path)
+            metadata = {"fingerprint": _digest(identity), "identity": identity, "sha256": hash_file(path)}
+            (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2))
+    except OSError as error:
+        raise PertinenceError(
+            f"predictions cannot be kept in {folder.parent} ({error.strerror}): choose another --cache-dir"
+        ) from error
