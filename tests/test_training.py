@@ -68,8 +68,11 @@ def test_population_equals_individuals_trained_one_by_one_with_autograd(data, ge
 
 def test_individual_depends_neither_on_its_neighbours_nor_on_its_place(data, genomes):
     together = train(data, genomes)
-    assert torch.equal(together.weight[3], train(data, genomes[3:4]).weight[0])
-    assert torch.equal(together.weight[3], train(data, genomes[::-1].copy()).weight[1])
+    alone, reversed_order = train(data, genomes[3:4]), train(data, genomes[::-1].copy())
+    assert torch.equal(together.weight[3], alone.weight[0])
+    assert torch.equal(together.weight[3], reversed_order.weight[1])
+    assert torch.equal(together.bias[3], alone.bias[0])
+    assert torch.equal(together.bias[3], reversed_order.bias[1])
 
 
 def test_population_larger_than_a_chunk_is_the_same(data, genomes):

@@ -1,12 +1,19 @@
-"""Search spaces: what the numbers of a genome mean, one space per recipe."""
+"""Search spaces: what the numbers of a genome mean, one space per recipe.
+
+A space has `lower` and `upper` bounds (G,), `seeds` (S, G), genomes that the first population starts with, and, where
+it is more than a baseline, `neutral` ones, which take no search."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from .cascade import MAX_WEIGHT, PRICES, CascadeSettings
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,16 @@ class PaperSpace:
     def upper(self) -> np.ndarray:
         scheme = np.nextafter(float(len(self.schemes)), 0.0)
         return np.append(np.full(self.num_experts**2, 100.0), scheme)
+
+    @property
+    def seeds(self) -> np.ndarray:
+        return np.empty((0, len(self.lower)))
+
+    @property
+    def neutral(self) -> np.ndarray:
+        """Equal penalties, with each weighting scheme."""
+        penalties = np.full((len(self.schemes), self.num_experts**2), 50.0)
+        return np.column_stack([penalties, np.arange(len(self.schemes)) + 0.5])
 
     def decode(self, genomes: np.ndarray, counts: torch.Tensor) -> torch.Tensor:
         """What an image costs in the loss that is of one class and was taken for another: weight x penalty.
@@ -60,6 +77,89 @@ class PaperSpace:
             uniform = torch.rand(self.num_experts, num_features + 1, generator=torch.Generator().manual_seed(seed))
             starts.append((2 * uniform - 1) * bound)
         return torch.stack(starts)
+
+
+@dataclass(frozen=True)
+class CascadeSpace:
+    """Genome of the recipe `cascade`: where the chain starts, blend, log10 of ridge, scale, lambda.
+
+    Few genes, and coarse ones: every free bit costs accuracy on unseen images (policy.md). The scale of the mixing
+    weights takes five values, from a half to two; lambda is one of the prices that each fit serves anyway, and only
+    says which point of its curve stands for the individual.
+
+    Args:
+        num_experts: N.
+    """
+
+    num_experts: int
+    scales = (0.5, 0.5**0.5, 1.0, 2**0.5, 2.0)
+
+    @property
+    def lower(self) -> np.ndarray:
+        return np.array([0.0, 0.0, 0.0, 0.0, 0.0])
+
+    @property
+    def upper(self) -> np.ndarray:
+        below = np.nextafter([self.num_experts - 1.0, len(self.scales), len(PRICES)], 0.0)
+        return np.array([below[0], 1.0, 4.0, below[1], below[2]])
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """The neutral genomes, each at a few prices."""
+        prices = np.linspace(0, len(PRICES) - 1, 5)[1:-1]
+        return np.concatenate(
+            [np.column_stack([self.neutral[:, :-1], np.full(len(self.neutral), at)]) for at in prices]
+        )
+
+    @property
+    def neutral(self) -> np.ndarray:
+        """Every start with the settings that nothing was searched for."""
+        own = CascadeSettings()
+        genes = [own.blend, math.log10(own.ridge), self.scales.index(own.scale) + 0.5, len(PRICES) / 2]
+        return np.array([[start + 0.5, *genes] for start in range(self.num_experts - 1)])
+
+    def decode(self, genome: np.ndarray) -> tuple[CascadeSettings, int]:
+        """What to fit, and the index of the price (lambda)."""
+        start, blend, ridge, scale, price = genome.tolist()
+        return CascadeSettings(int(start), blend, 10**ridge, self.scales[int(scale)]), int(price)
+
+
+@dataclass(frozen=True)
+class ThresholdSpace:
+    """Genome of a confidence cascade of some length: which experts, thresholds, and a mixing weight for each member.
+
+    A threshold gene g stands for going on below a largest probability of 1 - 10^(-4 g).
+
+    Args:
+        num_experts: N.
+        num_members: M.
+    """
+
+    num_experts: int
+    num_members: int
+
+    @property
+    def chains(self) -> list[tuple[int, ...]]:
+        return list(itertools.combinations(range(self.num_experts), self.num_members))
+
+    @property
+    def lower(self) -> np.ndarray:
+        return np.zeros(2 * self.num_members)
+
+    @property
+    def upper(self) -> np.ndarray:
+        chains = np.nextafter(float(len(self.chains)), 0.0)
+        return np.concatenate([[chains], np.ones(self.num_members - 1), np.full(self.num_members, MAX_WEIGHT)])
+
+    @property
+    def seeds(self) -> np.ndarray:
+        return np.empty((0, len(self.lower)))
+
+    def decode(self, genome: np.ndarray) -> tuple[tuple[int, ...], list[float], list[float]]:
+        """Members, thresholds (M - 1) and mixing weights (M)."""
+        values = genome.tolist()
+        thresholds = [1 - 10 ** (-4 * gene) for gene in values[1 : self.num_members]]
+        return self.chains[int(values[0])], thresholds, values[self.num_members :]
 
 
 def class_weights(counts: torch.Tensor, beta: float = 0.9999) -> torch.Tensor:

@@ -1,78 +1,111 @@
-"""Recipes: how a genome becomes a trained dispatcher and what it is worth on the search images."""
+"""Recipes: how genomes become trained dispatchers, and what they are worth on the search images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from .arguments import SearchArguments
+from .candidates import Candidate
+from .cascade import CascadeCurve, CascadeFitter
 from .data import stratified_split
-from .dispatcher import Head, allowed_actions, choose, fit_knots, stage_evidence
-from .front import OperatingPoint, Stage
-from .genome import PaperSpace
-from .predictions import Predictions
+from .dispatcher import Head, allowed_actions, choose, fit_knots, log_softmax, mix, stage_evidence, threshold_head
+from .evaluation import evaluate_experts, summarise
+from .front import STEM, Figures, OperatingPoint, Stage
+from .genome import CascadeSpace, PaperSpace, ThresholdSpace
+from .predictions import ROWS_AT_ONCE, Predictions
+from .statistics import bootstrap_interval, paired_difference
 from .training import FitData, routing_classes, train_paper_heads
 
 
+TUNING_ROWS = 50_000
+
+
 @dataclass(frozen=True)
-class Candidate:
-    """One evaluated individual.
+class Individual:
+    """A fitted genome: one candidate, or a whole curve of them.
 
     Attributes:
-        point: not named yet.
-        heads: the very weights that were evaluated.
-        accuracy, gmacs: its objectives.
+        accuracy, costs: float64 (L,), of each candidate.
+        own: index of the candidate that stands for the genome.
+        candidate: makes the candidate of an index.
     """
 
-    point: OperatingPoint
-    heads: tuple[Head, ...]
-    accuracy: float
-    gmacs: float
+    accuracy: np.ndarray
+    costs: np.ndarray
+    own: int
+    candidate: Callable[[int], Candidate]
+
+
+class Recipe(Protocol):
+    """What the genetic algorithm needs of a recipe."""
+
+    name: str
+    measure: str
+    space: PaperSpace | CascadeSpace | ThresholdSpace
+
+    def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
+        """Fit and judge a population: genomes (P, G) to P individuals, one after the other."""
 
 
 class PaperRecipe:
-    """One decision by what the cheapest expert saw, then one expert, which answers alone (arXiv 2507.01695).
+    """One decision by what the stem saw, then one expert, which answers alone (arXiv 2507.01695).
 
-    The decision reads the cheapest expert's pooled features, as in the paper, or with `evidence="both"` the statistics
-    of its answer, too: a linear map of features cannot tell how sure a classifier is. The search images are divided
-    once: `fit` trains heads, `select` judges them.
+    The stem is the cheapest expert, or a network of its own. The decision reads its pooled features, as in the paper,
+    or with `evidence="both"` the statistics of its answer, too: a linear map of features cannot tell how sure a
+    classifier is. The search images are divided once: `fit` trains heads, `select` judges them.
 
     Args:
-        predictions: of the search images, with the features of expert 0.
+        predictions: of the search images, with the features of the stem.
+        fit_rows, select_rows: int64, which images train heads and which judge them.
         arguments: settings of the search.
         device: where heads are trained.
     """
 
     name = "paper"
 
-    def __init__(self, predictions: Predictions, arguments: SearchArguments, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        predictions: Predictions,
+        fit_rows: torch.Tensor,
+        select_rows: torch.Tensor,
+        arguments: SearchArguments,
+        device: torch.device | str = "cpu",
+    ):
         self.arguments, self.device = arguments, device
-        fit_rows, select_rows = stratified_split(predictions.targets, arguments.select_fraction, arguments.seed)
         self.fit, self.select = predictions.subset(fit_rows), predictions.subset(select_rows)
-        num_experts = len(predictions.gmacs)
-        self.space = PaperSpace(num_experts)
-        self.point = OperatingPoint("", self.name, tuple(range(num_experts)), (Stage(0, arguments.evidence),))
-        everything = torch.arange(len(self.fit))
-        self.knots = None if arguments.evidence == "features" else fit_knots(self.fit.answer(0, everything)[0])
-        self._data = FitData(
-            self._evidence_of(self.fit),
-            routing_classes(self.fit.correct(), arguments.unsolved).to(device),
-            num_experts,
-        )
+        self.measure, self.num_experts = predictions.measure, len(predictions.gmacs)
+        self.space = PaperSpace(self.num_experts)
+        stage = Stage(0, arguments.evidence) if predictions.stem is None else Stage(STEM, "features")
+        if predictions.stem is None and predictions.experts[0].features is None:
+            stage = Stage(0, "mix")  # a table of predictions has no features
+        self.point = OperatingPoint("", self.name, tuple(range(self.num_experts)), (stage,))
+        first_answers = self.fit.answer(0, torch.arange(len(self.fit)))[0]
+        self.knots = None if stage.evidence == "features" else fit_knots(first_answers, predictions.tail)
+        classes = routing_classes(self.fit.correct(), arguments.unsolved)
+        used = classes >= 0
+        evidence = self._evidence_of(self.fit)
+        self._data = FitData(evidence[used].to(device), classes[used].to(device), self.num_experts)
         self._evidence = self._evidence_of(self.select)
-        self._correct = self.select.correct().to(device)
+        self._correct = self.select.correct()
 
     def _evidence_of(self, predictions: Predictions) -> torch.Tensor:
-        logits, features = predictions.answer(0, torch.arange(len(predictions)))
-        ran = torch.zeros(len(logits), self.space.num_experts, dtype=torch.bool)
-        ran[:, 0] = True
-        votes = torch.where(ran, logits.argmax(1, keepdim=True), 0)
-        return stage_evidence(self.arguments.evidence, logits, votes, ran, features, self.knots).to(self.device)
+        stage = self.point.stages[0]
+        parts = []
+        for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE):
+            answer, features = predictions.answer(stage.after, rows)
+            ran = torch.zeros(len(rows), self.num_experts, dtype=torch.bool)
+            votes = torch.zeros(len(rows), self.num_experts, dtype=torch.int64)
+            if answer is not None:
+                ran[:, 0], votes[:, 0] = True, answer.argmax(1)
+            parts.append(stage_evidence(stage.evidence, answer, votes, ran, features, self.knots, predictions.tail))
+        return torch.cat(parts)
 
-    def evaluate(self, genomes: np.ndarray) -> list[Candidate]:
-        """Train and judge a population: genomes (P, G) to P candidates."""
+    def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
         heads = train_paper_heads(
             self._data,
             self.space.decode(genomes, self._data.counts.cpu()).to(self.device),
@@ -82,25 +115,177 @@ class PaperRecipe:
             batch_size=self.arguments.head_batch_size,
             seed=self.arguments.seed,
         )
-        allowed = allowed_actions(self.point, self.point.stages[0], self.space.num_experts).to(self.device)
-        choice = choose(heads.scores(self._evidence), allowed)
-        correct = self._correct.expand(len(choice), -1, -1).gather(2, choice.unsqueeze(2)).squeeze(2)
-        gmacs = torch.tensor(self.select.gmacs, dtype=torch.float64, device=self.device)
-        # The first expert runs on every image; where it is chosen its answer is there already.
-        cost = gmacs[0] + heads.gmacs + torch.where(choice > 0, gmacs[choice], 0.0)
         weights, biases = heads.weight.cpu(), heads.bias.cpu()
-        return [
-            Candidate(self.point, (Head(weight, bias, self.knots),), accuracy, mean)
-            for weight, bias, accuracy, mean in zip(
-                weights, biases, correct.double().mean(1).tolist(), cost.mean(1).tolist(), strict=True
+        # One by one, as the model decides: no individual's bits depend on its neighbours.
+        for weight, bias in zip(weights, biases, strict=True):
+            yield self._judge(Head(weight.clone(), bias.clone(), self.knots))
+
+    def _judge(self, head: Head) -> Individual:
+        stage, select = self.point.stages[0], self.select
+        allowed = allowed_actions(self.point, stage, self.num_experts)
+        choice = choose(head.scores(self._evidence), allowed)
+        right = self._correct.gather(1, choice.unsqueeze(1)).squeeze(1)
+        largest = self._correct[:, -1]
+
+        def cost(of_experts: tuple[float, ...], of_stem: float) -> torch.Tensor:
+            by_expert = torch.tensor(of_experts, dtype=torch.float64)
+            # A stem that is an expert has run on every image; where it is chosen its answer is there already.
+            first = of_stem if stage.after == STEM else of_experts[0]
+            return first + torch.where(choice == stage.after, 0.0, by_expert[choice])
+
+        gmacs = cost(select.gmacs, select.stem_gmacs) + head.gmacs
+        latency = None if select.latency is None else cost(select.latency, select.stem_latency)
+        shares = torch.bincount(choice, minlength=self.num_experts) / len(choice)
+        figures = summarise(select, right, gmacs, shares, latency, select.candidates is not None).figures
+        versus = paired_difference((right & ~largest).sum().item(), (~right & largest).sum().item(), len(right))
+        point = OperatingPoint("", self.name, self.point.members, self.point.stages, figures)
+        candidate = Candidate(point, (head,), versus)
+        return Individual(np.array([figures.accuracy]), np.array([figures.cost]), 0, lambda _: candidate)
+
+
+class CascadeRecipe:
+    """A decision after every expert, fitted backwards and out of fold: `cascade.CascadeFitter`.
+
+    Args:
+        fitter: prepared for the search images.
+        predictions: the same images.
+    """
+
+    name = "cascade"
+
+    def __init__(self, fitter: CascadeFitter, predictions: Predictions):
+        self.fitter, self.predictions, self.measure = fitter, predictions, predictions.measure
+        self.space = CascadeSpace(len(predictions.gmacs))
+
+    def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
+        for genome in genomes:
+            settings, price = self.space.decode(genome)
+            curve = self.fitter.fit(settings)
+            yield Individual(curve.accuracy, curve.cost, price, self._maker(curve))
+
+    def _maker(self, curve: CascadeCurve) -> Callable[[int], Candidate]:
+        def candidate(index: int) -> Candidate:
+            accuracy = float(curve.accuracy[index])
+            figures = Figures(
+                accuracy,
+                bootstrap_interval(accuracy, curve.samples),
+                float(curve.gmacs[index]),
+                tuple(curve.shares[index].tolist()),
+                curve.samples,
+                self.predictions.candidates is not None,
+                None if self.predictions.latency is None else float(curve.cost[index]),
+                self.predictions.measure,
+                estimate=True,
             )
+            point = OperatingPoint("", self.name, curve.point.members, curve.point.stages, figures)
+            versus = paired_difference(int(curve.wins[index]), int(curve.losses[index]), curve.samples)
+            return Candidate(point, curve.heads(index), versus)
+
+        return candidate
+
+
+class ThresholdRecipe:
+    """The baseline: go on while the largest softmax probability of the mix is below a threshold.
+
+    Members, thresholds and mixing weights are tuned and judged on the same images, as people tune cascades: its
+    figures on the search images are optimistic, those on the report images are not.
+
+    Args:
+        predictions: of the search images; of very many, evenly spaced ones are enough for a handful of numbers.
+        num_members: length of the chains.
+    """
+
+    def __init__(self, predictions: Predictions, num_members: int):
+        self.name = f"max-softmax-{num_members}"
+        if len(predictions) > TUNING_ROWS:
+            spaced = torch.linspace(0, len(predictions) - 1, TUNING_ROWS, dtype=torch.float64)
+            predictions = predictions.subset(spaced.long())
+        self.predictions, self.measure = predictions, predictions.measure
+        self.space = ThresholdSpace(len(predictions.gmacs), num_members)
+        count = torch.arange(len(predictions))
+        self._log_probs = [
+            torch.cat(
+                [log_softmax(predictions.answer(e, rows)[0], predictions.tail) for rows in count.split(ROWS_AT_ONCE)]
+            )
+            for e in range(len(predictions.gmacs))
         ]
+        self._targets = predictions.target_columns
+        self._largest_right = predictions.correct()[:, -1]
+
+    def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
+        return (self._judge(*self.space.decode(genome)) for genome in genomes)
+
+    def _judge(self, members: tuple[int, ...], thresholds: list[float], weights: list[float]) -> Individual:
+        predictions = self.predictions
+        point = OperatingPoint(
+            "", "thresholds", members, tuple(Stage(m, "mix", tuple(weights[: i + 1])) for i, m in enumerate(members))
+        )
+        heads = tuple(
+            threshold_head(point, stage, threshold, len(predictions.gmacs))
+            for stage, threshold in zip(point.decisions, thresholds, strict=True)
+        )
+        here = torch.ones(len(predictions), dtype=torch.bool)
+        right, ended = torch.zeros_like(here), torch.zeros(len(here), dtype=torch.int64)
+        gmacs, latency = torch.zeros(len(here), dtype=torch.float64), torch.zeros(len(here), dtype=torch.float64)
+        for position, member in enumerate(members):
+            rows = here.nonzero().squeeze(1)
+            stacked = torch.stack([self._log_probs[m][rows] for m in members[: position + 1]], 1)
+            best, answer = log_softmax(mix(stacked, weights[: position + 1]), predictions.tail).max(1)
+            right[rows], ended[rows] = answer == self._targets[rows], member
+            gmacs[rows] += predictions.gmacs[member]
+            if predictions.latency is not None:
+                latency[rows] += predictions.latency[member]
+            if position < len(thresholds):
+                gmacs[rows] += heads[position].gmacs
+                here[rows[best.exp() >= thresholds[position]]] = False
+        shares = torch.bincount(ended, minlength=len(predictions.gmacs)) / len(here)
+        figures = summarise(
+            predictions,
+            right,
+            gmacs,
+            shares,
+            None if predictions.latency is None else latency,
+            predictions.candidates is not None,
+        ).figures
+        largest = self._largest_right
+        versus = paired_difference((right & ~largest).sum().item(), (~right & largest).sum().item(), len(right))
+        point = OperatingPoint("", point.recipe, members, point.stages, figures)
+        candidate = Candidate(point, heads, versus)
+        return Individual(np.array([figures.accuracy]), np.array([figures.cost]), 0, lambda _: candidate)
 
 
 def static_candidates(predictions: Predictions) -> list[Candidate]:
     """Every expert alone: in the archive of each search from the start."""
-    accuracy = predictions.correct().double().mean(0).tolist()
+    outcomes = evaluate_experts(predictions)
     return [
-        Candidate(OperatingPoint("", "static", (index,)), (), accuracy[index], gmacs)
-        for index, gmacs in enumerate(predictions.gmacs)
+        Candidate(OperatingPoint("", "static", (index,), select=one.figures), (), one.versus(outcomes[-1]))
+        for index, one in enumerate(outcomes)
     ]
+
+
+def make_recipes(
+    predictions: Predictions, arguments: SearchArguments, device: torch.device | str
+) -> tuple[list[Recipe], Predictions, dict[str, int]]:
+    """The recipes that `arguments.recipe` names.
+
+    Returns:
+        The recipes; the images that all of them are judged on; and how many images do what.
+    """
+    wants_paper, wants_cascade = arguments.recipe in ("paper", "both"), arguments.recipe in ("cascade", "both")
+    recipes: list[Recipe] = []
+    judged, select_rows = predictions, None
+    counts = {}
+    if wants_paper:
+        fit_rows, select_rows = stratified_split(predictions.targets, arguments.select_fraction, arguments.seed)
+        recipes.append(PaperRecipe(predictions, fit_rows, select_rows, arguments, device))
+        judged = predictions.subset(select_rows)
+        counts |= {"fit": len(fit_rows), "select": len(select_rows)}
+    if wants_cascade:
+        # Beside `paper`, both are judged on the same images.
+        mixing = arguments.mixing if arguments.mixing is not None else predictions.measure == "accuracy"
+        # Another seed than the division above: its images must be dealt out to all folds.
+        seed = arguments.seed + wants_paper
+        fitter = CascadeFitter(predictions, arguments.folds, seed, mixing, select_rows, device)
+        recipes.append(CascadeRecipe(fitter, predictions))
+        counts |= {"cross_fit": len(predictions), "folds": arguments.folds, "select": len(judged)}
+    return recipes, judged, counts

@@ -1,4 +1,4 @@
-"""Trains the heads of a whole population at once, as batched matrix products over cached evidence."""
+"""Trains the heads of a whole population at once, as matrix products over cached evidence."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from .dispatcher import Head
 
 
-CHUNK = 64
+CHUNK = 32
 """Individuals that are trained together; a population is padded to whole chunks, so that an individual's result
-depends
-neither on its neighbours nor on how many there are."""
+depends neither on its neighbours nor on how many there are."""
 
 ALIGNMENT = 16
 """Numbers of 4 bytes in a cache line."""
@@ -45,12 +44,12 @@ def routing_classes(correct: torch.Tensor, unsolved: str = "cheapest") -> torch.
 
     Args:
         correct: bool (n, N), experts by rising cost.
-        unsolved: "cheapest" or "largest": where an image goes that no expert gets right.
+        unsolved: "cheapest" or "largest": where an image goes that no expert gets right; "dropped": it has no label.
 
     Returns:
-        int64 (n,).
+        int64 (n,); -1 for images without a label.
     """
-    fallback = 0 if unsolved == "cheapest" else correct.shape[1] - 1
+    fallback = {"cheapest": 0, "largest": correct.shape[1] - 1, "dropped": -1}[unsolved]
     return torch.where(correct.any(1), correct.int().argmax(1), fallback)
 
 
@@ -80,29 +79,28 @@ def train_paper_heads(
         P heads in one: weight (P, N, E), bias (P, N).
     """
     mean, std = data.evidence.mean(0), data.evidence.std(0, correction=0).clamp_min(1e-6)
-    size = data.evidence.shape[1]
-    standardised = (data.evidence - mean) / std
-    evidence = standardised.new_zeros(len(standardised), _aligned(size + 1))
-    evidence[:, :size], evidence[:, size] = standardised, 1.0
+    size, num_experts = data.evidence.shape[1], data.num_experts
+    evidence = data.evidence.new_zeros(len(data.evidence), _aligned(size + 1))
+    evidence[:, :size], evidence[:, size] = (data.evidence - mean) / std, 1.0
     chunks = []
     for start in range(0, len(misroute_costs), CHUNK):
         part = slice(start, min(start + CHUNK, len(misroute_costs)))
-        costs = misroute_costs.new_zeros(CHUNK, *misroute_costs.shape[1:])
-        weights = evidence.new_zeros(CHUNK, data.num_experts, evidence.shape[1])
         count = part.stop - start
-        costs[:count], weights[:count, :, : size + 1] = misroute_costs[part], initial[part]
+        costs = misroute_costs.new_zeros(CHUNK, num_experts, num_experts)
+        weights = evidence.new_zeros(evidence.shape[1], num_experts, CHUNK)
+        costs[:count], weights[: size + 1, :, :count] = misroute_costs[part], initial[part].permute(2, 1, 0)
         order = torch.Generator().manual_seed(seed)
         _train_chunk(weights, evidence, data.classes, costs, epochs, learning_rate, batch_size, order)
-        chunks.append(weights[:count])
+        chunks.append(weights[: size + 1, :, :count].permute(2, 1, 0))
     weights = torch.cat(chunks)
     weight = weights[..., :size] / std
-    return Head(weight, weights[..., size] - weight @ mean)
+    # A product of a whole stack would sum in an order that depends on how many there are.
+    return Head(weight, weights[..., size] - (weight * mean).sum(-1))
 
 
 def _aligned(size: int) -> int:
-    """The size rounded up so that every matrix of a stack starts at the same alignment: a kernel may sum in another
-    order
-    where it does not, and an individual's result would depend on its place."""
+    """The size rounded up to whole cache lines: a kernel may sum in another order at an edge, and an individual's
+    result would depend on its place."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
@@ -116,23 +114,31 @@ def _train_chunk(
     batch_size: int,
     generator: torch.Generator,
 ) -> None:
-    """Train weights (P, N, E) in place. Written out, not differentiated: the gradient of the loss is one product."""
-    count, num_experts = len(evidence), costs.shape[1]
+    """Train weights (E, N, P) in place, the scores of all heads as one product. Written out, not differentiated.
+
+    Individuals come last, so that a softmax over a handful of experts runs over whole rows of them.
+    """
+    size, num_experts, population = weights.shape
     first, second = torch.zeros_like(weights), torch.zeros_like(weights)
     one_hot = torch.nn.functional.one_hot(classes, num_experts).to(evidence.dtype)
+    # For each class the costs of taking it for another: (N, N, P).
+    costs = costs.permute(1, 2, 0).contiguous()
     step = 0
     for _ in range(epochs):
-        for rows in torch.randperm(count, generator=generator).to(evidence.device).split(batch_size):
+        for rows in torch.randperm(len(evidence), generator=generator).to(evidence.device).split(batch_size):
             step += 1
             # Rows that fill up a batch repeat its first and weigh nothing.
             filled = torch.cat([rows, rows[:1].expand(_aligned(len(rows)) - len(rows))])
             weigh = (torch.arange(len(filled), device=rows.device) < len(rows)) / len(rows)
-            batch = evidence[filled].expand(len(costs), -1, -1)
-            scores = torch.bmm(batch, weights.mT)
-            # P[y_i, argmax z_i] for every individual and image, as a factor of each image's cross-entropy.
-            factors = costs[:, classes[filled]].gather(2, scores.argmax(2, keepdim=True)) * weigh.unsqueeze(1)
-            slopes = (scores.softmax(2) - one_hot[filled]) * factors
-            gradient = torch.bmm(slopes.mT, batch)
+            batch = evidence[filled]
+            scores = (batch @ weights.view(size, -1)).view(-1, num_experts, population)
+            largest, predicted = scores.max(1, keepdim=True)
+            exponentials = (scores - largest).exp_()
+            slopes = exponentials / exponentials.sum(1, keepdim=True)
+            # P[y_i, argmax z_i] for every image and individual, as a factor of each image's cross-entropy.
+            factors = costs[classes[filled]].gather(1, predicted) * weigh.view(-1, 1, 1)
+            slopes.sub_(one_hot[filled].unsqueeze(2)).mul_(factors)
+            gradient = (batch.T @ slopes.view(len(filled), -1)).view_as(weights)
             first.lerp_(gradient, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             scale = (second / (1 - BETAS[1] ** step)).sqrt_().add_(EPSILON)

@@ -1,0 +1,128 @@
+"""Candidates for the front: trained dispatchers with what the search knows of them, in memory and in files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .dispatcher import NUM_KNOTS, Head
+from .files import replaced
+from .front import OperatingPoint
+from .statistics import non_dominated
+
+
+BASELINES = "baselines.safetensors"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained dispatcher that may become an operating point.
+
+    Attributes:
+        point: without a name, with its figures on the search images (`select`).
+        heads: the very weights that those figures belong to.
+        versus_largest: mean difference of accuracy to the largest expert on the same images, and its standard error.
+    """
+
+    point: OperatingPoint
+    heads: tuple[Head, ...]
+    versus_largest: tuple[float, float]
+
+    @property
+    def accuracy(self) -> float:
+        return self.point.select.accuracy
+
+    @property
+    def cost(self) -> float:
+        return self.point.select.cost
+
+
+class Archive:
+    """The candidates that no other that was added dominates, by rising cost; of equal ones the first."""
+
+    def __init__(self, candidates: Iterable[Candidate] = ()):
+        self.candidates: list[Candidate] = []
+        self.add(candidates)
+
+    def add(self, candidates: Iterable[Candidate]) -> None:
+        merged = [*self.candidates, *candidates]
+        kept = non_dominated([c.cost for c in merged], [c.accuracy for c in merged])
+        self.candidates = [merged[index] for index in kept]
+
+    def improvements(self, costs: np.ndarray, accuracy: np.ndarray) -> list[int]:
+        """Which of some points would enter: those that neither each other nor the archive dominates or equals."""
+        known_costs = np.array([c.cost for c in self.candidates])
+        known_accuracy = np.array([-math.inf, *(c.accuracy for c in self.candidates)])
+        best = known_accuracy[np.searchsorted(known_costs, costs, side="right")]
+        return [index for index in non_dominated(costs, accuracy) if accuracy[index] > best[index]]
+
+
+def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state: Any = None) -> None:
+    """Write groups of candidates, and anything that JSON can hold, to one safetensors file; whole or not at all."""
+    weights, entries = [torch.zeros(0)], {}
+    for name, candidates in groups.items():
+        entries[name] = [
+            {
+                "point": candidate.point.to_dict(),
+                "versus_largest": candidate.versus_largest,
+                "heads": [[*head.weight.shape, head.knots is not None] for head in candidate.heads],
+            }
+            for candidate in candidates
+        ]
+        for head in (head for candidate in candidates for head in candidate.heads):
+            weights += [head.weight.flatten(), head.bias, *([] if head.knots is None else [head.knots])]
+    text = json.dumps({"groups": entries, "state": state})
+    with replaced(path) as temporary:
+        save_file({"heads": torch.cat(weights)}, temporary, metadata={"json": text})
+
+
+def load_candidates(path: Path) -> tuple[dict[str, list[Candidate]], Any]:
+    """What `save_candidates` wrote: the groups, and the rest."""
+    with safe_open(path, framework="pt") as file:
+        stored, weights = json.loads(file.metadata()["json"]), file.get_tensor("heads")
+    at = 0
+
+    def take(*shape: int) -> torch.Tensor:
+        nonlocal at
+        at += math.prod(shape)
+        return weights[at - math.prod(shape) : at].view(shape)
+
+    groups = {}
+    for name, entries in stored["groups"].items():
+        groups[name] = []
+        for entry in entries:
+            heads = tuple(
+                Head(take(rows, columns), take(rows), take(NUM_KNOTS) if has_knots else None)
+                for rows, columns, has_knots in entry["heads"]
+            )
+            point = OperatingPoint.from_dict(entry["point"])
+            groups[name].append(Candidate(point, heads, tuple(entry["versus_largest"])))
+    return groups, stored["state"]
+
+
+def load_baselines(
+    model_path: str | os.PathLike, token: str | bool | None = None
+) -> dict[str, tuple[list[Candidate], int]]:
+    """The baselines that were tuned when a model was searched; none where they are not stored with it."""
+    path = Path(model_path) / BASELINES
+    if not Path(model_path).is_dir():
+        try:
+            path = Path(hf_hub_download(str(model_path), BASELINES, token=token))
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            return {}
+    if not path.is_file():
+        return {}
+    groups, chosen = load_candidates(path)
+    return {name: (candidates, chosen[name]) for name, candidates in groups.items()}

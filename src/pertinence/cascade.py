@@ -1,0 +1,343 @@
+"""Fits cascades on cached predictions: mixing weights by likelihood, then ridge heads backwards over the stages.
+
+What an image is mixed and judged with was fitted on the labels of the other folds; labels of its own fold reach those
+heads only through the targets of earlier stages. Where hinges stand and how evidence is scaled takes no labels and is
+shared. One fit gives a whole curve, one dispatcher for each price of an operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from .data import assign_folds
+from .dispatcher import Head, fit_knots, log_softmax, mix_evidence, mix_evidence_size
+from .front import OperatingPoint, Stage
+from .predictions import Predictions
+
+
+PRICES = 10 ** np.linspace(-2.8, 0.4, 100)
+"""Lambda: accuracy (0 to 1) that one run of the largest expert must be worth."""
+MAX_WEIGHT, MIN_SINGLE_WEIGHT = 3.0, 1e-3
+WEIGHT_DECAY = 1e-3
+MIXING_ROWS = 20_000
+"""Images that mixing weights are fitted to; a handful of numbers gains nothing from more."""
+ROWS_AT_ONCE = 4096
+CACHED_BYTES = 2**30
+"""Evidence that is kept between fits."""
+
+
+@dataclass(frozen=True)
+class CascadeSettings:
+    """What the genetic algorithm searches, but for lambda.
+
+    Attributes:
+        start: pool index of the first member; all later experts follow.
+        blend: weight of the label in the utility of an answer; the rest weighs the whole pool's belief in it.
+        ridge: strength of the heads' penalty, for standardised evidence.
+        scale: factor of the fitted mixing weights.
+    """
+
+    start: int = 0
+    blend: float = 0.3
+    ridge: float = 100.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class CascadeCurve:
+    """One fit: a dispatcher for every lambda, with what the out-of-fold decisions gave on the judged images.
+
+    Attributes:
+        accuracy: float64 (L,).
+        cost: float64 (L,), mean of an image, in the unit of `Predictions.costs`.
+        gmacs: float64 (L,).
+        shares: float64 (L, N), of images that each expert ran last on.
+        wins, losses: int64 (L,), images that it gets right and the largest expert does not, and the reverse.
+        samples: number of judged images.
+        point: members and stages, unnamed.
+        weight: float32 (stages, L, E), of the mean of the fold heads, for going on.
+        bias: float32 (stages, L).
+        knots: float32 (stages, 8).
+    """
+
+    accuracy: np.ndarray
+    cost: np.ndarray
+    gmacs: np.ndarray
+    shares: np.ndarray
+    wins: np.ndarray
+    losses: np.ndarray
+    samples: int
+    point: OperatingPoint
+    weight: torch.Tensor
+    bias: torch.Tensor
+    knots: torch.Tensor
+
+    def heads(self, index: int) -> tuple[Head, ...]:
+        """The heads at one lambda: answering scores 0, the next member what it promises, any later one -1."""
+        num_experts = self.shares.shape[1]
+        heads = []
+        for stage, following in enumerate(self.point.members[1:]):
+            weight = torch.zeros(num_experts, self.weight.shape[2])
+            bias = torch.full((num_experts,), -1.0)
+            bias[self.point.members[stage]] = 0.0
+            weight[following], bias[following] = self.weight[stage, index], self.bias[stage, index]
+            heads.append(Head(weight, bias, self.knots[stage]))
+        return tuple(heads)
+
+
+class CascadeFitter:
+    """Fits cascades over the same images again and again.
+
+    Args:
+        predictions: of the search images.
+        folds: k.
+        seed: fixes the folds.
+        mixing: whether answers mix the experts that were run; without, the last one answers alone.
+        judged: int64, the images whose out-of-fold decisions are counted; default all.
+        device: where heads are fitted.
+    """
+
+    def __init__(
+        self,
+        predictions: Predictions,
+        folds: int,
+        seed: int,
+        mixing: bool = True,
+        judged: torch.Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self.device, self.folds, self.mixing = device, folds, mixing
+        self.tail = predictions.tail
+        self.costs, self.gmacs = np.array(predictions.costs), np.array(predictions.gmacs)
+        self.num_experts = len(self.costs)
+        self.counts_heads = predictions.latency is None
+        rows = assign_folds(predictions.targets, folds, seed)
+        self.fold_size = rows.shape[1]
+        rows = rows.flatten()
+        # Folds are filled up to one length; what fills them has no evidence and is never judged.
+        self._filled = rows >= 0
+        slots = rows.clamp_min(0)
+        self._log_probs = [
+            torch.cat([log_softmax(predictions.answer(e, part)[0], self.tail) for part in slots.split(ROWS_AT_ONCE)])
+            for e in range(self.num_experts)
+        ]
+        self._votes = torch.stack([log_probs.argmax(1) for log_probs in self._log_probs], 1)
+        self._targets = predictions.target_columns[slots]
+        is_judged = torch.ones(len(predictions), dtype=torch.bool)
+        if judged is not None:
+            is_judged = torch.zeros_like(is_judged).index_fill_(0, judged, True)
+        self._judged = is_judged[slots] & self._filled
+        self.samples = int(self._judged.sum())
+        self._largest_right = self._votes[:, -1] == self._targets
+        self._mixing: dict[tuple[int, int], torch.Tensor] = {}
+        bytes_each = 4 * rows.numel() * (mix_evidence_size(self.num_experts) + 1)
+        self._evidence = lru_cache(max(1, CACHED_BYTES // bytes_each))(self._make_evidence)
+        pool = self._mix(0, self.num_experts - 1, self.mixing_weights(0, self.num_experts - 1))
+        # exp of a log-softmax, in parts: the belief of the whole pool in every label
+        self._belief = torch.cat([log_softmax(part, self.tail).exp() for part in pool.split(ROWS_AT_ONCE)])
+        self._answers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def mixing_weights(self, start: int, last: int) -> torch.Tensor:
+        """Weights of experts start..last, fitted by likelihood for each fold on the others: float32 (k, M)."""
+        if (start, last) not in self._mixing:
+            per_fold = min(self.fold_size, -(-MIXING_ROWS // self.folds))
+            used = torch.arange(self.folds * self.fold_size).view(self.folds, -1)[:, :per_fold]
+            fitted = []
+            for fold in range(self.folds):
+                rows = used[torch.arange(self.folds) != fold].flatten()
+                rows = rows[self._filled[rows]]
+                log_probs = [self._log_probs[expert][rows] for expert in range(start, last + 1)]
+                fitted.append(fit_mixing_weights(log_probs, self._targets[rows], self.tail))
+            self._mixing[start, last] = torch.stack(fitted)
+        return self._mixing[start, last]
+
+    def fit(self, settings: CascadeSettings) -> CascadeCurve:
+        """Fit the heads of one cascade, for every lambda and fold at once."""
+        start, members = settings.start, tuple(range(settings.start, self.num_experts))
+        scale = settings.scale if self.mixing else 1.0
+        right, belief = self._answers_from(start)
+        utility = settings.blend * right.float() + (1 - settings.blend) * belief
+        prices = torch.from_numpy(PRICES).float().to(self.device)
+        head_gmacs = self.num_experts * mix_evidence_size(self.num_experts) / 1e9
+
+        utility = utility.to(self.device).view(self.folds, self.fold_size, -1)
+        # Of every image and lambda what the rest of the chain is worth, and which stage answers: (k, m, L).
+        value = utility[..., -1:].repeat(1, 1, len(prices))
+        position = torch.full(value.shape, len(members) - 1, dtype=torch.int8, device=self.device)
+        heads = []
+        for stage in reversed(range(len(members) - 1)):
+            evidence, mean, std, knots = self._evidence(start, start + stage, scale)
+            fee = prices * (self.costs[start + stage + 1] / self.costs[-1])
+            now = utility[..., stage : stage + 1]
+            parts = list(zip(*(t.split(ROWS_AT_ONCE, 1) for t in (evidence, value, now, position)), strict=True))
+            weights = self._solve(((x, v.sub_(fee) - answer) for x, v, answer, _ in parts), settings.ridge)
+            on_device = weights.float().to(self.device)
+            for x, v, answer, ends in parts:
+                goes_on = torch.bmm(x, on_device) > 0
+                v.copy_(torch.where(goes_on, v, answer))
+                ends.masked_fill_(~goes_on, stage)
+            heads.append((weights.mean(0), mean, std, knots))
+        heads.reverse()
+        weight = [(w[:-1] / std.unsqueeze(1)).T for w, _, std, _ in heads]
+        bias = [w[-1] - part @ mean for part, (w, mean, _, _) in zip(weight, heads, strict=True)]
+        decisions = np.minimum(np.arange(1, len(members) + 1), len(members) - 1) * head_gmacs
+        gmacs = np.cumsum(self.gmacs[start:]) + decisions
+        return CascadeCurve(
+            **self._count(position.flatten(0, 1), right, start, gmacs),
+            point=self._point(members, scale),
+            weight=torch.stack(weight).float().cpu(),
+            bias=torch.stack(bias).float().cpu(),
+            knots=torch.stack([knots for *_, knots in heads]).cpu(),
+        )
+
+    def _point(self, members: tuple[int, ...], scale: float) -> OperatingPoint:
+        stages = []
+        for member in members if self.mixing else members[:-1]:
+            weights = None
+            if self.mixing:
+                weights = tuple((self.mixing_weights(members[0], member).mean(0) * scale).tolist())
+            stages.append(Stage(member, "mix", weights))
+        return OperatingPoint("", "cascade", members, tuple(stages))
+
+    def _mix(self, start: int, last: int, weights: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+        """Answers of experts start..last, mixed with the weights (k, M) of each image's fold."""
+        by_row = weights.repeat_interleave(self.fold_size, 0)[rows]
+        mixed = by_row[:, :1] * self._log_probs[start][rows]
+        for position in range(1, last - start + 1):
+            mixed.addcmul_(by_row[:, position : position + 1], self._log_probs[start + position][rows])
+        return mixed
+
+    def _answers_from(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the chain that starts there, stage by stage: is the answer right, and the pool's belief in it: (S, M)."""
+        if start not in self._answers:
+            columns = []
+            for last in range(start, self.num_experts):
+                if not self.mixing or last == start:
+                    columns.append(self._votes[:, last])
+                else:
+                    columns.append(self._mix(start, last, self.mixing_weights(start, last)).argmax(1))
+            answers = torch.stack(columns, 1)
+            self._answers[start] = answers == self._targets.unsqueeze(1), self._belief.gather(1, answers)
+        return self._answers[start]
+
+    def _make_evidence(
+        self, start: int, last: int, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Standardised evidence with a column of ones (k, m, E + 1), its mean and std (E,), and the knots (8,)."""
+        weights = self.mixing_weights(start, last) * scale
+        ran = torch.zeros(1, self.num_experts, dtype=torch.bool)
+        ran[:, start : last + 1] = True
+        total = self.folds * self.fold_size
+        parts = [slice(at, min(at + ROWS_AT_ONCE, total)) for at in range(0, total, ROWS_AT_ONCE)]
+
+        def answer(rows: slice) -> torch.Tensor:
+            return self._mix(start, last, weights, rows) if self.mixing else self._log_probs[last][rows]
+
+        sample = torch.cat([answer(rows)[self._filled[rows]] for rows in parts[:5]])
+        knots = fit_knots(sample, self.tail)
+        evidence = torch.zeros(total, mix_evidence_size(self.num_experts) + 1)
+        for rows in parts:
+            mixed = answer(rows)
+            evidence[rows, :-1] = mix_evidence(mixed, self._votes[rows], ran.expand(len(mixed), -1), knots, self.tail)
+        evidence[:, -1] = 1.0
+        evidence *= self._filled.unsqueeze(1)
+        count = int(self._filled.sum())
+        sums = self._reduce(evidence[:, :-1])
+        mean = sums / count
+        evidence[:, :-1] -= mean.float() * self._filled.unsqueeze(1)
+        std = (self._reduce(evidence[:, :-1] ** 2) / count).sqrt().clamp_min(1e-6)
+        evidence[:, :-1] /= std.float()
+        return evidence.view(self.folds, self.fold_size, -1).to(self.device), mean, std, knots
+
+    @staticmethod
+    def _reduce(values: torch.Tensor) -> torch.Tensor:
+        """Sum over rows in float64, in an order that the number of threads does not change."""
+        return torch.from_numpy(values.numpy().sum(0, dtype=np.float64))
+
+    def _solve(self, parts: Iterable[tuple[torch.Tensor, torch.Tensor]], ridge: float) -> torch.Tensor:
+        """Ridge regression for each fold on the others, of parts (k, m', E) on (k, m', L): (k, E, L), float64."""
+        gram = moments = 0.0
+        with one_thread():
+            for x, y in parts:
+                gram = gram + torch.bmm(x.mT, x).cpu().double()
+                moments = moments + torch.bmm(x.mT, y).cpu().double()
+            penalty = ridge * torch.eye(gram.shape[1], dtype=torch.float64)
+            penalty[-1, -1] = 0.0
+            return torch.linalg.solve(gram.sum(0) - gram + penalty, moments.sum(0) - moments)
+
+    def _count(
+        self, position: torch.Tensor, right: torch.Tensor, start: int, gmacs: np.ndarray
+    ) -> dict[str, np.ndarray | int]:
+        counted = []
+        for stage in range(right.shape[1]):
+            ours = right[:, stage]
+            kinds = [torch.ones_like(ours), ours, ours & ~self._largest_right, ~ours & self._largest_right]
+            indicators = (torch.stack(kinds) & self._judged).float().to(self.device)
+            # Sums of zeros and ones are exact in float32 whatever their order, up to 2^24 images.
+            parts = zip(indicators.split(ROWS_AT_ONCE, 1), position.split(ROWS_AT_ONCE), strict=True)
+            counted.append(sum(kind @ (ends == stage).float() for kind, ends in parts).cpu().double().numpy())
+        ended, correct, wins, losses = np.stack(counted, 1)
+        shares = np.zeros((len(PRICES), self.num_experts))
+        shares[:, start:] = ended.T / self.samples
+        return {
+            "accuracy": correct.sum(0) / self.samples,
+            "cost": shares[:, start:] @ (gmacs if self.counts_heads else np.cumsum(self.costs[start:])),
+            "gmacs": shares[:, start:] @ gmacs,
+            "shares": shares,
+            "wins": wins.sum(0).astype(np.int64),
+            "losses": losses.sum(0).astype(np.int64),
+            "samples": self.samples,
+        }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums of matrix products and solutions in an order that the number of threads does not change."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def fit_mixing_weights(log_probs: Sequence[torch.Tensor], targets: torch.Tensor, tail: int = 1) -> torch.Tensor:
+    """Weights of a log-linear mixture that make the labels most likely.
+
+    Args:
+        log_probs: of M experts, (n, C) each.
+        targets: int64 (n,).
+        tail: how many labels the last column stands for.
+
+    Returns:
+        float32 (M,), each in [0, 3].
+    """
+    stacked = torch.stack(list(log_probs))
+    at_target = stacked.gather(2, targets.expand(len(stacked), -1).unsqueeze(2)).squeeze(2)
+    multiplicity = torch.ones(stacked.shape[2]).index_fill_(0, torch.tensor(stacked.shape[2] - 1), float(tail))
+
+    def mean(values: torch.Tensor) -> np.ndarray:  # numpy's, on one thread: the same however many torch has
+        return values.numpy().mean(-1, dtype=np.float64)
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        mixed = torch.zeros(stacked.shape[1:])
+        for weight, part in zip(weights.tolist(), stacked, strict=True):
+            mixed.add_(part, alpha=weight)
+        normalised = log_softmax(mixed, tail)
+        chosen = normalised.gather(1, targets.unsqueeze(1)).squeeze(1)
+        belief = normalised.exp() * multiplicity
+        slopes = np.stack([mean((belief * part).sum(1) - own) for part, own in zip(stacked, at_target, strict=True)])
+        return -mean(chosen) + WEIGHT_DECAY * weights @ weights, slopes + 2 * WEIGHT_DECAY * weights
+
+    # The answer of a single expert must remain: its weight may be small, but not nothing.
+    least = MIN_SINGLE_WEIGHT if len(stacked) == 1 else 0.0
+    start = np.full(len(stacked), 1 / len(stacked))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(least, MAX_WEIGHT)] * len(stacked))
+    return torch.from_numpy(found.x).float()
