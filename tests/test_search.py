@@ -15,11 +15,19 @@ from pertinence import (
     SearchArguments,
     SearchResult,
 )
-from pertinence.evaluation import non_dominated, paired_difference
 from pertinence.front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS
+from pertinence.statistics import non_dominated
 
 
-ARGUMENTS = {"population": 12, "generations": 3, "epochs": 4, "seed": 1, "device": "cpu"}
+ARGUMENTS = {
+    "population": 12,
+    "generations": 3,
+    "epochs": 4,
+    "seed": 1,
+    "device": "cpu",
+    "recipe": "both",
+    "front_size": 1000,
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +63,8 @@ def test_front_is_what_no_evaluated_candidate_dominates(result):
     assert points == sorted(points)
     assert len(non_dominated(*zip(*points, strict=True))) == len(points)
     for entry in result.record["evaluated"]:
-        assert any(gmacs <= entry["gmacs"] + 1e-12 and accuracy >= entry["accuracy"] for gmacs, accuracy in points)
-    assert len(result.record["evaluated"]) == ARGUMENTS["population"] * ARGUMENTS["generations"]
+        assert any(gmacs <= entry["cost"] + 1e-12 and accuracy >= entry["accuracy"] for gmacs, accuracy in points)
+    assert len(result.record["evaluated"]) == 2 * ARGUMENTS["population"] * ARGUMENTS["generations"]
 
 
 def test_static_experts_are_in_the_archive(result):
@@ -124,23 +132,6 @@ def test_default_is_the_cheapest_lossless_or_says_that_it_is_not(result):
         assert result.front.find(default).select.accuracy > largest["accuracy"]
 
 
-def test_default_rule():
-    from pertinence.evaluation import outcome
-    from pertinence.search import default_point
-
-    def measured(right, gmacs):
-        correct = torch.arange(100) < right
-        return outcome(correct, torch.full((100,), gmacs), torch.tensor([1.0, 0.0]))
-
-    largest = measured(80, 10.0)
-    assert default_point([measured(70, 1.0), measured(81, 2.0), measured(90, 3.0), largest], largest) == (1, True)
-    assert default_point([measured(70, 1.0), measured(79, 2.0), largest], largest) == (1, False)
-    noisy = outcome(torch.arange(100) >= 19, torch.full((100,), 2.0), torch.tensor([1.0, 0.0]))
-    difference, error = paired_difference(noisy.correct, largest.correct)
-    assert 0 < difference < error / 2
-    assert default_point([measured(70, 1.0), noisy, largest], largest) == (1, False)
-
-
 def test_same_seed_same_result_and_another_seed_another(search, result, saved, tmp_path):
     again = search()
     assert again.record["evaluated"] == result.record["evaluated"]
@@ -158,13 +149,17 @@ def test_saved_folder_is_a_model_a_record_and_a_plot(saved, result):
         "model.safetensors",
         "preprocessor_config.json",
         "search_result.json",
+        "baselines.safetensors",
         "front.png",
+        "shares.png",
+        "convergence.png",
+        "examples.png",
     }
     record = json.loads((saved / "search_result.json").read_text())
     assert {"settings", "seed", "versions", "evaluated", "front", "baselines", "run"} <= set(record)
     config = json.loads((saved / "config.json").read_text())
     assert record["front"] == config["front"] == result.front.to_list()
-    assert record["settings"]["recipe"] == "paper"
+    assert record["settings"]["recipe"] == "both"
     assert "cache_dir" not in json.dumps({key: value for key, value in record.items() if key != "run"})
 
 
@@ -187,12 +182,15 @@ def test_report_images_choose_nothing(search, result, digits):
     assert all(p.report.accuracy < 0.3 for p in other.front)
 
 
-def test_unsolved_images_go_where_asked(search, result):
-    assert search(unsolved="largest").record["evaluated"] != result.record["evaluated"]
+def test_unsolved_images_go_where_asked(search):
+    found = [
+        search(recipe="paper", unsolved=where).record["evaluated"] for where in ("cheapest", "largest", "dropped")
+    ]
+    assert found[0] != found[1] != found[2] != found[0]
 
 
 def test_features_alone_are_the_papers_evidence(search):
-    result = search(evidence="features")
+    result = search(recipe="paper", evidence="features")
     stages = [stage for point in result.front for stage in point.stages]
     assert {stage.evidence for stage in stages} == {"features"}
 
@@ -254,3 +252,109 @@ def test_failed_save_leaves_nothing_behind(result, tmp_path, monkeypatch):
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(PertinenceError, match=next(iter(settings))):
         SearchArguments(**settings)
+
+
+@pytest.fixture(scope="module")
+def with_stem(search, make_expert, tmp_path_factory):
+    """A `paper` search whose decisions look at a network that knows other labels, and the folder it is saved in."""
+    stem = make_expert(tmp_path_factory.mktemp("stem") / "watcher", labels=["cat", "dog", "fish"])
+    result = search(recipe="paper", stem=str(stem))
+    folder = tmp_path_factory.mktemp("runs") / "stem"
+    result.save(folder, save_experts=True)
+    return result, folder
+
+
+def test_separate_stem_decides_and_answers_nothing(with_stem, digits):
+    result, folder = with_stem
+    model = PertinenceForImageClassification.from_pretrained(folder)
+    stages = [stage for point in model.front if point.recipe == "paper" for stage in point.stages]
+    assert stages
+    assert {(stage.after, stage.evidence) for stage in stages} == {(-1, "features")}
+    assert model.config.stem["name"] == "watcher"
+    labels = torch.tensor(digits[2]["label"][:])
+    images = [torch.from_numpy(image).expand(3, -1, -1) for image in digits[2].with_format("numpy")["image"][:]]
+    for point in model.front:
+        out = model(images, operating_point=point.name)
+        assert point.report.accuracy == (out.logits.argmax(1) == labels).double().mean().item()
+        assert point.report.gmacs == pytest.approx(out.gmacs.double().mean().item(), rel=1e-5)
+        if point.recipe == "paper":
+            assert (out.experts_run.sum(1) == 1).all()
+            costs = torch.tensor([entry["gmacs"] for entry in model.config.experts])[out.expert_indices]
+            assert (out.gmacs - costs).min().item() == pytest.approx(model.config.stem["gmacs"], rel=0.01)
+
+
+def test_stem_that_is_an_expert_is_refused(search, digit_experts):
+    with pytest.raises(PertinenceError, match="the stem 'test_vit' is an expert of the pool"):
+        search(recipe="paper", stem=str(digit_experts[1]))
+
+
+def test_stem_may_be_called_as_an_expert(search, make_expert, tmp_path):
+    result = search(recipe="paper", stem=str(make_expert(tmp_path / "test_vit")), baselines=False)
+    assert result.model.config.stem["name"] == "test_vit (stem)"
+
+
+def test_stem_has_nothing_to_decide_in_a_cascade():
+    with pytest.raises(PertinenceError, match="a cascade starts with an expert"):
+        SearchArguments(stem="user/stem")
+
+
+def test_labels_are_not_needed_where_right_means_as_the_largest(search, digits, tmp_path):
+    unlabelled, report = (part.remove_columns("label") for part in digits[1:])
+    result = search(images=unlabelled, report=report, labels="agree", recipe="cascade")
+    result.save(tmp_path / "run")
+    largest = result.model.config.experts[-1]
+    assert largest["report"]["agreement"] == 1.0
+    assert not any(stage.mixing for point in result.front for stage in point.stages)
+    for file in ("config.json", "search_result.json"):
+        text = (tmp_path / "run" / file).read_text()
+        assert "agreement" in text
+        assert "accuracy" not in text.replace("most-accurate", "")
+    assert "accuracy" not in repr(result.evaluation)
+    reloaded = PertinenceForImageClassification.from_pretrained(tmp_path / "run")
+    assert reloaded.front.to_list() == result.front.to_list()
+
+
+def test_latency_is_the_cost_where_asked(search, digit_experts, tmp_path):
+    result = search(cost="latency", recipe="cascade", batch_size=16, output_dir=str(tmp_path / "run"))
+    entries = result.model.config.experts
+    latency = [entry["latency"] for entry in entries]
+    assert all(value > 0 for value in latency)
+    assert latency == sorted(latency)  # pool order is rising cost, whatever the cost is
+    costs = [point.select.latency for point in result.front]
+    assert costs == sorted(costs)
+    assert "ms" in repr(result.front).split("\n")[0]
+    for point in result.front:
+        if point.recipe == "static":
+            assert point.report.latency == pytest.approx(latency[point.members[0]])
+    # Kept with the state: a search that is continued must not measure again.
+    stored = json.loads((tmp_path / "run/search_state/latency.json").read_text())
+    assert sorted(stored) == latency
+
+
+def test_images_that_search_cannot_report(search, digits):
+    with pytest.raises(PertinenceError, match="40 of the 40 report images are search images"):
+        search(report=digits[1].select(range(40)))
+
+
+def test_at_most_so_many_operating_points_are_kept(search, result):
+    small = search(front_size=5)
+    kept = {(p.select.cost, p.select.accuracy) for p in small.front}
+    everything = [(p.select.cost, p.select.accuracy) for p in result.front]
+    assert len(kept) == 5 < len(everything)
+    assert kept <= set(everything)
+    assert {everything[0], everything[-1]} <= kept
+    default = result.front.find(result.model.config.operating_point).select
+    assert small.front.find(small.model.config.operating_point).select == default
+
+
+def test_experts_trained_on_the_search_images_are_called_out(zoo, cache, caplog):
+    folder = str(zoo / "cifar10/data")
+    images, report = (datasets.load_dataset(folder, split=f"{split}[:1000]") for split in ("train", "test"))
+    args = SearchArguments(population=4, generations=1, device="cpu", trust_remote_code=True, cache_dir=cache)
+    experts = [zoo / "cifar10/resnet8", zoo / "cifar10/resnet20"]
+    result = DispatcherSearch(experts, images, args, report_dataset=report).run()
+    assert any("'resnet20' is right on" in text and "looks trained" in text for text in result.evaluation.warnings)
+    assert "Warning: Expert 'resnet20'" in repr(result.evaluation)
+    assert "looks trained" in caplog.text
+    unseen = datasets.load_dataset(folder, split="validation[:1000]")
+    assert not DispatcherSearch(experts, unseen, args, report_dataset=report).run().evaluation.warnings

@@ -1,24 +1,51 @@
-"""`SearchResult`: what a search found, and the folder that it is saved to."""
+"""`SearchResult`: what a search found, and the folder that it is kept in while it runs and saved to at its end."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+
+from .candidates import BASELINES, save_candidates
+from .data import LabelledImages
+from .dispatcher import Head
 from .errors import PertinenceError
-from .evaluation import Evaluation
-from .front import Front
+from .evaluation import route_predictions
+from .files import RECORD, beside, replaced
+from .front import Front, OperatingPoint
+from .front_search import FoundFront
 from .modeling_pertinence import PertinenceForImageClassification
-from .plots import plot_front
+from .plots import plot_convergence, plot_examples, plot_front, plot_shares
+from .predictions import Predictions
+from .report import Evaluation
 
 
-RECORD = "search_result.json"
-PLOT = "front.png"
+CONFIG = "search.yaml"
+STATE = "search_state"
+EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images that one expert answered last: names and labels do not matter, only how sure the answers are.
+
+    Attributes:
+        expert: its name.
+        easiest, hardest: uint8 (H, W, 3), by falling and by rising confidence.
+    """
+
+    expert: str
+    easiest: list[np.ndarray]
+    hardest: list[np.ndarray]
 
 
 @dataclass
@@ -26,24 +53,32 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        model: ready to run, with the whole front.
+        model: ready to run, with the whole front; None for a search on a table of predictions.
         evaluation: the front and its baselines on the report images.
+        found: heads, baselines and the course of the search.
         record: everything else, as stored in `search_result.json`.
+        examples: report images that each expert answers.
+        is_main_process: only the main process of several saves.
+        config: resolved settings that run this search again, as stored in `search.yaml`; None from Python.
     """
 
-    model: PertinenceForImageClassification
+    model: PertinenceForImageClassification | None
     evaluation: Evaluation
+    found: FoundFront
     record: dict[str, Any]
+    examples: Sequence[Examples] = ()
+    is_main_process: bool = True
+    config: dict[str, Any] | None = None
 
     @property
     def front(self) -> Front:
         return self.evaluation.front
 
     def save(self, output_dir: str | os.PathLike, save_experts: bool = False) -> None:
-        """Write a loadable model, `search_result.json` and the plot of the front; whole or not at all.
+        """Write a loadable model, `search_result.json`, figures and baselines; each file whole or not at all.
 
         Args:
-            output_dir: a new or empty folder, or one that holds the result of the same search, which is replaced.
+            output_dir: a new or empty folder, or one that holds this search or its result.
             save_experts: also copy each expert's own files.
 
         Raises:
@@ -51,47 +86,138 @@ class SearchResult:
         """
         folder = Path(output_dir)
         check_output_dir(folder, self.record["settings"])
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            self.model.save_pretrained(temporary, save_experts=save_experts)
-            record = {**self.record, "run": {**self.record["run"], "output_dir": str(folder)}}
-            (temporary / RECORD).write_text(json.dumps(record, indent=1))
-            plot_front(self.evaluation, temporary / PLOT)
-            temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if not self.is_main_process:
+            return
+        with beside(folder) as temporary:
+            temporary.mkdir()
+            self._write(temporary, folder, save_experts)
+            folder.mkdir(parents=True, exist_ok=True)
+            # The record is what tells a result: it comes last.
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == RECORD):
+                if path.is_dir():
+                    shutil.rmtree(folder / path.name, ignore_errors=True)
+                os.replace(path, folder / path.name)
+            shutil.rmtree(folder / STATE, ignore_errors=True)
+
+    def _write(self, folder: Path, final: Path, save_experts: bool) -> None:
+        if self.model is not None:
+            self.model.save_pretrained(folder, save_experts=save_experts)
+        record = {**self.record, "run": {**self.record["run"], "output_dir": str(final)}}
+        (folder / RECORD).write_text(json.dumps(record, indent=1))
+        if self.config is not None:
+            (folder / CONFIG).write_text(yaml.safe_dump(self.config, sort_keys=False))
+        groups = {name: candidates for name, (candidates, _) in self.found.baselines.items()}
+        chosen = {name: index for name, (_, index) in self.found.baselines.items()}
+        save_candidates(folder / BASELINES, groups, chosen)
+        plot_front(self.evaluation, folder / "front.png")
+        plot_shares(self.evaluation, folder / "shares.png")
+        plot_convergence(self.found.hypervolumes, folder / "convergence.png")
+        if self.examples:
+            plot_examples(self.examples, folder / "examples.png")
+
+
+def pick_examples(
+    point: OperatingPoint,
+    heads: Sequence[Head],
+    predictions: Predictions,
+    names: Sequence[str],
+    images: LabelledImages,
+) -> list[Examples]:
+    """For each expert the images that it answers with the largest and with the smallest probability."""
+    confidence, last = [], []
+    for _, routing in route_predictions(point, heads, predictions):
+        confidence.append(routing.logits.softmax(1).max(1).values)
+        last.append(routing.expert_indices)
+    confidence, last = torch.cat(confidence), torch.cat(last)
+    examples = []
+    for index, name in enumerate(names):
+        rows = (last == index).nonzero().squeeze(1)
+        rows = predictions.rows[rows[confidence[rows].argsort(stable=True)]].tolist()
+        if rows:
+            easiest, hardest = (
+                [images[row].permute(1, 2, 0).numpy() for row in part[:EXAMPLES]] for part in (rows[::-1], rows)
+            )
+            examples.append(Examples(name, easiest, hardest))
+    return examples
+
+
+class SearchFolder:
+    """The folder of a search while it runs: settings and state, so that a killed search can be continued.
+
+    Args:
+        state_dir: None: nothing is kept.
+    """
+
+    def __init__(self, state_dir: Path | None):
+        self.state_dir = state_dir
+
+    @classmethod
+    def prepare(
+        cls, output_dir: str | os.PathLike | None, settings: dict[str, Any], resume: bool, accelerator: Accelerator
+    ) -> SearchFolder:
+        """Check that a search with these settings may use the folder, and note them there.
+
+        Raises:
+            PertinenceError: it holds something else.
+        """
+        if output_dir is None:
+            return cls(None)
+        check_output_dir(output_dir, settings)
+        folder = cls(Path(output_dir) / STATE)
+        if accelerator.is_main_process:
+            if not resume:
+                shutil.rmtree(folder.state_dir, ignore_errors=True)
+            folder.remember("settings", lambda: settings)
+        accelerator.wait_for_everyone()
+        return folder
+
+    def remember(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was kept under this name, or what `make` makes, which is kept."""
+        if self.state_dir is None:
+            return make()
+        path = self.state_dir / f"{name}.json"
+        if not path.is_file():
+            value = make()
+            with replaced(path) as temporary:
+                temporary.write_text(json.dumps(value, indent=1))
+        return json.loads(path.read_text())
 
 
 def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) -> None:
-    """Refuse a folder that a result must not replace: one that holds anything but the result of the same search.
+    """Refuse a folder that a search must not write to: one that holds anything but the same search or its result.
 
     Args:
         output_dir: where a result is to go.
-        settings: those of the search, or some of them.
+        settings: those of the search.
 
     Raises:
-        PertinenceError: it is a file, or holds something else, or the result of another search.
+        PertinenceError: it is a file, or holds something else, or another search.
     """
-    folder = Path(output_dir)
+    folder, settings = Path(output_dir), json.loads(json.dumps(settings))
     if not folder.exists():
         return
     if not folder.is_dir():
         raise PertinenceError(f"the output folder {folder} is a file: choose another --output-dir")
     if not any(folder.iterdir()):
         return
-    if not (folder / RECORD).is_file():
+    try:
+        if (folder / RECORD).is_file():
+            stored = json.loads((folder / RECORD).read_text())["settings"]
+        elif (folder / STATE).is_dir():
+            path = folder / STATE / "settings.json"
+            stored = json.loads(path.read_text()) if path.is_file() else settings
+        else:
+            raise PertinenceError(
+                f"the output folder {folder} holds something else: choose another --output-dir, or empty it"
+            )
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise PertinenceError(
-            f"the output folder {folder} holds something else: choose another --output-dir, or empty it"
-        )
-    stored = json.loads((folder / RECORD).read_text())["settings"]
-    different = [key for key, value in settings.items() if stored.get(key) != value]
+            f"the search in the output folder {folder} is damaged: choose another --output-dir, or remove it"
+        ) from error
+    different = [key for key in {**stored, **settings} if stored.get(key) != settings.get(key)]
     if different:
+        key = different[0]
         raise PertinenceError(
-            f"the output folder {folder} holds the result of another search (its {different[0]} is "
-            f"{stored.get(different[0])!r}, not {settings[different[0]]!r}): choose another --output-dir, or remove "
-            "it"
+            f"the output folder {folder} holds another search (its {key} is {stored.get(key)!r}, not "
+            f"{settings.get(key)!r}): choose another --output-dir, or remove it"
         )

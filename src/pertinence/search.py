@@ -1,11 +1,10 @@
-"""The search: experts and labelled images in, one model with its front of operating points out."""
+"""The search: experts and images in, one model with its front of operating points out."""
 
 from __future__ import annotations
 
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 import accelerate
@@ -17,38 +16,27 @@ import torch
 import torchvision
 import transformers
 from accelerate import Accelerator
-from pymoo.algorithms.moo.nsga2 import NSGA2
-from pymoo.core.evaluator import Evaluator
-from pymoo.core.problem import Problem
-from pymoo.operators.crossover.sbx import SBX
-from pymoo.operators.mutation.pm import PM
-from pymoo.problems.static import StaticProblem
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from .accelerators import make_accelerator
 from .arguments import SearchArguments
+from .checkpoints import ExpertReference
+from .costs import measure_latency
 from .data import LabelledImages, stratified_split
-from .dispatcher import Head
-from .evaluation import (
-    Outcome,
-    check_better_than_chance,
-    evaluate_experts,
-    evaluate_front,
-    evaluate_oracle,
-    evaluate_point,
-    non_dominated,
-    paired_difference,
-)
-from .experts import Expert, load_pool, pool_labels
-from .front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS, FASTEST, MOST_ACCURATE, Front, as_plain
+from .errors import PertinenceError
+from .experts import Expert, load_expert, load_pool, pool_labels
+from .front_search import FoundFront, search_front
 from .modeling_pertinence import PertinenceForImageClassification
 from .predictions import Predictions, predict
-from .progress import progress_bar
-from .recipes import Candidate, PaperRecipe, static_candidates
-from .result import SearchResult, check_output_dir
+from .result import SearchFolder, SearchResult, pick_examples
+from .tables import PredictionTable
 
 
 logger = logging.get_logger(__name__)
+
+TOLERATED_SHARED = 0.01
+"""Share of report images that may be search images by accident: duplicates in a data set."""
 
 
 class DispatcherSearch:
@@ -56,7 +44,7 @@ class DispatcherSearch:
 
     Args:
         experts: references (Hub id, `id@revision`, folder, mapping, or loaded model), at least two.
-        dataset: labelled images that no expert was trained on; a `datasets.Dataset` or `LabelledImages`.
+        dataset: images that no expert was trained on; a `datasets.Dataset` or `LabelledImages`.
         args: settings.
         report_dataset: images to report on; by default `args.report_fraction` of `dataset` is held out first.
         image_column, label_column: where the data sets have several.
@@ -79,161 +67,194 @@ class DispatcherSearch:
     ):
         self.args = args or SearchArguments()
         self.references = list(experts)
-        self.images, self.report_images = (
-            LabelledImages(images, image_column, label_column) if isinstance(images, datasets.Dataset) else images
-            for images in (dataset, report_dataset)
-        )
+        needs_labels = self.args.labels == "given"
+
+        def labelled(images: Any) -> LabelledImages:
+            if isinstance(images, LabelledImages):
+                return images
+            return LabelledImages(images, image_column, label_column, needs_labels)
+
+        self.images = labelled(dataset)
+        self.report_images = None if report_dataset is None else labelled(report_dataset)
+        if self.report_images is not None:
+            shared, count = self.images.count_shared(self.report_images), len(self.report_images)
+            sentence = f"{shared} of the {count} report images are search images, too"
+            if shared > TOLERATED_SHARED * count:
+                raise PertinenceError(f"{sentence}: report on images that the search does not see")
+            if shared:
+                logger.warning(f"{sentence}.")
 
     def run(self) -> SearchResult:
         """Load, predict, search, measure.
 
+        With `args.output_dir` the state of the search is kept there, and an interrupted search of the same settings is
+        continued.
+
         Raises:
             PertinenceError: experts that do not fit together or the images, or an expert no better than chance.
         """
-        start = time.perf_counter()
-        accelerator = make_accelerator(self.args.device)
-        pool = load_pool(self.references, self.args.load_options, self.args.preprocessing)
-        settings = self._settings(pool)
-        if self.args.output_dir is not None:
-            check_output_dir(self.args.output_dir, settings)
-        search, report = self._predict(pool, accelerator)
-        names = [expert.entry["name"] for expert in pool]
-        check_better_than_chance(names, [o.figures for o in evaluate_experts(search)], search.num_labels)
+        start, args = time.perf_counter(), self.args
+        accelerator = make_accelerator(args.device)
+        pool = load_pool(self.references, args.load_options, args.preprocessing)
+        stem = None
+        if args.stem is not None:
+            stem = load_stem(args.stem, pool, args)
+        settings = self._settings(pool, stem)
+        folder = SearchFolder.prepare(args.output_dir, settings, args.resume, accelerator)
+        if args.cost == "latency":
+            self._measure_latency([*pool, *filter(None, [stem])], folder, accelerator)
+            pool.sort(key=lambda expert: expert.entry["latency"])
+        search, report = self._predict(pool, stem, accelerator)
         predicted = time.perf_counter()
-
-        recipe = PaperRecipe(search, self.args, accelerator.device)
-        archive, evaluated = evolve(recipe, self.args, accelerator.is_main_process)
-        searched = time.perf_counter()
-
-        front, heads, default = build_front(archive + static_candidates(recipe.select), recipe.select, names)
-        evaluation = evaluate_front(front, heads, report, default)
-        select_experts = [outcome.figures for outcome in evaluate_experts(recipe.select)]
-        for expert, select, measured in zip(pool, select_experts, evaluation.experts, strict=True):
-            expert.entry["select"], expert.entry["report"] = as_plain(asdict(select)), as_plain(asdict(measured))
-        model = PertinenceForImageClassification.compose(pool, evaluation.front, heads, default)
+        names = [expert.entry["name"] for expert in pool]
+        found = search_front(names, search, report, args, accelerator, folder.state_dir)
+        evaluation = found.evaluation
+        for expert, select, measured in zip(pool, found.select_experts, evaluation.experts, strict=True):
+            expert.entry["select"], expert.entry["report"] = select.to_dict(), measured.to_dict()
+        model = PertinenceForImageClassification.compose(pool, evaluation.front, found.heads, evaluation.default, stem)
+        images = self.images if self.report_images is None else self.report_images
+        default = evaluation.front.find(evaluation.default)
         return SearchResult(
             model,
             evaluation,
+            found,
             {
-                "settings": settings,
-                "seed": self.args.seed,
-                "versions": versions(),
-                "images": {
-                    "fit": len(recipe.fit),
-                    "select": len(recipe.select),
-                    "report": len(report),
-                    "report_from": "report split" if self.report_images else "held out of the search split",
-                },
-                "evaluated": evaluated,
-                "front": evaluation.front.to_list(),
-                "baselines": {
-                    "select": {"oracle": as_plain(asdict(evaluate_oracle(recipe.select).figures))},
-                    "report": {key: evaluation.to_dict()[key] for key in ("experts", "oracle")},
-                },
-                "run": {
-                    "seconds": {
-                        "predictions": round(predicted - start, 3),
-                        "search": round(searched - predicted, 3),
-                        "total": round(time.perf_counter() - start, 3),
-                    },
-                    "host": {"platform": platform.platform(), "device": str(accelerator.device)},
-                    "processes": accelerator.num_processes,
-                    "batch_size": self.args.batch_size,
-                },
+                **_record(found, settings, args),
+                "run": _run_facts(start, predicted, accelerator, args),
             },
+            pick_examples(default, found.heads[default.name], report, names, images),
+            accelerator.is_main_process,
         )
 
-    def _settings(self, pool: Sequence[Expert]) -> dict[str, Any]:
+    def _settings(self, pool: Sequence[Expert], stem: Expert | None) -> dict[str, Any]:
+        def identity(expert: Expert) -> dict[str, Any]:
+            return {key: expert.entry[key] for key in ("name", "revision", "transform", "label_map")}
+
         images = {"search": self.images, "report": self.report_images}
         return {
             **self.args.search_settings,
-            "experts": [{key: expert.entry[key] for key in ("name", "revision")} for expert in pool],
+            "experts": [identity(expert) for expert in pool],
+            "stem": None if stem is None else identity(stem),
             "images": {name: value.fingerprint if value else None for name, value in images.items()},
         }
 
-    def _predict(self, pool: Sequence[Expert], accelerator: Accelerator) -> tuple[Predictions, Predictions]:
+    def _measure_latency(self, experts: Sequence[Expert], folder: SearchFolder, accelerator: Accelerator) -> None:
+        """Note the latency of each expert in its entry: measured once, by one process while the others wait."""
+        latency = None
+        if accelerator.is_main_process:
+            latency = folder.remember(
+                "latency",
+                lambda: measure_latency(experts, self.images[0], self.args.batch_size, accelerator.device),
+            )
+        (latency,) = broadcast_object_list([latency])
+        for expert, milliseconds in zip(experts, latency, strict=True):
+            expert.entry["latency"] = milliseconds
+
+    def _predict(
+        self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator
+    ) -> tuple[Predictions, Predictions]:
         """Predictions of the search images and of the report images."""
         options = {key: getattr(self.args, key) for key in ("batch_size", "num_workers", "cache_dir")}
+        reads_features = [0] if self.args.recipe != "cascade" and stem is None else []
         parts = []
         for images in filter(None, (self.images, self.report_images)):
             images.check_labels(pool_labels(pool))
-            parts.append(predict(pool, images, accelerator, features_of=[0], **options))
-        if self.report_images is not None:
-            return parts[0], parts[1]
-        kept, held_out = stratified_split(parts[0].targets, self.args.report_fraction, self.args.seed)
-        logger.warning(
-            f"No report images given: {len(held_out)} of {len(parts[0])} search images are held out to report on."
-        )
-        return parts[0].subset(kept), parts[0].subset(held_out)
+            predictions = predict(pool, images, accelerator, stem=stem, features_of=reads_features, **options)
+            if self.args.cost == "latency":
+                experts = [*pool, *filter(None, [stem])]
+                predictions = predictions.with_latency([expert.entry["latency"] for expert in experts])
+            parts.append(predictions.agreeing() if self.args.labels == "agree" else predictions)
+        return tuple(parts) if len(parts) > 1 else hold_out(parts[0], self.args)
 
 
-def evolve(
-    recipe: PaperRecipe, args: SearchArguments, show_progress: bool = True
-) -> tuple[list[Candidate], list[dict[str, Any]]]:
-    """NSGA-II over a recipe's genomes, with the paper's operators (SBX eta 20, p 0.9; polynomial mutation eta 25).
-
-    Returns:
-        The candidates that no evaluated one dominates, and a record of all that were evaluated.
-    """
-    problem = Problem(n_var=len(recipe.space.lower), n_obj=2, xl=recipe.space.lower, xu=recipe.space.upper)
-    algorithm = NSGA2(pop_size=args.population, crossover=SBX(prob=0.9, eta=20), mutation=PM(eta=25))
-    algorithm.setup(problem, termination=("n_gen", args.generations), seed=args.seed, verbose=False)
-    archive: list[Candidate] = []
-    evaluated: list[dict[str, Any]] = []
-    with progress_bar(args.generations, "Search", "generation", show_progress) as bar:
-        while algorithm.has_next():
-            population = algorithm.ask()
-            genomes = population.get("X")
-            candidates = recipe.evaluate(genomes)
-            objectives = np.array([[1 - candidate.accuracy, candidate.gmacs] for candidate in candidates])
-            Evaluator().eval(StaticProblem(problem, F=objectives), population)
-            algorithm.tell(infills=population)
-            archive.extend(candidates)
-            archive = [archive[i] for i in non_dominated([c.gmacs for c in archive], [c.accuracy for c in archive])]
-            evaluated.extend(
-                {"recipe": recipe.name, "genome": genome, "accuracy": c.accuracy, "gmacs": c.gmacs}
-                for genome, c in zip(genomes.tolist(), candidates, strict=True)
+def load_stem(reference: str, pool: Sequence[Expert], args: SearchArguments) -> Expert:
+    """Load a separate stem; refused where it is an expert of the pool, whose work would be paid twice."""
+    stem = load_expert(ExpertReference.parse(reference), args.load_options, args.preprocessing)
+    for expert in pool:
+        if expert.revision == stem.revision and expert.entry["transform"] == stem.entry["transform"]:
+            raise PertinenceError(
+                f"the stem {stem.entry['name']!r} is an expert of the pool: leave the stem out (it is the "
+                "cheapest expert then), or choose another network"
             )
-            bar.update(1)
-    return archive, evaluated
+    if stem.entry["name"] in {expert.entry["name"] for expert in pool}:
+        stem.entry["name"] += " (stem)"
+    return stem
 
 
-def build_front(
-    candidates: Sequence[Candidate], select: Predictions, expert_names: Sequence[str]
-) -> tuple[Front, dict[str, Sequence[Head]], str]:
-    """Name the candidates that nothing dominates, by figures of the code that the model itself runs.
+def search_predictions(
+    table: PredictionTable, args: SearchArguments | None = None, report: PredictionTable | None = None
+) -> SearchResult:
+    """The same search without any model: on a table of what models predicted. The result has no model.
 
-    Returns:
-        The front with its `select` figures, the heads of each point by name, and the name of the default point.
+    Args:
+        table: predictions of the search images.
+        args: settings; those that say how experts are run have no effect.
+        report: predictions of the same models of the report images; by default a part of `table` is held out first.
     """
-    outcomes = [evaluate_point(candidate.point, candidate.heads, select) for candidate in candidates]
-    figures = [outcome.figures for outcome in outcomes]
-    chosen = non_dominated([f.gmacs for f in figures], [f.accuracy for f in figures])
-    default, is_lossless = default_point([outcomes[i] for i in chosen], evaluate_experts(select)[-1])
-    names = [f"point-{position:02d}" for position in range(len(chosen))]
-    names[0], names[-1] = FASTEST, MOST_ACCURATE
-    names[default] = CHEAPEST_LOSSLESS if is_lossless else BEST_BELOW_LARGEST
-    points = [
-        replace(candidates[i].point, name=name, select=figures[i]) for i, name in zip(chosen, names, strict=True)
-    ]
-    heads = {name: candidates[i].heads for i, name in zip(chosen, names, strict=True)}
-    return Front(points, expert_names), heads, names[default]
+    start, args = time.perf_counter(), args or SearchArguments()
+    accelerator = make_accelerator(args.device)
+    if report is not None and report.names != table.names:
+        raise PertinenceError(
+            f"the table of report images has the models {', '.join(report.names)}, that of the search images "
+            f"{', '.join(table.names)}"
+        )
+    if report is not None and report.fingerprint == table.fingerprint:
+        raise PertinenceError("the report images are the search images: report on others")
+    for setting, value in (("cost", "gmacs"), ("stem", None)):
+        if getattr(args, setting) != value:
+            raise PertinenceError(f"a table of predictions has no models to run: leave {setting} out")
+    settings = {
+        **args.search_settings,
+        "experts": [{"name": name, "gmacs": g} for name, g in zip(table.names, table.predictions.gmacs, strict=True)],
+        "images": {"search": table.fingerprint, "report": report and report.fingerprint},
+    }
+    folder = SearchFolder.prepare(args.output_dir, settings, args.resume, accelerator)
+    parts = [part.predictions for part in (table, report) if part is not None]
+    if args.labels == "agree":
+        parts = [part.agreeing() for part in parts]
+    search, held = parts if len(parts) > 1 else hold_out(parts[0], args)
+    found = search_front(table.names, search, held, args, accelerator, folder.state_dir)
+    record = {**_record(found, settings, args), "run": _run_facts(start, start, accelerator, args)}
+    return SearchResult(None, found.evaluation, found, record, [], accelerator.is_main_process)
 
 
-def default_point(outcomes: Sequence[Outcome], largest: Outcome) -> tuple[int, bool]:
-    """Position of the default point among the outcomes of a front (rising cost), and whether it is lossless.
+def hold_out(predictions: Predictions, args: SearchArguments) -> tuple[Predictions, Predictions]:
+    """Divide predictions into those of the images to search on and those of the images to report on."""
+    kept, held_out = stratified_split(predictions.targets, args.report_fraction, args.seed)
+    logger.warning(
+        f"No report images given: {len(held_out)} of {len(predictions)} search images are held out to report on."
+    )
+    return predictions.subset(kept), predictions.subset(held_out)
 
-    Lossless: cheaper than the largest expert, and more accurate on the same images by at least half a paired standard
-    error. Where no point is, the most accurate that is cheaper.
-    """
-    cheaper = [i for i, outcome in enumerate(outcomes) if outcome.figures.gmacs < largest.figures.gmacs]
-    for index in cheaper:
-        difference, error = paired_difference(outcomes[index].correct, largest.correct)
-        if difference > 0 and difference >= error / 2:
-            return index, True
-    if not cheaper:
-        return 0, False
-    return max(cheaper, key=lambda i: outcomes[i].figures.accuracy), False
+
+def _record(found: FoundFront, settings: dict[str, Any], args: SearchArguments) -> dict[str, Any]:
+    evaluation = found.evaluation.to_dict()
+    return {
+        "settings": settings,
+        "seed": args.seed,
+        "measure": found.evaluation.experts[0].measure,
+        "versions": versions(),
+        "images": {
+            **found.images,
+            "report_from": "report split" if settings["images"]["report"] else "held out of the search split",
+        },
+        "evaluated": found.evaluated,
+        "hypervolumes": found.hypervolumes,
+        "front": found.evaluation.front.to_list(),
+        "baselines": {"select": {"experts": [figures.to_dict() for figures in found.select_experts]}},
+        "report": evaluation,
+    }
+
+
+def _run_facts(start: float, predicted: float, accelerator: Accelerator, args: SearchArguments) -> dict[str, Any]:
+    now = time.perf_counter()
+    seconds = {"predictions": predicted - start, "search": now - predicted, "total": now - start}
+    return {
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "host": {"platform": platform.platform(), "device": str(accelerator.device)},
+        "processes": accelerator.num_processes,
+        "batch_size": args.batch_size,
+    }
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,186 @@
+"""From predictions to a front: runs the recipes, names the points, tunes the baselines, measures everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from .arguments import SearchArguments
+from .candidates import Archive, Candidate
+from .dispatcher import Head
+from .evaluation import check_better_than_chance, evaluate_experts, leak_warnings
+from .evolution import evolve
+from .front import (
+    ACCURACY,
+    BEST_BELOW_LARGEST,
+    CHEAPEST_LOSSLESS,
+    FASTEST,
+    MOST_ACCURATE,
+    Figures,
+    Front,
+    OperatingPoint,
+)
+from .predictions import Predictions
+from .recipes import Recipe, ThresholdRecipe, make_recipes, static_candidates
+from .report import Evaluation, evaluate_front
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class FoundFront:
+    """What a search over predictions found.
+
+    Attributes:
+        evaluation: the front, measured on the report images.
+        heads: of each operating point by its name.
+        baselines: candidates by name, and which of them the default rule chooses.
+        select_experts: figures of the experts on the search images.
+        evaluated: every genome and its objectives.
+        hypervolumes: of the archive after each generation, by recipe.
+        images: how many images did what.
+    """
+
+    evaluation: Evaluation
+    heads: dict[str, tuple[Head, ...]]
+    baselines: dict[str, tuple[list[Candidate], int]]
+    select_experts: tuple[Figures, ...]
+    evaluated: list[dict[str, Any]]
+    hypervolumes: dict[str, list[float]]
+    images: dict[str, int]
+
+
+def search_front(
+    names: Sequence[str],
+    search: Predictions,
+    report: Predictions,
+    args: SearchArguments,
+    accelerator: Accelerator,
+    state_dir: Path | None = None,
+) -> FoundFront:
+    """Search dispatchers on predictions.
+
+    Args:
+        names: of the experts, by rising cost.
+        search, report: predictions of the search images and of the report images.
+        args: settings.
+        accelerator: device and processes.
+        state_dir: folder for the state of each evolution; what is there is continued.
+
+    Raises:
+        PertinenceError: an expert is no better than chance, or there are too few images.
+    """
+    if search.measure == ACCURACY:
+        check_better_than_chance(names, [one.figures for one in evaluate_experts(search)], search.num_labels)
+    warnings = leak_warnings(names, search, report)
+    for warning in warnings:
+        logger.warning(warning)
+    recipes, judged, images = make_recipes(search, args, accelerator.device)
+    statics = static_candidates(judged)
+    reference = (statics[-1].cost, statics[0].accuracy)
+
+    def run(recipe: Recipe, initial: Sequence[Candidate] = ()):
+        return evolve(
+            recipe,
+            accelerator,
+            population=args.population,
+            generations=args.generations,
+            seed=args.seed,
+            reference=reference,
+            initial=initial,
+            state=state_dir and state_dir / f"{recipe.name}.safetensors",
+        )
+
+    archive, evaluated, hypervolumes = Archive(statics), [], {}
+    for recipe in recipes:
+        evolution = run(recipe, statics)
+        archive.add(evolution.archive.candidates)
+        evaluated += evolution.evaluated
+        hypervolumes[recipe.name] = evolution.hypervolumes
+
+    baselines = {}
+    if args.baselines:
+        for recipe in recipes:
+            baselines[f"{recipe.name} without search"] = _neutral(recipe, statics)
+        for count in sorted({2, min(3, len(names)), len(names)}):
+            tuned = run(ThresholdRecipe(search, count)).archive.candidates
+            baselines[f"max-softmax chain of {count}"] = tuned
+    chosen = {name: _thinned(candidates, statics[-1].cost, args.front_size) for name, candidates in baselines.items()}
+    front, heads, default = build_front(archive.candidates, names, statics[-1].cost, args.front_size)
+    select_experts = tuple(candidate.point.select for candidate in statics)
+    evaluation = evaluate_front(front, heads, report, default, chosen, select_experts, warnings)
+    return FoundFront(
+        evaluation, heads, chosen, select_experts, evaluated, hypervolumes, {**images, "report": len(report)}
+    )
+
+
+def _neutral(recipe: Recipe, statics: Sequence[Candidate]) -> list[Candidate]:
+    """What the heads of a recipe give without any search: its neutral genomes alone."""
+    archive = Archive(statics)
+    for individual in recipe.evaluate(recipe.space.neutral):
+        entering = archive.improvements(individual.costs, individual.accuracy)
+        archive.add([individual.candidate(index) for index in entering])
+    return archive.candidates
+
+
+def build_front(
+    candidates: Sequence[Candidate], expert_names: Sequence[str], largest_cost: float, size: int
+) -> tuple[Front, dict[str, tuple[Head, ...]], str]:
+    """Name candidates that do not dominate each other (by rising cost), and keep at most `size` of them.
+
+    Returns:
+        The front with its `select` figures, the heads of each point by name, and the name of the default point.
+    """
+    is_lossless = default_point(candidates, largest_cost)[1]
+    candidates, default = _thinned(candidates, largest_cost, size)
+    names = [f"point-{position:02d}" for position in range(len(candidates))]
+    names[0], names[-1] = FASTEST, MOST_ACCURATE
+    names[default] = CHEAPEST_LOSSLESS if is_lossless else BEST_BELOW_LARGEST
+    points: list[OperatingPoint] = [
+        replace(candidate.point, name=name) for candidate, name in zip(candidates, names, strict=True)
+    ]
+    heads = {name: candidate.heads for candidate, name in zip(candidates, names, strict=True)}
+    return Front(points, expert_names), heads, names[default]
+
+
+def _thinned(candidates: Sequence[Candidate], largest_cost: float, size: int) -> tuple[list[Candidate], int]:
+    """At most `size` of the candidates, and which of them is the default."""
+    default = default_point(candidates, largest_cost)[0]
+    kept = thin([c.cost for c in candidates], [c.accuracy for c in candidates], size, default)
+    return [candidates[index] for index in kept], kept.index(default)
+
+
+def default_point(candidates: Sequence[Candidate], largest_cost: float) -> tuple[int, bool]:
+    """Index of the default among candidates that do not dominate each other (by rising cost), and whether it is
+    lossless.
+
+    Lossless: cheaper than the largest expert, and more accurate on the same images by at least half a paired standard
+    error. Where no point is, the most accurate that is cheaper.
+    """
+    cheaper = [index for index, candidate in enumerate(candidates) if candidate.cost < largest_cost]
+    for index in cheaper:
+        difference, error = candidates[index].versus_largest
+        if difference > 0 and difference >= error / 2:
+            return index, True
+    return max(cheaper, key=lambda index: candidates[index].accuracy, default=0), False
+
+
+def thin(costs: Sequence[float], accuracy: Sequence[float], size: int, needed: int) -> list[int]:
+    """At most `size` points of a front (rising), the first, the last and `needed` among them: again and again the
+    point goes whose absence costs the least hypervolume."""
+    kept = list(range(len(costs)))
+    while len(kept) > max(size, 3):
+        losses = [
+            (accuracy[kept[i]] - accuracy[kept[i - 1]]) * (costs[kept[i + 1]] - costs[kept[i]])
+            if kept[i] != needed
+            else float("inf")
+            for i in range(1, len(kept) - 1)
+        ]
+        del kept[1 + losses.index(min(losses))]
+    return kept
