@@ -70,7 +70,7 @@ def test_evaluate_agrees_with_the_search_from_any_folder(searched, data, tmp_pat
     front = json.loads((searched / "runs/digits/config.json").read_text())["front"]
     assert [point["accuracy"] for point in evaluation["front"]] == [point["report"]["accuracy"] for point in front]
     assert [point["gmacs"] for point in evaluation["front"]] == [point["report"]["gmacs"] for point in front]
-    for row in ("oracle", "test_resnet", "fastest", "vs random mix"):
+    for row in ("oracle", "test_resnet", "fastest", "max-softmax chain of 2", "cascade without search", "vs mix"):
         assert row in finished.stdout
 
 
@@ -122,7 +122,7 @@ def bad_search(searched, tmp_path, monkeypatch, capsys):
         ({"split": ["valid"]}, "error: data set 'data' has no split 'valid'"),
         ({"image_column": ["picture"]}, "error: there is no column 'picture'"),
         ({"population": ["1"]}, "error: population must be at least 2"),
-        ({"device": ["tpu0"]}, "error: there is no device 'tpu0' here"),
+        ({"device": ["tpu0"]}, "error: there is no device 'tpu0': expected cpu"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_sentence(bad_search, changes, sentence):
@@ -166,3 +166,95 @@ def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert "usage: pertinence" in capsys.readouterr().out
+
+
+def test_settings_beside_a_result_run_again_as_they_are(searched, tmp_path, monkeypatch):
+    import yaml
+
+    config = searched / "runs/digits/search.yaml"
+    values = yaml.safe_load(config.read_text())
+    assert values["population"] == 6
+    assert values["report_split"] == "test"
+    monkeypatch.chdir(searched)
+    again = tmp_path / "again"
+    assert main(["search", "--config", str(config), "--output-dir", str(again)]) == 0
+    records = [json.loads((folder / "search_result.json").read_text()) for folder in (searched / "runs/digits", again)]
+    for record in records:
+        record.pop("run")
+    assert records[0] == records[1]
+    assert yaml.safe_load((again / "search.yaml").read_text()) == values | {"output_dir": str(again)}
+
+
+def test_flags_replace_what_a_config_says(searched, tmp_path, monkeypatch):
+    (tmp_path / "search.yaml").write_text(
+        "experts: [nobody/nothing]\ndataset: data\nsplit: validation\nreport-split: test\n"
+        f"output_dir: {tmp_path}/run\n"
+        "population: 6\ngenerations: 1\nlearning_rate: 1e-3\nbaselines: false\n"
+    )
+    monkeypatch.chdir(searched)
+    experts = ["--experts", "experts/test_efficientnet", "experts/test_vit"]
+    assert main(["search", "--config", str(tmp_path / "search.yaml"), *experts, "--seed", "5"]) == 0
+    settings = json.loads((tmp_path / "run/search_result.json").read_text())["settings"]
+    assert (settings["population"], settings["seed"], len(settings["experts"])) == (6, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("populatoin: 6", "has unknown settings: populatoin"),
+        ("- a\n- b", "must hold settings"),
+        ("a: [", "cannot be read"),
+        ("population: [1, 2]", "population must be at least 2, a whole number"),
+        ("learning_rate: [1]", "a setting is of the wrong type"),
+        ("population: 1", "population must be at least 2"),
+    ],
+)
+def test_bad_config_gets_one_sentence(text, sentence, tmp_path, capsys):
+    (tmp_path / "search.yaml").write_text(text)
+    assert main(["search", "--config", str(tmp_path / "search.yaml"), "--output-dir", str(tmp_path / "run")]) == 1
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_search_needs_experts_or_a_table(tmp_path, capsys):
+    for flags in ([], ["--predictions", "p.npz"], ["--predictions", "p.npz", "--costs", "c.json", "--experts", "a"]):
+        assert main(["search", "--output-dir", str(tmp_path / "run"), *flags]) == 1
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_evaluation_does_not_write_into_a_model(searched, data, capsys):
+    arguments = ["--dataset", str(data), "--split", "test", "--limit", "20"]
+    assert main(["evaluate", str(searched / "runs/digits"), *arguments, "--output-dir",
+                 str(searched / "runs/digits")]) == 1  # fmt: skip
+    assert "holds a model" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("pertinence ")
+
+
+def test_two_processes_predict_and_find_the_same(searched, tmp_path):
+    """Each classifies every other batch, without anything cached, and searches half of every generation."""
+    config = searched / "runs/digits/search.yaml"
+    finished = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pertinence", "search",
+            "--config", str(config), "--output-dir", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache"),
+        ],
+        cwd=searched, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    alone, together = (
+        json.loads((folder / "search_result.json").read_text())
+        for folder in (searched / "runs/digits", tmp_path / "run")
+    )
+    assert (alone.pop("run")["processes"], together.pop("run")["processes"]) == (1, 2)
+    assert together == alone
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["front"] == alone["front"]
+
+
+def test_evaluation_on_the_search_images_is_called_out(searched, data, capsys):
+    assert main(["evaluate", str(searched / "runs/digits"), "--dataset", str(data), "--split", "validation"]) == 0
+    assert "was searched on these very images" in capsys.readouterr().out

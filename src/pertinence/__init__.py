@@ -15,7 +15,8 @@ from .modeling_pertinence import PertinenceForImageClassification, PertinenceOut
 if TYPE_CHECKING:
     from .arguments import SearchArguments
     from .result import SearchResult
-    from .search import DispatcherSearch
+    from .search import DispatcherSearch, search_predictions
+    from .tables import PredictionTable
 
 __version__ = "0.1.0"
 
@@ -29,9 +30,11 @@ __all__ = [
     "PertinenceForImageClassification",
     "PertinenceImageProcessor",
     "PertinenceOutput",
+    "PredictionTable",
     "SearchArguments",
     "SearchResult",
     "Stage",
+    "search_predictions",
 ]
 
 AutoConfig.register(PertinenceConfig.model_type, PertinenceConfig)
@@ -39,7 +42,13 @@ AutoImageProcessor.register(PertinenceConfig, image_processor_classes={"torchvis
 AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageClassification)
 
 
-_LAZY = {"DispatcherSearch": "search", "SearchArguments": "arguments", "SearchResult": "result"}
+_LAZY = {
+    "DispatcherSearch": "search",
+    "PredictionTable": "tables",
+    "SearchArguments": "arguments",
+    "SearchResult": "result",
+    "search_predictions": "search",
+}
 
 
 def __getattr__(name: str):

@@ -5,19 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import torch
-
 from .checkpoints import LoadOptions
 from .configuration_pertinence import PREPROCESSING_MODES
 from .errors import PertinenceError
+
+
+def check_least(arguments: Any, **least: int) -> None:
+    """Raise `PertinenceError` where a setting is below its least value."""
+    for name, value in least.items():
+        given = getattr(arguments, name)
+        if not isinstance(given, int) or given < value:
+            raise PertinenceError(f"{name} must be at least {value}, a whole number, got {given}")
 
 
 @dataclass
 class DataArguments:
     """Which images."""
 
-    dataset: str = field(metadata={"help": "Hub name of a data set, or a local folder of images or of parquet files."})
-    split: str = field(metadata={"help": "Split to use; must hold images that no expert was trained on."})
+    dataset: str | None = field(
+        default=None, metadata={"help": "Hub name of a data set, or a local folder of images or of parquet files."}
+    )
+    split: str | None = field(
+        default=None, metadata={"help": "Split to use; must hold images that no expert was trained on."}
+    )
     dataset_config: str | None = field(
         default=None, metadata={"help": "Configuration of a data set that has several."}
     )
@@ -26,8 +36,8 @@ class DataArguments:
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many images."})
 
     def __post_init__(self):
-        if self.limit is not None and self.limit < 1:
-            raise PertinenceError(f"limit must be at least 1, got {self.limit}")
+        if self.limit is not None:
+            check_least(self, limit=1)
 
     def replaced(self, dataset: str | None, split: str | None) -> DataArguments:
         """The same for another data set or split, where one is given."""
@@ -55,10 +65,9 @@ class RuntimeArguments:
     token: str | None = field(default=None, metadata={"help": "Hub token; default: that of `hf auth login`."})
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise PertinenceError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.dtype is not None and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise PertinenceError(f"dtype {self.dtype!r} is not a torch dtype: try float32, bfloat16 or float16")
+        check_least(self, batch_size=1, num_workers=0)
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise PertinenceError(f"dtype {self.dtype!r} is not one of float32, bfloat16, float16")
 
     @property
     def load_options(self) -> LoadOptions:
@@ -70,60 +79,107 @@ class SearchArguments(RuntimeArguments):
     """How dispatchers are searched."""
 
     recipe: str = field(
-        default="paper",
-        metadata={"help": "paper: one decision, then one expert, which answers alone.", "choices": ["paper"]},
-    )
-    evidence: str = field(
-        default="both",
+        default="cascade",
         metadata={
-            "help": "What the decision of `paper` reads: pooled features alone (as in the paper), or its confidence, "
-            "too.",
-            "choices": ["features", "both"],
+            "help": "cascade: a decision after every expert; paper: one decision, then one expert, which answers "
+            "alone; both: one front over both.",
+            "choices": ["cascade", "paper", "both"],
         },
     )
     population: int = field(default=50, metadata={"help": "Individuals of a generation."})
     generations: int = field(default=50, metadata={"help": "Generations of NSGA-II."})
     seed: int = field(default=0, metadata={"help": "Fixes the splits, the genetic algorithm and the training."})
-    epochs: int = field(default=20, metadata={"help": "Passes over the fit images that train a head."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Adam's."})
-    head_batch_size: int = field(default=256, metadata={"help": "Images of one step that trains heads."})
+    labels: str = field(
+        default="given",
+        metadata={
+            "help": "given: those of the data set; agree: none are needed, right means as the largest expert answers.",
+            "choices": ["given", "agree"],
+        },
+    )
+    cost: str = field(
+        default="gmacs",
+        metadata={
+            "help": "gmacs: operations; latency: milliseconds of each expert on this device, in batches of "
+            "--batch-size.",
+            "choices": ["gmacs", "latency"],
+        },
+    )
+    folds: int = field(default=5, metadata={"help": "cascade: folds that its estimates are out of."})
+    mixing: bool | None = field(
+        default=None,
+        metadata={"help": "cascade: whether answers mix the experts that were run; default: unless --labels agree."},
+    )
+    stem: str | None = field(
+        default=None,
+        metadata={
+            "help": "paper: a separate network (Hub id, id@revision or folder) whose features the decision reads; "
+            "default: the cheapest expert."
+        },
+    )
+    evidence: str = field(
+        default="both",
+        metadata={
+            "help": "paper: what the decision reads of the cheapest expert: pooled features alone (as in the paper), "
+            "or its confidence, too.",
+            "choices": ["features", "both"],
+        },
+    )
+    epochs: int = field(default=20, metadata={"help": "paper: passes over the fit images that train a head."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "paper: Adam's."})
+    head_batch_size: int = field(default=256, metadata={"help": "paper: images of one step that trains heads."})
     unsolved: str = field(
         default="cheapest",
-        metadata={"help": "Where images go that no expert gets right.", "choices": ["cheapest", "largest"]},
+        metadata={
+            "help": "paper: where images go that no expert gets right.",
+            "choices": ["cheapest", "largest", "dropped"],
+        },
     )
     select_fraction: float = field(
-        default=0.4, metadata={"help": "Share of the search images that choose heads rather than fit them."}
+        default=0.4, metadata={"help": "paper: share of the search images that choose heads rather than fit them."}
     )
     report_fraction: float = field(
         default=0.2, metadata={"help": "Share held out to report on, where no report images are given."}
     )
+    front_size: int = field(default=24, metadata={"help": "Operating points that the model has at most."})
+    baselines: bool = field(
+        default=True, metadata={"help": "Tune confidence cascades by the same search, to compare with."}
+    )
     preprocessing: str = field(
         default="exact",
-        metadata={"help": "exact: each expert's own pixels; fast: torchvision for all.", "choices": ["exact", "fast"]},
+        metadata={
+            "help": "exact: each expert's own pixels; fast: torchvision for all.",
+            "choices": list(PREPROCESSING_MODES),
+        },
     )
     output_dir: str | None = field(
-        default=None, metadata={"help": "New folder for the model, search_result.json and the plot of the front."}
+        default=None, metadata={"help": "New folder for the model, search_result.json and figures."}
     )
+    resume: bool = field(default=True, metadata={"help": "Continue a search of the same settings in --output-dir."})
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("population", 2), ("generations", 1), ("epochs", 1), ("head_batch_size", 1)):
-            if getattr(self, name) < least:
-                raise PertinenceError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_least(self, population=2, generations=1, seed=0, folds=2, epochs=1, head_batch_size=1, front_size=3)
+        if not 0 < self.learning_rate < float("inf"):
+            raise PertinenceError(f"learning_rate must be a positive number, got {self.learning_rate}")
         for name in ("select_fraction", "report_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise PertinenceError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        for name, known in (
-            ("recipe", ("paper",)),
-            ("evidence", ("features", "both")),
-            ("unsolved", ("cheapest", "largest")),
-            ("preprocessing", PREPROCESSING_MODES),
-        ):
-            if getattr(self, name) not in known:
-                raise PertinenceError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
+        for setting in fields(self):
+            known = setting.metadata.get("choices")
+            if known and getattr(self, setting.name) not in known:
+                raise PertinenceError(
+                    f"{setting.name}={getattr(self, setting.name)!r} is not one of {', '.join(known)}"
+                )
+        if self.stem is not None and self.recipe == "cascade":
+            raise PertinenceError(
+                "a cascade starts with an expert, so a separate stem has nothing to decide: leave stem out, or "
+                "search with recipe paper or both"
+            )
 
     @property
     def search_settings(self) -> dict[str, Any]:
         """The settings that decide what is found; the others change only where and how fast."""
-        runtime = {field.name for field in fields(RuntimeArguments)} - {"dtype"} | {"output_dir"}
+        runtime = {field.name for field in fields(RuntimeArguments)} - {"dtype"} | {"output_dir", "resume", "stem"}
+        if self.cost == "latency":
+            runtime -= {"batch_size", "device"}
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in runtime}

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import HfArgumentParser
 
 from .arguments import DataArguments, RuntimeArguments, SearchArguments
 from .configuration_pertinence import PertinenceConfig
-from .errors import PertinenceError
+from .errors import PertinenceError, first_line
 from .front import format_table
 
 
 @dataclass
 class SearchInputs:
-    """What a search starts from, beside its images."""
+    """What a search starts from: experts and images, or a table of what models predicted."""
 
-    experts: list[str] = field(
-        metadata={"help": "Hub ids, id@revision or local folders; at least two.", "action": "extend"}
+    experts: list[str] | None = field(
+        default=None, metadata={"help": "Hub ids, id@revision or local folders; at least two.", "action": "extend"}
     )
     report_split: str | None = field(
         default=None, metadata={"help": "Split to report on; default: a part of --split is held out first."}
     )
     report_dataset: str | None = field(default=None, metadata={"help": "Data set to report on; default: --dataset."})
     save_experts: bool = field(default=False, metadata={"help": "Copy the experts' own files into the output folder."})
+    predictions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Table in place of experts and images: .parquet, .csv, .json or .npz with a column `label` and "
+            "one for each model, of scores or of classes."
+        },
+    )
+    costs: str | None = field(default=None, metadata={"help": "JSON, GMACs by model name, for --predictions."})
 
 
 @dataclass
@@ -36,7 +45,10 @@ class EvaluationOutputs:
     """What an evaluation measures and where it goes."""
 
     operating_point: str | None = field(default=None, metadata={"help": "Measure only the point of this name."})
-    output_dir: str | None = field(default=None, metadata={"help": "Folder for evaluation.json and front.png."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for evaluation.json and figures."})
+    expert_paths: str | None = field(
+        default=None, metadata={"help": 'Where local experts have moved to, as JSON: {"name": "folder"}.'}
+    )
 
 
 @dataclass
@@ -49,33 +61,74 @@ class DemoArguments:
 
 def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> None:
     """Search dispatchers for a pool of experts."""
-    from .data import load_images
-    from .search import DispatcherSearch
+    from .search import DispatcherSearch, search_predictions
 
     if args.output_dir is None:
         raise PertinenceError("a search needs a place for its result: give --output-dir")
-    images, report = load_images(data, args.token), None
-    if inputs.report_split is not None or inputs.report_dataset is not None:
-        report = load_images(data.replaced(inputs.report_dataset, inputs.report_split), args.token)
-    result = DispatcherSearch(inputs.experts, images, args, report_dataset=report).run()
+    reports = inputs.report_split is not None or inputs.report_dataset is not None
+    if inputs.predictions is not None:
+        from .tables import PredictionTable
+
+        if inputs.experts or inputs.costs is None or data.dataset or data.limit:
+            raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset nor --limit")
+        sources = [(inputs.predictions, data.split)]
+        if reports:
+            sources.append((inputs.report_dataset or inputs.predictions, inputs.report_split or data.split))
+            if sources[0][0] == sources[1][0] and (data.split is None or sources[0] == sources[1]):
+                raise PertinenceError("the report images must be others: give --split and another --report-split")
+        tables = PredictionTable.load_all(sources, inputs.costs, needs_labels=args.labels == "given")
+        table, report = tables if reports else (tables[0], None)
+        result = search_predictions(table, args, report)
+    else:
+        from .data import load_images
+
+        if not inputs.experts:
+            raise PertinenceError("a search needs --experts, or --predictions and --costs")
+        needs_labels = args.labels == "given"
+        images, report = load_images(data, args.token, needs_labels), None
+        if reports:
+            report_data = data.replaced(inputs.report_dataset, inputs.report_split)
+            report = load_images(report_data, args.token, needs_labels)
+        result = DispatcherSearch(inputs.experts, images, args, report_dataset=report).run()
+    result.config = resolved_settings(data, args, inputs)
     result.save(args.output_dir, save_experts=inputs.save_experts)
-    print(result.evaluation)
-    print(f"Saved to {args.output_dir}")
+    if result.is_main_process:
+        print(result.evaluation)
+        print(f"Saved to {args.output_dir}")
 
 
 def evaluate(model: str, data: DataArguments, args: RuntimeArguments, outputs: EvaluationOutputs) -> None:
     """Measure a searched model and its baselines on other images."""
-    from .evaluation import evaluate_model
-    from .plots import plot_front
+    from accelerate import PartialState
 
-    evaluation = evaluate_model(model, data, args, outputs.operating_point)
+    from .files import replaced
+    from .model_evaluation import evaluate_model
+    from .plots import plot_front, plot_shares
+
+    paths = _parse_mapping(outputs.expert_paths)
+    evaluation = evaluate_model(model, data, args, outputs.operating_point, paths)
+    if not PartialState().is_main_process:
+        return
     print(evaluation)
     if outputs.output_dir is not None:
         folder = Path(outputs.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.json").write_text(json.dumps(evaluation.to_dict(), indent=1))
+        if (folder / "config.json").exists():
+            raise PertinenceError(f"{folder} holds a model: give an evaluation a folder of its own")
+        with replaced(folder / "evaluation.json") as file:
+            file.write_text(json.dumps(evaluation.to_dict(), indent=1))
         plot_front(evaluation, folder / "front.png")
+        plot_shares(evaluation, folder / "shares.png")
         print(f"Saved to {folder}")
+
+
+def _parse_mapping(text: str | None) -> dict[str, str] | None:
+    try:
+        mapping = None if text is None else json.loads(text)
+    except json.JSONDecodeError:
+        mapping = text
+    if mapping is not None and not isinstance(mapping, dict):
+        raise PertinenceError(f'--expert-paths must be JSON like {{"resnet8": "new/folder"}}, got {text!r}')
+    return mapping
 
 
 def info(model: str) -> None:
@@ -83,12 +136,13 @@ def info(model: str) -> None:
     config = PertinenceConfig.from_pretrained(model)
     if not config.experts:
         raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
+    entries = [*config.experts, *filter(None, [config.stem])]
     header = ["expert", "GMACs", "parameters", "licence", "revision", "from"]
     rows = [
         [e["name"], f"{e['gmacs']:.4g}", f"{e['parameters']:,}", e["licence"] or "", e["revision"][:14], e["repo_id"]]
-        for e in config.experts
+        for e in entries
     ]
-    print(f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing\n")
+    print(f"{len(config.experts)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing\n")
     print(format_table(header, rows), "\n")
     print(config.build_front(), "\n")
     print(f"Default operating point: {config.operating_point}")
@@ -110,31 +164,81 @@ COMMANDS = {
 }
 
 
+def resolved_settings(*arguments: Any) -> dict[str, Any]:
+    """All settings of a command in one mapping, as `--config` takes them; secrets are left out."""
+    return {
+        setting.name: getattr(part, setting.name)
+        for part in arguments
+        for setting in fields(part)
+        if setting.name != "token" and getattr(part, setting.name) is not None
+    }
+
+
 def build_parser() -> HfArgumentParser:
+    from . import __version__
+
     parser = HfArgumentParser([], prog="pertinence", description="The cheapest of your classifiers, for each image.")
+    parser.add_argument("--version", action="version", version=f"pertinence {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, parser_class=HfArgumentParser)
     for name, (function, positional, dataclasses) in COMMANDS.items():
         summary = function.__doc__.split("\n")[0]
         subparser = subparsers.add_parser(name, dataclass_types=dataclasses, help=summary, description=summary)
         for argument in positional:
             subparser.add_argument(argument, help="Folder or Hub id of a searched model.")
+        if name == "search":
+            subparser.add_argument(
+                "--config", help="YAML file of these settings, as a search writes it; flags replace what it says."
+            )
+            subparser.set_defaults(parser=subparser)
     return parser
+
+
+def read_config(path: str, known: set[str]) -> dict[str, Any]:
+    """Settings from a YAML file; raises `PertinenceError` where it holds anything else."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise PertinenceError(f"the settings in {path} cannot be read: {reason}") from error
+    if not isinstance(values, dict):
+        raise PertinenceError(f"{path} must hold settings, one `name: value` each")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    if unknown := sorted(set(values) - known):
+        raise PertinenceError(f"{path} has unknown settings: {', '.join(unknown)}; see `pertinence search --help`")
+    return values
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns the exit status: 0, 1 for an error of the user's, 130 when interrupted."""
-    values: dict[str, Any] = vars(build_parser().parse_args(arguments))
-    function, positional, dataclasses = COMMANDS[values["command"]]
     try:
-        settings = [cls(**{f.name: values[f.name] for f in fields(cls) if f.init}) for cls in dataclasses]
-        function(*(values[name] for name in positional), *settings)
+        function, parts = parse(sys.argv[1:] if arguments is None else list(arguments))
+        function(*parts)
     except PertinenceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # of transformers and huggingface_hub, too: no such model, no connection, disk full
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; predictions that were finished are kept", file=sys.stderr)
+        print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     return 0
+
+
+def parse(arguments: list[str]) -> tuple[Callable[..., None], list[Any]]:
+    """The function of a sub-command and what to call it with."""
+    parser = build_parser()
+    values: dict[str, Any] = vars(parser.parse_args(arguments))
+    function, positional, dataclasses = COMMANDS[values["command"]]
+    if values.get("config"):
+        known = {setting.name for cls in dataclasses for setting in fields(cls)}
+        config = read_config(values["config"], known)
+        if values["experts"]:
+            config.pop("experts", None)  # a list given as a flag would be added to the file's
+        values["parser"].set_defaults(**config)
+        values = vars(parser.parse_args(arguments))
+    try:
+        settings = [cls(**{f.name: values[f.name] for f in fields(cls) if f.init}) for cls in dataclasses]
+    except TypeError as error:
+        raise PertinenceError(f"a setting is of the wrong type: {error}") from error
+    return function, [*(values[name] for name in positional), *settings]

@@ -39,7 +39,7 @@ class DemoExpert:
     epochs: int
 
 
-EXPERTS = (DemoExpert("test_efficientnet", 16, 5), DemoExpert("test_resnet", 32, 10), DemoExpert("resnet10t", 32, 12))
+EXPERTS = (DemoExpert("test_efficientnet", 16, 5), DemoExpert("test_resnet", 32, 6), DemoExpert("resnet10t", 32, 20))
 
 
 def run_demo(output_dir: str, seed: int = 0) -> None:
@@ -64,7 +64,8 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
         for expert in EXPERTS
     ]
 
-    args = SearchArguments(seed=seed, generations=30, output_dir=str(folder / "model"))
+    model = folder / ("model" if seed == 0 else f"model-{seed}")
+    args = SearchArguments(seed=seed, generations=10, front_size=12, output_dir=str(model))
     result = DispatcherSearch(experts, search, args, report_dataset=unseen).run()
     result.save(args.output_dir)
     print(result.evaluation, "\n")
