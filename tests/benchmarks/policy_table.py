@@ -1,0 +1,129 @@
+"""The table of the policy: searches on cached logits, over balanced re-splits of 8,000 images of the zoo.
+
+    uv run python tests/benchmarks/policy_table.py --pools cifar10:8,20,56 --population 50 --generations 50
+
+Each of 8 blocks of images is held out by turns: 5 blocks search, 3 report, in two shuffles: 16 re-splits. Everything
+is fitted, tuned and chosen on 5,000 images and judged on the other 3,000. Printed are means over the re-splits, in
+points of accuracy against the largest expert, with the standard deviation over the re-splits in brackets.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from pertinence import SearchArguments
+from pertinence.front_search import search_front
+from pertinence.predictions import ExpertPredictions, Predictions
+from pertinence.report import Series
+
+
+ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"
+GMACS = {8: 0.01265, 20: 0.04121, 32: 0.06976, 44: 0.09830, 56: 0.12684}
+POOLS = ["cifar10:8,20,32,44,56", "cifar10:20,32,56", "cifar10:8,20,56", "cifar100:20,32,44,56"]
+BLOCKS, SEARCHED, SHUFFLES = 8, 5, 2
+SAVINGS = np.linspace(0, 0.95, 96)
+
+
+def load_pool(pool: str) -> tuple[list[str], Predictions]:
+    """Names and predictions of a pool like `cifar10:8,20,56`, on all 8,000 images."""
+    dataset, depths = pool.split(":")
+    depths = [int(depth) for depth in depths.split(",")]
+    names = [f"resnet{depth}" for depth in depths]
+    with np.load(ZOO / "predictions" / f"{dataset}-logits.npz") as arrays:
+        both = {
+            name: np.concatenate([arrays[f"{split}_{name}"] for split in ("validation", "test")])
+            for name in ["label", *names]
+        }
+    experts = [ExpertPredictions.keep(torch.from_numpy(both[name].astype(np.float32))) for name in names]
+    labels = torch.from_numpy(both["label"].astype(np.int64))
+    return names, Predictions.of_pool(experts, labels, [GMACS[depth] for depth in depths])
+
+
+def resplits(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows that search, rows that report."""
+    for shuffle in range(SHUFFLES):
+        blocks = np.array_split(np.random.default_rng(100 + shuffle).permutation(count), BLOCKS)
+        for turn in range(BLOCKS):
+            turned = [torch.from_numpy(blocks[(turn + i) % BLOCKS]) for i in range(BLOCKS)]
+            yield torch.cat(turned[:SEARCHED]), torch.cat(turned[SEARCHED:])
+
+
+def measure(series: Series, select_largest: float, largest_cost: float) -> dict[str, np.ndarray]:
+    """Of one front: saving, difference and drop at the no-loss point, the default, and 40 % saved; the whole curve."""
+    gains = np.array([point.select.accuracy - select_largest for point in series.points])
+    costs = np.array([point.select.cost for point in series.points])
+    held_costs = np.array([point.report.cost for point in series.points])
+    held = np.array([versus.mean for versus in series.versus_largest])
+    lossless = [i for i in range(len(gains)) if gains[i] >= 0 and costs[i] < largest_cost]
+    budget = np.flatnonzero(costs <= 0.6 * largest_cost)[-1]
+
+    def at(index: int) -> list[float]:
+        return [100 * (1 - held_costs[index] / largest_cost), 100 * held[index], 100 * (gains[index] - held[index])]
+
+    order = np.argsort(-held_costs)
+    curve = 100 * np.interp(SAVINGS, 1 - held_costs[order] / largest_cost, held[order])
+    nothing = [np.nan] * 3
+    return {
+        "no loss": np.array(at(lossless[0]) if lossless else nothing),
+        "default": np.array(at(series.default)),
+        "budget": np.array(at(int(budget))),
+        "curve": curve,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pools", nargs="+", default=POOLS)
+    parser.add_argument("--recipes", nargs="+", default=["cascade"])
+    parser.add_argument("--population", type=int, default=50)
+    parser.add_argument("--generations", type=int, default=50)
+    parser.add_argument("--front-size", type=int, default=40)
+    parser.add_argument("--resplits", type=int, default=BLOCKS * SHUFFLES)
+    options = parser.parse_args()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    accelerator = Accelerator(cpu=True)
+    header = ["pool, method", "no loss", "default", "parity", "at 40 % saved", "drop: no loss / 40 %"]
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
+    for pool in options.pools:
+        names, predictions = load_pool(pool)
+        measured: dict[str, list[dict[str, np.ndarray]]] = {}
+        for index, (search, held) in enumerate(list(resplits(len(predictions)))[: options.resplits]):
+            for recipe in options.recipes:
+                args = SearchArguments(
+                    recipe=recipe,
+                    seed=index,
+                    population=options.population,
+                    generations=options.generations,
+                    front_size=options.front_size,
+                    baselines=recipe == options.recipes[0],
+                )
+                found = search_front(names, predictions.subset(search), predictions.subset(held), args, accelerator)
+                largest = found.select_experts[-1]
+                for name, series in {recipe: found.evaluation.series, **found.evaluation.baselines}.items():
+                    row = measure(series, largest.accuracy, largest.cost)
+                    measured.setdefault(name, []).append(row)
+        for name, rows in measured.items():
+            print(format_row(f"{pool} {name}", rows), flush=True)
+
+
+def format_row(name: str, rows: list[dict[str, np.ndarray]]) -> str:
+    mean = {key: np.nanmean([row[key] for row in rows], 0) for key in rows[0]}
+    spread = {key: np.nanstd([row[key] for row in rows], 0) for key in rows[0]}
+    above = np.flatnonzero(mean["curve"] >= 0)
+    parity = f"{100 * SAVINGS[above[-1]]:.0f} %" if len(above) else "none"
+
+    def point(key: str) -> str:
+        return f"{mean[key][0]:.1f} %, {mean[key][1]:+.2f} [{spread[key][1]:.2f}]"
+
+    cells = [name, point("no loss"), point("default"), parity, f"{mean['budget'][1]:+.2f} [{spread['budget'][1]:.2f}]"]
+    return "| " + " | ".join([*cells, f"{mean['no loss'][2]:.2f} / {mean['budget'][2]:.2f}"]) + " |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""CIFAR-10 and CIFAR-100 of the zoo: `cascade` against `paper` and every baseline on the test split, seed by seed.
+
+    uv run python tests/benchmarks/zoo_seeds.py --seeds 5
+
+Searched on `validation`, reported on `test`. Printed: of each method the point that the default rule chooses on the
+search images, its saving and its difference to the largest expert on the same report images; mean and range over
+seeds.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from datasets import load_dataset
+from transformers.utils import logging
+
+from pertinence import DispatcherSearch, SearchArguments
+
+
+ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"
+POOLS = {"cifar10": ["8,20,32,44,56"], "cifar100": ["20,32,44,56"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--population", type=int, default=50)
+    parser.add_argument("--generations", type=int, default=50)
+    options = parser.parse_args()
+    logging.disable_progress_bar()
+    header = ["pool, method", "saved", "vs largest", "vs random mix", "area, %", "gap closed", "drop"]
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
+    for dataset, pools in POOLS.items():
+        splits = [load_dataset(str(ZOO / dataset / "data"), split=split) for split in ("validation", "test")]
+        for pool in pools:
+            experts = [str(ZOO / dataset / f"resnet{depth}") for depth in pool.split(",")]
+            rows: dict[str, list[list[float]]] = {}
+            for seed in range(options.seeds):
+                for recipe in ("cascade", "paper"):
+                    args = SearchArguments(
+                        recipe=recipe, seed=seed, population=options.population, generations=options.generations,
+                        trust_remote_code=True, baselines=recipe == "cascade",
+                    )  # fmt: skip
+                    found = DispatcherSearch(experts, splits[0], args, report_dataset=splits[1]).run().evaluation
+                    largest, volumes = found.experts[-1].cost, found.hypervolumes
+                    gap = volumes["oracle"] - volumes["random-mix"]
+                    baselines = found.baselines if recipe == "cascade" else {}
+                    for name, series in {recipe: found.series, **baselines}.items():
+                        point = series.points[series.default]
+                        volume = volumes["front" if name == recipe else name]
+                        rows.setdefault(name, []).append(
+                            [
+                                100 * (1 - point.report.cost / largest),
+                                100 * series.versus_largest[series.default].mean,
+                                100 * series.versus_mix[series.default].mean,
+                                100 * volume,
+                                100 * (volume - volumes["random-mix"]) / gap,
+                                100 * found.drop if name == recipe else np.nan,
+                            ]
+                        )
+            for name, values in rows.items():
+                cells = [
+                    f"{mean:.2f} [{low:.2f} .. {high:.2f}]"
+                    for mean, low, high in zip(np.mean(values, 0), np.min(values, 0), np.max(values, 0), strict=True)
+                ]
+                print("| " + " | ".join([f"{dataset} {pool} {name}", *cells]) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
