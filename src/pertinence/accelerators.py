@@ -1,8 +1,11 @@
-"""One way to make an Accelerator, which says so where a launcher's processes would not find each other."""
+"""Devices, processes and threads: one way to make an Accelerator, which says so where a launcher's processes would not
+find each other; and work that is done by one thread."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -51,3 +54,18 @@ def _parse(device: str | None) -> torch.device | None:
         return None if device is None else torch.device(device)
     except RuntimeError as error:
         raise PertinenceError(f"there is no device {device!r}: expected cpu, cuda, cuda:1, mps, ...") from error
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Work whose sums come in an order that the number of threads does not change.
+
+    Products this small gain little from a second thread, and wait for it long where the cores are busy; more cores are
+    for more processes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

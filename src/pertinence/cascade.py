@@ -2,13 +2,13 @@
 
 What an image is mixed and judged with was fitted on the labels of the other folds; labels of its own fold reach those
 heads only through the targets of earlier stages. Where hinges stand and how evidence is scaled takes no labels and is
-shared. One fit gives a whole curve, one dispatcher for each price of an operation.
+shared. One fit gives a whole curve, one dispatcher for each price of an operation: its accuracy is estimated out of
+fold, its cost, which takes no labels, is that of the very heads that are saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from .accelerators import one_thread
 from .data import assign_folds
 from .dispatcher import Head, fit_knots, log_softmax, mix_evidence, mix_evidence_size
 from .front import OperatingPoint, Stage
@@ -52,14 +53,15 @@ class CascadeSettings:
 
 @dataclass(frozen=True)
 class CascadeCurve:
-    """One fit: a dispatcher for every lambda, with what the out-of-fold decisions gave on the judged images.
+    """One fit: a dispatcher for every lambda, with what it gives on the judged images.
 
     Attributes:
-        accuracy: float64 (L,).
-        cost: float64 (L,), mean of an image, in the unit of `Predictions.costs`.
-        gmacs: float64 (L,).
-        shares: float64 (L, N), of images that each expert ran last on.
-        wins, losses: int64 (L,), images that it gets right and the largest expert does not, and the reverse.
+        accuracy: float64 (L,), of out-of-fold decisions.
+        cost: float64 (L,), mean of an image by the heads that are saved, in the unit of `Predictions.costs`.
+        gmacs: float64 (L,), likewise.
+        shares: float64 (L, N), of images that each expert ran last on, likewise.
+        wins, losses: int64 (L,), images that out-of-fold decisions get right and the largest expert does not, and the
+            reverse.
         samples: number of judged images.
         point: members and stages, unnamed.
         weight: float32 (stages, L, E), of the mean of the fold heads, for going on.
@@ -104,6 +106,7 @@ class CascadeFitter:
         device: where heads are fitted.
     """
 
+    @one_thread()
     def __init__(
         self,
         predictions: Predictions,
@@ -137,7 +140,7 @@ class CascadeFitter:
         self.samples = int(self._judged.sum())
         self._largest_right = self._votes[:, -1] == self._targets
         self._mixing: dict[tuple[int, int], torch.Tensor] = {}
-        bytes_each = 4 * rows.numel() * (mix_evidence_size(self.num_experts) + 1)
+        bytes_each = 8 * rows.numel() * (mix_evidence_size(self.num_experts) + 1)
         self._evidence = lru_cache(max(1, CACHED_BYTES // bytes_each))(self._make_evidence)
         pool = self._mix(0, self.num_experts - 1, self.mixing_weights(0, self.num_experts - 1))
         # exp of a log-softmax, in parts: the belief of the whole pool in every label
@@ -158,6 +161,7 @@ class CascadeFitter:
             self._mixing[start, last] = torch.stack(fitted)
         return self._mixing[start, last]
 
+    @one_thread()
     def fit(self, settings: CascadeSettings) -> CascadeCurve:
         """Fit the heads of one cascade, for every lambda and fold at once."""
         start, members = settings.start, tuple(range(settings.start, self.num_experts))
@@ -168,21 +172,25 @@ class CascadeFitter:
         head_gmacs = self.num_experts * mix_evidence_size(self.num_experts) / 1e9
 
         utility = utility.to(self.device).view(self.folds, self.fold_size, -1)
-        # Of every image and lambda what the rest of the chain is worth, and which stage answers: (k, m, L).
+        # Of every image and lambda what the rest of the chain is worth, and which stage answers, out of fold and by
+        # the heads that are saved: (k, m, L).
         value = utility[..., -1:].repeat(1, 1, len(prices))
-        position = torch.full(value.shape, len(members) - 1, dtype=torch.int8, device=self.device)
+        ends = torch.full(value.shape, len(members) - 1, dtype=torch.int8, device=self.device)
+        saved_ends = ends.clone()
         heads = []
         for stage in reversed(range(len(members) - 1)):
-            evidence, mean, std, knots = self._evidence(start, start + stage, scale)
+            out_of_fold, saved, mean, std, knots = self._evidence(start, start + stage, scale)
             fee = prices * (self.costs[start + stage + 1] / self.costs[-1])
             now = utility[..., stage : stage + 1]
-            parts = list(zip(*(t.split(ROWS_AT_ONCE, 1) for t in (evidence, value, now, position)), strict=True))
-            weights = self._solve(((x, v.sub_(fee) - answer) for x, v, answer, _ in parts), settings.ridge)
-            on_device = weights.float().to(self.device)
-            for x, v, answer, ends in parts:
-                goes_on = torch.bmm(x, on_device) > 0
+            tensors = (out_of_fold, saved, value, now, ends, saved_ends)
+            parts = list(zip(*(t.split(ROWS_AT_ONCE, 1) for t in tensors), strict=True))
+            weights = self._solve(((x, v.sub_(fee) - answer) for x, _, v, answer, _, _ in parts), settings.ridge)
+            by_fold, averaged = (w.float().to(self.device) for w in (weights, weights.mean(0)))
+            for x, x_saved, v, answer, end, saved_end in parts:
+                goes_on = torch.bmm(x, by_fold) > 0
                 v.copy_(torch.where(goes_on, v, answer))
-                ends.masked_fill_(~goes_on, stage)
+                end.masked_fill_(~goes_on, stage)
+                saved_end.masked_fill_(x_saved @ averaged <= 0, stage)
             heads.append((weights.mean(0), mean, std, knots))
         heads.reverse()
         weight = [(w[:-1] / std.unsqueeze(1)).T for w, _, std, _ in heads]
@@ -190,7 +198,9 @@ class CascadeFitter:
         decisions = np.minimum(np.arange(1, len(members) + 1), len(members) - 1) * head_gmacs
         gmacs = np.cumsum(self.gmacs[start:]) + decisions
         return CascadeCurve(
-            **self._count(position.flatten(0, 1), right, start, gmacs),
+            **self._count(ends.flatten(0, 1), right),
+            **self._spend(saved_ends.flatten(0, 1), start, gmacs),
+            samples=self.samples,
             point=self._point(members, scale),
             weight=torch.stack(weight).float().cpu(),
             bias=torch.stack(bias).float().cpu(),
@@ -229,32 +239,39 @@ class CascadeFitter:
 
     def _make_evidence(
         self, start: int, last: int, scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Standardised evidence with a column of ones (k, m, E + 1), its mean and std (E,), and the knots (8,)."""
-        weights = self.mixing_weights(start, last) * scale
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Standardised evidence with a column of ones (k, m, E + 1), mixed out of fold and mixed as it is saved; its
+        mean and std (E,), and the knots (8,)."""
+        by_fold = self.mixing_weights(start, last) * scale
+        averaged = by_fold.mean(0, keepdim=True).expand_as(by_fold)
         ran = torch.zeros(1, self.num_experts, dtype=torch.bool)
         ran[:, start : last + 1] = True
         total = self.folds * self.fold_size
         parts = [slice(at, min(at + ROWS_AT_ONCE, total)) for at in range(0, total, ROWS_AT_ONCE)]
 
-        def answer(rows: slice) -> torch.Tensor:
+        def answer(weights: torch.Tensor, rows: slice) -> torch.Tensor:
             return self._mix(start, last, weights, rows) if self.mixing else self._log_probs[last][rows]
 
-        sample = torch.cat([answer(rows)[self._filled[rows]] for rows in parts[:5]])
-        knots = fit_knots(sample, self.tail)
-        evidence = torch.zeros(total, mix_evidence_size(self.num_experts) + 1)
-        for rows in parts:
-            mixed = answer(rows)
-            evidence[rows, :-1] = mix_evidence(mixed, self._votes[rows], ran.expand(len(mixed), -1), knots, self.tail)
-        evidence[:, -1] = 1.0
-        evidence *= self._filled.unsqueeze(1)
-        count = int(self._filled.sum())
-        sums = self._reduce(evidence[:, :-1])
-        mean = sums / count
-        evidence[:, :-1] -= mean.float() * self._filled.unsqueeze(1)
-        std = (self._reduce(evidence[:, :-1] ** 2) / count).sqrt().clamp_min(1e-6)
-        evidence[:, :-1] /= std.float()
-        return evidence.view(self.folds, self.fold_size, -1).to(self.device), mean, std, knots
+        knots = fit_knots(torch.cat([answer(by_fold, rows)[self._filled[rows]] for rows in parts[:5]]), self.tail)
+
+        def evidence_of(weights: torch.Tensor) -> torch.Tensor:
+            evidence = torch.ones(total, mix_evidence_size(self.num_experts) + 1)
+            for rows in parts:
+                mixed, seen = answer(weights, rows), ran.expand(rows.stop - rows.start, -1)
+                evidence[rows, :-1] = mix_evidence(mixed, self._votes[rows], seen, knots, self.tail)
+            return evidence.mul_(self._filled.unsqueeze(1))
+
+        out_of_fold, count = evidence_of(by_fold), int(self._filled.sum())
+        mean = self._reduce(out_of_fold[:, :-1]) / count
+        centred = (out_of_fold[:, :-1] - mean.float()) * self._filled.unsqueeze(1)
+        std = (self._reduce(centred**2) / count).sqrt().clamp_min(1e-6)
+
+        def standardised(evidence: torch.Tensor) -> torch.Tensor:
+            evidence[:, :-1].sub_(mean.float()).div_(std.float())
+            return evidence.mul_(self._filled.unsqueeze(1)).view(self.folds, self.fold_size, -1).to(self.device)
+
+        out_of_fold = standardised(out_of_fold)
+        return out_of_fold, standardised(evidence_of(averaged)) if self.mixing else out_of_fold, mean, std, knots
 
     @staticmethod
     def _reduce(values: torch.Tensor) -> torch.Tensor:
@@ -264,48 +281,42 @@ class CascadeFitter:
     def _solve(self, parts: Iterable[tuple[torch.Tensor, torch.Tensor]], ridge: float) -> torch.Tensor:
         """Ridge regression for each fold on the others, of parts (k, m', E) on (k, m', L): (k, E, L), float64."""
         gram = moments = 0.0
-        with one_thread():
-            for x, y in parts:
-                gram = gram + torch.bmm(x.mT, x).cpu().double()
-                moments = moments + torch.bmm(x.mT, y).cpu().double()
-            penalty = ridge * torch.eye(gram.shape[1], dtype=torch.float64)
-            penalty[-1, -1] = 0.0
-            return torch.linalg.solve(gram.sum(0) - gram + penalty, moments.sum(0) - moments)
+        for x, y in parts:
+            gram = gram + torch.bmm(x.mT, x).cpu().double()
+            moments = moments + torch.bmm(x.mT, y).cpu().double()
+        penalty = ridge * torch.eye(gram.shape[1], dtype=torch.float64)
+        penalty[-1, -1] = 0.0
+        return torch.linalg.solve(gram.sum(0) - gram + penalty, moments.sum(0) - moments)
 
-    def _count(
-        self, position: torch.Tensor, right: torch.Tensor, start: int, gmacs: np.ndarray
-    ) -> dict[str, np.ndarray | int]:
+    def _count(self, ends: torch.Tensor, right: torch.Tensor) -> dict[str, np.ndarray]:
+        """Accuracy, wins and losses of answers given at the stages `ends` (n, L)."""
         counted = []
         for stage in range(right.shape[1]):
             ours = right[:, stage]
-            kinds = [torch.ones_like(ours), ours, ours & ~self._largest_right, ~ours & self._largest_right]
-            indicators = (torch.stack(kinds) & self._judged).float().to(self.device)
-            # Sums of zeros and ones are exact in float32 whatever their order, up to 2^24 images.
-            parts = zip(indicators.split(ROWS_AT_ONCE, 1), position.split(ROWS_AT_ONCE), strict=True)
-            counted.append(sum(kind @ (ends == stage).float() for kind, ends in parts).cpu().double().numpy())
-        ended, correct, wins, losses = np.stack(counted, 1)
-        shares = np.zeros((len(PRICES), self.num_experts))
-        shares[:, start:] = ended.T / self.samples
+            counted.append(self._sum([ours, ours & ~self._largest_right, ~ours & self._largest_right], ends, stage))
+        correct, wins, losses = np.stack(counted, 1).sum(1)
         return {
-            "accuracy": correct.sum(0) / self.samples,
-            "cost": shares[:, start:] @ (gmacs if self.counts_heads else np.cumsum(self.costs[start:])),
-            "gmacs": shares[:, start:] @ gmacs,
-            "shares": shares,
-            "wins": wins.sum(0).astype(np.int64),
-            "losses": losses.sum(0).astype(np.int64),
-            "samples": self.samples,
+            "accuracy": correct / self.samples,
+            "wins": wins.astype(np.int64),
+            "losses": losses.astype(np.int64),
         }
 
+    def _spend(self, ends: torch.Tensor, start: int, gmacs: np.ndarray) -> dict[str, np.ndarray]:
+        """Shares, GMACs and cost of answers given at the stages `ends` (n, L)."""
+        everything = [torch.ones_like(self._judged)]
+        ended = np.concatenate([self._sum(everything, ends, stage) for stage in range(len(gmacs))])
+        shares = np.zeros((len(PRICES), self.num_experts))
+        shares[:, start:] = ended.T / self.samples
+        spent = shares[:, start:] @ gmacs
+        cost = spent if self.counts_heads else shares[:, start:] @ np.cumsum(self.costs[start:])
+        return {"shares": shares, "gmacs": spent, "cost": cost}
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums of matrix products and solutions in an order that the number of threads does not change."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    def _sum(self, kinds: list[torch.Tensor], ends: torch.Tensor, stage: int) -> np.ndarray:
+        """How many judged images of each kind, bool (n,) each, end at a stage: (kinds, L)."""
+        # Sums of zeros and ones are exact in float32 whatever their order, up to 2^24 images.
+        indicators = (torch.stack(kinds) & self._judged).float().to(self.device)
+        parts = zip(indicators.split(ROWS_AT_ONCE, 1), ends.split(ROWS_AT_ONCE), strict=True)
+        return sum(kind @ (end == stage).float() for kind, end in parts).cpu().double().numpy()
 
 
 def fit_mixing_weights(log_probs: Sequence[torch.Tensor], targets: torch.Tensor, tail: int = 1) -> torch.Tensor:
@@ -339,5 +350,7 @@ def fit_mixing_weights(log_probs: Sequence[torch.Tensor], targets: torch.Tensor,
     # The answer of a single expert must remain: its weight may be small, but not nothing.
     least = MIN_SINGLE_WEIGHT if len(stacked) == 1 else 0.0
     start = np.full(len(stacked), 1 / len(stacked))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(least, MAX_WEIGHT)] * len(stacked))
+    bounds = [(least, MAX_WEIGHT)] * len(stacked)
+    # The loss is computed in float32: nothing finer than that is there to be found.
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-7})
     return torch.from_numpy(found.x).float()

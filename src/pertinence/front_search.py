@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers.utils import logging
 
+from .accelerators import one_thread
 from .arguments import SearchArguments
 from .candidates import Archive, Candidate
 from .dispatcher import Head
@@ -56,6 +57,7 @@ class FoundFront:
     images: dict[str, int]
 
 
+@one_thread()
 def search_front(
     names: Sequence[str],
     search: Predictions,

@@ -64,8 +64,8 @@ def bootstrap_differences(
     draws = np.random.default_rng(seed).multinomial(count, counts / count, BOOTSTRAP_DRAWS)
     sampled = np.vstack([counts, draws]) @ values / count
     accuracy, by_expert, costs = sampled[:, 0], sampled[:, 1:-1], sampled[:, -1]
-    hulls = [random_mix_hull(expert_costs, of_experts, at) for of_experts, at in zip(by_expert, costs, strict=True)]
-    return tuple(_difference(accuracy - reference) for reference in (by_expert[:, -1], np.array(hulls)))
+    hulls = random_mix_hull(expert_costs, by_expert, costs)
+    return tuple(_difference(accuracy - reference) for reference in (by_expert[:, -1], hulls))
 
 
 def _difference(values: np.ndarray) -> Difference:
