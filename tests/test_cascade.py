@@ -1,5 +1,7 @@
 """Cascades fitted backwards and out of fold: against a fit written out image by image, and on real predictions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from pertinence.tables import PredictionTable
 
 GMACS = (1.0, 3.0, 10.0)
 FOLDS = 4
+WHOLE = CascadeSettings((0, 1, 2))
 
 
 def make_predictions(count: int = 600, num_labels: int = 4, seed: int = 0) -> Predictions:
@@ -47,10 +50,10 @@ def fit_by_hand(predictions: Predictions, fitter: CascadeFitter, settings: Casca
     labels = predictions.targets.numpy()
     log_probs = [expert.scores.log_softmax(1).numpy().astype(float) for expert in predictions.experts]
     votes = torch.tensor(np.stack([part.argmax(1) for part in log_probs], 1))
-    start, last = settings.start, len(log_probs) - 1
+    start, last = settings.members[0], len(log_probs) - 1
 
     def mixed(first: int, until: int, scale: float = 1.0) -> np.ndarray:
-        weights = fitter.mixing_weights(first, until).numpy().astype(float)[fold_of] * scale
+        weights = fitter.mixing_weights(tuple(range(first, until + 1))).numpy().astype(float)[fold_of] * scale
         return sum(weights[:, [j]] * log_probs[first + j] for j in range(until - first + 1))
 
     pool = mixed(0, last)
@@ -88,7 +91,7 @@ def fit_by_hand(predictions: Predictions, fitter: CascadeFitter, settings: Casca
 
 @pytest.mark.parametrize(
     "settings",
-    [CascadeSettings(), CascadeSettings(1), CascadeSettings(0, blend=1.0, ridge=1.0), CascadeSettings(0, scale=0.5)],
+    [WHOLE, CascadeSettings((1, 2)), replace(WHOLE, blend=1.0, ridge=1.0), replace(WHOLE, scale=0.5)],
 )
 @pytest.mark.parametrize("index", [20, 50, 80])
 def test_curve_is_what_ridge_regressions_backwards_and_out_of_fold_give(predictions, fitter, settings, index):
@@ -110,7 +113,7 @@ def classes_alone(predictions: Predictions) -> Predictions:
 @pytest.mark.parametrize("of", [lambda predictions: predictions, classes_alone], ids=["scores", "classes"])
 def test_cost_is_that_of_the_very_heads_that_are_saved(predictions, of, mixing):
     predictions = of(predictions)
-    curve = CascadeFitter(predictions, FOLDS, 0, mixing).fit(CascadeSettings())
+    curve = CascadeFitter(predictions, FOLDS, 0, mixing).fit(WHOLE)
     for index in (10, 30, 50, 70):
         measured = evaluate_point(curve.point, curve.heads(index), predictions).figures
         assert measured.gmacs == pytest.approx(curve.gmacs[index], rel=1e-3)
@@ -118,13 +121,13 @@ def test_cost_is_that_of_the_very_heads_that_are_saved(predictions, of, mixing):
 
 
 def test_dear_operations_are_bought_less(fitter):
-    curve = fitter.fit(CascadeSettings())
+    curve = fitter.fit(WHOLE)
     assert curve.cost[0] > curve.cost[-1]
     assert (np.diff(curve.cost) <= 0.05 * curve.cost[0]).all()
 
 
 def test_wins_and_losses_are_against_the_largest_expert(predictions, fitter):
-    curve = fitter.fit(CascadeSettings())
+    curve = fitter.fit(WHOLE)
     largest = evaluate_experts(predictions)[-1].figures.accuracy
     assert (curve.wins - curve.losses) / curve.samples == pytest.approx(curve.accuracy - largest)
     assert curve.shares.sum(1) == pytest.approx(1)
@@ -133,7 +136,7 @@ def test_wins_and_losses_are_against_the_largest_expert(predictions, fitter):
 def test_saved_heads_do_on_new_images_what_was_estimated(fitter):
     """The mean of the fold heads, run by the model's own code on images that nothing was fitted to."""
     unseen = make_predictions(4000, seed=1)
-    curve = fitter.fit(CascadeSettings())
+    curve = fitter.fit(WHOLE)
     for index in (30, 50, 70):
         point = curve.point
         measured = evaluate_point(point, curve.heads(index), unseen).figures
@@ -148,21 +151,21 @@ def test_estimates_are_out_of_fold():
     experts = [ExpertPredictions.keep(torch.randn(400, 2, generator=generator)) for _ in GMACS]
     lots = Predictions.of_pool(experts, noise.labels, GMACS)
     fitter = CascadeFitter(lots, FOLDS, seed=0)
-    curve = fitter.fit(CascadeSettings(blend=1.0, ridge=1e-3))
+    curve = fitter.fit(replace(WHOLE, blend=1.0, ridge=1e-3))
     assert curve.accuracy.max() < 0.5 + 3 * (0.25 / 400) ** 0.5
 
 
 def test_judged_images_alone_are_counted(predictions):
     judged = torch.arange(0, len(predictions), 3)
-    curve = CascadeFitter(predictions, FOLDS, 0, judged=judged).fit(CascadeSettings())
+    curve = CascadeFitter(predictions, FOLDS, 0, judged=judged).fit(WHOLE)
     assert curve.samples == len(judged)
-    everything = CascadeFitter(predictions, FOLDS, 0).fit(CascadeSettings())
+    everything = CascadeFitter(predictions, FOLDS, 0).fit(WHOLE)
     assert torch.equal(curve.weight, everything.weight)
     assert not np.array_equal(curve.accuracy, everything.accuracy)
 
 
 def test_without_mixing_the_last_expert_answers_alone(predictions):
-    curve = CascadeFitter(predictions, FOLDS, 0, mixing=False).fit(CascadeSettings())
+    curve = CascadeFitter(predictions, FOLDS, 0, mixing=False).fit(WHOLE)
     assert all(stage.mixing is None for stage in curve.point.stages)
     accuracy = [outcome.figures.accuracy for outcome in evaluate_experts(predictions)]
     assert curve.accuracy[-1] == pytest.approx(accuracy[0])  # nothing is worth that price
@@ -172,7 +175,7 @@ def test_without_mixing_the_last_expert_answers_alone(predictions):
 
 
 def test_one_fit_is_the_same_alone_or_after_others_and_on_any_number_of_threads(predictions, fitter):
-    settings = CascadeSettings(0, 0.7, 30.0, 2.0)
+    settings = replace(WHOLE, blend=0.7, ridge=30.0, scale=2.0)
     expected = fitter.fit(settings)
     before = torch.get_num_threads()
     for threads in (2, 3, 4, 16):
@@ -224,7 +227,7 @@ def test_cut_scores_give_nearly_the_same_curve(zoo, tmp_path):
         rest = log_probs.scatter(1, labels, -torch.inf).logsumexp(1)
         cut_experts.append(ExpertPredictions(top, labels.int(), rest, None, 100))
     cut = Predictions.of_pool(cut_experts, dense.labels, dense.gmacs)
-    curves = [CascadeFitter(p, 5, 0).fit(CascadeSettings()) for p in (dense, cut)]
+    curves = [CascadeFitter(p, 5, 0).fit(WHOLE) for p in (dense, cut)]
     assert np.abs(curves[0].accuracy - curves[1].accuracy).max() < 0.004
     assert np.abs(curves[0].cost / curves[1].cost - 1).max() < 0.02
 

@@ -138,7 +138,7 @@ def _recipe(table: Path):
     from pertinence.recipes import make_recipes
 
     predictions = PredictionTable.load(table / "predictions.npz", table / "costs.json", "search").predictions
-    recipes, judged, _ = make_recipes(predictions, SearchArguments(), "cpu")
+    recipes, judged, _ = make_recipes(predictions, SearchArguments(), True, "cpu")
     return recipes[0], static_candidates(judged)
 
 

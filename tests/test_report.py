@@ -159,7 +159,8 @@ def test_hypervolumes_are_between_the_cheapest_accuracy_and_the_largest_cost(eva
 
 def test_hypervolumes_come_in_order(evaluation):
     volumes = evaluation.hypervolumes
-    assert set(volumes) == {"front", *BASELINES, "random-mix", "oracle"}
+    assert set(volumes) == {"front", *BASELINES, "static", "random-mix", "oracle"}
+    assert volumes["static"] < volumes["random-mix"]
     assert volumes["experts"] == pytest.approx(volumes["random-mix"])
     assert 0 < volumes["random-mix"] < volumes["oracle"]
     assert 0 < volumes["front"] < volumes["oracle"]

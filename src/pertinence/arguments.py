@@ -117,10 +117,10 @@ class SearchArguments(RuntimeArguments):
         },
     )
     evidence: str = field(
-        default="both",
+        default="features",
         metadata={
-            "help": "paper: what the decision reads of the cheapest expert: pooled features alone (as in the paper), "
-            "or its confidence, too.",
+            "help": "paper: what the decision reads of the cheapest expert: pooled features alone, as in the paper, "
+            "or its confidence, too. Of a table, which has no features, it reads the confidence.",
             "choices": ["features", "both"],
         },
     )

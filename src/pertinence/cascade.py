@@ -39,13 +39,13 @@ class CascadeSettings:
     """What the genetic algorithm searches, but for lambda.
 
     Attributes:
-        start: pool index of the first member; all later experts follow.
+        members: pool indices, rising; the last answers what no other does.
         blend: weight of the label in the utility of an answer; the rest weighs the whole pool's belief in it.
         ridge: strength of the heads' penalty, for standardised evidence.
         scale: factor of the fitted mixing weights.
     """
 
-    start: int = 0
+    members: tuple[int, ...]
     blend: float = 0.3
     ridge: float = 100.0
     scale: float = 1.0
@@ -139,34 +139,34 @@ class CascadeFitter:
         self._judged = is_judged[slots] & self._filled
         self.samples = int(self._judged.sum())
         self._largest_right = self._votes[:, -1] == self._targets
-        self._mixing: dict[tuple[int, int], torch.Tensor] = {}
+        self._mixing: dict[tuple[int, ...], torch.Tensor] = {}
         bytes_each = 8 * rows.numel() * (mix_evidence_size(self.num_experts) + 1)
         self._evidence = lru_cache(max(1, CACHED_BYTES // bytes_each))(self._make_evidence)
-        pool = self._mix(0, self.num_experts - 1, self.mixing_weights(0, self.num_experts - 1))
+        everybody = tuple(range(self.num_experts))
+        pool = self._mix(everybody, self.mixing_weights(everybody))
         # exp of a log-softmax, in parts: the belief of the whole pool in every label
         self._belief = torch.cat([log_softmax(part, self.tail).exp() for part in pool.split(ROWS_AT_ONCE)])
-        self._answers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._answers: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def mixing_weights(self, start: int, last: int) -> torch.Tensor:
-        """Weights of experts start..last, fitted by likelihood for each fold on the others: float32 (k, M)."""
-        if (start, last) not in self._mixing:
+    def mixing_weights(self, ran: tuple[int, ...]) -> torch.Tensor:
+        """Weights of the experts that were run, fitted by likelihood for each fold on the others: float32 (k, M)."""
+        if ran not in self._mixing:
             per_fold = min(self.fold_size, -(-MIXING_ROWS // self.folds))
             used = torch.arange(self.folds * self.fold_size).view(self.folds, -1)[:, :per_fold]
             fitted = []
             for fold in range(self.folds):
                 rows = used[torch.arange(self.folds) != fold].flatten()
                 rows = rows[self._filled[rows]]
-                log_probs = [self._log_probs[expert][rows] for expert in range(start, last + 1)]
+                log_probs = [self._log_probs[expert][rows] for expert in ran]
                 fitted.append(fit_mixing_weights(log_probs, self._targets[rows], self.tail))
-            self._mixing[start, last] = torch.stack(fitted)
-        return self._mixing[start, last]
+            self._mixing[ran] = torch.stack(fitted)
+        return self._mixing[ran]
 
     @one_thread()
     def fit(self, settings: CascadeSettings) -> CascadeCurve:
         """Fit the heads of one cascade, for every lambda and fold at once."""
-        start, members = settings.start, tuple(range(settings.start, self.num_experts))
-        scale = settings.scale if self.mixing else 1.0
-        right, belief = self._answers_from(start)
+        members, scale = settings.members, settings.scale if self.mixing else 1.0
+        right, belief = self._answers_of(members)
         utility = settings.blend * right.float() + (1 - settings.blend) * belief
         prices = torch.from_numpy(PRICES).float().to(self.device)
         head_gmacs = self.num_experts * mix_evidence_size(self.num_experts) / 1e9
@@ -179,8 +179,8 @@ class CascadeFitter:
         saved_ends = ends.clone()
         heads = []
         for stage in reversed(range(len(members) - 1)):
-            out_of_fold, saved, mean, std, knots = self._evidence(start, start + stage, scale)
-            fee = prices * (self.costs[start + stage + 1] / self.costs[-1])
+            out_of_fold, saved, mean, std, knots = self._evidence(members[: stage + 1], scale)
+            fee = prices * (self.costs[members[stage + 1]] / self.costs[-1])
             now = utility[..., stage : stage + 1]
             tensors = (out_of_fold, saved, value, now, ends, saved_ends)
             parts = list(zip(*(t.split(ROWS_AT_ONCE, 1) for t in tensors), strict=True))
@@ -196,10 +196,10 @@ class CascadeFitter:
         weight = [(w[:-1] / std.unsqueeze(1)).T for w, _, std, _ in heads]
         bias = [w[-1] - part @ mean for part, (w, mean, _, _) in zip(weight, heads, strict=True)]
         decisions = np.minimum(np.arange(1, len(members) + 1), len(members) - 1) * head_gmacs
-        gmacs = np.cumsum(self.gmacs[start:]) + decisions
+        gmacs = np.cumsum(self.gmacs[list(members)]) + decisions
         return CascadeCurve(
             **self._count(ends.flatten(0, 1), right),
-            **self._spend(saved_ends.flatten(0, 1), start, gmacs),
+            **self._spend(saved_ends.flatten(0, 1), list(members), gmacs),
             samples=self.samples,
             point=self._point(members, scale),
             weight=torch.stack(weight).float().cpu(),
@@ -209,55 +209,55 @@ class CascadeFitter:
 
     def _point(self, members: tuple[int, ...], scale: float) -> OperatingPoint:
         stages = []
-        for member in members if self.mixing else members[:-1]:
+        for position, member in enumerate(members if self.mixing else members[:-1]):
             weights = None
             if self.mixing:
-                weights = tuple((self.mixing_weights(members[0], member).mean(0) * scale).tolist())
+                weights = tuple((self.mixing_weights(members[: position + 1]).mean(0) * scale).tolist())
             stages.append(Stage(member, "mix", weights))
         return OperatingPoint("", "cascade", members, tuple(stages))
 
-    def _mix(self, start: int, last: int, weights: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
-        """Answers of experts start..last, mixed with the weights (k, M) of each image's fold."""
+    def _mix(self, ran: tuple[int, ...], weights: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+        """Answers of the experts that were run, mixed with the weights (k, M) of each image's fold."""
         by_row = weights.repeat_interleave(self.fold_size, 0)[rows]
-        mixed = by_row[:, :1] * self._log_probs[start][rows]
-        for position in range(1, last - start + 1):
-            mixed.addcmul_(by_row[:, position : position + 1], self._log_probs[start + position][rows])
+        mixed = by_row[:, :1] * self._log_probs[ran[0]][rows]
+        for position, expert in enumerate(ran[1:], 1):
+            mixed.addcmul_(by_row[:, position : position + 1], self._log_probs[expert][rows])
         return mixed
 
-    def _answers_from(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the chain that starts there, stage by stage: is the answer right, and the pool's belief in it: (S, M)."""
-        if start not in self._answers:
-            columns = []
-            for last in range(start, self.num_experts):
-                if not self.mixing or last == start:
-                    columns.append(self._votes[:, last])
-                else:
-                    columns.append(self._mix(start, last, self.mixing_weights(start, last)).argmax(1))
+    def _answers_of(self, members: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stage by stage: is the answer right, and the pool's belief in it: (n, M)."""
+        if members not in self._answers:
+            columns = [self._votes[:, members[0]]]
+            for count in range(2, len(members) + 1):
+                ran = members[:count]
+                columns.append(
+                    self._mix(ran, self.mixing_weights(ran)).argmax(1) if self.mixing else self._votes[:, ran[-1]]
+                )
             answers = torch.stack(columns, 1)
-            self._answers[start] = answers == self._targets.unsqueeze(1), self._belief.gather(1, answers)
-        return self._answers[start]
+            self._answers[members] = answers == self._targets.unsqueeze(1), self._belief.gather(1, answers)
+        return self._answers[members]
 
     def _make_evidence(
-        self, start: int, last: int, scale: float
+        self, ran: tuple[int, ...], scale: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Standardised evidence with a column of ones (k, m, E + 1), mixed out of fold and mixed as it is saved; its
         mean and std (E,), and the knots (8,)."""
-        by_fold = self.mixing_weights(start, last) * scale
+        by_fold = self.mixing_weights(ran) * scale
         averaged = by_fold.mean(0, keepdim=True).expand_as(by_fold)
-        ran = torch.zeros(1, self.num_experts, dtype=torch.bool)
-        ran[:, start : last + 1] = True
+        has_run = torch.zeros(1, self.num_experts, dtype=torch.bool)
+        has_run[:, list(ran)] = True
         total = self.folds * self.fold_size
         parts = [slice(at, min(at + ROWS_AT_ONCE, total)) for at in range(0, total, ROWS_AT_ONCE)]
 
         def answer(weights: torch.Tensor, rows: slice) -> torch.Tensor:
-            return self._mix(start, last, weights, rows) if self.mixing else self._log_probs[last][rows]
+            return self._mix(ran, weights, rows) if self.mixing else self._log_probs[ran[-1]][rows]
 
         knots = fit_knots(torch.cat([answer(by_fold, rows)[self._filled[rows]] for rows in parts[:5]]), self.tail)
 
         def evidence_of(weights: torch.Tensor) -> torch.Tensor:
             evidence = torch.ones(total, mix_evidence_size(self.num_experts) + 1)
             for rows in parts:
-                mixed, seen = answer(weights, rows), ran.expand(rows.stop - rows.start, -1)
+                mixed, seen = answer(weights, rows), has_run.expand(rows.stop - rows.start, -1)
                 evidence[rows, :-1] = mix_evidence(mixed, self._votes[rows], seen, knots, self.tail)
             return evidence.mul_(self._filled.unsqueeze(1))
 
@@ -301,14 +301,14 @@ class CascadeFitter:
             "losses": losses.astype(np.int64),
         }
 
-    def _spend(self, ends: torch.Tensor, start: int, gmacs: np.ndarray) -> dict[str, np.ndarray]:
+    def _spend(self, ends: torch.Tensor, members: list[int], gmacs: np.ndarray) -> dict[str, np.ndarray]:
         """Shares, GMACs and cost of answers given at the stages `ends` (n, L)."""
         everything = [torch.ones_like(self._judged)]
         ended = np.concatenate([self._sum(everything, ends, stage) for stage in range(len(gmacs))])
         shares = np.zeros((len(PRICES), self.num_experts))
-        shares[:, start:] = ended.T / self.samples
-        spent = shares[:, start:] @ gmacs
-        cost = spent if self.counts_heads else shares[:, start:] @ np.cumsum(self.costs[start:])
+        shares[:, members] = ended.T / self.samples
+        spent = shares[:, members] @ gmacs
+        cost = spent if self.counts_heads else shares[:, members] @ np.cumsum(self.costs[members])
         return {"shares": shares, "gmacs": spent, "cost": cost}
 
     def _sum(self, kinds: list[torch.Tensor], ends: torch.Tensor, stage: int) -> np.ndarray:

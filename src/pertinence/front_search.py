@@ -27,8 +27,9 @@ from .front import (
     OperatingPoint,
 )
 from .predictions import Predictions
-from .recipes import Recipe, ThresholdRecipe, make_recipes, static_candidates
+from .recipes import Recipe, make_recipes, static_candidates
 from .report import Evaluation, evaluate_front
+from .thresholds import ThresholdRecipe
 
 
 logger = logging.get_logger(__name__)
@@ -83,7 +84,8 @@ def search_front(
     warnings = leak_warnings(names, search, report)
     for warning in warnings:
         logger.warning(warning)
-    recipes, judged, images = make_recipes(search, args, accelerator.device)
+    mixing = args.mixing if args.mixing is not None else search.measure == ACCURACY
+    recipes, judged, images = make_recipes(search, args, mixing, accelerator.device)
     statics = static_candidates(judged)
     reference = (statics[-1].cost, statics[0].accuracy)
 
@@ -111,7 +113,7 @@ def search_front(
         for recipe in recipes:
             baselines[f"{recipe.name} without search"] = _neutral(recipe, statics)
         for count in sorted({2, min(3, len(names)), len(names)}):
-            tuned = run(ThresholdRecipe(search, count)).archive.candidates
+            tuned = run(ThresholdRecipe(search, count, mixing)).archive.candidates
             baselines[f"max-softmax chain of {count}"] = tuned
     chosen = {name: _thinned(candidates, statics[-1].cost, args.front_size) for name, candidates in baselines.items()}
     front, heads, default = build_front(archive.candidates, names, statics[-1].cost, args.front_size)

@@ -81,17 +81,17 @@ class PaperSpace:
 
 @dataclass(frozen=True)
 class CascadeSpace:
-    """Genome of the recipe `cascade`: where the chain starts, blend, log10 of ridge, scale, lambda.
+    """Genome of the recipe `cascade`: which chain, blend, log10 of ridge, scale, lambda.
 
     Few genes, and coarse ones: every free bit costs accuracy on unseen images (policy.md). The scale of the mixing
     weights takes five values, from a half to two; lambda is one of the prices that each fit serves anyway, and only
     says which point of its curve stands for the individual.
 
     Args:
-        num_experts: N.
+        chains: members of each cascade that may be chosen.
     """
 
-    num_experts: int
+    chains: tuple[tuple[int, ...], ...]
     scales = (0.5, 0.5**0.5, 1.0, 2**0.5, 2.0)
 
     @property
@@ -100,7 +100,7 @@ class CascadeSpace:
 
     @property
     def upper(self) -> np.ndarray:
-        below = np.nextafter([self.num_experts - 1.0, len(self.scales), len(PRICES)], 0.0)
+        below = np.nextafter([float(len(self.chains)), len(self.scales), len(PRICES)], 0.0)
         return np.array([below[0], 1.0, 4.0, below[1], below[2]])
 
     @property
@@ -113,15 +113,15 @@ class CascadeSpace:
 
     @property
     def neutral(self) -> np.ndarray:
-        """Every start with the settings that nothing was searched for."""
-        own = CascadeSettings()
+        """Every chain with the settings that nothing was searched for."""
+        own = CascadeSettings(self.chains[0])
         genes = [own.blend, math.log10(own.ridge), self.scales.index(own.scale) + 0.5, len(PRICES) / 2]
-        return np.array([[start + 0.5, *genes] for start in range(self.num_experts - 1)])
+        return np.array([[chain + 0.5, *genes] for chain in range(len(self.chains))])
 
     def decode(self, genome: np.ndarray) -> tuple[CascadeSettings, int]:
         """What to fit, and the index of the price (lambda)."""
-        start, blend, ridge, scale, price = genome.tolist()
-        return CascadeSettings(int(start), blend, 10**ridge, self.scales[int(scale)]), int(price)
+        chain, blend, ridge, scale, price = genome.tolist()
+        return CascadeSettings(self.chains[int(chain)], blend, 10**ridge, self.scales[int(scale)]), int(price)
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,12 @@ class ThresholdSpace:
     Args:
         num_experts: N.
         num_members: M.
+        mixing: whether there are mixing weights.
     """
 
     num_experts: int
     num_members: int
+    mixing: bool = True
 
     @property
     def chains(self) -> list[tuple[int, ...]]:
@@ -144,22 +146,23 @@ class ThresholdSpace:
 
     @property
     def lower(self) -> np.ndarray:
-        return np.zeros(2 * self.num_members)
+        return np.zeros(self.num_members + self.num_members * self.mixing)
 
     @property
     def upper(self) -> np.ndarray:
         chains = np.nextafter(float(len(self.chains)), 0.0)
-        return np.concatenate([[chains], np.ones(self.num_members - 1), np.full(self.num_members, MAX_WEIGHT)])
+        weights = np.full(self.num_members * self.mixing, MAX_WEIGHT)
+        return np.concatenate([[chains], np.ones(self.num_members - 1), weights])
 
     @property
     def seeds(self) -> np.ndarray:
         return np.empty((0, len(self.lower)))
 
-    def decode(self, genome: np.ndarray) -> tuple[tuple[int, ...], list[float], list[float]]:
+    def decode(self, genome: np.ndarray) -> tuple[tuple[int, ...], list[float], list[float] | None]:
         """Members, thresholds (M - 1) and mixing weights (M)."""
         values = genome.tolist()
         thresholds = [1 - 10 ** (-4 * gene) for gene in values[1 : self.num_members]]
-        return self.chains[int(values[0])], thresholds, values[self.num_members :]
+        return self.chains[int(values[0])], thresholds, values[self.num_members :] if self.mixing else None
 
 
 def class_weights(counts: torch.Tensor, beta: float = 0.9999) -> torch.Tensor:

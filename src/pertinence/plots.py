@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -29,9 +30,13 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
     costs = np.linspace(min(f.cost for f in experts), max(f.cost for f in experts), 200)
     hull = [100 * evaluation.hull(cost) for cost in costs]
     axes.plot(costs, hull, "--", color="0.55", lw=1, zorder=1, label="random mix of experts")
-    for color, (name, series) in zip(("C4", "C5", "C6", "C7", "C8"), evaluation.baselines.items(), strict=False):
-        x, y = _envelope(series)
-        axes.plot(x, y, "-", color=color, lw=1, alpha=0.8, zorder=2, label=name)
+    best = non_dominated([f.cost for f in experts], [f.accuracy for f in experts])
+    steps = [*(experts[index].cost for index in best), costs[-1]], [*(experts[index].accuracy for index in best)]
+    axes.step(steps[0], [100 * a for a in [*steps[1], steps[1][-1]]], ":", where="post", color="0.55", lw=1, zorder=1,
+              label="best single expert")  # fmt: skip
+    colors = colormaps["Set2"](range(len(evaluation.baselines)))
+    for color, (name, series) in zip(colors, evaluation.baselines.items(), strict=True):
+        axes.plot(*_curve(series), "-", color=color, lw=1.2, alpha=0.9, zorder=2, label=name)
 
     front = [point.report for point in evaluation.series.points]
     accuracy = np.array([100 * figures.accuracy for figures in front])
@@ -40,7 +45,7 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
         [f.cost for f in front], accuracy, [accuracy - low, high - accuracy],
         fmt="o", ms=3.5, elinewidth=0.4, color="C0", alpha=0.9, zorder=4,
     )  # fmt: skip
-    axes.plot(*_envelope(evaluation.series), "-", color="C0", lw=1.5, zorder=4, label="pertinence, 95 % intervals")
+    axes.plot(*_curve(evaluation.series), "-", color="C0", lw=1.5, zorder=4, label="pertinence, 95 % intervals")
     axes.plot(
         [f.cost for f in experts], [100 * f.accuracy for f in experts], "s", color="C1", ms=7, zorder=5, label="expert"
     )
@@ -65,15 +70,18 @@ def plot_shares(evaluation: Evaluation, path: str | os.PathLike) -> None:
     """Which share of the images each expert answers, along the front."""
     figure = Figure(figsize=(9, 4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    front = sorted((point.report for point in evaluation.series.points), key=lambda figures: figures.cost)
-    shares = 100 * np.array([figures.expert_shares for figures in front]).T
-    costs = [figures.cost for figures in front]
-    axes.stackplot(costs, shares, labels=evaluation.expert_names, step="post", alpha=0.85)
-    default = evaluation.front.find(evaluation.default).report
-    axes.axvline(default.cost, color="k", lw=1, ls=":", label=f"default: {evaluation.default}")
-    axes.set_xlim(costs[0], max(costs[-1], costs[0] * 1.01))
+    front = [point.report for point in evaluation.series.points]
+    bottom = np.zeros(len(front))
+    for index, name in enumerate(evaluation.expert_names):
+        shares = 100 * np.array([figures.expert_shares[index] for figures in front])
+        axes.bar(range(len(front)), shares, 0.95, bottom, label=name, alpha=0.85)
+        bottom += shares
+    axes.axvline(evaluation.series.default, color="k", lw=1, ls=":", label=f"default: {evaluation.default}")
+    shown = np.unique(np.linspace(0, len(front) - 1, min(len(front), 12)).round().astype(int))
+    axes.set_xticks(shown, [f"{front[index].cost:.3g}" for index in shown])
+    axes.set_xlim(-0.5, len(front) - 0.5)
     axes.set_ylim(0, 100)
-    axes.set_xlabel(f"{_unit(front[0])} per image")
+    axes.set_xlabel(f"operating points, by {_unit(front[0])} per image")
     axes.set_ylabel("images whose last expert it is, %")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     figure.savefig(path)
@@ -113,11 +121,10 @@ def plot_examples(examples: Sequence, path: str | os.PathLike) -> None:
     figure.savefig(path)
 
 
-def _envelope(series: Series) -> tuple[list[float], list[float]]:
-    """Costs and accuracies, in %, of the points that no other of the series dominates on the report images."""
+def _curve(series: Series) -> tuple[list[float], list[float]]:
+    """Costs and accuracies, in %, of all points, in the order that the search images gave them."""
     figures = [point.report for point in series.points]
-    kept = non_dominated([f.cost for f in figures], [f.accuracy for f in figures])
-    return [figures[i].cost for i in kept], [100 * figures[i].accuracy for i in kept]
+    return [f.cost for f in figures], [100 * f.accuracy for f in figures]
 
 
 def _unit(figures: Figures) -> str:

@@ -13,16 +13,13 @@ from .arguments import SearchArguments
 from .candidates import Candidate
 from .cascade import CascadeCurve, CascadeFitter
 from .data import stratified_split
-from .dispatcher import Head, allowed_actions, choose, fit_knots, log_softmax, mix, stage_evidence, threshold_head
+from .dispatcher import Head, allowed_actions, choose, fit_knots, stage_evidence
 from .evaluation import evaluate_experts, summarise
 from .front import STEM, Figures, OperatingPoint, Stage
 from .genome import CascadeSpace, PaperSpace, ThresholdSpace
 from .predictions import ROWS_AT_ONCE, Predictions
 from .statistics import bootstrap_interval, paired_difference
 from .training import FitData, routing_classes, train_paper_heads
-
-
-TUNING_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,8 @@ class CascadeRecipe:
 
     def __init__(self, fitter: CascadeFitter, predictions: Predictions):
         self.fitter, self.predictions, self.measure = fitter, predictions, predictions.measure
-        self.space = CascadeSpace(len(predictions.gmacs))
+        last = len(predictions.gmacs)
+        self.space = CascadeSpace(tuple(tuple(range(start, last)) for start in range(last - 1)))
 
     def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
         for genome in genomes:
@@ -184,76 +182,6 @@ class CascadeRecipe:
         return candidate
 
 
-class ThresholdRecipe:
-    """The baseline: go on while the largest softmax probability of the mix is below a threshold.
-
-    Members, thresholds and mixing weights are tuned and judged on the same images, as people tune cascades: its
-    figures on the search images are optimistic, those on the report images are not.
-
-    Args:
-        predictions: of the search images; of very many, evenly spaced ones are enough for a handful of numbers.
-        num_members: length of the chains.
-    """
-
-    def __init__(self, predictions: Predictions, num_members: int):
-        self.name = f"max-softmax-{num_members}"
-        if len(predictions) > TUNING_ROWS:
-            spaced = torch.linspace(0, len(predictions) - 1, TUNING_ROWS, dtype=torch.float64)
-            predictions = predictions.subset(spaced.long())
-        self.predictions, self.measure = predictions, predictions.measure
-        self.space = ThresholdSpace(len(predictions.gmacs), num_members)
-        count = torch.arange(len(predictions))
-        self._log_probs = [
-            torch.cat(
-                [log_softmax(predictions.answer(e, rows)[0], predictions.tail) for rows in count.split(ROWS_AT_ONCE)]
-            )
-            for e in range(len(predictions.gmacs))
-        ]
-        self._targets = predictions.target_columns
-        self._largest_right = predictions.correct()[:, -1]
-
-    def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
-        return (self._judge(*self.space.decode(genome)) for genome in genomes)
-
-    def _judge(self, members: tuple[int, ...], thresholds: list[float], weights: list[float]) -> Individual:
-        predictions = self.predictions
-        point = OperatingPoint(
-            "", "thresholds", members, tuple(Stage(m, "mix", tuple(weights[: i + 1])) for i, m in enumerate(members))
-        )
-        heads = tuple(
-            threshold_head(point, stage, threshold, len(predictions.gmacs))
-            for stage, threshold in zip(point.decisions, thresholds, strict=True)
-        )
-        here = torch.ones(len(predictions), dtype=torch.bool)
-        right, ended = torch.zeros_like(here), torch.zeros(len(here), dtype=torch.int64)
-        gmacs, latency = torch.zeros(len(here), dtype=torch.float64), torch.zeros(len(here), dtype=torch.float64)
-        for position, member in enumerate(members):
-            rows = here.nonzero().squeeze(1)
-            stacked = torch.stack([self._log_probs[m][rows] for m in members[: position + 1]], 1)
-            best, answer = log_softmax(mix(stacked, weights[: position + 1]), predictions.tail).max(1)
-            right[rows], ended[rows] = answer == self._targets[rows], member
-            gmacs[rows] += predictions.gmacs[member]
-            if predictions.latency is not None:
-                latency[rows] += predictions.latency[member]
-            if position < len(thresholds):
-                gmacs[rows] += heads[position].gmacs
-                here[rows[best.exp() >= thresholds[position]]] = False
-        shares = torch.bincount(ended, minlength=len(predictions.gmacs)) / len(here)
-        figures = summarise(
-            predictions,
-            right,
-            gmacs,
-            shares,
-            None if predictions.latency is None else latency,
-            predictions.candidates is not None,
-        ).figures
-        largest = self._largest_right
-        versus = paired_difference((right & ~largest).sum().item(), (~right & largest).sum().item(), len(right))
-        point = OperatingPoint("", point.recipe, members, point.stages, figures)
-        candidate = Candidate(point, heads, versus)
-        return Individual(np.array([figures.accuracy]), np.array([figures.cost]), 0, lambda _: candidate)
-
-
 def static_candidates(predictions: Predictions) -> list[Candidate]:
     """Every expert alone: in the archive of each search from the start."""
     outcomes = evaluate_experts(predictions)
@@ -264,9 +192,9 @@ def static_candidates(predictions: Predictions) -> list[Candidate]:
 
 
 def make_recipes(
-    predictions: Predictions, arguments: SearchArguments, device: torch.device | str
+    predictions: Predictions, arguments: SearchArguments, mixing: bool, device: torch.device | str
 ) -> tuple[list[Recipe], Predictions, dict[str, int]]:
-    """The recipes that `arguments.recipe` names.
+    """The recipes that `arguments.recipe` names; `mixing`: whether a cascade mixes the experts that were run.
 
     Returns:
         The recipes; the images that all of them are judged on; and how many images do what.
@@ -282,7 +210,6 @@ def make_recipes(
         counts |= {"fit": len(fit_rows), "select": len(select_rows)}
     if wants_cascade:
         # Beside `paper`, both are judged on the same images.
-        mixing = arguments.mixing if arguments.mixing is not None else predictions.measure == "accuracy"
         # Another seed than the division above: its images must be dealt out to all folds.
         seed = arguments.seed + wants_paper
         fitter = CascadeFitter(predictions, arguments.folds, seed, mixing, select_rows, device)

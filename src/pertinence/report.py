@@ -13,7 +13,7 @@ from .dispatcher import Head
 from .evaluation import Outcome, evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
 from .front import Figures, Front, OperatingPoint, as_plain, figure_cells, figure_header, format_table
 from .predictions import Predictions
-from .statistics import Difference, bootstrap_differences, hull_hypervolume, random_mix_hull
+from .statistics import Difference, bootstrap_differences, hull_hypervolume, hypervolume, random_mix_hull
 
 
 ROUNDING = 1e-9
@@ -61,8 +61,8 @@ class Evaluation:
         oracle: figures of the perfect choice; its own cost is not counted.
         baselines: by name, cascades on the largest softmax probability and the same heads without a search.
         hypervolumes: area under the random mixes of the points of the front, of each baseline, of the experts
-            ("random-mix"), and of experts and oracle, above the cheapest expert's accuracy and up to the largest one's
-            cost.
+            ("random-mix"), and of experts and oracle, and under the best single expert without mixing ("static"),
+            above the cheapest expert's accuracy and up to the largest one's cost.
         auroc: by expert, how well the default point knows when it will do.
         drop: by how much less the points lead the largest expert on the report images than on the search images;
             mean over the front. None where the front is of single experts.
@@ -215,6 +215,7 @@ def evaluate_front(
         name: hull_hypervolume([f.cost for f in several], [f.accuracy for f in several], reference)
         for name, several in reports.items()
     }
+    volumes["static"] = hypervolume([f.cost for f in figures], [f.accuracy for f in figures], reference)
     chosen = front.find(default)
     auroc = routing_auroc(chosen, heads.get(default, ()), predictions)
     largest = select_experts[-1] if len(select_experts) else None
