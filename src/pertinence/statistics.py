@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.stats import binom, rankdata
 
 
@@ -60,7 +61,8 @@ def bootstrap_differences(
         seed: fixes the draws.
     """
     count = len(right)
-    values, counts = np.unique(np.column_stack([right, experts, cost]), axis=0, return_counts=True)
+    outcomes = pd.DataFrame(np.column_stack([right, experts, cost])).value_counts(sort=False)
+    values, counts = outcomes.index.to_frame().to_numpy(), outcomes.to_numpy()
     draws = np.random.default_rng(seed).multinomial(count, counts / count, BOOTSTRAP_DRAWS)
     sampled = np.vstack([counts, draws]) @ values / count
     accuracy, by_expert, costs = sampled[:, 0], sampled[:, 1:-1], sampled[:, -1]
