@@ -121,6 +121,17 @@ def test_a_budget_never_chooses_what_another_point_dominates(budget, other, orde
     assert Front(points[::order], EXPERTS).choose(**budget).name == "better"
 
 
+def test_a_budget_of_milliseconds_goes_by_the_measured_latency():
+    points = [
+        static("small", 0, select=replace(figures(0.8, 5.0), latency=1.0)),
+        static("large", 1, select=replace(figures(0.9, 1.0), latency=4.0)),
+    ]
+    front = Front(points, EXPERTS)
+    assert [front.choose(latency_ms=limit).name for limit in (1.0, 3.9, 4.0)] == ["small", "small", "large"]
+    with pytest.raises(PertinenceError, match="at most 0.5 ms on the search images; the cheapest, 'small', costs 1$"):
+        front.choose(latency_ms=0.5)
+
+
 def test_a_budget_passes_over_points_that_were_not_measured():
     front = Front([static("unmeasured", 0), static("measured", 1, select=figures(0.5, 1.0))], EXPERTS)
     assert front.choose(gmacs=2).name == front.choose(accuracy=0.1).name == "measured"
@@ -135,7 +146,8 @@ def test_a_budget_passes_over_points_that_were_not_measured():
         ),
         ({"accuracy": 0.96}, "reaches an accuracy of 0.96 on the search images; the best, 'best', reaches 0.95"),
         ({"operating_point": "cheapest"}, "no operating point 'cheapest'; this model has: cheap, middle, best, large"),
-        ({}, "exactly one of `gmacs`, `accuracy` and `operating_point`"),
+        ({"latency_ms": 3.0}, "no operating point has a latency.*cost='latency'"),
+        ({}, "exactly one of `gmacs`, `latency_ms`, `accuracy`, `operating_point`"),
         ({"gmacs": 2.0, "accuracy": 0.9}, "exactly one of"),
         ({"gmacs": 2.0, "operating_point": "best"}, "exactly one of"),
     ],

@@ -514,6 +514,20 @@ def test_a_budget_chooses_for_the_calls_to_come(composed, batch, budget, name):
     assert_same(composed(batch), composed(batch, operating_point=name))
 
 
+def test_a_loss_is_allowed_against_the_largest_expert(composed):
+    with pytest.raises(PertinenceError, match="largest expert was not measured"):
+        composed.set_budget(max_accuracy_loss=0.01)
+    composed.config.experts[-1]["select"] = measured(0.90, 10.0).to_dict()
+    assert composed.set_budget(max_accuracy_loss=0.1).name == "smallest"
+    assert composed.set_budget(max_accuracy_loss=0.0).name == "cascade"
+    with pytest.raises(PertinenceError, match="accuracy of 1 on the search images"):
+        composed.set_budget(max_accuracy_loss=-0.1)
+    with pytest.raises(PertinenceError, match="either `accuracy` or `max_accuracy_loss`"):
+        composed.set_budget(max_accuracy_loss=0.1, accuracy=0.9)
+    with pytest.raises(PertinenceError, match="exactly one of"):
+        composed.set_budget(max_accuracy_loss=0.1, gmacs=5.0)
+
+
 def test_saving_keeps_the_choice(composed, batch, tmp_path):
     composed.set_budget(gmacs=2.0)
     composed.save_pretrained(tmp_path)

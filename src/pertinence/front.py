@@ -17,6 +17,7 @@ CHEAPEST_LOSSLESS = "cheapest-lossless"
 BEST_BELOW_LARGEST = "best-below-largest"
 FASTEST = "fastest"
 MOST_ACCURATE = "most-accurate"
+_BUDGETS = ("gmacs", "latency_ms", "accuracy", "operating_point")
 
 
 @dataclass(frozen=True)
@@ -202,39 +203,52 @@ class Front(Sequence[OperatingPoint]):
         raise PertinenceError(f"there is no operating point {name!r}; this model has: {known}")
 
     def choose(
-        self, *, gmacs: float | None = None, accuracy: float | None = None, operating_point: str | None = None
+        self,
+        *,
+        gmacs: float | None = None,
+        latency_ms: float | None = None,
+        accuracy: float | None = None,
+        operating_point: str | None = None,
     ) -> OperatingPoint:
         """The point for a budget, by the figures on the search images (`select`).
 
         Args:
             gmacs: most accurate point whose mean cost is at most this.
+            latency_ms: the same for milliseconds of an image, where they were measured.
             accuracy: cheapest point whose accuracy (0 to 1) is at least this.
             operating_point: the point of that name.
         """
-        if sum(value is not None for value in (gmacs, accuracy, operating_point)) != 1:
-            raise PertinenceError("give exactly one of `gmacs`, `accuracy` and `operating_point`")
+        given = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise PertinenceError(f"give exactly one of {', '.join(f'`{name}`' for name in _BUDGETS)}")
         if operating_point is not None:
             return self.find(operating_point)
         measured = [point for point in self._points if point.select is not None]
         if not measured:
             raise PertinenceError("no operating point was measured: search, or choose one with `operating_point=`")
-        if gmacs is not None:
-            within = [point for point in measured if point.select.gmacs <= gmacs]
-            if not within:
-                least = min(measured, key=lambda point: point.select.gmacs)
+        if accuracy is not None:
+            reaching = [point for point in measured if point.select.accuracy >= accuracy]
+            if not reaching:
+                best = max(measured, key=lambda point: point.select.accuracy)
                 raise PertinenceError(
-                    f"no operating point costs at most {gmacs:g} GMACs on the search images; the cheapest, "
-                    f"{least.name!r}, costs {least.select.gmacs:.4g}"
+                    f"no operating point reaches an {best.select.measure} of {accuracy:g} on the search images; the "
+                    f"best, {best.name!r}, reaches {best.select.accuracy:.4f}"
                 )
-            return max(within, key=lambda point: (point.select.accuracy, -point.select.cost))
-        reaching = [point for point in measured if point.select.accuracy >= accuracy]
-        if not reaching:
-            best = max(measured, key=lambda point: point.select.accuracy)
+            return min(reaching, key=lambda point: (point.select.cost, -point.select.accuracy))
+        field, unit = ("gmacs", "GMACs") if gmacs is not None else ("latency", "ms")
+        limit = given.popitem()[1]
+        measured = [point for point in measured if getattr(point.select, field) is not None]
+        if not measured:
+            raise PertinenceError("no operating point has a latency: search with cost='latency', or give `gmacs=`")
+        within = [point for point in measured if getattr(point.select, field) <= limit]
+        if not within:
+            least = min(measured, key=lambda point: getattr(point.select, field))
             raise PertinenceError(
-                f"no operating point reaches an {best.select.measure} of {accuracy:g} on the search images; the best, "
-                f"{best.name!r}, reaches {best.select.accuracy:.4f}"
+                f"no operating point costs at most {limit:g} {unit} on the search images; the cheapest, "
+                f"{least.name!r}, costs {getattr(least.select, field):.4g}"
             )
-        return min(reaching, key=lambda point: (point.select.cost, -point.select.accuracy))
+        return max(within, key=lambda point: (point.select.accuracy, -point.select.cost))
 
     def to_list(self) -> list[dict[str, Any]]:
         return [point.to_dict() for point in self._points]

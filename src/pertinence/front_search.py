@@ -156,7 +156,7 @@ def build_front(
 def _thinned(candidates: Sequence[Candidate], largest_cost: float, size: int) -> tuple[list[Candidate], int]:
     """At most `size` of the candidates, and which of them is the default."""
     default = default_point(candidates, largest_cost)[0]
-    kept = thin([c.cost for c in candidates], [c.accuracy for c in candidates], size, default)
+    kept = thin([c.cost for c in candidates], size, default)
     return [candidates[index] for index in kept], kept.index(default)
 
 
@@ -175,16 +175,16 @@ def default_point(candidates: Sequence[Candidate], largest_cost: float) -> tuple
     return max(cheaper, key=lambda index: candidates[index].accuracy, default=0), False
 
 
-def thin(costs: Sequence[float], accuracy: Sequence[float], size: int, needed: int) -> list[int]:
-    """At most `size` points of a front (rising), the first, the last and `needed` among them: again and again the
-    point goes whose absence costs the least hypervolume."""
+def thin(costs: Sequence[float], size: int, needed: int) -> list[int]:
+    """At most `size` points of rising cost, the first, the last and `needed` among them.
+
+    Again and again the point goes whose absence leaves the smallest gap, so that every budget is nearly spent.
+    """
     kept = list(range(len(costs)))
     while len(kept) > max(size, 3):
-        losses = [
-            (accuracy[kept[i]] - accuracy[kept[i - 1]]) * (costs[kept[i + 1]] - costs[kept[i]])
-            if kept[i] != needed
-            else float("inf")
+        gaps = [
+            costs[kept[i + 1]] / costs[kept[i - 1]] if kept[i] != needed else float("inf")
             for i in range(1, len(kept) - 1)
         ]
-        del kept[1 + losses.index(min(losses))]
+        del kept[1 + gaps.index(min(gaps))]
     return kept

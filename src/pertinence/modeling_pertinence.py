@@ -19,7 +19,7 @@ from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Dispatcher, Head, Routing, route, threshold_head
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels, reload_expert
-from .front import STEM, Front, OperatingPoint, Stage
+from .front import STEM, Figures, Front, OperatingPoint, Stage
 from .image_processing_pertinence import PertinenceImageProcessor, to_uint8
 from .references import EMBEDDED, locate, save_components
 
@@ -159,13 +159,22 @@ class PertinenceForImageClassification(PreTrainedModel):
         return self.experts[0].device if len(self.experts) else super().device
 
     def set_budget(
-        self, *, gmacs: float | None = None, accuracy: float | None = None, operating_point: str | None = None
+        self,
+        *,
+        gmacs: float | None = None,
+        latency_ms: float | None = None,
+        accuracy: float | None = None,
+        max_accuracy_loss: float | None = None,
+        operating_point: str | None = None,
     ) -> OperatingPoint:
         """Choose the operating point for the calls to come, by the figures on the search images; saving keeps it.
 
         Args:
             gmacs: the most accurate point whose mean cost is at most this.
+            latency_ms: the same for milliseconds of an image, where the search measured them.
             accuracy: the cheapest point whose accuracy (0 to 1) is at least this.
+            max_accuracy_loss: the cheapest point whose accuracy is at most this much (0 to 1) below the largest
+                expert's.
             operating_point: the point of that name.
 
         Returns:
@@ -174,13 +183,18 @@ class PertinenceForImageClassification(PreTrainedModel):
         Raises:
             PertinenceError: no point meets the budget; the message says what the nearest is.
         """
-        point = self._front.choose(gmacs=gmacs, accuracy=accuracy, operating_point=operating_point)
+        if max_accuracy_loss is not None and accuracy is None:
+            largest = (self.config.experts or [{}])[-1].get("select")
+            if not largest:
+                raise PertinenceError("the largest expert was not measured: search, or choose with `operating_point=`")
+            accuracy = Figures.from_dict(largest).accuracy - max_accuracy_loss
+        elif max_accuracy_loss is not None:
+            raise PertinenceError("give either `accuracy` or `max_accuracy_loss`")
+        point = self._front.choose(
+            gmacs=gmacs, latency_ms=latency_ms, accuracy=accuracy, operating_point=operating_point
+        )
         self.config.operating_point = point.name
         return point
-
-    def train(self, mode: bool = True) -> PertinenceForImageClassification:
-        """Experts stay frozen and in evaluation mode whatever `mode` says."""
-        return super().train(mode)
 
     def forward(
         self,

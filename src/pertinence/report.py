@@ -17,6 +17,8 @@ from .statistics import Difference, bootstrap_differences, hull_hypervolume, hyp
 
 
 ROUNDING = 1e-9
+SHOWN = 24
+"""Operating points that are printed; all are stored."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,14 @@ class Evaluation:
         ]
         rows.append(["oracle", *figure_cells(self.oracle), saved(self.oracle), "", "", ""])
         rows += [cells(name, series, series.default) for name, series in self.baselines.items()]
-        for index, point in enumerate(self.series.points):
+        points = self.series.points
+        shown = {*np.linspace(0, len(points) - 1, min(len(points), SHOWN)).round().astype(int), self.series.default}
+        for index, point in ((index, points[index]) for index in sorted(shown)):
             rows.append(cells(f"{point.name}{' *' if point.name == self.default else ''}", self.series, index))
-        return "\n".join([format_table(header, rows), *self._notes()])
+        hidden = (
+            [f"{len(points)} operating points, of which {len(shown)} are shown."] if len(shown) < len(points) else []
+        )
+        return "\n".join([format_table(header, rows), *hidden, *self._notes()])
 
     def _notes(self) -> list[str]:
         measure = self.experts[0].measure
