@@ -289,25 +289,24 @@ def test_damaged_record_of_seen_images_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def data(digits, tmp_path_factory) -> Path:
-    """Search images, fresh ones to calibrate on, and a split that has some of both."""
+    """Search images, fresh ones to calibrate on, and others among which are some of the report."""
     folder = tmp_path_factory.mktemp("data")
-    half = len(digits[1]) // 2
-    digits[1].select(range(half)).to_parquet(folder / "validation.parquet")
+    digits[1].select(range(450)).to_parquet(folder / "validation.parquet")
     digits[2].to_parquet(folder / "test.parquet")
-    digits[1].select(range(half - 30, len(digits[1]))).to_parquet(folder / "train.parquet")
+    digits[1].select(range(450, 810)).to_parquet(folder / "train.parquet")
     return folder
 
 
-def search(data: Path, digits, digit_experts, folder: Path, **settings) -> Path:
-    half = len(digits[1]) // 2
+def search(digits, digit_experts, folder: Path, **settings) -> Path:
     args = SearchArguments(population=6, generations=2, baselines=False, device="cpu", **settings)
-    DispatcherSearch(digit_experts, digits[1].select(range(half)), args).run().save(folder)
+    images, report = digits[1].select(range(450)), digits[1].select(range(800, 900))
+    DispatcherSearch(digit_experts, images, args, report_dataset=report).run().save(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def run(data, digits, digit_experts, tmp_path_factory) -> Path:
-    return search(data, digits, digit_experts, tmp_path_factory.mktemp("run") / "digits")
+def run(digits, digit_experts, tmp_path_factory) -> Path:
+    return search(digits, digit_experts, tmp_path_factory.mktemp("run") / "digits")
 
 
 @pytest.fixture
@@ -321,12 +320,15 @@ def command(folder: Path, data: Path, *flags, split: str = "test") -> int:
 
 def test_calibrate_stores_what_it_promises_and_info_shows_it(copied, data, digits, capsys):
     before = json.loads((copied / "config.json").read_text())
+    before["operating_point"] = before["front"][-1]["name"]
+    (copied / "config.json").write_text(json.dumps(before))
     record = (copied / "search_result.json").read_bytes()
     assert command(copied, data, "--max-accuracy-loss", "0.05") == 0
     printed = capsys.readouterr().out
     after = json.loads((copied / "config.json").read_text())
     stored = after.pop("guarantee")
     assert before.pop("guarantee", None) is None
+    assert stored["operating_point"] != before["operating_point"]
     assert after == before | {"operating_point": stored["operating_point"]}
     assert (copied / "search_result.json").read_bytes() == record
     assert [path.name for path in copied.glob(".*")] == []  # nothing half written
@@ -377,7 +379,7 @@ def test_where_no_point_qualifies_it_says_how_many_images_would(copied, data, ca
     assert (copied / "config.json").read_bytes() == before
 
 
-def test_images_of_the_search_are_refused(copied, data, capsys):
+def test_images_of_the_search_and_of_its_report_are_refused(copied, data, capsys):
     for split in ("validation", "train"):
         assert command(copied, data, "--max-accuracy-loss", "0.2", split=split) == 1
         assert "calibration images took part in the search" in capsys.readouterr().err.splitlines()[-1]
@@ -392,7 +394,7 @@ def test_a_model_from_elsewhere_is_calibrated_with_a_warning(copied, data, capsy
 
 
 def test_without_labels_agreement_is_promised(data, digits, digit_experts, tmp_path, capsys):
-    folder = search(data, digits, digit_experts, tmp_path / "run", labels="agree")
+    folder = search(digits, digit_experts, tmp_path / "run", labels="agree")
     assert command(folder, data, "--max-accuracy-loss", "0.2") == 0
     printed = capsys.readouterr().out
     assert "points of agreement against the largest expert" in printed
