@@ -34,8 +34,8 @@ def noninferiority_p_value(losses: int, wins: int, count: int, limit: float) -> 
     - P(win) is searched only within its Clopper-Pearson interval, which it leaves with probability `DOUBT`, which is
       added (Berger and Boos 1994, JASA 89:1012).
 
-    Betting e-values (Waudby-Smith and Ramdas 2023) are simpler and allow peeking, which nobody needs here; they take
-    twice the images.
+    Betting e-values (Waudby-Smith and Ramdas 2023) are simpler and allow peeking, which nobody needs here; a mixture
+    of 40 bets takes 2.5 times the images.
 
     Args:
         losses, wins: images that only the reference, and only the other gets right.
