@@ -161,7 +161,7 @@ def test_unknown_flag_exits_with_usage(capsys):
     assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["search", "evaluate", "info", "demo"])
+@pytest.mark.parametrize("command", ["search", "evaluate", "calibrate", "info", "demo"])
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])

@@ -8,12 +8,14 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError
 from .front import Figures, Front, OperatingPoint, Stage
+from .guarantee import Guarantee
 from .image_processing_pertinence import PertinenceImageProcessor
 from .modeling_pertinence import PertinenceForImageClassification, PertinenceOutput
 
 
 if TYPE_CHECKING:
     from .arguments import SearchArguments
+    from .calibration import calibrate
     from .result import SearchResult
     from .search import DispatcherSearch, search_predictions
     from .tables import PredictionTable
@@ -24,6 +26,7 @@ __all__ = [
     "DispatcherSearch",
     "Figures",
     "Front",
+    "Guarantee",
     "OperatingPoint",
     "PertinenceConfig",
     "PertinenceError",
@@ -34,6 +37,7 @@ __all__ = [
     "SearchArguments",
     "SearchResult",
     "Stage",
+    "calibrate",
     "search_predictions",
 ]
 
@@ -47,6 +51,7 @@ _LAZY = {
     "PredictionTable": "tables",
     "SearchArguments": "arguments",
     "SearchResult": "result",
+    "calibrate": "calibration",
     "search_predictions": "search",
 }
 

@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .dispatcher import NUM_KNOTS, Head
-from .files import replaced
+from .files import find_file, replaced
 from .front import OperatingPoint
 from .statistics import non_dominated
 
@@ -116,13 +114,8 @@ def load_baselines(
     model_path: str | os.PathLike, token: str | bool | None = None
 ) -> dict[str, tuple[list[Candidate], int]]:
     """The baselines that were tuned when a model was searched; none where they are not stored with it."""
-    path = Path(model_path) / BASELINES
-    if not Path(model_path).is_dir():
-        try:
-            path = Path(hf_hub_download(str(model_path), BASELINES, token=token))
-        except (EntryNotFoundError, LocalEntryNotFoundError):
-            return {}
-    if not path.is_file():
+    path = find_file(model_path, BASELINES, token)
+    if path is None:
         return {}
     groups, chosen = load_candidates(path)
     return {name: (candidates, chosen[name]) for name, candidates in groups.items()}

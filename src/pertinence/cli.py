@@ -52,6 +52,19 @@ class EvaluationOutputs:
 
 
 @dataclass
+class GuaranteeArguments:
+    """What is to be promised."""
+
+    max_accuracy_loss: float = field(
+        default=0.005, metadata={"help": "Accuracy (0 to 1) that may be lost against the largest expert."}
+    )
+    confidence: float = field(default=0.95, metadata={"help": "Probability with which the promise is kept."})
+    expert_paths: str | None = field(
+        default=None, metadata={"help": 'Where local experts have moved to, as JSON: {"name": "folder"}.'}
+    )
+
+
+@dataclass
 class DemoArguments:
     """Where the demo works."""
 
@@ -121,6 +134,24 @@ def evaluate(model: str, data: DataArguments, args: RuntimeArguments, outputs: E
         print(f"Saved to {folder}")
 
 
+def calibrate(model: str, data: DataArguments, args: RuntimeArguments, promise: GuaranteeArguments) -> None:
+    """Choose the cheapest operating point that is guaranteed to lose little, on images that nothing has seen."""
+    from accelerate import PartialState
+
+    from .calibration import calibrate, store_guarantee
+
+    paths = _parse_mapping(promise.expert_paths)
+    guarantee = calibrate(model, data, args, promise.max_accuracy_loss, promise.confidence, paths)
+    if not PartialState().is_main_process:
+        return
+    print(guarantee.describe(PertinenceConfig.from_pretrained(model).build_front()))
+    if Path(model).is_dir():
+        store_guarantee(model, guarantee)
+        print(f"Stored in {model}, whose default operating point is now {guarantee.operating_point}.")
+    else:
+        print(f"Not stored, as {model} is not a local folder: download it and calibrate that.")
+
+
 def _parse_mapping(text: str | None) -> dict[str, str] | None:
     try:
         mapping = None if text is None else json.loads(text)
@@ -146,6 +177,9 @@ def info(model: str) -> None:
     print(format_table(header, rows), "\n")
     print(config.build_front(), "\n")
     print(f"Default operating point: {config.operating_point}")
+    guarantee = config.build_guarantee()
+    if guarantee is not None:
+        print("\n" + guarantee.describe(config.build_front()))
 
 
 def demo(args: DemoArguments) -> None:
@@ -159,6 +193,7 @@ COMMANDS = {
     # name: function, positional arguments, dataclasses
     "search": (search, [], [DataArguments, SearchArguments, SearchInputs]),
     "evaluate": (evaluate, ["model"], [DataArguments, RuntimeArguments, EvaluationOutputs]),
+    "calibrate": (calibrate, ["model"], [DataArguments, RuntimeArguments, GuaranteeArguments]),
     "info": (info, ["model"], []),
     "demo": (demo, [], [DemoArguments]),
 }

@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from .errors import PertinenceError
 from .front import STEM, Front, OperatingPoint
+from .guarantee import Guarantee
 
 
 logger = logging.get_logger(__name__)
@@ -62,6 +63,8 @@ class PertinenceConfig(PreTrainedConfig):
             Name of the operating point that is used where a call names none.
         preprocessing (`str`, defaults to `"exact"`):
             `"exact"`: each expert sees the pixels of its own processor; `"fast"`: torchvision on uint8 for all.
+        guarantee (`dict`, *optional*):
+            What `pertinence calibrate` promised of an operating point, see `Guarantee`.
         format_version (`int`, defaults to 1):
             Version of this format.
     """
@@ -74,6 +77,7 @@ class PertinenceConfig(PreTrainedConfig):
     front: list[dict[str, Any]] | None = None
     operating_point: str | None = None
     preprocessing: str = "exact"
+    guarantee: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
@@ -97,6 +101,10 @@ class PertinenceConfig(PreTrainedConfig):
     def build_front(self) -> Front:
         """The front as objects; raises `PertinenceError` where an entry is malformed."""
         return Front([OperatingPoint.from_dict(values) for values in self.front or []], self.expert_names)
+
+    def build_guarantee(self) -> Guarantee | None:
+        """The guarantee as an object, if there is one; raises `PertinenceError` where it is malformed."""
+        return None if self.guarantee is None else Guarantee.from_dict(self.guarantee)
 
     def check(self) -> None:
         """Raise `PertinenceError` where this cannot be the config of a model."""
@@ -126,6 +134,9 @@ class PertinenceConfig(PreTrainedConfig):
             raise PertinenceError("an operating point starts at a stem, but config.json has no `stem`")
         if self.operating_point is not None:
             front.find(self.operating_point)
+        guarantee = self.build_guarantee()
+        for tested in guarantee.tested if guarantee else ():
+            front.find(tested.operating_point)
 
 
 def _check_expert(where: str, entry: Any) -> None:

@@ -34,6 +34,7 @@ class LabelledImages(torch.utils.data.Dataset):
     Attributes:
         labels: int64 (n,), or None.
         label_names: label by index, or None where the column knows no names.
+        digests: int64 (m,), hashes of the encoded images; of a large split those of evenly spaced ones.
         fingerprint: content hash of images and labels, in their order.
     """
 
@@ -66,14 +67,13 @@ class LabelledImages(torch.utils.data.Dataset):
                 )
             self.labels = torch.from_numpy(values.astype(np.int64))
         self._images = dataset.select_columns(self.image_column)
-        self._digests = self._hash_images()
+        self.digests = self._hash_images()
         digest = hashlib.sha256(f"{len(dataset)}".encode())
-        digest.update(b"".join(self._digests))
+        digest.update(self.digests.numpy().tobytes())
         digest.update(b"" if self.labels is None else self.labels.numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
-    def _hash_images(self) -> list[bytes]:
-        """Hashes of the encoded images; of a large split those of evenly spaced ones."""
+    def _hash_images(self) -> torch.Tensor:
         encoded = self._images.cast_column(self.image_column, datasets.Image(decode=False))
         step = -(-len(encoded) // HASHED_IMAGES)
         if step > 1:
@@ -85,11 +85,11 @@ class LabelledImages(torch.utils.data.Dataset):
                 if content is None:
                     content = _read_file(image["path"])
                 digests.append(hashlib.sha256(content).digest()[:8])
-        return digests
+        return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.int64).copy())
 
     def count_shared(self, other: LabelledImages) -> int:
         """How many images of the other split are in this one, too (of large splits: among those that are hashed)."""
-        return len(set(self._digests) & set(other._digests))
+        return len(np.intersect1d(self.digests, other.digests))
 
     def __len__(self) -> int:
         return len(self._images)

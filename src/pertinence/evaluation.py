@@ -33,10 +33,13 @@ class Outcome:
     costs: torch.Tensor
     figures: Figures
 
+    def disagreements(self, other: Outcome) -> tuple[int, int]:
+        """Wins and losses: how many of the same images only this one, and only the other gets right."""
+        return (self.correct & ~other.correct).sum().item(), (~self.correct & other.correct).sum().item()
+
     def versus(self, other: Outcome) -> tuple[float, float]:
         """Mean difference of accuracy on the same images, and its standard error."""
-        wins, losses = (self.correct & ~other.correct).sum().item(), (~self.correct & other.correct).sum().item()
-        return paired_difference(wins, losses, len(self.correct))
+        return paired_difference(*self.disagreements(other), len(self.correct))
 
 
 def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions) -> Outcome:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name, then renamed."""
+"""Files that are whole or absent: written under another name, then renamed; and what lies beside a model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 
 SUFFIX = ".incomplete"
@@ -54,6 +57,17 @@ def _is_running(process: str) -> bool:
     except (OSError, ValueError):  # somebody else's, or of a machine whose name begins like this one's
         return True
     return True
+
+
+def find_file(model_path: str | os.PathLike, name: str, token: str | bool | None = None) -> Path | None:
+    """A file that lies beside a model, in its folder or on the Hub; None where there is none."""
+    path = Path(model_path) / name
+    if not Path(model_path).is_dir():
+        try:
+            path = Path(hf_hub_download(str(model_path), name, token=token))
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            return None
+    return path if path.is_file() else None
 
 
 def hash_file(path: Path) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from .accelerators import make_accelerator
 from .arguments import DataArguments, RuntimeArguments
 from .candidates import load_baselines
-from .data import load_images
+from .data import LabelledImages, load_images
 from .files import RECORD
 from .front import AGREEMENT, STEM, Figures, Front
 from .modeling_pertinence import PertinenceForImageClassification
-from .predictions import predict
+from .predictions import Predictions, predict
 from .report import Evaluation, evaluate_front
 
 
@@ -33,22 +33,60 @@ def evaluate_model(
         operating_point: measure only the point of this name.
         expert_paths: where local experts have moved to, folder by expert name.
     """
+    model = open_model(model_path, args, expert_paths)
+    front, default = model.front, model.config.operating_point or model.front[-1].name
+    images = open_images(model, data, args.token)
+    if operating_point is not None:
+        default = front.find(operating_point).name
+        front = Front([front.find(default)], front.expert_names)
+    predictions = predict_images(model, images, args, front)
+    heads = {point.name: model.dispatcher.heads(point) for point in front}
+    select = [entry["select"] and Figures.from_dict(entry["select"]) for entry in model.config.experts]
+    baselines = {} if operating_point is not None else load_baselines(model_path, args.token)
+    warnings = []
+    if images.fingerprint == _searched_on(Path(model_path)):
+        warnings.append(f"{model_path} was searched on these very images: its figures on them are optimistic.")
+    return evaluate_front(front, heads, predictions, default, baselines, select if all(select) else (), warnings)
+
+
+def open_model(
+    model_path: str | os.PathLike, args: RuntimeArguments, expert_paths: dict[str, str] | None = None
+) -> PertinenceForImageClassification:
+    """Load a saved model and its experts; `args` say how, as in `evaluate_model`."""
     options = args.load_options
-    model = PertinenceForImageClassification.from_pretrained(
+    return PertinenceForImageClassification.from_pretrained(
         model_path,
         dtype=options.dtype,
         token=options.token,
         trust_remote_code=options.trust_remote_code,
         expert_paths=expert_paths,
     )
-    front, default = model.front, model.config.operating_point or model.front[-1].name
-    agrees = any(point.select is not None and point.select.measure == AGREEMENT for point in front)
-    images = load_images(data, args.token, needs_labels=not agrees)
+
+
+def open_images(
+    model: PertinenceForImageClassification, data: DataArguments, token: str | None = None
+) -> LabelledImages:
+    """Load images to measure a model on; their labels are needed, and checked, unless it was searched without any."""
+    images = load_images(data, token, needs_labels=not _agrees(model))
     images.check_labels(model.config.id2label)
-    if operating_point is not None:
-        default = front.find(operating_point).name
-        front = Front([front.find(default)], front.expert_names)
-    reading = {stage.after for point in front for stage in point.decisions if stage.evidence != "mix"}
+    return images
+
+
+def predict_images(
+    model: PertinenceForImageClassification,
+    images: LabelledImages,
+    args: RuntimeArguments,
+    front: Front | None = None,
+) -> Predictions:
+    """What every expert of a model says about images, with the measure and the costs of its search.
+
+    Args:
+        model: with its experts.
+        images: see `open_images`.
+        args: how experts are run.
+        front: operating points that are to be measured; default: all of the model.
+    """
+    reading = {stage.after for point in front or model.front for stage in point.decisions if stage.evidence != "mix"}
     predictions = predict(
         model.experts,
         images,
@@ -59,18 +97,16 @@ def evaluate_model(
         num_workers=args.num_workers,
         cache_dir=args.cache_dir,
     )
-    if agrees:
+    if _agrees(model):
         predictions = predictions.agreeing()
     entries = [*model.config.experts, *filter(None, [model.config.stem])]
     if all(entry.get("latency") is not None for entry in entries):
         predictions = predictions.with_latency([entry["latency"] for entry in entries])
-    heads = {point.name: model.dispatcher.heads(point) for point in front}
-    select = [entry["select"] and Figures.from_dict(entry["select"]) for entry in model.config.experts]
-    baselines = {} if operating_point is not None else load_baselines(model_path, options.token)
-    warnings = []
-    if images.fingerprint == _searched_on(Path(model_path)):
-        warnings.append(f"{model_path} was searched on these very images: its figures on them are optimistic.")
-    return evaluate_front(front, heads, predictions, default, baselines, select if all(select) else (), warnings)
+    return predictions
+
+
+def _agrees(model: PertinenceForImageClassification) -> bool:
+    return any(point.select is not None and point.select.measure == AGREEMENT for point in model.front)
 
 
 def _searched_on(folder: Path) -> str | None:

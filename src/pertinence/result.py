@@ -27,6 +27,7 @@ from .modeling_pertinence import PertinenceForImageClassification
 from .plots import plot_convergence, plot_examples, plot_front, plot_shares
 from .predictions import Predictions
 from .report import Evaluation
+from .seen import SeenImages
 
 
 CONFIG = "search.yaml"
@@ -58,6 +59,7 @@ class SearchResult:
         found: heads, baselines and the course of the search.
         record: everything else, as stored in `search_result.json`.
         examples: report images that each expert answers.
+        seen: which images the search and its report saw; None for a search on a table of predictions.
         is_main_process: only the main process of several saves.
         config: resolved settings that run this search again, as stored in `search.yaml`; None from Python.
     """
@@ -67,6 +69,7 @@ class SearchResult:
     found: FoundFront
     record: dict[str, Any]
     examples: Sequence[Examples] = ()
+    seen: SeenImages | None = None
     is_main_process: bool = True
     config: dict[str, Any] | None = None
 
@@ -109,6 +112,8 @@ class SearchResult:
         groups = {name: candidates for name, (candidates, _) in self.found.baselines.items()}
         chosen = {name: index for name, (_, index) in self.found.baselines.items()}
         save_candidates(folder / BASELINES, groups, chosen)
+        if self.seen is not None:
+            self.seen.save(folder)
         plot_front(self.evaluation, folder / "front.png")
         plot_shares(self.evaluation, folder / "shares.png")
         plot_convergence(self.found.hypervolumes, folder / "convergence.png")

@@ -30,13 +30,11 @@ from .front_search import FoundFront, search_front
 from .modeling_pertinence import PertinenceForImageClassification
 from .predictions import Predictions, predict
 from .result import SearchFolder, SearchResult, pick_examples
+from .seen import TOLERATED_SHARED, SeenImages
 from .tables import PredictionTable
 
 
 logger = logging.get_logger(__name__)
-
-TOLERATED_SHARED = 0.01
-"""Share of report images that may be search images by accident: duplicates in a data set."""
 
 
 class DispatcherSearch:
@@ -123,6 +121,7 @@ class DispatcherSearch:
                 "run": _run_facts(start, predicted, accelerator, args),
             },
             pick_examples(default, found.heads[default.name], report, names, images),
+            SeenImages.of(search=self.images, report=self.report_images),
             accelerator.is_main_process,
         )
 
@@ -215,7 +214,7 @@ def search_predictions(
     search, held = parts if len(parts) > 1 else hold_out(parts[0], args)
     found = search_front(table.names, search, held, args, accelerator, folder.state_dir)
     record = {**_record(found, settings, args), "run": _run_facts(start, start, accelerator, args)}
-    return SearchResult(None, found.evaluation, found, record, [], accelerator.is_main_process)
+    return SearchResult(None, found.evaluation, found, record, is_main_process=accelerator.is_main_process)
 
 
 def hold_out(predictions: Predictions, args: SearchArguments) -> tuple[Predictions, Predictions]:

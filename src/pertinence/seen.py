@@ -1,0 +1,74 @@
+"""Which images a search has seen: hashes that are kept with its model, so that a later promise rests on others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .data import LabelledImages
+from .errors import PertinenceError
+from .files import find_file, replaced
+
+
+SEEN = "seen_images.safetensors"
+TOLERATED_SHARED = 0.01
+"""Share of images that may have been seen by accident: duplicates in a data set."""
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """Hashes of the images of each split that a search used.
+
+    Attributes:
+        digests: int64 (m,) by what the split was for, see `LabelledImages`.
+        counts: how many images each split has: more than digests where it is large.
+    """
+
+    digests: Mapping[str, torch.Tensor]
+    counts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, **splits: LabelledImages | None) -> SeenImages:
+        """Of splits by what they are for."""
+        given = {name: images for name, images in splits.items() if images is not None}
+        return cls(
+            {name: images.digests for name, images in given.items()},
+            {name: len(images) for name, images in given.items()},
+        )
+
+    def save(self, folder: Path) -> None:
+        with replaced(folder / SEEN) as temporary:
+            counts = {name: str(count) for name, count in self.counts.items()}
+            save_file(dict(self.digests), temporary, metadata=counts)
+
+    @classmethod
+    def load(cls, model_path: str | os.PathLike, token: str | bool | None = None) -> SeenImages | None:
+        """Those that lie beside a model; None where there are none.
+
+        Raises:
+            PertinenceError: the file is damaged.
+        """
+        path = find_file(model_path, SEEN, token)
+        if path is None:
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                counts = {name: int(count) for name, count in (file.metadata() or {}).items()}
+                return cls({name: file.get_tensor(name) for name in counts}, counts)
+        except (SafetensorError, ValueError, OSError) as error:
+            raise PertinenceError(f"{path} is damaged: fetch it again, or remove it to go on unchecked") from error
+
+    def shared(self, images: LabelledImages) -> float:
+        """Share of some images that are among these; of a large split an estimate, as not all of it is hashed."""
+        share = 0.0
+        for name, digests in self.digests.items():
+            found = np.isin(images.digests, digests).mean()
+            share += float(found) * self.counts[name] / max(len(digests), 1)
+        return min(share, 1.0)
