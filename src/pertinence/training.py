@@ -9,7 +9,7 @@ import torch
 from .dispatcher import Head
 
 
-CHUNK = 32
+CHUNK = 16
 """Individuals that are trained together; a population is padded to whole chunks, so that an individual's result
 depends neither on its neighbours nor on how many there are."""
 
