@@ -215,6 +215,12 @@ def test_bad_config_gets_one_sentence(text, sentence, tmp_path, capsys):
     assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_one_expert_in_a_config_is_not_spelt(data, tmp_path, capsys):
+    (tmp_path / "search.yaml").write_text(f"experts: user/resnet8\ndataset: {data}\nsplit: validation\n")
+    assert main(["search", "--config", str(tmp_path / "search.yaml"), "--output-dir", str(tmp_path / "run")]) == 1
+    assert "experts come as a list of at least two, got one str" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_search_needs_experts_or_a_table(tmp_path, capsys):
     for flags in ([], ["--predictions", "p.npz"], ["--predictions", "p.npz", "--costs", "c.json", "--experts", "a"]):
         assert main(["search", "--output-dir", str(tmp_path / "run"), *flags]) == 1

@@ -236,6 +236,11 @@ def test_failed_save_leaves_nothing_behind(result, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_experts_come_as_a_list(search):
+    with pytest.raises(PertinenceError, match="experts come as a list of at least two, got one str"):
+        search(experts="user/resnet8")
+
+
 @pytest.mark.parametrize(
     "settings",
     [

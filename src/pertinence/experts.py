@@ -122,9 +122,7 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
     Raises:
         PertinenceError: fewer than two, one that cannot be loaded, two that are the same, or different label spaces.
     """
-    if isinstance(references, (str, Path, dict, PreTrainedModel)):
-        raise PertinenceError(f"experts come as a list of at least two, got one {type(references).__name__}")
-    parsed = [ExpertReference.parse(reference) for reference in references]
+    parsed = [ExpertReference.parse(reference) for reference in list_references(references)]
     if len(parsed) < 2:
         raise PertinenceError(f"a pool needs at least two experts, got {len(parsed)}: there is nothing to choose from")
     experts = [load_expert(reference, options, preprocessing) for reference in parsed]
@@ -146,6 +144,13 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
     experts.sort(key=lambda expert: expert.entry["gmacs"])
     _make_names_unique(experts)
     return experts
+
+
+def list_references(references: Sequence[Any]) -> list[Any]:
+    """Several references as a list; one that stands alone is refused rather than taken apart."""
+    if isinstance(references, (str, Path, dict, PreTrainedModel)):
+        raise PertinenceError(f"experts come as a list of at least two, got one {type(references).__name__}")
+    return list(references)
 
 
 def _align_labels(references: Sequence[ExpertReference], experts: Sequence[Expert]) -> None:

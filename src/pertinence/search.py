@@ -25,7 +25,7 @@ from .checkpoints import ExpertReference
 from .costs import measure_latency
 from .data import LabelledImages, stratified_split
 from .errors import PertinenceError
-from .experts import Expert, load_expert, load_pool, pool_labels
+from .experts import Expert, list_references, load_expert, load_pool, pool_labels
 from .front_search import FoundFront, search_front
 from .modeling_pertinence import PertinenceForImageClassification
 from .predictions import Predictions, predict
@@ -66,7 +66,7 @@ class DispatcherSearch:
         label_column: str | None = None,
     ):
         self.args = args or SearchArguments()
-        self.references = list(experts)
+        self.references = list_references(experts)
         needs_labels = self.args.labels == "given"
 
         def labelled(images: Any) -> LabelledImages:
