@@ -1,5 +1,6 @@
 """The search from experts and images to a saved model, on a pool of two CNNs and a ViT of three input sizes."""
 
+import contextlib
 import json
 
 import datasets
@@ -334,6 +335,48 @@ def test_latency_is_the_cost_where_asked(search, digit_experts, tmp_path):
     # Kept with the state: a search that is continued must not measure again.
     stored = json.loads((tmp_path / "run/search_state/latency.json").read_text())
     assert sorted(stored) == latency
+    # But it must on another device.
+    assert result.record["settings"]["device"] == "cpu"
+
+
+def test_device_of_a_latency_is_resolved(search, monkeypatch):
+    monkeypatch.setattr("pertinence.search.device_name", lambda device: f"a {device.type}")
+    result = search(cost="latency", recipe="cascade", baselines=False, device=None)
+    assert result.record["settings"]["device"] == "a cpu"
+
+
+def test_latency_is_measured_with_all_threads_and_a_bar(digit_experts, monkeypatch):
+    from pertinence import costs, progress
+    from pertinence.checkpoints import LoadOptions
+    from pertinence.experts import load_pool
+
+    threads, bars, updates = [], [], []
+
+    class Bar(contextlib.nullcontext):
+        update = staticmethod(updates.append)
+
+    class Timer(costs.Timer):
+        def blocked_autorange(self, **options):
+            threads.append(self._task_spec.num_threads)
+            return super().blocked_autorange(min_run_time=0.01)
+
+    monkeypatch.setattr(costs, "Timer", Timer)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(progress, "progress_bar", lambda total, *_: bars.append(total) or Bar(Bar))
+    costs.measure_latency(
+        load_pool(digit_experts[:2], LoadOptions()), torch.zeros(3, 8, 8, dtype=torch.uint8), 2, torch.device("cpu")
+    )
+    assert (threads, bars, updates) == ([3, 3], [2], [1, 1])
+
+
+def test_first_image_that_is_broken_is_named_where_latency_is_measured(search, digits):
+    good = digits[1].select(range(40)).cast_column("image", datasets.Image(decode=False))
+    records = [{"bytes": b"broken", "path": None}, *good["image"][:]]
+    images = datasets.Dataset.from_dict(
+        {"image": records, "label": [0, *good["label"][:]]}, features=digits[1].features
+    )
+    with pytest.raises(PertinenceError, match=r"^image 0 of column 'image' cannot be decoded"):
+        search(images=images, cost="latency", recipe="cascade")
 
 
 def test_images_that_search_cannot_report(search, digits):

@@ -46,6 +46,11 @@ def make_accelerator(device: str | None = None) -> Accelerator:
     return accelerator
 
 
+def device_name(device: torch.device) -> str:
+    """What latency was measured on: the model of a GPU, else the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _parse(device: str | None) -> torch.device | None:
     try:
         return None if device is None else torch.device(device)

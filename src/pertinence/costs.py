@@ -52,13 +52,22 @@ def measure_latency(
         batch_size: images of a batch; its time is divided by it.
         device: where experts are run; they are put back after.
     """
+    # Imported here: running a saved model must not need datasets.
+    from .progress import progress_bar
+
     milliseconds = []
-    for expert in experts:
-        home = expert.device
-        expert.to(device)
-        timer = Timer("expert(images)", globals={"expert": expert, "images": [image] * batch_size})
-        milliseconds.append(1000 * timer.blocked_autorange(min_run_time=1.0).median / batch_size)
-        expert.to(home)
+    with progress_bar(len(experts), "Latency", "expert") as bar:
+        for expert in experts:
+            home = expert.device
+            expert.to(device)
+            timer = Timer(
+                "expert(images)",
+                globals={"expert": expert, "images": [image] * batch_size},
+                num_threads=torch.get_num_threads(),  # its default is one
+            )
+            milliseconds.append(1000 * timer.blocked_autorange(min_run_time=1.0).median / batch_size)
+            expert.to(home)
+            bar.update(1)
     return milliseconds
 
 

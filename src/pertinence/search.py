@@ -19,11 +19,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from .accelerators import make_accelerator
+from .accelerators import device_name, make_accelerator
 from .arguments import SearchArguments
 from .checkpoints import ExpertReference
 from .costs import measure_latency
-from .data import LabelledImages, stratified_split
+from .data import LabelledImages, raise_or, stratified_split
 from .errors import PertinenceError
 from .experts import Expert, list_references, load_expert, load_pool, pool_labels
 from .front_search import FoundFront, search_front
@@ -99,7 +99,7 @@ class DispatcherSearch:
         stem = None
         if args.stem is not None:
             stem = load_stem(args.stem, pool, args)
-        settings = self._settings(pool, stem)
+        settings = self._settings(pool, stem, accelerator)
         folder = SearchFolder.prepare(args.output_dir, settings, args.resume, accelerator)
         if args.cost == "latency":
             self._measure_latency([*pool, *filter(None, [stem])], folder, accelerator)
@@ -126,13 +126,14 @@ class DispatcherSearch:
             accelerator.is_main_process,
         )
 
-    def _settings(self, pool: Sequence[Expert], stem: Expert | None) -> dict[str, Any]:
+    def _settings(self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator) -> dict[str, Any]:
         def identity(expert: Expert) -> dict[str, Any]:
             return {key: expert.entry[key] for key in ("name", "revision", "transform", "label_map")}
 
         images = {"search": self.images, "report": self.report_images}
         return {
             **self.args.search_settings,
+            **({"device": device_name(accelerator.device)} if self.args.cost == "latency" else {}),
             "experts": [identity(expert) for expert in pool],
             "stem": None if stem is None else identity(stem),
             "images": {name: value.fingerprint if value else None for name, value in images.items()},
@@ -140,12 +141,12 @@ class DispatcherSearch:
 
     def _measure_latency(self, experts: Sequence[Expert], folder: SearchFolder, accelerator: Accelerator) -> None:
         """Note the latency of each expert in its entry: measured once, by one process while the others wait."""
-        latency = None
-        if accelerator.is_main_process:
-            latency = folder.remember(
-                "latency",
-                lambda: measure_latency(experts, self.images[0], self.args.batch_size, accelerator.device),
-            )
+
+        def measure() -> list[float]:
+            (image,) = raise_or([self.images[0]])
+            return measure_latency(experts, image, self.args.batch_size, accelerator.device)
+
+        latency = folder.remember("latency", measure) if accelerator.is_main_process else None
         (latency,) = broadcast_object_list([latency])
         for expert, milliseconds in zip(experts, latency, strict=True):
             expert.entry["latency"] = milliseconds
