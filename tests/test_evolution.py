@@ -236,6 +236,7 @@ def test_search_on_a_table_gives_the_front_without_a_model(table, expected):
     [
         (["--report-split", "search"], "the report images must be others"),
         (["--cost", "latency"], "leave cost out"),
+        (["--evidence", "features"], "has no features to decide by: leave evidence out"),
         (["--dataset", "data"], "neither --experts nor --dataset"),
         (["--split", "nothing"], "has no column 'label' of split 'nothing'"),
     ],

@@ -204,6 +204,8 @@ def search_predictions(
     for setting, value in (("cost", "gmacs"), ("stem", None)):
         if getattr(args, setting) != value:
             raise PertinenceError(f"a table of predictions has no models to run: leave {setting} out")
+    if args.evidence == "features" and args.recipe != "cascade":
+        raise PertinenceError("a table of predictions has no features to decide by: leave evidence out")
     settings = {
         **args.search_settings,
         "experts": [{"name": name, "gmacs": g} for name, g in zip(table.names, table.predictions.gmacs, strict=True)],
