@@ -181,8 +181,18 @@ def test_state_of_another_search_is_refused(table, expected, tmp_path):
     state = tmp_path / "run" / "search_state"
     state.mkdir(parents=True)
     (state / "settings.json").write_text(json.dumps({**found(expected)["settings"], "seed": 77}))
+    (state / "cascade.safetensors").touch()
     finished = run(table, tmp_path / "run", ok=False)
     assert "holds another search (its seed is 77, not 0)" in finished.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("settings", ['{"seed": 77}', "{"])
+def test_search_that_failed_before_its_first_generation_leaves_its_place(table, expected, tmp_path, settings):
+    state = tmp_path / "run" / "search_state"
+    state.mkdir(parents=True)
+    (state / "settings.json").write_text(settings)
+    run(table, tmp_path / "run")
+    assert found(tmp_path / "run") == found(expected)
 
 
 def test_rank_that_fails_ends_the_job_with_its_own_error(digits, digit_experts, tmp_path):

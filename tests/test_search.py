@@ -202,6 +202,15 @@ def test_expert_no_better_than_chance_stops_the_search(search, digit_experts, ma
         search(experts=[*digit_experts[:2], guesser])
 
 
+def test_corrected_search_takes_the_place_of_one_that_failed(search, digit_experts, make_expert, tmp_path):
+    guesser, output = make_expert(tmp_path / "guesser", labels=list("0123456789")), str(tmp_path / "run")
+    settings = {"recipe": "cascade", "generations": 1, "baselines": False, "output_dir": output}
+    with pytest.raises(PertinenceError, match="no better than chance"):
+        search(experts=[*digit_experts[:2], guesser], **settings)
+    result = search(experts=digit_experts[:2], **settings)
+    assert json.loads((tmp_path / "run/search_state/settings.json").read_text()) == result.record["settings"]
+
+
 def test_corrupt_image_stops_the_search_and_is_named(search, digits, tmp_path):
     good = digits[1].select(range(40)).cast_column("image", datasets.Image(decode=False))
     records = [*good["image"][:], {"bytes": b"broken", "path": None}]

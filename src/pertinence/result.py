@@ -165,7 +165,7 @@ class SearchFolder:
         check_output_dir(output_dir, settings)
         folder = cls(Path(output_dir) / STATE)
         if accelerator.is_main_process:
-            if not resume:
+            if not (resume and _has_generations(folder.state_dir)):
                 shutil.rmtree(folder.state_dir, ignore_errors=True)
             folder.remember("settings", lambda: settings)
         accelerator.wait_for_everyone()
@@ -181,6 +181,11 @@ class SearchFolder:
             with replaced(path) as temporary:
                 temporary.write_text(json.dumps(value, indent=1))
         return json.loads(path.read_text())
+
+
+def _has_generations(state_dir: Path) -> bool:
+    """Whether there is anything to continue; a search that failed before leaves its place to the corrected one."""
+    return any(state_dir.glob("*.safetensors"))
 
 
 def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) -> None:
@@ -205,7 +210,9 @@ def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) ->
             stored = json.loads((folder / RECORD).read_text())["settings"]
         elif (folder / STATE).is_dir():
             path = folder / STATE / "settings.json"
-            stored = json.loads(path.read_text()) if path.is_file() else settings
+            stored = settings
+            if path.is_file() and _has_generations(path.parent):
+                stored = json.loads(path.read_text())
         else:
             raise PertinenceError(
                 f"the output folder {folder} holds something else: choose another --output-dir, or empty it"
