@@ -251,6 +251,43 @@ def test_experts_come_as_a_list(search):
         search(experts="user/resnet8")
 
 
+SETTINGS = {
+    "seed": 0,
+    "experts": [{"name": "small", "revision": "a"}, {"name": "large", "revision": "b"}],
+    "stem": None,
+    "images": {"search": "c", "report": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 1}, "its seed is 0, not 1"),
+        ({"experts": SETTINGS["experts"][:1]}, "its experts are small, large, not small"),
+        ({"experts": SETTINGS["experts"][:1] * 2}, "its experts are small, large, not small, small"),
+        ({"experts": [{"name": "small", "revision": "z"}, SETTINGS["experts"][1]]}, "its experts had other weights"),
+        ({"stem": {"name": "eye"}}, "its stem is none, not eye"),
+        ({"images": {"search": "z", "report": None}}, "it searched other images"),
+        ({"images": {"search": "c", "report": "z"}}, "it reported on other images"),
+        ({"seed": 1, "images": {"search": "z", "report": None}}, "its seed is 0, not 1; it searched other images"),
+    ],
+)
+def test_another_search_is_told_in_a_readable_sentence(changes, words, tmp_path):
+    (tmp_path / "search_result.json").write_text(json.dumps({"settings": SETTINGS}))
+    check_output_dir(tmp_path, SETTINGS)
+    with pytest.raises(PertinenceError) as caught:
+        check_output_dir(tmp_path, SETTINGS | changes)
+    assert str(caught.value) == (
+        f"the output folder {tmp_path} holds another search ({words}): choose another --output-dir, or remove it"
+    )
+
+
+def test_damaged_record_is_said(tmp_path):
+    (tmp_path / "search_result.json").write_text('{"settings": {"experts": 3, "images": 4}}')
+    with pytest.raises(PertinenceError, match="is damaged"):
+        check_output_dir(tmp_path, SETTINGS)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

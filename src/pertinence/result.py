@@ -217,14 +217,40 @@ def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) ->
             raise PertinenceError(
                 f"the output folder {folder} holds something else: choose another --output-dir, or empty it"
             )
+        differences = _differences(stored, settings)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise PertinenceError(
             f"the search in the output folder {folder} is damaged: choose another --output-dir, or remove it"
         ) from error
-    different = [key for key in {**stored, **settings} if stored.get(key) != settings.get(key)]
-    if different:
-        key = different[0]
+    if differences:
         raise PertinenceError(
-            f"the output folder {folder} holds another search (its {key} is {stored.get(key)!r}, not "
-            f"{settings.get(key)!r}): choose another --output-dir, or remove it"
+            f"the output folder {folder} holds another search ({'; '.join(differences)}): choose another "
+            "--output-dir, or remove it"
         )
+
+
+def _differences(stored: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """What to say of each setting that is not what it was."""
+    clauses = []
+    for key in {**stored, **settings}:
+        theirs, ours = stored.get(key), settings.get(key)
+        if theirs == ours:
+            continue
+        if key == "images":
+            verbs = {"search": "searched", "report": "reported on"}
+            clauses += [f"it {verbs[part]} other images" for part in verbs if theirs[part] != ours[part]]
+        elif key in ("experts", "stem"):
+            names = [_names(value) for value in (theirs, ours)]
+            verb = "are" if key == "experts" else "is"
+            is_renamed = names[0] != names[1]
+            clauses.append(
+                f"its {key} {verb} {names[0]}, not {names[1]}" if is_renamed else f"its {key} had other weights"
+            )
+        else:
+            clauses.append(f"its {key} is {theirs!r}, not {ours!r}")
+    return clauses
+
+
+def _names(entries: Any) -> str:
+    entries = [entries] if isinstance(entries, dict) else entries or []
+    return ", ".join(entry["name"] for entry in entries) or "none"
