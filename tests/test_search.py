@@ -1,7 +1,9 @@
 """The search from experts and images to a saved model, on a pool of two CNNs and a ViT of three input sizes."""
 
 import contextlib
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -17,6 +19,7 @@ from pertinence import (
     SearchResult,
 )
 from pertinence.front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS
+from pertinence.result import SearchFolder, check_output_dir
 from pertinence.statistics import non_dominated
 
 
@@ -237,6 +240,19 @@ def test_same_search_may_replace_its_result_another_may_not(search, result, save
     assert PertinenceForImageClassification.from_pretrained(folder).front.to_list() == result.front.to_list()
     with pytest.raises(PertinenceError, match="another search .its seed is 1, not 2"):
         search(seed=2, output_dir=str(folder))
+
+
+def test_other_processes_wait_for_the_one_that_saves(result, tmp_path, monkeypatch):
+    """They neither write nor look at a folder whose files are being moved."""
+    waited = []
+    monkeypatch.setattr("accelerate.PartialState.wait_for_everyone", lambda _: waited.append(True))
+    (tmp_path / "thesis.tex").write_text("precious")
+    other = dataclasses.replace(result, is_main_process=False)
+    other.save(tmp_path)
+    accelerator = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: waited.append(True))
+    SearchFolder.prepare(tmp_path, result.record["settings"], False, accelerator)
+    assert waited == [True, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_failed_save_leaves_nothing_behind(result, tmp_path, monkeypatch):

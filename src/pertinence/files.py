@@ -43,7 +43,7 @@ def replaced(path: Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir() and path.exists():
             _remove(path)
-        os.replace(temporary, path)
+        os.replace(temporary, path)  # onto a folder that another process has put there since: an OSError
 
 
 def _is_running(process: str) -> bool:
@@ -67,6 +67,6 @@ def hash_file(path: Path) -> str:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # another process may be removing the same
     else:
         path.unlink(missing_ok=True)

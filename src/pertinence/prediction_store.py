@@ -67,7 +67,7 @@ def read_store(folder: Path, identity: dict[str, Any], with_features: bool) -> d
 
 
 def write_store(folder: Path, identity: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Write a store; whole or not at all."""
+    """Write a store; whole or not at all. Where another process has just written the same, that one stays."""
     try:
         with replaced(folder) as temporary:
             temporary.mkdir()
@@ -76,6 +76,15 @@ def write_store(folder: Path, identity: dict[str, Any], tensors: dict[str, torch
             metadata = {"fingerprint": _digest(identity), "identity": identity, "sha256": hash_file(path)}
             (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2))
     except OSError as error:
+        if _has_fingerprint(folder, identity):
+            return
         raise PertinenceError(
             f"predictions cannot be kept in {folder.parent} ({error.strerror}): choose another --cache-dir"
         ) from error
+
+
+def _has_fingerprint(folder: Path, identity: dict[str, Any]) -> bool:
+    try:
+        return json.loads((folder / "metadata.json").read_text())["fingerprint"] == _digest(identity)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

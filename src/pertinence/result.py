@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from .candidates import BASELINES, save_candidates
 from .data import LabelledImages
@@ -58,7 +58,7 @@ class SearchResult:
         found: heads, baselines and the course of the search.
         record: everything else, as stored in `search_result.json`.
         examples: report images that each expert answers.
-        is_main_process: only the main process of several saves.
+        is_main_process: whether this is the process that saves.
         config: resolved settings that run this search again, as stored in `search.yaml`; None from Python.
     """
 
@@ -77,6 +77,8 @@ class SearchResult:
     def save(self, output_dir: str | os.PathLike, save_experts: bool = False) -> None:
         """Write a loadable model, `search_result.json`, figures and baselines; each file whole or not at all.
 
+        Of several processes all must call this: the main one saves, the others wait for it.
+
         Args:
             output_dir: a new or empty folder, or one that holds this search or its result.
             save_experts: also copy each expert's own files.
@@ -84,10 +86,12 @@ class SearchResult:
         Raises:
             PertinenceError: the folder holds something else.
         """
-        folder = Path(output_dir)
+        if self.is_main_process:
+            self._save(Path(output_dir), save_experts)
+        PartialState().wait_for_everyone()
+
+    def _save(self, folder: Path, save_experts: bool) -> None:
         check_output_dir(folder, self.record["settings"])
-        if not self.is_main_process:
-            return
         with beside(folder) as temporary:
             temporary.mkdir()
             self._write(temporary, folder, save_experts)
@@ -162,9 +166,9 @@ class SearchFolder:
         """
         if output_dir is None:
             return cls(None)
-        check_output_dir(output_dir, settings)
         folder = cls(Path(output_dir) / STATE)
         if accelerator.is_main_process:
+            check_output_dir(output_dir, settings)
             if not (resume and _has_generations(folder.state_dir)):
                 shutil.rmtree(folder.state_dir, ignore_errors=True)
             folder.remember("settings", lambda: settings)
