@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from pertinence import PredictionTable, SearchArguments, search_predictions
-from pertinence.candidates import load_candidates
+from pertinence.candidates import load_candidates, save_candidates
 from pertinence.evolution import evolve
 from pertinence.recipes import static_candidates
 
@@ -132,6 +133,28 @@ def test_damaged_state_is_said_and_not_used(table, tmp_path, caplog):
     damaged = evolve(recipe, Accelerator(cpu=True), state=state, **settings)
     assert "is damaged" in caplog.text
     assert damaged.evaluated == evolve(recipe, Accelerator(cpu=True), **settings).evaluated
+
+
+@pytest.mark.parametrize(
+    ("stamp", "words"),
+    [
+        ({"torch": "1.0"}, "is of torch 1.0, not "),
+        ({"pertinence": "0.0.1", "device": "cuda"}, "is of pertinence 0.0.1, not .*, device cuda, not cpu"),
+        ({"format": 0}, "is of format 0, not 1"),
+    ],
+)
+def test_state_of_other_software_or_another_device_is_said_and_not_used(table, tmp_path, caplog, stamp, words):
+    recipe, statics = _recipe(table)
+    settings = {"population": 6, "seed": 3, "reference": (10.0, 0.5), "initial": statics}
+    path = tmp_path / "state"
+    whole = evolve(recipe, Accelerator(cpu=True), state=path, generations=2, **settings)
+    groups, state = load_candidates(path)
+    state["stamp"] |= stamp
+    state["evaluated"] = []
+    save_candidates(path, groups, state)
+    again = evolve(recipe, Accelerator(cpu=True), state=path, generations=2, **settings)
+    assert re.search(f"The state of the search in {path} {words}.*: starting again", caplog.text)
+    assert again.evaluated == whole.evaluated
 
 
 def _recipe(table: Path):

@@ -14,7 +14,7 @@ from pertinence.accelerators import make_accelerator
 from pertinence.checkpoints import LoadOptions
 from pertinence.data import LabelledImages
 from pertinence.experts import Expert, load_pool
-from pertinence.prediction_store import read_store, write_store
+from pertinence.prediction_store import identify, read_store, store_folder, write_store
 from pertinence.predictions import MAX_DENSE_LABELS, Predictions, predict
 
 
@@ -102,6 +102,17 @@ def test_other_images_other_weights_and_other_preprocessing_are_not_mistaken_for
     runs.clear()
     predict_all(changed_pool, images, tmp_path)
     assert set(runs) == {"changed"}
+
+
+def test_answers_of_another_device_are_others_of_another_batch_size_are_not(pool, images, tmp_path, runs):
+    predict_all(pool, images, tmp_path)
+    devices = [torch.device(name) for name in ("cpu", "cuda", "cuda:1")]
+    cpu, cuda, other = (identify(pool[0], images, device) for device in devices)
+    assert cpu != cuda == other
+    assert read_store(store_folder(tmp_path / "predictions", pool[0], cuda), cuda, False) is None
+    runs.clear()
+    predict(pool, images, make_accelerator("cpu"), batch_size=16, cache_dir=tmp_path)
+    assert not runs
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "metadata", "missing", "foreign"])

@@ -30,8 +30,12 @@ def store_folder(root: Path, expert: Expert, identity: dict[str, Any]) -> Path:
     return root / f"{expert.entry['name'].replace('/', '--')}-{_digest(identity)[:16]}"
 
 
-def identify(expert: Expert, images: LabelledImages) -> dict[str, Any]:
-    """Everything that an expert's answers depend on."""
+def identify(expert: Expert, images: LabelledImages, device: torch.device) -> dict[str, Any]:
+    """Everything that an expert's answers depend on.
+
+    Only the kind of device counts. The size of batches, which are all filled up to it, decides but last bits: it is
+    left out, so that a search that ran out of memory keeps what is finished when it goes on with smaller batches.
+    """
     import timm
 
     return {
@@ -39,6 +43,7 @@ def identify(expert: Expert, images: LabelledImages) -> dict[str, Any]:
         "expert": {"revision": expert.revision, **{key: expert.entry[key] for key in ("transform", "label_map")}},
         "preprocessing": expert.preprocess.mode,
         "dtype": str(expert.model.dtype),
+        "device": device.type,
         "images": images.fingerprint,
         "count": len(images),
         "versions": {module.__name__: module.__version__ for module in (torch, torchvision, transformers, timm, PIL)},
