@@ -185,6 +185,22 @@ def test_settings_beside_a_result_run_again_as_they_are(searched, tmp_path, monk
     assert yaml.safe_load((again / "search.yaml").read_text()) == values | {"output_dir": str(again)}
 
 
+def test_finished_search_has_nothing_to_do(searched, monkeypatch, capsys):
+    config, record = (searched / "runs/digits" / name for name in ("search.yaml", "search_result.json"))
+    written = record.stat().st_mtime_ns
+    monkeypatch.chdir(searched)
+    assert main(["search", "--config", str(config)]) == 0
+    assert capsys.readouterr().out.endswith(
+        "runs/digits holds the result of this very search: nothing to do (--no-resume searches again)\n"
+    )
+    assert record.stat().st_mtime_ns == written
+    assert main(["search", "--config", str(config), "--seed", "7"]) == 1
+    assert "holds another search (its seed is 0, not 7)" in capsys.readouterr().err
+    assert main(["search", "--config", str(config), "--no-resume"]) == 0
+    assert "Saved to" in capsys.readouterr().out
+    assert record.stat().st_mtime_ns > written
+
+
 def test_flags_replace_what_a_config_says(searched, tmp_path, monkeypatch):
     (tmp_path / "search.yaml").write_text(
         "experts: [nobody/nothing]\ndataset: data\nsplit: validation\nreport-split: test\n"

@@ -200,6 +200,16 @@ def test_without_resume_it_starts_again(table, expected, tmp_path):
     assert found(tmp_path / "run") == found(expected)
 
 
+def test_finished_search_is_not_run_again(table, expected):
+    record = expected / "search_result.json"
+    written = record.stat().st_mtime_ns
+    for processes in (0, 2):
+        assert run(table, expected, processes=processes).stdout == (
+            f"{expected} holds the result of this very search: nothing to do (--no-resume searches again)\n"
+        )
+    assert record.stat().st_mtime_ns == written
+
+
 def test_state_of_another_search_is_refused(table, expected, tmp_path):
     state = tmp_path / "run" / "search_state"
     state.mkdir(parents=True)

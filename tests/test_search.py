@@ -298,6 +298,15 @@ def test_another_search_is_told_in_a_readable_sentence(changes, words, tmp_path)
     )
 
 
+def test_finished_search_is_run_again_only_after_saying_so(tmp_path, caplog):
+    (tmp_path / "search_result.json").write_text(json.dumps({"settings": SETTINGS}))
+    alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    SearchFolder.prepare(tmp_path, SETTINGS, False, alone)
+    assert not caplog.records
+    SearchFolder.prepare(tmp_path, SETTINGS, True, alone)
+    assert f"{tmp_path} holds the result of this very search, which is run again" in caplog.text
+
+
 def test_damaged_record_is_said(tmp_path):
     (tmp_path / "search_result.json").write_text('{"settings": {"experts": 3, "images": 4}}')
     with pytest.raises(PertinenceError, match="is damaged"):

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ class DemoArguments:
 
 def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> None:
     """Search dispatchers for a pool of experts."""
-    from .search import DispatcherSearch, search_predictions
+    from accelerate import PartialState
+
+    from .search import DispatcherSearch, is_searched, search_predictions
 
     if args.output_dir is None:
         raise PertinenceError("a search needs a place for its result: give --output-dir")
@@ -78,7 +81,7 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
                 raise PertinenceError("the report images must be others: give --split and another --report-split")
         tables = PredictionTable.load_all(sources, inputs.costs, needs_labels=args.labels == "given")
         table, report = tables if reports else (tables[0], None)
-        result = search_predictions(table, args, report)
+        is_finished, run = (partial(function, table, args, report) for function in (is_searched, search_predictions))
     else:
         from .data import load_images
 
@@ -89,7 +92,15 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
         if reports:
             report_data = data.replaced(inputs.report_dataset, inputs.report_split)
             report = load_images(report_data, args.token, needs_labels)
-        result = DispatcherSearch(inputs.experts, images, args, report_dataset=report).run()
+        searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
+        is_finished, run = searcher.is_finished, searcher.run
+    if args.resume and is_finished():
+        if PartialState().is_main_process:
+            print(
+                f"{args.output_dir} holds the result of this very search: nothing to do (--no-resume searches again)"
+            )
+        return
+    result = run()
     result.config = resolved_settings(data, args, inputs)
     result.save(args.output_dir, save_experts=inputs.save_experts)
     if result.is_main_process:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+from transformers.utils import logging
 
 from .candidates import BASELINES, save_candidates
 from .data import LabelledImages
@@ -28,6 +30,8 @@ from .plots import plot_convergence, plot_examples, plot_front, plot_shares
 from .predictions import Predictions
 from .report import Evaluation
 
+
+logger = logging.get_logger(__name__)
 
 CONFIG = "search.yaml"
 STATE = "search_state"
@@ -169,6 +173,8 @@ class SearchFolder:
         folder = cls(Path(output_dir) / STATE)
         if accelerator.is_main_process:
             check_output_dir(output_dir, settings)
+            if resume and (Path(output_dir) / RECORD).is_file():
+                logger.warning(f"{output_dir} holds the result of this very search, which is run again.")
             if not (resume and _has_generations(folder.state_dir)):
                 shutil.rmtree(folder.state_dir, ignore_errors=True)
             folder.remember("settings", lambda: settings)
@@ -185,6 +191,27 @@ class SearchFolder:
             with replaced(path) as temporary:
                 temporary.write_text(json.dumps(value, indent=1))
         return json.loads(path.read_text())
+
+
+def holds_result(
+    output_dir: str | os.PathLike | None, make_settings: Callable[[], dict[str, Any]], accelerator: Accelerator
+) -> bool:
+    """Whether a folder holds the result of this very search; all processes get the main one's answer.
+
+    Args:
+        output_dir: where a result is to go.
+        make_settings: makes those of the search; called only where there is a result.
+        accelerator: the processes.
+
+    Raises:
+        PertinenceError: it holds that of another search.
+    """
+    found = False
+    if accelerator.is_main_process and output_dir is not None and (Path(output_dir) / RECORD).is_file():
+        check_output_dir(output_dir, make_settings())
+        found = True
+    (found,) = broadcast_object_list([found])
+    return found
 
 
 def _has_generations(state_dir: Path) -> bool:

@@ -29,7 +29,7 @@ from .experts import Expert, list_references, load_expert, load_pool, pool_label
 from .front_search import FoundFront, search_front
 from .modeling_pertinence import PertinenceForImageClassification
 from .predictions import Predictions, predict
-from .result import SearchFolder, SearchResult, pick_examples
+from .result import SearchFolder, SearchResult, holds_result, pick_examples
 from .tables import PredictionTable
 
 
@@ -95,10 +95,7 @@ class DispatcherSearch:
         """
         start, args = time.perf_counter(), self.args
         accelerator = make_accelerator(args.device)
-        pool = load_pool(self.references, args.load_options, args.preprocessing)
-        stem = None
-        if args.stem is not None:
-            stem = load_stem(args.stem, pool, args)
+        pool, stem = self._load()
         settings = self._settings(pool, stem, accelerator)
         folder = SearchFolder.prepare(args.output_dir, settings, args.resume, accelerator)
         if args.cost == "latency":
@@ -125,6 +122,20 @@ class DispatcherSearch:
             pick_examples(default, found.heads[default.name], report, names, images),
             accelerator.is_main_process,
         )
+
+    def is_finished(self) -> bool:
+        """Whether `args.output_dir` holds the result of this very search already.
+
+        Raises:
+            PertinenceError: it holds that of another.
+        """
+        accelerator = make_accelerator(self.args.device)
+        return holds_result(self.args.output_dir, lambda: self._settings(*self._load(), accelerator), accelerator)
+
+    def _load(self) -> tuple[list[Expert], Expert | None]:
+        """The pool and a separate stem."""
+        pool = load_pool(self.references, self.args.load_options, self.args.preprocessing)
+        return pool, None if self.args.stem is None else load_stem(self.args.stem, pool, self.args)
 
     def _settings(self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator) -> dict[str, Any]:
         def identity(expert: Expert) -> dict[str, Any]:
@@ -206,11 +217,7 @@ def search_predictions(
             raise PertinenceError(f"a table of predictions has no models to run: leave {setting} out")
     if args.evidence == "features" and args.recipe != "cascade":
         raise PertinenceError("a table of predictions has no features to decide by: leave evidence out")
-    settings = {
-        **args.search_settings,
-        "experts": [{"name": name, "gmacs": g} for name, g in zip(table.names, table.predictions.gmacs, strict=True)],
-        "images": {"search": table.fingerprint, "report": report and report.fingerprint},
-    }
+    settings = _table_settings(table, args, report)
     folder = SearchFolder.prepare(args.output_dir, settings, args.resume, accelerator)
     parts = [part.predictions for part in (table, report) if part is not None]
     if args.labels == "agree":
@@ -219,6 +226,24 @@ def search_predictions(
     found = search_front(table.names, search, held, args, accelerator, folder.state_dir)
     record = {**_record(found, settings, args), "run": _run_facts(start, start, accelerator, args)}
     return SearchResult(None, found.evaluation, found, record, [], accelerator.is_main_process)
+
+
+def is_searched(table: PredictionTable, args: SearchArguments, report: PredictionTable | None = None) -> bool:
+    """Whether `args.output_dir` holds already what `search_predictions` finds.
+
+    Raises:
+        PertinenceError: it holds the result of another search.
+    """
+    accelerator = make_accelerator(args.device)
+    return holds_result(args.output_dir, lambda: _table_settings(table, args, report), accelerator)
+
+
+def _table_settings(table: PredictionTable, args: SearchArguments, report: PredictionTable | None) -> dict[str, Any]:
+    return {
+        **args.search_settings,
+        "experts": [{"name": name, "gmacs": g} for name, g in zip(table.names, table.predictions.gmacs, strict=True)],
+        "images": {"search": table.fingerprint, "report": report and report.fingerprint},
+    }
 
 
 def hold_out(predictions: Predictions, args: SearchArguments) -> tuple[Predictions, Predictions]:
