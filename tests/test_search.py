@@ -3,12 +3,15 @@
 import contextlib
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
 import pytest
+import timm
 import torch
-from transformers import pipeline
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessor, ViTModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from pertinence import (
@@ -20,6 +23,7 @@ from pertinence import (
 )
 from pertinence.front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS
 from pertinence.result import SearchFolder, check_output_dir
+from pertinence.search import load_stem
 from pertinence.statistics import non_dominated
 
 
@@ -358,6 +362,59 @@ def test_separate_stem_decides_and_answers_nothing(with_stem, digits):
             assert (out.experts_run.sum(1) == 1).all()
             costs = torch.tensor([entry["gmacs"] for entry in model.config.experts])[out.expert_indices]
             assert (out.gmacs - costs).min().item() == pytest.approx(model.config.stem["gmacs"], rel=0.01)
+
+
+def bare(kind: str, folder) -> Path:
+    """Save a backbone without any classification head."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "timm":
+            model = timm.create_model("test_convnext", num_classes=0)
+            model.pretrained_cfg.update(input_size=(3, 64, 64))
+            timm.models.save_for_hf(model, folder, safe_serialization=True)
+        elif kind == "vit":
+            config = ViTConfig(image_size=32, patch_size=16, hidden_size=24, num_hidden_layers=1,
+                               num_attention_heads=2, intermediate_size=32)  # fmt: skip
+            ViTModel(config).save_pretrained(folder)
+            ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+        else:
+            config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+            ResNetModel(config).save_pretrained(folder)
+            ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "features"), [("timm", 64), ("vit", 24), ("resnet", 16)])
+def test_stem_needs_no_classification_head(kind, features, images, tmp_path):
+    stem = load_stem(str(bare(kind, tmp_path / "backbone")), [], SearchArguments(recipe="paper"))
+    assert stem.entry["features"] == features
+    with torch.no_grad():
+        batch = images(3, 32)
+        output = stem.model.model(pixel_values=stem.preprocess(batch))
+    torch.testing.assert_close(stem(batch)[1], output.pooler_output.flatten(1))
+    with FlopCounterMode(display=False) as counter:
+        stem(batch[:1])
+    assert stem.entry["gmacs"] == pytest.approx(counter.get_total_flops() / 2e9, rel=0.05)
+
+
+def test_stem_without_a_head_is_searched_saved_and_loaded_again(search, digits, tmp_path):
+    result = search(recipe="paper", stem=str(bare("timm", tmp_path / "backbone")), baselines=False)
+    images = [torch.from_numpy(image).expand(3, -1, -1) for image in digits[2].with_format("numpy")["image"][:]]
+    labels = torch.tensor(digits[2]["label"][:])
+    for folder, save_experts in (("references", False), ("copies", True)):
+        result.save(tmp_path / folder, save_experts=save_experts)
+        model = PertinenceForImageClassification.from_pretrained(tmp_path / folder)
+        point = next(point for point in model.front if point.recipe == "paper")
+        out = model(images, operating_point=point.name)
+        assert point.report.accuracy == (out.logits.argmax(1) == labels).double().mean().item()
+        assert point.report.gmacs == pytest.approx(out.gmacs.double().mean().item(), rel=1e-5)
+
+
+def test_stem_that_does_not_load_is_called_a_stem(search, make_expert, tmp_path):
+    folder = make_expert(tmp_path / "watcher")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(PertinenceError, match="^stem 'watcher'"):
+        search(recipe="paper", stem=str(folder))
 
 
 def test_stem_that_is_an_expert_is_refused(search, digit_experts):

@@ -17,7 +17,8 @@ def count_gmacs(model: nn.Module, size: tuple[int, int]) -> float:
     """GMACs of one image of (3, height, width) through an image classifier; preprocessing is not counted.
 
     Args:
-        model: a transformers image classifier; it is traced alone, on its own device.
+        model: a transformers image classifier, or a backbone that answers as one; it is traced alone, on its own
+            device.
         size: (height, width) in pixels of what the model receives.
 
     Raises:

@@ -299,7 +299,7 @@ class PertinenceForImageClassification(PreTrainedModel):
             where = str(Path(folder).resolve()) if folder is not None else locate(entry, source, revision, options)
             if folder is not None:
                 entry["repo_id"] = where
-            expert = reload_expert(entry, where, options, self.config.preprocessing)
+            expert = reload_expert(entry, where, options, self.config.preprocessing, entry is self.config.stem)
             if entry is not self.config.stem and len(expert.labels) != self.config.num_labels:
                 raise PertinenceError(
                     f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"

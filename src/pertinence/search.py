@@ -181,7 +181,7 @@ class DispatcherSearch:
 
 def load_stem(reference: str, pool: Sequence[Expert], args: SearchArguments) -> Expert:
     """Load a separate stem; refused where it is an expert of the pool, whose work would be paid twice."""
-    stem = load_expert(ExpertReference.parse(reference), args.load_options, args.preprocessing)
+    stem = load_expert(ExpertReference.parse(reference), args.load_options, args.preprocessing, is_stem=True)
     for expert in pool:
         if expert.revision == stem.revision and expert.entry["transform"] == stem.entry["transform"]:
             raise PertinenceError(
