@@ -171,6 +171,14 @@ def test_saved_folder_is_a_model_a_record_and_a_plot(saved, result):
     assert "cache_dir" not in json.dumps({key: value for key, value in record.items() if key != "run"})
 
 
+def test_every_file_has_the_usual_mode(saved, cache, tmp_path):
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    stores = [path for path in (Path(cache) / "predictions").rglob("*") if path.is_file()]
+    assert stores
+    assert {path.name for path in [*saved.iterdir(), *stores] if path.stat().st_mode != usual} == set()
+
+
 def test_report_images_are_held_out_where_none_are_given(search, digits):
     result = search(report=None, report_fraction=0.25)
     images = result.record["images"]

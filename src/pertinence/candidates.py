@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .dispatcher import NUM_KNOTS, Head
-from .files import replaced
+from .files import replaced, share
 from .front import OperatingPoint
 from .statistics import non_dominated
 
@@ -87,6 +87,7 @@ def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state
     text = torch.frombuffer(bytearray(json.dumps({"groups": entries, "state": state}), "utf-8"), dtype=torch.uint8)
     with replaced(path) as temporary:
         save_file({"heads": torch.cat(weights), "json": text}, temporary)
+        share(temporary)
 
 
 def load_candidates(path: Path) -> tuple[dict[str, list[Candidate]], Any]:

@@ -46,6 +46,13 @@ def replaced(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)  # onto a folder that another process has put there since: an OSError
 
 
+def share(path: Path) -> None:
+    """Give a file the mode of any new file; those that safetensors writes are for their owner alone."""
+    umask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def _is_running(process: str) -> bool:
     try:
         os.kill(int(process), 0)

@@ -19,6 +19,7 @@ from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Dispatcher, Head, Routing, route, threshold_head
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels, reload_expert
+from .files import share
 from .front import STEM, Front, OperatingPoint, Stage
 from .image_processing_pertinence import PertinenceImageProcessor, to_uint8
 from .references import EMBEDDED, locate, save_components
@@ -368,6 +369,8 @@ class PertinenceForImageClassification(PreTrainedModel):
         try:
             self.config.experts, self.config.stem = saved[: len(experts)], saved[-1] if stem else None
             super().save_pretrained(folder, state_dict=own, **kwargs)
+            for path in folder.glob("model*.safetensors"):
+                share(path)
         finally:
             self.config.experts, self.config.stem = experts, stem
         PertinenceImageProcessor().save_pretrained(folder)

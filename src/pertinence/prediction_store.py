@@ -18,7 +18,7 @@ from transformers.utils import logging
 from .data import LabelledImages
 from .errors import PertinenceError
 from .experts import Expert
-from .files import hash_file, replaced
+from .files import hash_file, replaced, share
 
 
 logger = logging.get_logger(__name__)
@@ -78,6 +78,7 @@ def write_store(folder: Path, identity: dict[str, Any], tensors: dict[str, torch
             temporary.mkdir()
             path = temporary / "predictions.safetensors"
             save_file(tensors, path)
+            share(path)
             metadata = {"fingerprint": _digest(identity), "identity": identity, "sha256": hash_file(path)}
             (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2))
     except OSError as error:
