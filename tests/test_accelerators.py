@@ -1,12 +1,14 @@
 """Devices and launchers: what does not work together is said in one sentence."""
 
+import logging
+
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
 from pertinence import PertinenceError, accelerators
-from pertinence.accelerators import make_accelerator
+from pertinence.accelerators import make_accelerator, quiet_other_processes
 
 
 @pytest.fixture
@@ -55,6 +57,17 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, launcher
         make_accelerator("cpu")
     monkeypatch.setenv(accelerators.LAUNCHERS[launcher], "1")
     make_accelerator("cpu")
+
+
+def test_only_the_first_process_warns(monkeypatch, caplog):
+    logger = logging.getLogger("pertinence")
+    monkeypatch.setattr(logger, "level", logger.level)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        quiet_other_processes()
+        logging.getLogger("pertinence.search").warning(f"by {rank}")
+    assert [record.message for record in caplog.records] == ["by 0"]
+    logger.setLevel(logging.NOTSET)  # which also forgets what is cached
 
 
 def test_a_shell_in_an_allocation_of_several_tasks_is_one_process(monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pertinence.cli import main
+from pertinence.cli import main, parse
 
 
 SETTINGS = ["--population", "6", "--generations", "2", "--epochs", "2", "--device", "cpu"]
@@ -159,6 +159,20 @@ def test_unknown_flag_exits_with_usage(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["search", "--colour", "red"])
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "mixing"),
+    [
+        ([], None),
+        (["--mixing"], True),
+        (["--no-mixing"], False),
+        (["--no_mixing"], False),
+        (["--mixing", "false"], False),
+    ],
+)
+def test_optional_booleans_are_flags(flags, mixing):
+    assert parse(["search", *flags])[1][1].mixing is mixing
 
 
 @pytest.mark.parametrize("command", ["search", "evaluate", "info", "demo"])

@@ -27,6 +27,7 @@ def make_accelerator(device: str | None = None) -> Accelerator:
             process has used another device before.
     """
     _check_launcher()
+    quiet_other_processes()
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     wanted = _parse(device)
     if wanted is not None and wanted.type != "cpu":
@@ -55,6 +56,12 @@ def make_accelerator(device: str | None = None) -> Accelerator:
             "says. For several: torchrun --nproc_per_node N -m pertinence ..."
         )
     return accelerator
+
+
+def quiet_other_processes() -> None:
+    """Of the processes that a launcher started only the first warns."""
+    if os.environ.get("RANK", "0") != "0":
+        logging.get_logger("pertinence").setLevel("ERROR")
 
 
 def _check_first(wanted: torch.device | None, used: torch.device) -> None:

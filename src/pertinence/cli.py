@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from .accelerators import quiet_other_processes
 from .arguments import DataArguments, RuntimeArguments, SearchArguments
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError, first_line
@@ -194,6 +195,10 @@ def build_parser() -> HfArgumentParser:
     for name, (function, positional, dataclasses) in COMMANDS.items():
         summary = function.__doc__.split("\n")[0]
         subparser = subparsers.add_parser(name, dataclass_types=dataclasses, help=summary, description=summary)
+        for setting in (setting for cls in dataclasses for setting in fields(cls) if setting.metadata.get("const")):
+            flags = f"--no_{setting.name}", f"--no-{setting.name.replace('_', '-')}"
+            options = {"dest": setting.name, "default": setting.default, "help": setting.metadata["help"]}
+            subparser.add_argument(*flags, action="store_false", **options)
         for argument in positional:
             subparser.add_argument(argument, help="Folder or Hub id of a searched model.")
         if name == "search":
@@ -221,6 +226,7 @@ def read_config(path: str, known: set[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns the exit status: 0, 1 for an error of the user's, 130 when interrupted."""
+    quiet_other_processes()
     try:
         function, parts = parse(sys.argv[1:] if arguments is None else list(arguments))
         function(*parts)
