@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from pertinence import PredictionTable, SearchArguments, search_predictions
 from pertinence.candidates import load_candidates, save_candidates
+from pertinence.cli import main
 from pertinence.evolution import evolve
 from pertinence.recipes import static_candidates
 
@@ -274,6 +275,19 @@ def test_search_on_a_table_gives_the_front_without_a_model(table, expected):
     assert result.front.to_list() == found(expected)["front"]
 
 
+def test_result_of_a_table_is_shown_but_cannot_be_evaluated(expected, tmp_path, capsys):
+    assert main(["info", str(expected)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("3 models, known by a table of their predictions")
+    assert all(point["name"] in shown for point in found(expected)["front"])
+    assert f"Default operating point: {found(expected)['report']['operating_point']}" in shown
+    assert main(["evaluate", str(expected), "--dataset", "data", "--split", "test"]) == 1
+    assert "it has no models to run on images" in capsys.readouterr().err.splitlines()[-1]
+    (tmp_path / "search_result.json").write_text("{}")
+    assert main(["info", str(tmp_path)]) == 1
+    assert "search_result.json is damaged: search again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -285,8 +299,6 @@ def test_search_on_a_table_gives_the_front_without_a_model(table, expected):
     ],
 )
 def test_bad_search_on_a_table_gets_one_sentence(table, tmp_path, capsys, flags, sentence):
-    from pertinence.cli import main
-
     assert main([*command(table, tmp_path / "run")[3:], *flags]) == 1
     assert sentence in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run").exists()

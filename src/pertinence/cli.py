@@ -17,7 +17,8 @@ from .accelerators import quiet_other_processes
 from .arguments import DataArguments, RuntimeArguments, SearchArguments
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError, first_line
-from .front import format_table
+from .files import find_table_record
+from .front import Front, OperatingPoint, format_table
 
 
 @dataclass
@@ -145,6 +146,9 @@ def _parse_mapping(text: str | None) -> dict[str, str] | None:
 
 def info(model: str) -> None:
     """Show what a searched model is made of and what it can be set to; loads no weights."""
+    if (path := find_table_record(model)) is not None:
+        _show_table_record(path)
+        return
     config = PertinenceConfig.from_pretrained(model)
     if not config.experts:
         raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
@@ -158,6 +162,19 @@ def info(model: str) -> None:
     print(format_table(header, rows), "\n")
     print(config.build_front(), "\n")
     print(f"Default operating point: {config.operating_point}")
+
+
+def _show_table_record(path: Path) -> None:
+    try:
+        record = json.loads(path.read_text())
+        names = [entry["name"] for entry in record["settings"]["experts"]]
+        front = Front([OperatingPoint.from_dict(point) for point in record["front"]], names)
+        default = record["report"]["operating_point"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PertinenceError(f"{path} is damaged: search again") from error
+    print(f"{len(names)} models, known by a table of their predictions\n")
+    print(front, "\n")
+    print(f"Default operating point: {default}")
 
 
 def demo(args: DemoArguments) -> None:

@@ -46,6 +46,12 @@ def replaced(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)  # onto a folder that another process has put there since: an OSError
 
 
+def find_table_record(model: str | os.PathLike) -> Path | None:
+    """The record in the folder of a search on a table of predictions, whose result has no model."""
+    folder = Path(model)
+    return folder / RECORD if (folder / RECORD).is_file() and not (folder / "config.json").exists() else None
+
+
 def share(path: Path) -> None:
     """Give a file the mode of any new file; those that safetensors writes are for their owner alone."""
     umask = os.umask(0o077)  # it can only be read by setting it

@@ -10,7 +10,8 @@ from .accelerators import make_accelerator
 from .arguments import DataArguments, RuntimeArguments
 from .candidates import load_baselines
 from .data import load_images
-from .files import RECORD
+from .errors import PertinenceError
+from .files import RECORD, find_table_record
 from .front import AGREEMENT, STEM, Figures, Front
 from .modeling_pertinence import PertinenceForImageClassification
 from .predictions import predict
@@ -32,7 +33,15 @@ def evaluate_model(
         args: how experts are run; `trust_remote_code` for those that bring code.
         operating_point: measure only the point of this name.
         expert_paths: where local experts have moved to, folder by expert name.
+
+    Raises:
+        PertinenceError: there is no model, its experts or the images cannot be loaded, or do not fit together.
     """
+    if find_table_record(model_path) is not None:
+        raise PertinenceError(
+            f"{model_path} is the result of a search on a table of predictions: it has no models to run on images; "
+            "search the table again with --report-split or --report-dataset"
+        )
     options = args.load_options
     model = PertinenceForImageClassification.from_pretrained(
         model_path,
