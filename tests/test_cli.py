@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pertinence.cli import main, parse
+from pertinence.cli import anchored, main, parse
 
 
 SETTINGS = ["--population", "6", "--generations", "2", "--epochs", "2", "--device", "cpu"]
@@ -189,7 +190,7 @@ def test_settings_beside_a_result_run_again_as_they_are(searched, tmp_path, monk
     values = yaml.safe_load(config.read_text())
     assert values["population"] == 6
     assert values["report_split"] == "test"
-    monkeypatch.chdir(searched)
+    monkeypatch.chdir(tmp_path)  # where the paths that were typed lead nowhere
     again = tmp_path / "again"
     assert main(["search", "--config", str(config), "--output-dir", str(again)]) == 0
     records = [json.loads((folder / "search_result.json").read_text()) for folder in (searched / "runs/digits", again)]
@@ -197,6 +198,37 @@ def test_settings_beside_a_result_run_again_as_they_are(searched, tmp_path, monk
         record.pop("run")
     assert records[0] == records[1]
     assert yaml.safe_load((again / "search.yaml").read_text()) == values | {"output_dir": str(again)}
+
+
+def test_experts_from_the_hub_are_written_at_the_commit_that_was_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").mkdir()
+    entries = [("user/small", "a" * 40), (str(tmp_path / "local"), "sha256:b"), ("user/twice", "c" * 40),
+               ("user/twice", "d" * 40)]  # fmt: skip
+    config = SimpleNamespace(
+        experts=[{"repo_id": repo_id, "revision": revision} for repo_id, revision in entries],
+        stem={"repo_id": "user/stem", "revision": "e" * 40},
+    )
+    experts = [
+        "user/small",
+        "user/twice@v1",
+        "local",
+        {"repo_id": "user/small", "revision": "main", "label_map": [1, 0]},
+        {"repo_id": "local", "name": "mine"},
+    ]
+    settings = anchored({"experts": experts, "stem": "user/stem@main", "dataset": "user/data", "seed": 3}, config)
+    assert settings == {
+        "experts": [
+            f"user/small@{'a' * 40}",
+            "user/twice@v1",
+            str(tmp_path / "local"),
+            {"repo_id": "user/small", "revision": "a" * 40, "label_map": [1, 0]},
+            {"repo_id": str(tmp_path / "local"), "name": "mine"},
+        ],
+        "stem": f"user/stem@{'e' * 40}",
+        "dataset": "user/data",
+        "seed": 3,
+    }
 
 
 def test_finished_search_has_nothing_to_do(searched, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 
 from .accelerators import quiet_other_processes
 from .arguments import DataArguments, RuntimeArguments, SearchArguments
+from .checkpoints import ExpertReference
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError, first_line
 from .files import find_table_record
@@ -103,7 +104,7 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
             )
         return
     result = run()
-    result.config = resolved_settings(data, args, inputs)
+    result.config = anchored(resolved_settings(data, args, inputs), result.model.config if result.model else None)
     result.save(args.output_dir, save_experts=inputs.save_experts)
     if result.is_main_process:
         print(result.evaluation)
@@ -184,6 +185,9 @@ def demo(args: DemoArguments) -> None:
     run_demo(args.output_dir, args.seed)
 
 
+PATHS = ("dataset", "report_dataset", "predictions", "costs", "output_dir", "cache_dir")
+"""Settings that may be paths."""
+
 COMMANDS = {
     # name: function, positional arguments, dataclasses
     "search": (search, [], [DataArguments, SearchArguments, SearchInputs]),
@@ -201,6 +205,36 @@ def resolved_settings(*arguments: Any) -> dict[str, Any]:
         for setting in fields(part)
         if setting.name != "token" and getattr(part, setting.name) is not None
     }
+
+
+def anchored(settings: dict[str, Any], config: PertinenceConfig | None) -> dict[str, Any]:
+    """Settings of a search that mean the same in another folder and tomorrow: paths are absolute, experts from the Hub
+    at the commit that was loaded.
+
+    Args:
+        settings: see `resolved_settings`.
+        config: of the model that was found; None without one.
+    """
+    entries = [] if config is None else [*config.experts, *filter(None, [config.stem])]
+
+    def pinned(reference: str | dict[str, Any]) -> str | dict[str, Any]:
+        parsed = ExpertReference.parse(reference)
+        commits = {entry["revision"] for entry in entries if entry["repo_id"] == parsed.repo_id}
+        # Of several commits of one repository each was asked for by its own name.
+        revision = commits.pop() if len(commits) == 1 and not parsed.is_folder else parsed.revision
+        if isinstance(reference, dict):
+            return {**reference, "repo_id": parsed.repo_id} | ({"revision": revision} if revision else {})
+        return f"{parsed.repo_id}@{revision}" if revision else parsed.repo_id
+
+    anchored = {
+        name: str(Path(value).resolve()) if name in PATHS and Path(value).exists() else value
+        for name, value in settings.items()
+    }
+    if settings.get("experts"):
+        anchored["experts"] = [pinned(reference) for reference in settings["experts"]]
+    if settings.get("stem"):
+        anchored["stem"] = pinned(settings["stem"])
+    return anchored
 
 
 def build_parser() -> HfArgumentParser:
