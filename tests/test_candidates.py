@@ -89,10 +89,15 @@ def test_a_file_is_safetensors_and_json(tmp_path):
     content = (tmp_path / "file").read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
-    assert json.loads(header.pop("__metadata__")["json"])["state"] == STATE
-    assert list(header) == ["heads"]
-    assert header["heads"]["dtype"] == "F32"
-    assert header["heads"]["data_offsets"] == [0, len(content) - 8 - size]
+    assert {name: tensor["dtype"] for name, tensor in header.items()} == {"heads": "F32", "json": "U8"}
+    start, end = header["json"]["data_offsets"]
+    assert json.loads(content[8 + size :][start:end])["state"] == STATE
+
+
+def test_a_state_may_be_larger_than_a_header(tmp_path):
+    state = ["é" * 1000] * 25_000  # 150 MB, escaped; a header has at most 100
+    save_candidates(tmp_path / "file", GROUPS, state)
+    assert load_candidates(tmp_path / "file")[1] == state
 
 
 def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):

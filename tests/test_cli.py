@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pertinence.cli import main
+from pertinence.cli import anchored, main, parse
 
 
 SETTINGS = ["--population", "6", "--generations", "2", "--epochs", "2", "--device", "cpu"]
@@ -161,6 +162,20 @@ def test_unknown_flag_exits_with_usage(capsys):
     assert stopped.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "mixing"),
+    [
+        ([], None),
+        (["--mixing"], True),
+        (["--no-mixing"], False),
+        (["--no_mixing"], False),
+        (["--mixing", "false"], False),
+    ],
+)
+def test_optional_booleans_are_flags(flags, mixing):
+    assert parse(["search", *flags])[1][1].mixing is mixing
+
+
 @pytest.mark.parametrize("command", ["search", "evaluate", "calibrate", "info", "demo"])
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit):
@@ -175,7 +190,7 @@ def test_settings_beside_a_result_run_again_as_they_are(searched, tmp_path, monk
     values = yaml.safe_load(config.read_text())
     assert values["population"] == 6
     assert values["report_split"] == "test"
-    monkeypatch.chdir(searched)
+    monkeypatch.chdir(tmp_path)  # where the paths that were typed lead nowhere
     again = tmp_path / "again"
     assert main(["search", "--config", str(config), "--output-dir", str(again)]) == 0
     records = [json.loads((folder / "search_result.json").read_text()) for folder in (searched / "runs/digits", again)]
@@ -183,6 +198,53 @@ def test_settings_beside_a_result_run_again_as_they_are(searched, tmp_path, monk
         record.pop("run")
     assert records[0] == records[1]
     assert yaml.safe_load((again / "search.yaml").read_text()) == values | {"output_dir": str(again)}
+
+
+def test_experts_from_the_hub_are_written_at_the_commit_that_was_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").mkdir()
+    entries = [("user/small", "a" * 40), (str(tmp_path / "local"), "sha256:b"), ("user/twice", "c" * 40),
+               ("user/twice", "d" * 40)]  # fmt: skip
+    config = SimpleNamespace(
+        experts=[{"repo_id": repo_id, "revision": revision} for repo_id, revision in entries],
+        stem={"repo_id": "user/stem", "revision": "e" * 40},
+    )
+    experts = [
+        "user/small",
+        "user/twice@v1",
+        "local",
+        {"repo_id": "user/small", "revision": "main", "label_map": [1, 0]},
+        {"repo_id": "local", "name": "mine"},
+    ]
+    settings = anchored({"experts": experts, "stem": "user/stem@main", "dataset": "user/data", "seed": 3}, config)
+    assert settings == {
+        "experts": [
+            f"user/small@{'a' * 40}",
+            "user/twice@v1",
+            str(tmp_path / "local"),
+            {"repo_id": "user/small", "revision": "a" * 40, "label_map": [1, 0]},
+            {"repo_id": str(tmp_path / "local"), "name": "mine"},
+        ],
+        "stem": f"user/stem@{'e' * 40}",
+        "dataset": "user/data",
+        "seed": 3,
+    }
+
+
+def test_finished_search_has_nothing_to_do(searched, monkeypatch, capsys):
+    config, record = (searched / "runs/digits" / name for name in ("search.yaml", "search_result.json"))
+    written = record.stat().st_mtime_ns
+    monkeypatch.chdir(searched)
+    assert main(["search", "--config", str(config)]) == 0
+    assert capsys.readouterr().out.endswith(
+        "runs/digits holds the result of this very search: nothing to do (--no-resume searches again)\n"
+    )
+    assert record.stat().st_mtime_ns == written
+    assert main(["search", "--config", str(config), "--seed", "7"]) == 1
+    assert "holds another search (its seed is 0, not 7)" in capsys.readouterr().err
+    assert main(["search", "--config", str(config), "--no-resume"]) == 0
+    assert "Saved to" in capsys.readouterr().out
+    assert record.stat().st_mtime_ns > written
 
 
 def test_flags_replace_what_a_config_says(searched, tmp_path, monkeypatch):
@@ -213,6 +275,12 @@ def test_bad_config_gets_one_sentence(text, sentence, tmp_path, capsys):
     (tmp_path / "search.yaml").write_text(text)
     assert main(["search", "--config", str(tmp_path / "search.yaml"), "--output-dir", str(tmp_path / "run")]) == 1
     assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_one_expert_in_a_config_is_not_spelt(data, tmp_path, capsys):
+    (tmp_path / "search.yaml").write_text(f"experts: user/resnet8\ndataset: {data}\nsplit: validation\n")
+    assert main(["search", "--config", str(tmp_path / "search.yaml"), "--output-dir", str(tmp_path / "run")]) == 1
+    assert "experts come as a list of at least two, got one str" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_search_needs_experts_or_a_table(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import torch
 from accelerate import Accelerator
 
 from pertinence import PredictionTable, SearchArguments, search_predictions
-from pertinence.candidates import load_candidates
+from pertinence.candidates import load_candidates, save_candidates
+from pertinence.cli import main
 from pertinence.evolution import evolve
 from pertinence.recipes import static_candidates
 
@@ -134,6 +136,28 @@ def test_damaged_state_is_said_and_not_used(table, tmp_path, caplog):
     assert damaged.evaluated == evolve(recipe, Accelerator(cpu=True), **settings).evaluated
 
 
+@pytest.mark.parametrize(
+    ("stamp", "words"),
+    [
+        ({"torch": "1.0"}, "is of torch 1.0, not "),
+        ({"pertinence": "0.0.1", "device": "cuda"}, "is of pertinence 0.0.1, not .*, device cuda, not cpu"),
+        ({"format": 0}, "is of format 0, not 1"),
+    ],
+)
+def test_state_of_other_software_or_another_device_is_said_and_not_used(table, tmp_path, caplog, stamp, words):
+    recipe, statics = _recipe(table)
+    settings = {"population": 6, "seed": 3, "reference": (10.0, 0.5), "initial": statics}
+    path = tmp_path / "state"
+    whole = evolve(recipe, Accelerator(cpu=True), state=path, generations=2, **settings)
+    groups, state = load_candidates(path)
+    state["stamp"] |= stamp
+    state["evaluated"] = []
+    save_candidates(path, groups, state)
+    again = evolve(recipe, Accelerator(cpu=True), state=path, generations=2, **settings)
+    assert re.search(f"The state of the search in {path} {words}.*: starting again", caplog.text)
+    assert again.evaluated == whole.evaluated
+
+
 def _recipe(table: Path):
     from pertinence.recipes import make_recipes
 
@@ -177,12 +201,32 @@ def test_without_resume_it_starts_again(table, expected, tmp_path):
     assert found(tmp_path / "run") == found(expected)
 
 
+def test_finished_search_is_not_run_again(table, expected):
+    record = expected / "search_result.json"
+    written = record.stat().st_mtime_ns
+    for processes in (0, 2):
+        assert run(table, expected, processes=processes).stdout == (
+            f"{expected} holds the result of this very search: nothing to do (--no-resume searches again)\n"
+        )
+    assert record.stat().st_mtime_ns == written
+
+
 def test_state_of_another_search_is_refused(table, expected, tmp_path):
     state = tmp_path / "run" / "search_state"
     state.mkdir(parents=True)
     (state / "settings.json").write_text(json.dumps({**found(expected)["settings"], "seed": 77}))
+    (state / "cascade.safetensors").touch()
     finished = run(table, tmp_path / "run", ok=False)
     assert "holds another search (its seed is 77, not 0)" in finished.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("settings", ['{"seed": 77}', "{"])
+def test_search_that_failed_before_its_first_generation_leaves_its_place(table, expected, tmp_path, settings):
+    state = tmp_path / "run" / "search_state"
+    state.mkdir(parents=True)
+    (state / "settings.json").write_text(settings)
+    run(table, tmp_path / "run")
+    assert found(tmp_path / "run") == found(expected)
 
 
 def test_rank_that_fails_ends_the_job_with_its_own_error(digits, digit_experts, tmp_path):
@@ -231,6 +275,19 @@ def test_search_on_a_table_gives_the_front_without_a_model(table, expected):
     assert result.front.to_list() == found(expected)["front"]
 
 
+def test_result_of_a_table_is_shown_but_cannot_be_evaluated(expected, tmp_path, capsys):
+    assert main(["info", str(expected)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("3 models, known by a table of their predictions")
+    assert all(point["name"] in shown for point in found(expected)["front"])
+    assert f"Default operating point: {found(expected)['report']['operating_point']}" in shown
+    assert main(["evaluate", str(expected), "--dataset", "data", "--split", "test"]) == 1
+    assert "it has no models to run on images" in capsys.readouterr().err.splitlines()[-1]
+    (tmp_path / "search_result.json").write_text("{}")
+    assert main(["info", str(tmp_path)]) == 1
+    assert "search_result.json is damaged: search again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -241,8 +298,6 @@ def test_search_on_a_table_gives_the_front_without_a_model(table, expected):
     ],
 )
 def test_bad_search_on_a_table_gets_one_sentence(table, tmp_path, capsys, flags, sentence):
-    from pertinence.cli import main
-
     assert main([*command(table, tmp_path / "run")[3:], *flags]) == 1
     assert sentence in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pertinence import files
-from pertinence.files import SUFFIX, beside, hash_file, replaced
+from pertinence.files import SUFFIX, beside, hash_file, replaced, share
 
 
 # Run from its path: to import the package takes seconds.
@@ -174,6 +174,19 @@ def test_what_another_machine_writes_is_not_touched(tmp_path):
     with replaced(tmp_path / "file") as temporary:
         temporary.write_text("ours")
     assert theirs.exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], ids=oct)
+def test_a_file_is_shared_as_any_new_one(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        path = tmp_path / "file"
+        path.touch(0o600)
+        share(path)
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("size", [0, 10, (1 << 20) + 3], ids=str)

@@ -1,16 +1,20 @@
 """Every expert once: the cache, its fingerprints, and what is kept above 256 labels."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pertinence import PertinenceError
 from pertinence.accelerators import make_accelerator
 from pertinence.checkpoints import LoadOptions
 from pertinence.data import LabelledImages
 from pertinence.experts import Expert, load_pool
+from pertinence.prediction_store import identify, read_store, store_folder, write_store
 from pertinence.predictions import MAX_DENSE_LABELS, Predictions, predict
 
 
@@ -100,6 +104,17 @@ def test_other_images_other_weights_and_other_preprocessing_are_not_mistaken_for
     assert set(runs) == {"changed"}
 
 
+def test_answers_of_another_device_are_others_of_another_batch_size_are_not(pool, images, tmp_path, runs):
+    predict_all(pool, images, tmp_path)
+    devices = [torch.device(name) for name in ("cpu", "cuda", "cuda:1")]
+    cpu, cuda, other = (identify(pool[0], images, device) for device in devices)
+    assert cpu != cuda == other
+    assert read_store(store_folder(tmp_path / "predictions", pool[0], cuda), cuda, False) is None
+    runs.clear()
+    predict(pool, images, make_accelerator("cpu"), batch_size=16, cache_dir=tmp_path)
+    assert not runs
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "metadata", "missing", "foreign"])
 def test_damaged_store_is_detected_and_computed_again(pool, images, tmp_path, runs, damage):
     expected = predict_all(pool, images, tmp_path)
@@ -126,6 +141,31 @@ def test_damaged_store_is_detected_and_computed_again(pool, images, tmp_path, ru
     runs.clear()
     predict_all(pool, images, tmp_path)
     assert not runs
+
+
+def test_store_that_another_process_has_just_written_stays(tmp_path, monkeypatch):
+    """As two nodes do on a shared disk: both saw no store, and one was faster."""
+    identity, tensors, replace = {"count": 3}, {"scores": torch.zeros(3, 2)}, os.replace
+
+    def slower(source, target):
+        monkeypatch.setattr(os, "replace", replace)
+        shutil.copytree(source, target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", slower)
+    write_store(tmp_path / "store", identity, tensors)
+    assert torch.equal(read_store(tmp_path / "store", identity, False)["scores"], tensors["scores"])
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_store_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(PertinenceError, match="No space left on device.: choose another --cache-dir"):
+        write_store(tmp_path / "store", {"count": 3}, {"scores": torch.zeros(3, 2)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_interrupted_run_leaves_whole_stores_only(pool, images, tmp_path, monkeypatch):

@@ -1,11 +1,17 @@
 """The search from experts and images to a saved model, on a pool of two CNNs and a ViT of three input sizes."""
 
+import contextlib
+import dataclasses
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
+import timm
 import torch
-from transformers import pipeline
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessor, ViTModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from pertinence import (
@@ -16,6 +22,8 @@ from pertinence import (
     SearchResult,
 )
 from pertinence.front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS
+from pertinence.result import SearchFolder, check_output_dir
+from pertinence.search import load_stem
 from pertinence.statistics import non_dominated
 
 
@@ -164,6 +172,14 @@ def test_saved_folder_is_a_model_a_record_and_a_plot(saved, result):
     assert "cache_dir" not in json.dumps({key: value for key, value in record.items() if key != "run"})
 
 
+def test_every_file_has_the_usual_mode(saved, cache, tmp_path):
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    stores = [path for path in (Path(cache) / "predictions").rglob("*") if path.is_file()]
+    assert stores
+    assert {path.name for path in [*saved.iterdir(), *stores] if path.stat().st_mode != usual} == set()
+
+
 def test_report_images_are_held_out_where_none_are_given(search, digits):
     result = search(report=None, report_fraction=0.25)
     images = result.record["images"]
@@ -202,6 +218,15 @@ def test_expert_no_better_than_chance_stops_the_search(search, digit_experts, ma
         search(experts=[*digit_experts[:2], guesser])
 
 
+def test_corrected_search_takes_the_place_of_one_that_failed(search, digit_experts, make_expert, tmp_path):
+    guesser, output = make_expert(tmp_path / "guesser", labels=list("0123456789")), str(tmp_path / "run")
+    settings = {"recipe": "cascade", "generations": 1, "baselines": False, "output_dir": output}
+    with pytest.raises(PertinenceError, match="no better than chance"):
+        search(experts=[*digit_experts[:2], guesser], **settings)
+    result = search(experts=digit_experts[:2], **settings)
+    assert json.loads((tmp_path / "run/search_state/settings.json").read_text()) == result.record["settings"]
+
+
 def test_corrupt_image_stops_the_search_and_is_named(search, digits, tmp_path):
     good = digits[1].select(range(40)).cast_column("image", datasets.Image(decode=False))
     records = [*good["image"][:], {"bytes": b"broken", "path": None}]
@@ -230,11 +255,75 @@ def test_same_search_may_replace_its_result_another_may_not(search, result, save
         search(seed=2, output_dir=str(folder))
 
 
+def test_other_processes_wait_for_the_one_that_saves(result, tmp_path, monkeypatch):
+    """They neither write nor look at a folder whose files are being moved."""
+    waited = []
+    monkeypatch.setattr("accelerate.PartialState.wait_for_everyone", lambda _: waited.append(True))
+    (tmp_path / "thesis.tex").write_text("precious")
+    other = dataclasses.replace(result, is_main_process=False)
+    other.save(tmp_path)
+    accelerator = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: waited.append(True))
+    SearchFolder.prepare(tmp_path, result.record["settings"], False, accelerator)
+    assert waited == [True, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_failed_save_leaves_nothing_behind(result, tmp_path, monkeypatch):
     monkeypatch.setattr("pertinence.result.plot_front", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         result.save(tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_experts_come_as_a_list(search):
+    with pytest.raises(PertinenceError, match="experts come as a list of at least two, got one str"):
+        search(experts="user/resnet8")
+
+
+SETTINGS = {
+    "seed": 0,
+    "experts": [{"name": "small", "revision": "a"}, {"name": "large", "revision": "b"}],
+    "stem": None,
+    "images": {"search": "c", "report": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 1}, "its seed is 0, not 1"),
+        ({"experts": SETTINGS["experts"][:1]}, "its experts are small, large, not small"),
+        ({"experts": SETTINGS["experts"][:1] * 2}, "its experts are small, large, not small, small"),
+        ({"experts": [{"name": "small", "revision": "z"}, SETTINGS["experts"][1]]}, "its experts had other weights"),
+        ({"stem": {"name": "eye"}}, "its stem is none, not eye"),
+        ({"images": {"search": "z", "report": None}}, "it searched other images"),
+        ({"images": {"search": "c", "report": "z"}}, "it reported on other images"),
+        ({"seed": 1, "images": {"search": "z", "report": None}}, "its seed is 0, not 1; it searched other images"),
+    ],
+)
+def test_another_search_is_told_in_a_readable_sentence(changes, words, tmp_path):
+    (tmp_path / "search_result.json").write_text(json.dumps({"settings": SETTINGS}))
+    check_output_dir(tmp_path, SETTINGS)
+    with pytest.raises(PertinenceError) as caught:
+        check_output_dir(tmp_path, SETTINGS | changes)
+    assert str(caught.value) == (
+        f"the output folder {tmp_path} holds another search ({words}): choose another --output-dir, or remove it"
+    )
+
+
+def test_finished_search_is_run_again_only_after_saying_so(tmp_path, caplog):
+    (tmp_path / "search_result.json").write_text(json.dumps({"settings": SETTINGS}))
+    alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    SearchFolder.prepare(tmp_path, SETTINGS, False, alone)
+    assert not caplog.records
+    SearchFolder.prepare(tmp_path, SETTINGS, True, alone)
+    assert f"{tmp_path} holds the result of this very search, which is run again" in caplog.text
+
+
+def test_damaged_record_is_said(tmp_path):
+    (tmp_path / "search_result.json").write_text('{"settings": {"experts": 3, "images": 4}}')
+    with pytest.raises(PertinenceError, match="is damaged"):
+        check_output_dir(tmp_path, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +373,59 @@ def test_separate_stem_decides_and_answers_nothing(with_stem, digits):
             assert (out.gmacs - costs).min().item() == pytest.approx(model.config.stem["gmacs"], rel=0.01)
 
 
+def bare(kind: str, folder) -> Path:
+    """Save a backbone without any classification head."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "timm":
+            model = timm.create_model("test_convnext", num_classes=0)
+            model.pretrained_cfg.update(input_size=(3, 64, 64))
+            timm.models.save_for_hf(model, folder, safe_serialization=True)
+        elif kind == "vit":
+            config = ViTConfig(image_size=32, patch_size=16, hidden_size=24, num_hidden_layers=1,
+                               num_attention_heads=2, intermediate_size=32)  # fmt: skip
+            ViTModel(config).save_pretrained(folder)
+            ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+        else:
+            config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+            ResNetModel(config).save_pretrained(folder)
+            ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "features"), [("timm", 64), ("vit", 24), ("resnet", 16)])
+def test_stem_needs_no_classification_head(kind, features, images, tmp_path):
+    stem = load_stem(str(bare(kind, tmp_path / "backbone")), [], SearchArguments(recipe="paper"))
+    assert stem.entry["features"] == features
+    with torch.no_grad():
+        batch = images(3, 32)
+        output = stem.model.model(pixel_values=stem.preprocess(batch))
+    torch.testing.assert_close(stem(batch)[1], output.pooler_output.flatten(1))
+    with FlopCounterMode(display=False) as counter:
+        stem(batch[:1])
+    assert stem.entry["gmacs"] == pytest.approx(counter.get_total_flops() / 2e9, rel=0.05)
+
+
+def test_stem_without_a_head_is_searched_saved_and_loaded_again(search, digits, tmp_path):
+    result = search(recipe="paper", stem=str(bare("timm", tmp_path / "backbone")), baselines=False)
+    images = [torch.from_numpy(image).expand(3, -1, -1) for image in digits[2].with_format("numpy")["image"][:]]
+    labels = torch.tensor(digits[2]["label"][:])
+    for folder, save_experts in (("references", False), ("copies", True)):
+        result.save(tmp_path / folder, save_experts=save_experts)
+        model = PertinenceForImageClassification.from_pretrained(tmp_path / folder)
+        point = next(point for point in model.front if point.recipe == "paper")
+        out = model(images, operating_point=point.name)
+        assert point.report.accuracy == (out.logits.argmax(1) == labels).double().mean().item()
+        assert point.report.gmacs == pytest.approx(out.gmacs.double().mean().item(), rel=1e-5)
+
+
+def test_stem_that_does_not_load_is_called_a_stem(search, make_expert, tmp_path):
+    folder = make_expert(tmp_path / "watcher")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(PertinenceError, match="^stem 'watcher'"):
+        search(recipe="paper", stem=str(folder))
+
+
 def test_stem_that_is_an_expert_is_refused(search, digit_experts):
     with pytest.raises(PertinenceError, match="the stem 'test_vit' is an expert of the pool"):
         search(recipe="paper", stem=str(digit_experts[1]))
@@ -330,6 +472,48 @@ def test_latency_is_the_cost_where_asked(search, digit_experts, tmp_path):
     # Kept with the state: a search that is continued must not measure again.
     stored = json.loads((tmp_path / "run/search_state/latency.json").read_text())
     assert sorted(stored) == latency
+    # But it must on another device.
+    assert result.record["settings"]["device"] == "cpu"
+
+
+def test_device_of_a_latency_is_resolved(search, monkeypatch):
+    monkeypatch.setattr("pertinence.search.device_name", lambda device: f"a {device.type}")
+    result = search(cost="latency", recipe="cascade", baselines=False, device=None)
+    assert result.record["settings"]["device"] == "a cpu"
+
+
+def test_latency_is_measured_with_all_threads_and_a_bar(digit_experts, monkeypatch):
+    from pertinence import costs, progress
+    from pertinence.checkpoints import LoadOptions
+    from pertinence.experts import load_pool
+
+    threads, bars, updates = [], [], []
+
+    class Bar(contextlib.nullcontext):
+        update = staticmethod(updates.append)
+
+    class Timer(costs.Timer):
+        def blocked_autorange(self, **options):
+            threads.append(self._task_spec.num_threads)
+            return super().blocked_autorange(min_run_time=0.01)
+
+    monkeypatch.setattr(costs, "Timer", Timer)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(progress, "progress_bar", lambda total, *_: bars.append(total) or Bar(Bar))
+    costs.measure_latency(
+        load_pool(digit_experts[:2], LoadOptions()), torch.zeros(3, 8, 8, dtype=torch.uint8), 2, torch.device("cpu")
+    )
+    assert (threads, bars, updates) == ([3, 3], [2], [1, 1])
+
+
+def test_first_image_that_is_broken_is_named_where_latency_is_measured(search, digits):
+    good = digits[1].select(range(40)).cast_column("image", datasets.Image(decode=False))
+    records = [{"bytes": b"broken", "path": None}, *good["image"][:]]
+    images = datasets.Dataset.from_dict(
+        {"image": records, "label": [0, *good["label"][:]]}, features=digits[1].features
+    )
+    with pytest.raises(PertinenceError, match=r"^image 0 of column 'image' cannot be decoded"):
+        search(images=images, cost="latency", recipe="cascade")
 
 
 def test_images_that_search_cannot_report(search, digits):

@@ -203,7 +203,64 @@ def test_a_fingerprint_is_of_content(load):
     assert len({fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
+def softmax(values: np.ndarray) -> np.ndarray:
+    likely = np.exp(values - values.max(1, keepdims=True))
+    return likely / likely.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_probabilities_are_said_to_be_and_their_logarithms_taken(load, caplog, dtype):
+    columns = scores()
+    table = load(columns | {"large": softmax(columns["large"]).astype(dtype)})
+    assert [record.message.split("/")[-1] for record in caplog.records] == [
+        "table.npz has probabilities of large: their logarithms are taken as scores."
+    ]
+    assert accuracies(table) == accuracies(load(columns))
+    likely = table.predictions.answer(1, torch.arange(60))[0].softmax(1)
+    np.testing.assert_allclose(likely, softmax(columns["large"]), rtol=1e-2 if dtype == "float16" else 1e-5)
+
+
+def test_impossible_classes_have_finite_scores(load):
+    columns = scores()
+    certain = load(columns | {"large": np.eye(5)[columns["label"]]}).predictions.experts[1].scores
+    assert torch.isfinite(certain).all()
+    assert np.array_equal(certain.argmax(1), columns["label"])
+
+
+def test_scores_that_do_not_sum_to_one_are_left_alone(load, caplog):
+    columns = scores()
+    columns["large"] = softmax(columns["large"]) * np.where(np.arange(60) == 7, 0.9, 1)[:, None]
+    np.testing.assert_allclose(load(columns).predictions.experts[1].scores, columns["large"], rtol=1e-6)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("columns", [scores(), classes()], ids=["scores", "classes"])
+def test_a_table_of_arrays_is_that_of_a_file(load, columns):
+    answers = {name: values for name, values in columns.items() if name != "label"}
+    table, loaded = PredictionTable.from_arrays(columns["label"], answers, COSTS), load(columns)
+    assert (table.names, table.fingerprint) == (loaded.names, loaded.fingerprint)
+    assert torch.equal(table.predictions.targets, loaded.predictions.targets)
+    for ours, theirs in zip(table.predictions.experts, loaded.predictions.experts, strict=True):
+        assert torch.equal(ours.scores, theirs.scores)
+    assert len(PredictionTable.from_arrays(None, answers, COSTS).predictions) == 60
+
+
 # Bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "costs", "words"),
+    [
+        ({}, {"small": 1}, "the table has answers and costs of 1 models: at least two are needed"),
+        ({}, {"small": 0, "large": 1}, "the table: the cost of 'small' must be a positive number of GMACs, got 0"),
+        ({}, {"small": "1", "large": 1}, "the table: the cost of 'small' must be a positive number of GMACs, got 1"),
+        ({"small": np.zeros((9, 5))}, COSTS, "column 'small' of the table has 9 rows, but there are 60 labels"),
+        ({"small": ["cat"] * 60}, COSTS, "column 'small' of the table holds neither scores .* nor classes"),
+    ],
+)
+def test_bad_arrays_get_one_sentence(changes, costs, words):
+    columns = scores() | changes
+    refused(words, PredictionTable.from_arrays, columns.pop("label"), columns, costs)
 
 
 def refused(words: str, load: Callable[..., PredictionTable], *arguments, **options) -> None:

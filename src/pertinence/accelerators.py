@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import is_initialized
 from transformers.utils import logging
 
 from .errors import PertinenceError
@@ -16,13 +17,20 @@ from .errors import PertinenceError
 
 logger = logging.get_logger(__name__)
 
+LAUNCHERS = {"srun": "SLURM_STEP_NUM_TASKS", "mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
+"""Where launchers say how many processes they started. SLURM_NTASKS says how many a job may have: it is also set in a
+shell, and for the one process that a batch script runs."""
+
 
 def make_accelerator(device: str | None = None) -> Accelerator:
     """An Accelerator on the machine's accelerator, or on the CPU where there is none or `device` is "cpu".
 
     Raises:
-        PertinenceError: the device is not there, or a launcher started processes that do not work together.
+        PertinenceError: the device is not there, a launcher started processes that do not work together, or this
+            process has used another device before.
     """
+    _check_launcher()
+    quiet_other_processes()
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     wanted = _parse(device)
     if wanted is not None and wanted.type != "cpu":
@@ -30,23 +38,63 @@ def make_accelerator(device: str | None = None) -> Accelerator:
             raise PertinenceError(
                 f"there is no device {device!r} here; there is {found.type if found else 'only the CPU'}"
             )
-        if wanted.index is not None:
-            torch.accelerator.set_device_index(wanted.index)
-            os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(wanted))
+    if is_initialized():
+        _check_first(wanted, PartialState().device)
+    if wanted is not None and wanted.type != "cpu" and wanted.index is not None:
+        torch.accelerator.set_device_index(wanted.index)
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(wanted))
     # Without cpu=True every process that torchrun starts on a CPU would take itself for the only one.
-    accelerator = Accelerator(cpu=found is None or device == "cpu")
+    accelerator = Accelerator(cpu=found is None or (wanted is not None and wanted.type == "cpu"))
+    _check_first(wanted, accelerator.device)
     expected = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != expected:
         raise PertinenceError(
             f"the launcher started {expected} processes, but accelerate sees {accelerator.num_processes}: start "
             "with torchrun"
         )
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ and found is None:
+    is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if is_launched and "WORLD_SIZE" not in os.environ and accelerator.device.type == "cpu":
         logger.warning(
             "accelerate launch has started a single process: on CPUs it starts no more, whatever --num_processes "
             "says. For several: torchrun --nproc_per_node N -m pertinence ..."
         )
     return accelerator
+
+
+def quiet_other_processes() -> None:
+    """Of the processes that a launcher started only the first warns."""
+    if os.environ.get("RANK", "0") != "0":
+        logging.get_logger("pertinence").setLevel("ERROR")
+
+
+def _check_first(wanted: torch.device | None, used: torch.device) -> None:
+    """Refuse another device than the first one of this process, which accelerate keeps to."""
+    if wanted is None:
+        return
+    # Without an index it is whichever is current.
+    if wanted.type != used.type or (None not in (wanted.index, used.index) and wanted.index != used.index):
+        raise PertinenceError(
+            f"this process has used {used} before, and accelerate keeps to the first device of a process: start "
+            f"another process for {wanted}, or leave the device out"
+        )
+
+
+def _check_launcher() -> None:
+    """Refuse processes that a launcher started without telling them how to find each other: each would do all work."""
+    if "WORLD_SIZE" in os.environ:
+        return
+    for launcher, variable in LAUNCHERS.items():
+        count = os.environ.get(variable, "1")
+        if count.isdigit() and int(count) > 1:
+            raise PertinenceError(
+                f"{launcher} started {count} processes that do not find each other: let it start one on each node, "
+                "and have that start the others with torchrun"
+            )
+
+
+def device_name(device: torch.device) -> str:
+    """What latency was measured on: the model of a GPU, else the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _parse(device: str | None) -> torch.device | None:

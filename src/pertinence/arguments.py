@@ -107,7 +107,11 @@ class SearchArguments(RuntimeArguments):
     folds: int = field(default=5, metadata={"help": "cascade: folds that its estimates are out of."})
     mixing: bool | None = field(
         default=None,
-        metadata={"help": "cascade: whether answers mix the experts that were run; default: unless --labels agree."},
+        metadata={
+            "help": "cascade: whether answers mix the experts that were run; default: unless --labels agree.",
+            "nargs": "?",  # HfArgumentParser gives a bare flag only to what has a default
+            "const": True,
+        },
     )
     stem: str | None = field(
         default=None,

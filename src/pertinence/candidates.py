@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .dispatcher import NUM_KNOTS, Head
-from .files import find_file, replaced
+from .files import find_file, replaced, share
 from .front import OperatingPoint
 from .statistics import non_dominated
 
@@ -81,15 +81,17 @@ def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state
         ]
         for head in (head for candidate in candidates for head in candidate.heads):
             weights += [head.weight.flatten(), head.bias, *([] if head.knots is None else [head.knots])]
-    text = json.dumps({"groups": entries, "state": state})
+    # As a tensor, since the header of a safetensors file must stay below 100 MB.
+    text = torch.frombuffer(bytearray(json.dumps({"groups": entries, "state": state}), "utf-8"), dtype=torch.uint8)
     with replaced(path) as temporary:
-        save_file({"heads": torch.cat(weights)}, temporary, metadata={"json": text})
+        save_file({"heads": torch.cat(weights), "json": text}, temporary)
+        share(temporary)
 
 
 def load_candidates(path: Path) -> tuple[dict[str, list[Candidate]], Any]:
     """What `save_candidates` wrote: the groups, and the rest."""
     with safe_open(path, framework="pt") as file:
-        stored, weights = json.loads(file.metadata()["json"]), file.get_tensor("heads")
+        stored, weights = json.loads(file.get_tensor("json").numpy().tobytes()), file.get_tensor("heads")
     at = 0
 
     def take(*shape: int) -> torch.Tensor:

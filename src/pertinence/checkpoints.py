@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download, metadata_load, snapshot_download
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging
 
 from .errors import PertinenceError, first_line
@@ -103,29 +104,63 @@ class ExpertReference:
         return self.name or (Path(self.repo_id).name if self.repo_id else type(self.model).__name__)
 
 
+class Backbone(nn.Module):
+    """A network without a classification head: its pooled output stands where a classifier has its logits."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
+        output = self.model(pixel_values=pixel_values)
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is None:
+            last = output.last_hidden_state
+            pooled = last.mean(1) if last.ndim == 3 else last.mean((2, 3))
+        return ImageClassifierOutput(logits=pooled.flatten(1))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a reference leads to: classifier, image processor, pinned revision (commit, or content hash), folder."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | Backbone
     processor: Any
     revision: str
     folder: Path | None
 
 
-def load_checkpoint(reference: ExpertReference, options: LoadOptions) -> Checkpoint:
+def load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: bool = False) -> Checkpoint:
+    """Load what a reference leads to.
+
+    Args:
+        reference: where it comes from.
+        options: how it is loaded.
+        is_stem: whether it may be without a classification head.
+
+    Raises:
+        PertinenceError: it cannot be found or loaded, or lacks weights.
+    """
+    title = f"{'stem' if is_stem else 'expert'} {reference.display_name!r}"
     if reference.model is not None:
         processor = reference.processor or _timm_processor(reference.model.config)
         if processor is None:
             raise PertinenceError(
-                f"expert {reference.display_name!r} is a loaded model without an image processor: pass "
+                f"{title} is a loaded model without an image processor: pass "
                 '{"model": model, "processor": processor}'
             )
         return Checkpoint(reference.model, processor, _hash_tensors(reference.model), None)
-    name = reference.display_name
     folder = Path(reference.repo_id) if reference.is_folder else None
     if folder is not None and not (folder / "config.json").is_file():
-        raise PertinenceError(f"expert {name!r}: the folder {folder} has no config.json, so it is not a checkpoint")
+        raise PertinenceError(f"{title}: the folder {folder} has no config.json, so it is not a checkpoint")
     try:
         if folder is not None:
             revision = hash_folder(folder)
@@ -142,7 +177,8 @@ def load_checkpoint(reference: ExpertReference, options: LoadOptions) -> Checkpo
         if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
             # timm >= 1.0.31 records it, and TimmWrapper then passes it to timm twice.
             config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
-        model, info = AutoModelForImageClassification.from_pretrained(
+        is_headless = is_stem and _is_headless(config)
+        model, info = (AutoModel if is_headless else AutoModelForImageClassification).from_pretrained(
             folder,
             config=config,
             use_safetensors=True,
@@ -154,17 +190,22 @@ def load_checkpoint(reference: ExpertReference, options: LoadOptions) -> Checkpo
     except PertinenceError:
         raise
     except Exception as error:  # a checkpoint of somebody else's can fail in any way; say which and why
-        raise PertinenceError(_explain(name, reference, error)) from error
+        raise PertinenceError(_explain(title, reference, error)) from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise PertinenceError(
-            f"expert {name!r} lacks weights ({missing}): it is a backbone without a trained classification head; "
+            f"{title} lacks weights ({missing}): it is a backbone without a trained classification head; "
             "fine-tune it first"
         )
-    return Checkpoint(model, processor, revision, folder)
+    return Checkpoint(Backbone(model) if is_headless else model, processor, revision, folder)
 
 
-def _explain(name: str, reference: ExpertReference, error: Exception) -> str:
+def _is_headless(config: Any) -> bool:
+    """Whether a checkpoint has no classification head: timm counts no classes, transformers names a bare model."""
+    return config.num_labels == 0 or any(name.endswith("Model") for name in config.architectures or ())
+
+
+def _explain(title: str, reference: ExpertReference, error: Exception) -> str:
     causes, cause = [], error
     while cause is not None:
         causes.append(cause)
@@ -172,34 +213,34 @@ def _explain(name: str, reference: ExpertReference, error: Exception) -> str:
     kinds = {type(cause).__name__ for cause in causes}
     if any("trust_remote_code" in str(cause) for cause in causes):
         return (
-            f"expert {name!r} needs code of its own from {reference.repo_id}: read it, and if you trust it pass "
+            f"{title} needs code of its own from {reference.repo_id}: read it, and if you trust it pass "
             "--trust-remote-code (in Python trust_remote_code=True)"
         )
     if "RevisionNotFoundError" in kinds:
-        return f"expert {name!r}: {reference.repo_id} has no revision {reference.revision!r} on the Hub"
+        return f"{title}: {reference.repo_id} has no revision {reference.revision!r} on the Hub"
     if "GatedRepoError" in kinds:
-        return f"expert {name!r}: {reference.repo_id} is gated: ask for access on its page and pass a token"
+        return f"{title}: {reference.repo_id} is gated: ask for access on its page and pass a token"
     if "RepositoryNotFoundError" in kinds:
         return (
-            f"expert {name!r}: {reference.repo_id} is neither a local folder nor a repository on the Hub that you "
+            f"{title}: {reference.repo_id} is neither a local folder nor a repository on the Hub that you "
             "may read; check the name, or pass a token if it is private"
         )
     if "LocalEntryNotFoundError" in kinds:
-        return f"expert {name!r}: {reference.repo_id} is not in the cache, and the Hub cannot be reached"
+        return f"{title}: {reference.repo_id} is not in the cache, and the Hub cannot be reached"
     if "HFValidationError" in kinds:
-        return f"expert {name!r}: {reference.repo_id!r} is neither a local folder nor a valid Hub id"
+        return f"{title}: {reference.repo_id!r} is neither a local folder nor a valid Hub id"
     if "RemoteEntryNotFoundError" in kinds:
-        return f"expert {name!r}: {reference.repo_id} has no config.json, so it is not a checkpoint"
+        return f"{title}: {reference.repo_id} has no config.json, so it is not a checkpoint"
     if any("no classifier head" in str(cause) for cause in causes):
-        return f"expert {name!r} is a backbone without a trained classification head; fine-tune it first"
+        return f"{title} is a backbone without a trained classification head; fine-tune it first"
     if any("model.safetensors" in str(cause) for cause in causes):
         return (
-            f"expert {name!r}: {reference.repo_id} has no weights in safetensors; pickles (pytorch_model.bin) are "
+            f"{title}: {reference.repo_id} has no weights in safetensors; pickles (pytorch_model.bin) are "
             "never opened: convert them"
         )
     if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
-        return f"expert {name!r}: weights and config.json of {reference.repo_id} do not have the same shapes"
-    return f"expert {name!r} cannot be loaded from {reference.repo_id}: {first_line(error)}"
+        return f"{title}: weights and config.json of {reference.repo_id} do not have the same shapes"
+    return f"{title} cannot be loaded from {reference.repo_id}: {first_line(error)}"
 
 
 def _timm_processor(config: Any) -> Any:

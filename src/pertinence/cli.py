@@ -6,16 +6,20 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
 
+from .accelerators import quiet_other_processes
 from .arguments import DataArguments, RuntimeArguments, SearchArguments
+from .checkpoints import ExpertReference
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError, first_line
-from .front import format_table
+from .files import find_table_record
+from .front import Front, OperatingPoint, format_table
 
 
 @dataclass
@@ -74,7 +78,9 @@ class DemoArguments:
 
 def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> None:
     """Search dispatchers for a pool of experts."""
-    from .search import DispatcherSearch, search_predictions
+    from accelerate import PartialState
+
+    from .search import DispatcherSearch, is_searched, search_predictions
 
     if args.output_dir is None:
         raise PertinenceError("a search needs a place for its result: give --output-dir")
@@ -91,7 +97,7 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
                 raise PertinenceError("the report images must be others: give --split and another --report-split")
         tables = PredictionTable.load_all(sources, inputs.costs, needs_labels=args.labels == "given")
         table, report = tables if reports else (tables[0], None)
-        result = search_predictions(table, args, report)
+        is_finished, run = (partial(function, table, args, report) for function in (is_searched, search_predictions))
     else:
         from .data import load_images
 
@@ -102,8 +108,16 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
         if reports:
             report_data = data.replaced(inputs.report_dataset, inputs.report_split)
             report = load_images(report_data, args.token, needs_labels)
-        result = DispatcherSearch(inputs.experts, images, args, report_dataset=report).run()
-    result.config = resolved_settings(data, args, inputs)
+        searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
+        is_finished, run = searcher.is_finished, searcher.run
+    if args.resume and is_finished():
+        if PartialState().is_main_process:
+            print(
+                f"{args.output_dir} holds the result of this very search: nothing to do (--no-resume searches again)"
+            )
+        return
+    result = run()
+    result.config = anchored(resolved_settings(data, args, inputs), result.model.config if result.model else None)
     result.save(args.output_dir, save_experts=inputs.save_experts)
     if result.is_main_process:
         print(result.evaluation)
@@ -164,6 +178,9 @@ def _parse_mapping(text: str | None) -> dict[str, str] | None:
 
 def info(model: str) -> None:
     """Show what a searched model is made of and what it can be set to; loads no weights."""
+    if (path := find_table_record(model)) is not None:
+        _show_table_record(path)
+        return
     config = PertinenceConfig.from_pretrained(model)
     if not config.experts:
         raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
@@ -182,12 +199,28 @@ def info(model: str) -> None:
         print("\n" + guarantee.describe(config.build_front()))
 
 
+def _show_table_record(path: Path) -> None:
+    try:
+        record = json.loads(path.read_text())
+        names = [entry["name"] for entry in record["settings"]["experts"]]
+        front = Front([OperatingPoint.from_dict(point) for point in record["front"]], names)
+        default = record["report"]["operating_point"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PertinenceError(f"{path} is damaged: search again") from error
+    print(f"{len(names)} models, known by a table of their predictions\n")
+    print(front, "\n")
+    print(f"Default operating point: {default}")
+
+
 def demo(args: DemoArguments) -> None:
     """Train three small experts on scikit-learn's digits, search, save, reload and classify; offline."""
     from .demo import run_demo
 
     run_demo(args.output_dir, args.seed)
 
+
+PATHS = ("dataset", "report_dataset", "predictions", "costs", "output_dir", "cache_dir")
+"""Settings that may be paths."""
 
 COMMANDS = {
     # name: function, positional arguments, dataclasses
@@ -209,6 +242,36 @@ def resolved_settings(*arguments: Any) -> dict[str, Any]:
     }
 
 
+def anchored(settings: dict[str, Any], config: PertinenceConfig | None) -> dict[str, Any]:
+    """Settings of a search that mean the same in another folder and tomorrow: paths are absolute, experts from the Hub
+    at the commit that was loaded.
+
+    Args:
+        settings: see `resolved_settings`.
+        config: of the model that was found; None without one.
+    """
+    entries = [] if config is None else [*config.experts, *filter(None, [config.stem])]
+
+    def pinned(reference: str | dict[str, Any]) -> str | dict[str, Any]:
+        parsed = ExpertReference.parse(reference)
+        commits = {entry["revision"] for entry in entries if entry["repo_id"] == parsed.repo_id}
+        # Of several commits of one repository each was asked for by its own name.
+        revision = commits.pop() if len(commits) == 1 and not parsed.is_folder else parsed.revision
+        if isinstance(reference, dict):
+            return {**reference, "repo_id": parsed.repo_id} | ({"revision": revision} if revision else {})
+        return f"{parsed.repo_id}@{revision}" if revision else parsed.repo_id
+
+    anchored = {
+        name: str(Path(value).resolve()) if name in PATHS and Path(value).exists() else value
+        for name, value in settings.items()
+    }
+    if settings.get("experts"):
+        anchored["experts"] = [pinned(reference) for reference in settings["experts"]]
+    if settings.get("stem"):
+        anchored["stem"] = pinned(settings["stem"])
+    return anchored
+
+
 def build_parser() -> HfArgumentParser:
     from . import __version__
 
@@ -218,6 +281,10 @@ def build_parser() -> HfArgumentParser:
     for name, (function, positional, dataclasses) in COMMANDS.items():
         summary = function.__doc__.split("\n")[0]
         subparser = subparsers.add_parser(name, dataclass_types=dataclasses, help=summary, description=summary)
+        for setting in (setting for cls in dataclasses for setting in fields(cls) if setting.metadata.get("const")):
+            flags = f"--no_{setting.name}", f"--no-{setting.name.replace('_', '-')}"
+            options = {"dest": setting.name, "default": setting.default, "help": setting.metadata["help"]}
+            subparser.add_argument(*flags, action="store_false", **options)
         for argument in positional:
             subparser.add_argument(argument, help="Folder or Hub id of a searched model.")
         if name == "search":
@@ -245,6 +312,7 @@ def read_config(path: str, known: set[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns the exit status: 0, 1 for an error of the user's, 130 when interrupted."""
+    quiet_other_processes()
     try:
         function, parts = parse(sys.argv[1:] if arguments is None else list(arguments))
         function(*parts)

@@ -17,7 +17,8 @@ def count_gmacs(model: nn.Module, size: tuple[int, int]) -> float:
     """GMACs of one image of (3, height, width) through an image classifier; preprocessing is not counted.
 
     Args:
-        model: a transformers image classifier; it is traced alone, on its own device.
+        model: a transformers image classifier, or a backbone that answers as one; it is traced alone, on its own
+            device.
         size: (height, width) in pixels of what the model receives.
 
     Raises:
@@ -52,13 +53,22 @@ def measure_latency(
         batch_size: images of a batch; its time is divided by it.
         device: where experts are run; they are put back after.
     """
+    # Imported here: running a saved model must not need datasets.
+    from .progress import progress_bar
+
     milliseconds = []
-    for expert in experts:
-        home = expert.device
-        expert.to(device)
-        timer = Timer("expert(images)", globals={"expert": expert, "images": [image] * batch_size})
-        milliseconds.append(1000 * timer.blocked_autorange(min_run_time=1.0).median / batch_size)
-        expert.to(home)
+    with progress_bar(len(experts), "Latency", "expert") as bar:
+        for expert in experts:
+            home = expert.device
+            expert.to(device)
+            timer = Timer(
+                "expert(images)",
+                globals={"expert": expert, "images": [image] * batch_size},
+                num_threads=torch.get_num_threads(),  # its default is one
+            )
+            milliseconds.append(1000 * timer.blocked_autorange(min_run_time=1.0).median / batch_size)
+            expert.to(home)
+            bar.update(1)
     return milliseconds
 
 

@@ -168,17 +168,8 @@ def leak_warnings(names: Sequence[str], search: Predictions, report: Predictions
     """
     if search.measure != ACCURACY:
         return []  # labels that an expert gave itself say nothing of its training
-    warnings = []
-    for name, seen, unseen in zip(names, evaluate_experts(search), evaluate_experts(report), strict=True):
-        ours, theirs = seen.figures, unseen.figures
-        pooled = (seen.correct.sum() + unseen.correct.sum()).item() / (ours.samples + theirs.samples)
-        error = math.sqrt(pooled * (1 - pooled) * (1 / ours.samples + 1 / theirs.samples))
-        if error and (ours.accuracy - theirs.accuracy) / error > LEAK_Z:
-            warnings.append(
-                f"Expert {name!r} is right on {100 * ours.accuracy:.2f} % of the search images, but on "
-                f"{100 * theirs.accuracy:.2f} % of the report images: it looks trained on the search images (or the "
-                "report images are harder). Search on images that no expert was trained on."
-            )
+    seen, unseen = ([outcome.figures for outcome in evaluate_experts(part)] for part in (search, report))
+    warnings = looks_trained(names, seen, unseen)
     correct = search.correct()
     solved = correct[correct.any(1)]
     cheapest = solved[:, 0].double().mean().item() if len(solved) else 0.0
@@ -187,4 +178,20 @@ def leak_warnings(names: Sequence[str], search: Predictions, report: Predictions
             f"The cheapest expert is right on {100 * cheapest:.1f} % of the search images that any expert gets right: "
             "either these images trained the experts, or there is almost nothing left for a dispatcher to gain."
         )
+    return warnings
+
+
+def looks_trained(names: Sequence[str], seen: Sequence[Figures], unseen: Sequence[Figures]) -> list[str]:
+    """Which experts are significantly more accurate on the search images (`seen`) than on others, as sentences."""
+    warnings = []
+    for name, ours, theirs in zip(names, seen, unseen, strict=True):
+        right = ours.accuracy * ours.samples + theirs.accuracy * theirs.samples
+        pooled = right / (ours.samples + theirs.samples)
+        error = math.sqrt(max(pooled * (1 - pooled), 0.0) * (1 / ours.samples + 1 / theirs.samples))
+        if error and (ours.accuracy - theirs.accuracy) / error > LEAK_Z:
+            warnings.append(
+                f"Expert {name!r} is right on {100 * ours.accuracy:.2f} % of the search images, but on "
+                f"{100 * theirs.accuracy:.2f} % of the report images: it looks trained on the search images (or the "
+                "report images are harder). Search on images that no expert was trained on."
+            )
     return warnings

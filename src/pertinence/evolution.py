@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from pymoo.algorithms.moo.nsga2 import NSGA2
@@ -28,6 +29,8 @@ from .statistics import hypervolume
 
 
 logger = logging.get_logger(__name__)
+
+STATE_FORMAT = 1
 
 
 @dataclass
@@ -79,9 +82,9 @@ def evolve(
     problem = Problem(n_var=len(recipe.space.lower), n_obj=2, xl=recipe.space.lower, xu=recipe.space.upper)
     algorithm.setup(problem, seed=seed, verbose=False)
     evolution = Evolution(Archive(initial))
-    main = accelerator.is_main_process
+    main, stamp = accelerator.is_main_process, _stamp(accelerator)
     if main and state is not None and state.is_file():
-        evolution = _restore(state, algorithm) or evolution
+        evolution = _restore(state, algorithm, stamp) or evolution
     (evolution,) = broadcast_object_list([evolution])  # the others may not see this disk
     with progress_bar(generations, f"Search ({recipe.name})", "generation", main) as bar:
         bar.update(evolution.generation)
@@ -102,7 +105,7 @@ def evolve(
                 Evaluator().eval(StaticProblem(problem, F=objectives), asked)
                 algorithm.tell(infills=asked)
                 if state is not None:
-                    save_candidates(state, {"archive": known}, _state_of(algorithm, evolution))
+                    save_candidates(state, {"archive": known}, {"stamp": stamp, **_state_of(algorithm, evolution)})
             bar.update(1)
     return evolution
 
@@ -153,10 +156,29 @@ def _state_of(algorithm: NSGA2, evolution: Evolution) -> dict[str, Any]:
     }
 
 
-def _restore(path: Path, algorithm: NSGA2) -> Evolution | None:
-    """Put a fresh algorithm where a stored one stood; None where the file cannot be read."""
+def _stamp(accelerator: Accelerator) -> dict[str, Any]:
+    """What a state must be of to be continued bit for bit."""
+    from . import __version__
+
+    return {
+        "format": STATE_FORMAT,
+        "pertinence": __version__,
+        "torch": str(torch.__version__),
+        "device": accelerator.device.type,
+    }
+
+
+def _restore(path: Path, algorithm: NSGA2, stamp: dict[str, Any]) -> Evolution | None:
+    """Put a fresh algorithm where a stored one stood; None where the file cannot be read, or is of something else."""
     try:
         groups, state = load_candidates(path)
+        wrote = state["stamp"]
+        if wrote != stamp:
+            changes = ", ".join(
+                f"{key} {wrote.get(key)}, not {stamp[key]}" for key in stamp if wrote.get(key) != stamp[key]
+            )
+            logger.warning(f"The state of the search in {path} is of {changes}: starting again.")
+            return None
         evolution = Evolution(Archive(groups["archive"]), state["evaluated"], state["hypervolumes"])
         individuals, iteration, random = [], state["iteration"], state["random"]
         for stored in state["population"]:
@@ -164,7 +186,7 @@ def _restore(path: Path, algorithm: NSGA2) -> Evolution | None:
             individual.set("rank", stored["rank"])
             individual.set("crowding", stored["crowding"])
             individuals.append(individual)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning(f"The state of the search in {path} is damaged ({error}): starting again.")
         return None
     algorithm.pop = Population.create(*individuals)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .checkpoints import Checkpoint, ExpertReference, LoadOptions, is_commit, load_checkpoint, read_licence
+from .checkpoints import Backbone, Checkpoint, ExpertReference, LoadOptions, is_commit, load_checkpoint, read_licence
 from .costs import count_gmacs
 from .errors import PertinenceError
 from .labels import check_same_labels, is_generic, resolve_label_map
@@ -83,13 +83,14 @@ class _FeatureTap:
     """Reads the input of a classifier's final classification layer.
 
     That layer is found by what it does, not by its name: of all linear layers and 1x1 convolutions with one output per
-    label, the one that runs last. Logits stand in for the features of a model without such a layer.
+    label, the one that runs last. Logits stand in for the features of a model without such a layer, and for those of a
+    backbone, whose pooled output they are.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel | Backbone):
         self.model = model
         self.seen = threading.local()  # one model may be called from several threads
-        for module in model.modules():
+        for module in () if isinstance(model, Backbone) else model.modules():
             outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
             if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == model.config.num_labels:
                 module.register_forward_pre_hook(self._remember)
@@ -122,9 +123,7 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
     Raises:
         PertinenceError: fewer than two, one that cannot be loaded, two that are the same, or different label spaces.
     """
-    if isinstance(references, (str, Path, dict, PreTrainedModel)):
-        raise PertinenceError(f"experts come as a list of at least two, got one {type(references).__name__}")
-    parsed = [ExpertReference.parse(reference) for reference in references]
+    parsed = [ExpertReference.parse(reference) for reference in list_references(references)]
     if len(parsed) < 2:
         raise PertinenceError(f"a pool needs at least two experts, got {len(parsed)}: there is nothing to choose from")
     experts = [load_expert(reference, options, preprocessing) for reference in parsed]
@@ -148,6 +147,13 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
     return experts
 
 
+def list_references(references: Sequence[Any]) -> list[Any]:
+    """Several references as a list; one that stands alone is refused rather than taken apart."""
+    if isinstance(references, (str, Path, dict, PreTrainedModel)):
+        raise PertinenceError(f"experts come as a list of at least two, got one {type(references).__name__}")
+    return list(references)
+
+
 def _align_labels(references: Sequence[ExpertReference], experts: Sequence[Expert]) -> None:
     first = experts[0]
     if references[0].label_map is not None:
@@ -168,11 +174,14 @@ def pool_labels(experts: Sequence[Expert]) -> dict[int, str]:
     return next((expert.labels for expert in experts if not is_generic(expert.labels)), experts[0].labels)
 
 
-def load_expert(reference: ExpertReference, options: LoadOptions, preprocessing: str = "exact") -> Expert:
-    """Load one expert and measure what the config stores of it."""
-    checkpoint = load_checkpoint(reference, options)
+def load_expert(
+    reference: ExpertReference, options: LoadOptions, preprocessing: str = "exact", is_stem: bool = False
+) -> Expert:
+    """Load one expert, or a stem, whose labels do not matter, and measure what the config stores of it."""
+    checkpoint = load_checkpoint(reference, options, is_stem)
     name, model = reference.display_name, checkpoint.model
-    _check_single_label(name, model.config)
+    if not is_stem:
+        _check_single_label(name, model.config)
     transform = resolve_transform(checkpoint.processor)
     entry = {
         "name": name,
@@ -189,7 +198,7 @@ def load_expert(reference: ExpertReference, options: LoadOptions, preprocessing:
     expert = Expert(checkpoint, entry, preprocessing)
     probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8)
     logits, features = expert(probe)
-    if logits.shape != (1, model.config.num_labels):
+    if not is_stem and logits.shape != (1, model.config.num_labels):
         raise PertinenceError(
             f"expert {name!r} answers with scores of shape {tuple(logits.shape)} for one image, expected (1, "
             f"{model.config.num_labels}): it is not an image classifier"
@@ -198,11 +207,13 @@ def load_expert(reference: ExpertReference, options: LoadOptions, preprocessing:
     return expert
 
 
-def reload_expert(entry: dict[str, Any], repo_id: str, options: LoadOptions, preprocessing: str) -> Expert:
+def reload_expert(
+    entry: dict[str, Any], repo_id: str, options: LoadOptions, preprocessing: str, is_stem: bool = False
+) -> Expert:
     """Load an expert again as a saved model's config describes it, from `repo_id` (a Hub id or a folder)."""
     is_folder = Path(repo_id).is_absolute()
     reference = ExpertReference(repo_id, None if is_folder else entry["revision"], entry["name"])
-    checkpoint = load_checkpoint(reference, options)
+    checkpoint = load_checkpoint(reference, options, is_stem)
     if is_folder and not is_commit(entry["revision"]) and checkpoint.revision != entry["revision"]:
         logger.warning(
             f"Expert {entry['name']!r} in {repo_id} has changed since this model was made: its figures no longer "

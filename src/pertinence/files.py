@@ -46,7 +46,20 @@ def replaced(path: Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir() and path.exists():
             _remove(path)
-        os.replace(temporary, path)
+        os.replace(temporary, path)  # onto a folder that another process has put there since: an OSError
+
+
+def find_table_record(model: str | os.PathLike) -> Path | None:
+    """The record in the folder of a search on a table of predictions, whose result has no model."""
+    folder = Path(model)
+    return folder / RECORD if (folder / RECORD).is_file() and not (folder / "config.json").exists() else None
+
+
+def share(path: Path) -> None:
+    """Give a file the mode of any new file; those that safetensors writes are for their owner alone."""
+    umask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def _is_running(process: str) -> bool:
@@ -81,6 +94,6 @@ def hash_file(path: Path) -> str:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # another process may be removing the same
     else:
         path.unlink(missing_ok=True)

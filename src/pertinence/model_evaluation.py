@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 
 from .accelerators import make_accelerator
 from .arguments import DataArguments, RuntimeArguments
 from .candidates import load_baselines
 from .data import LabelledImages, load_images
-from .files import RECORD
+from .errors import PertinenceError
+from .evaluation import evaluate_experts, looks_trained
+from .files import find_table_record
 from .front import AGREEMENT, STEM, Figures, Front
 from .modeling_pertinence import PertinenceForImageClassification
 from .predictions import Predictions, predict
 from .report import Evaluation, evaluate_front
+from .seen import TOLERATED_SHARED, SeenImages
 
 
 def evaluate_model(
@@ -32,6 +33,9 @@ def evaluate_model(
         args: how experts are run; `trust_remote_code` for those that bring code.
         operating_point: measure only the point of this name.
         expert_paths: where local experts have moved to, folder by expert name.
+
+    Raises:
+        PertinenceError: there is no model, its experts or the images cannot be loaded, or do not fit together.
     """
     model = open_model(model_path, args, expert_paths)
     front, default = model.front, model.config.operating_point or model.front[-1].name
@@ -43,16 +47,26 @@ def evaluate_model(
     heads = {point.name: model.dispatcher.heads(point) for point in front}
     select = [entry["select"] and Figures.from_dict(entry["select"]) for entry in model.config.experts]
     baselines = {} if operating_point is not None else load_baselines(model_path, args.token)
+    select = select if all(select) else []
     warnings = []
-    if images.fingerprint == _searched_on(Path(model_path)):
+    seen = SeenImages.load(model_path, args.token)
+    if seen is not None and seen.shared(images, "search") > TOLERATED_SHARED:
         warnings.append(f"{model_path} was searched on these very images: its figures on them are optimistic.")
-    return evaluate_front(front, heads, predictions, default, baselines, select if all(select) else (), warnings)
+    elif select and not _agrees(model):
+        measured = [outcome.figures for outcome in evaluate_experts(predictions)]
+        warnings = looks_trained(front.expert_names, select, measured)
+    return evaluate_front(front, heads, predictions, default, baselines, select, warnings)
 
 
 def open_model(
     model_path: str | os.PathLike, args: RuntimeArguments, expert_paths: dict[str, str] | None = None
 ) -> PertinenceForImageClassification:
     """Load a saved model and its experts; `args` say how, as in `evaluate_model`."""
+    if find_table_record(model_path) is not None:
+        raise PertinenceError(
+            f"{model_path} is the result of a search on a table of predictions: it has no models to run on images; "
+            "search the table again with --report-split or --report-dataset"
+        )
     options = args.load_options
     return PertinenceForImageClassification.from_pretrained(
         model_path,
@@ -107,11 +121,3 @@ def predict_images(
 
 def _agrees(model: PertinenceForImageClassification) -> bool:
     return any(point.select is not None and point.select.measure == AGREEMENT for point in model.front)
-
-
-def _searched_on(folder: Path) -> str | None:
-    """Fingerprint of the search images, where the record of the search lies beside the model."""
-    try:
-        return json.loads((folder / RECORD).read_text())["settings"]["images"]["search"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -19,6 +19,7 @@ from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Dispatcher, Head, Routing, route, threshold_head
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels, reload_expert
+from .files import share
 from .front import STEM, Figures, Front, OperatingPoint, Stage
 from .image_processing_pertinence import PertinenceImageProcessor, to_uint8
 from .references import EMBEDDED, locate, save_components
@@ -313,7 +314,7 @@ class PertinenceForImageClassification(PreTrainedModel):
             where = str(Path(folder).resolve()) if folder is not None else locate(entry, source, revision, options)
             if folder is not None:
                 entry["repo_id"] = where
-            expert = reload_expert(entry, where, options, self.config.preprocessing)
+            expert = reload_expert(entry, where, options, self.config.preprocessing, entry is self.config.stem)
             if entry is not self.config.stem and len(expert.labels) != self.config.num_labels:
                 raise PertinenceError(
                     f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"
@@ -382,6 +383,8 @@ class PertinenceForImageClassification(PreTrainedModel):
         try:
             self.config.experts, self.config.stem = saved[: len(experts)], saved[-1] if stem else None
             super().save_pretrained(folder, state_dict=own, **kwargs)
+            for path in folder.glob("model*.safetensors"):
+                share(path)
         finally:
             self.config.experts, self.config.stem = experts, stem
         PertinenceImageProcessor().save_pretrained(folder)

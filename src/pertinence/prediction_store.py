@@ -18,7 +18,7 @@ from transformers.utils import logging
 from .data import LabelledImages
 from .errors import PertinenceError
 from .experts import Expert
-from .files import hash_file, replaced
+from .files import hash_file, replaced, share
 
 
 logger = logging.get_logger(__name__)
@@ -30,8 +30,12 @@ def store_folder(root: Path, expert: Expert, identity: dict[str, Any]) -> Path:
     return root / f"{expert.entry['name'].replace('/', '--')}-{_digest(identity)[:16]}"
 
 
-def identify(expert: Expert, images: LabelledImages) -> dict[str, Any]:
-    """Everything that an expert's answers depend on."""
+def identify(expert: Expert, images: LabelledImages, device: torch.device) -> dict[str, Any]:
+    """Everything that an expert's answers depend on.
+
+    Only the kind of device counts. The size of batches, which are all filled up to it, decides but last bits: it is
+    left out, so that a search that ran out of memory keeps what is finished when it goes on with smaller batches.
+    """
     import timm
 
     return {
@@ -39,6 +43,7 @@ def identify(expert: Expert, images: LabelledImages) -> dict[str, Any]:
         "expert": {"revision": expert.revision, **{key: expert.entry[key] for key in ("transform", "label_map")}},
         "preprocessing": expert.preprocess.mode,
         "dtype": str(expert.model.dtype),
+        "device": device.type,
         "images": images.fingerprint,
         "count": len(images),
         "versions": {module.__name__: module.__version__ for module in (torch, torchvision, transformers, timm, PIL)},
@@ -67,15 +72,25 @@ def read_store(folder: Path, identity: dict[str, Any], with_features: bool) -> d
 
 
 def write_store(folder: Path, identity: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Write a store; whole or not at all."""
+    """Write a store; whole or not at all. Where another process has just written the same, that one stays."""
     try:
         with replaced(folder) as temporary:
             temporary.mkdir()
             path = temporary / "predictions.safetensors"
             save_file(tensors, path)
+            share(path)
             metadata = {"fingerprint": _digest(identity), "identity": identity, "sha256": hash_file(path)}
             (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2))
     except OSError as error:
+        if _has_fingerprint(folder, identity):
+            return
         raise PertinenceError(
             f"predictions cannot be kept in {folder.parent} ({error.strerror}): choose another --cache-dir"
         ) from error
+
+
+def _has_fingerprint(folder: Path, identity: dict[str, Any]) -> bool:
+    try:
+        return json.loads((folder / "metadata.json").read_text())["fingerprint"] == _digest(identity)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

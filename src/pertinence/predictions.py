@@ -236,7 +236,7 @@ def predict(
     root = Path(cache_dir or Path(HF_HOME) / "pertinence") / "predictions"
 
     def ask(expert: Expert, with_features: bool) -> ExpertPredictions:
-        identity = identify(expert, images)
+        identity = identify(expert, images, accelerator.device)
         folder = store_folder(root, expert, identity)
         tensors = read_store(folder, identity, with_features)
         if accelerator.num_processes > 1:

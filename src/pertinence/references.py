@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from .checkpoints import LoadOptions, checkpoint_files
 from .errors import PertinenceError
 from .experts import Expert
+from .files import share
 from .preprocessing import is_timm_processor
 
 
@@ -54,6 +55,8 @@ def _save_expert(expert: Expert, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if expert.folder is None:
         expert.model.save_pretrained(folder)
+        for path in folder.glob("*.safetensors"):
+            share(path)
         if not is_timm_processor(expert.preprocess.processor):  # timm's is a part of config.json
             expert.preprocess.processor.save_pretrained(folder)
         return

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+from transformers.utils import logging
 
 from .candidates import BASELINES, save_candidates
 from .data import LabelledImages
@@ -29,6 +31,8 @@ from .predictions import Predictions
 from .report import Evaluation
 from .seen import SeenImages
 
+
+logger = logging.get_logger(__name__)
 
 CONFIG = "search.yaml"
 STATE = "search_state"
@@ -60,7 +64,7 @@ class SearchResult:
         record: everything else, as stored in `search_result.json`.
         examples: report images that each expert answers.
         seen: which images the search and its report saw; None for a search on a table of predictions.
-        is_main_process: only the main process of several saves.
+        is_main_process: whether this is the process that saves.
         config: resolved settings that run this search again, as stored in `search.yaml`; None from Python.
     """
 
@@ -80,6 +84,8 @@ class SearchResult:
     def save(self, output_dir: str | os.PathLike, save_experts: bool = False) -> None:
         """Write a loadable model, `search_result.json`, figures and baselines; each file whole or not at all.
 
+        Of several processes all must call this: the main one saves, the others wait for it.
+
         Args:
             output_dir: a new or empty folder, or one that holds this search or its result.
             save_experts: also copy each expert's own files.
@@ -87,10 +93,12 @@ class SearchResult:
         Raises:
             PertinenceError: the folder holds something else.
         """
-        folder = Path(output_dir)
+        if self.is_main_process:
+            self._save(Path(output_dir), save_experts)
+        PartialState().wait_for_everyone()
+
+    def _save(self, folder: Path, save_experts: bool) -> None:
         check_output_dir(folder, self.record["settings"])
-        if not self.is_main_process:
-            return
         with beside(folder) as temporary:
             temporary.mkdir()
             self._write(temporary, folder, save_experts)
@@ -167,10 +175,12 @@ class SearchFolder:
         """
         if output_dir is None:
             return cls(None)
-        check_output_dir(output_dir, settings)
         folder = cls(Path(output_dir) / STATE)
         if accelerator.is_main_process:
-            if not resume:
+            check_output_dir(output_dir, settings)
+            if resume and (Path(output_dir) / RECORD).is_file():
+                logger.warning(f"{output_dir} holds the result of this very search, which is run again.")
+            if not (resume and _has_generations(folder.state_dir)):
                 shutil.rmtree(folder.state_dir, ignore_errors=True)
             folder.remember("settings", lambda: settings)
         accelerator.wait_for_everyone()
@@ -186,6 +196,32 @@ class SearchFolder:
             with replaced(path) as temporary:
                 temporary.write_text(json.dumps(value, indent=1))
         return json.loads(path.read_text())
+
+
+def holds_result(
+    output_dir: str | os.PathLike | None, make_settings: Callable[[], dict[str, Any]], accelerator: Accelerator
+) -> bool:
+    """Whether a folder holds the result of this very search; all processes get the main one's answer.
+
+    Args:
+        output_dir: where a result is to go.
+        make_settings: makes those of the search; called only where there is a result.
+        accelerator: the processes.
+
+    Raises:
+        PertinenceError: it holds that of another search.
+    """
+    found = False
+    if accelerator.is_main_process and output_dir is not None and (Path(output_dir) / RECORD).is_file():
+        check_output_dir(output_dir, make_settings())
+        found = True
+    (found,) = broadcast_object_list([found])
+    return found
+
+
+def _has_generations(state_dir: Path) -> bool:
+    """Whether there is anything to continue; a search that failed before leaves its place to the corrected one."""
+    return any(state_dir.glob("*.safetensors"))
 
 
 def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) -> None:
@@ -210,19 +246,47 @@ def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) ->
             stored = json.loads((folder / RECORD).read_text())["settings"]
         elif (folder / STATE).is_dir():
             path = folder / STATE / "settings.json"
-            stored = json.loads(path.read_text()) if path.is_file() else settings
+            stored = settings
+            if path.is_file() and _has_generations(path.parent):
+                stored = json.loads(path.read_text())
         else:
             raise PertinenceError(
                 f"the output folder {folder} holds something else: choose another --output-dir, or empty it"
             )
+        differences = _differences(stored, settings)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise PertinenceError(
             f"the search in the output folder {folder} is damaged: choose another --output-dir, or remove it"
         ) from error
-    different = [key for key in {**stored, **settings} if stored.get(key) != settings.get(key)]
-    if different:
-        key = different[0]
+    if differences:
         raise PertinenceError(
-            f"the output folder {folder} holds another search (its {key} is {stored.get(key)!r}, not "
-            f"{settings.get(key)!r}): choose another --output-dir, or remove it"
+            f"the output folder {folder} holds another search ({'; '.join(differences)}): choose another "
+            "--output-dir, or remove it"
         )
+
+
+def _differences(stored: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """What to say of each setting that is not what it was."""
+    clauses = []
+    for key in {**stored, **settings}:
+        theirs, ours = stored.get(key), settings.get(key)
+        if theirs == ours:
+            continue
+        if key == "images":
+            verbs = {"search": "searched", "report": "reported on"}
+            clauses += [f"it {verbs[part]} other images" for part in verbs if theirs[part] != ours[part]]
+        elif key in ("experts", "stem"):
+            names = [_names(value) for value in (theirs, ours)]
+            verb = "are" if key == "experts" else "is"
+            is_renamed = names[0] != names[1]
+            clauses.append(
+                f"its {key} {verb} {names[0]}, not {names[1]}" if is_renamed else f"its {key} had other weights"
+            )
+        else:
+            clauses.append(f"its {key} is {theirs!r}, not {ours!r}")
+    return clauses
+
+
+def _names(entries: Any) -> str:
+    entries = [entries] if isinstance(entries, dict) else entries or []
+    return ", ".join(entry["name"] for entry in entries) or "none"

@@ -19,17 +19,17 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from .accelerators import make_accelerator
+from .accelerators import device_name, make_accelerator
 from .arguments import SearchArguments
 from .checkpoints import ExpertReference
 from .costs import measure_latency
-from .data import LabelledImages, stratified_split
+from .data import LabelledImages, raise_or, stratified_split
 from .errors import PertinenceError
-from .experts import Expert, load_expert, load_pool, pool_labels
+from .experts import Expert, list_references, load_expert, load_pool, pool_labels
 from .front_search import FoundFront, search_front
 from .modeling_pertinence import PertinenceForImageClassification
 from .predictions import Predictions, predict
-from .result import SearchFolder, SearchResult, pick_examples
+from .result import SearchFolder, SearchResult, holds_result, pick_examples
 from .seen import TOLERATED_SHARED, SeenImages
 from .tables import PredictionTable
 
@@ -64,7 +64,7 @@ class DispatcherSearch:
         label_column: str | None = None,
     ):
         self.args = args or SearchArguments()
-        self.references = list(experts)
+        self.references = list_references(experts)
         needs_labels = self.args.labels == "given"
 
         def labelled(images: Any) -> LabelledImages:
@@ -93,11 +93,8 @@ class DispatcherSearch:
         """
         start, args = time.perf_counter(), self.args
         accelerator = make_accelerator(args.device)
-        pool = load_pool(self.references, args.load_options, args.preprocessing)
-        stem = None
-        if args.stem is not None:
-            stem = load_stem(args.stem, pool, args)
-        settings = self._settings(pool, stem)
+        pool, stem = self._load()
+        settings = self._settings(pool, stem, accelerator)
         folder = SearchFolder.prepare(args.output_dir, settings, args.resume, accelerator)
         if args.cost == "latency":
             self._measure_latency([*pool, *filter(None, [stem])], folder, accelerator)
@@ -125,13 +122,28 @@ class DispatcherSearch:
             accelerator.is_main_process,
         )
 
-    def _settings(self, pool: Sequence[Expert], stem: Expert | None) -> dict[str, Any]:
+    def is_finished(self) -> bool:
+        """Whether `args.output_dir` holds the result of this very search already.
+
+        Raises:
+            PertinenceError: it holds that of another.
+        """
+        accelerator = make_accelerator(self.args.device)
+        return holds_result(self.args.output_dir, lambda: self._settings(*self._load(), accelerator), accelerator)
+
+    def _load(self) -> tuple[list[Expert], Expert | None]:
+        """The pool and a separate stem."""
+        pool = load_pool(self.references, self.args.load_options, self.args.preprocessing)
+        return pool, None if self.args.stem is None else load_stem(self.args.stem, pool, self.args)
+
+    def _settings(self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator) -> dict[str, Any]:
         def identity(expert: Expert) -> dict[str, Any]:
             return {key: expert.entry[key] for key in ("name", "revision", "transform", "label_map")}
 
         images = {"search": self.images, "report": self.report_images}
         return {
             **self.args.search_settings,
+            **({"device": device_name(accelerator.device)} if self.args.cost == "latency" else {}),
             "experts": [identity(expert) for expert in pool],
             "stem": None if stem is None else identity(stem),
             "images": {name: value.fingerprint if value else None for name, value in images.items()},
@@ -139,12 +151,12 @@ class DispatcherSearch:
 
     def _measure_latency(self, experts: Sequence[Expert], folder: SearchFolder, accelerator: Accelerator) -> None:
         """Note the latency of each expert in its entry: measured once, by one process while the others wait."""
-        latency = None
-        if accelerator.is_main_process:
-            latency = folder.remember(
-                "latency",
-                lambda: measure_latency(experts, self.images[0], self.args.batch_size, accelerator.device),
-            )
+
+        def measure() -> list[float]:
+            (image,) = raise_or([self.images[0]])
+            return measure_latency(experts, image, self.args.batch_size, accelerator.device)
+
+        latency = folder.remember("latency", measure) if accelerator.is_main_process else None
         (latency,) = broadcast_object_list([latency])
         for expert, milliseconds in zip(experts, latency, strict=True):
             expert.entry["latency"] = milliseconds
@@ -168,7 +180,7 @@ class DispatcherSearch:
 
 def load_stem(reference: str, pool: Sequence[Expert], args: SearchArguments) -> Expert:
     """Load a separate stem; refused where it is an expert of the pool, whose work would be paid twice."""
-    stem = load_expert(ExpertReference.parse(reference), args.load_options, args.preprocessing)
+    stem = load_expert(ExpertReference.parse(reference), args.load_options, args.preprocessing, is_stem=True)
     for expert in pool:
         if expert.revision == stem.revision and expert.entry["transform"] == stem.entry["transform"]:
             raise PertinenceError(
@@ -202,11 +214,7 @@ def search_predictions(
     for setting, value in (("cost", "gmacs"), ("stem", None)):
         if getattr(args, setting) != value:
             raise PertinenceError(f"a table of predictions has no models to run: leave {setting} out")
-    settings = {
-        **args.search_settings,
-        "experts": [{"name": name, "gmacs": g} for name, g in zip(table.names, table.predictions.gmacs, strict=True)],
-        "images": {"search": table.fingerprint, "report": report and report.fingerprint},
-    }
+    settings = _table_settings(table, args, report)
     folder = SearchFolder.prepare(args.output_dir, settings, args.resume, accelerator)
     parts = [part.predictions for part in (table, report) if part is not None]
     if args.labels == "agree":
@@ -215,6 +223,24 @@ def search_predictions(
     found = search_front(table.names, search, held, args, accelerator, folder.state_dir)
     record = {**_record(found, settings, args), "run": _run_facts(start, start, accelerator, args)}
     return SearchResult(None, found.evaluation, found, record, is_main_process=accelerator.is_main_process)
+
+
+def is_searched(table: PredictionTable, args: SearchArguments, report: PredictionTable | None = None) -> bool:
+    """Whether `args.output_dir` holds already what `search_predictions` finds.
+
+    Raises:
+        PertinenceError: it holds the result of another search.
+    """
+    accelerator = make_accelerator(args.device)
+    return holds_result(args.output_dir, lambda: _table_settings(table, args, report), accelerator)
+
+
+def _table_settings(table: PredictionTable, args: SearchArguments, report: PredictionTable | None) -> dict[str, Any]:
+    return {
+        **args.search_settings,
+        "experts": [{"name": name, "gmacs": g} for name, g in zip(table.names, table.predictions.gmacs, strict=True)],
+        "images": {"search": table.fingerprint, "report": report and report.fingerprint},
+    }
 
 
 def hold_out(predictions: Predictions, args: SearchArguments) -> tuple[Predictions, Predictions]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from .data import LabelledImages
 from .errors import PertinenceError
-from .files import find_file, replaced
+from .files import find_file, replaced, share
 
 
 SEEN = "seen_images.safetensors"
@@ -47,6 +47,7 @@ class SeenImages:
         with replaced(folder / SEEN) as temporary:
             counts = {name: str(count) for name, count in self.counts.items()}
             save_file(dict(self.digests), temporary, metadata=counts)
+            share(temporary)
 
     @classmethod
     def load(cls, model_path: str | os.PathLike, token: str | bool | None = None) -> SeenImages | None:
@@ -65,10 +66,16 @@ class SeenImages:
         except (SafetensorError, ValueError, OSError) as error:
             raise PertinenceError(f"{path} is damaged: fetch it again, or remove it to go on unchecked") from error
 
-    def shared(self, images: LabelledImages) -> float:
-        """Share of some images that are among these; of a large split an estimate, as not all of it is hashed."""
-        share = 0.0
-        for name, digests in self.digests.items():
-            found = np.isin(images.digests, digests).mean()
-            share += float(found) * self.counts[name] / max(len(digests), 1)
-        return min(share, 1.0)
+    def shared(self, images: LabelledImages, *splits: str) -> float:
+        """Share of some images that are among these; of a large split an estimate, as not all of it is hashed.
+
+        Args:
+            images: which.
+            splits: what the splits were for; by default all of them.
+        """
+        total = 0.0
+        for name in splits or self.digests:
+            if name in self.digests:
+                found = np.isin(images.digests, self.digests[name]).mean()
+                total += float(found) * self.counts[name] / max(len(self.digests[name]), 1)
+        return min(total, 1.0)

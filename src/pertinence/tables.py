@@ -7,23 +7,29 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from transformers.utils import logging
 
 from .errors import PertinenceError, first_line
 from .predictions import MAX_DENSE_LABELS, ExpertPredictions, Predictions
 
+
+logger = logging.get_logger(__name__)
 
 LABEL, SPLIT = "label", "split"
 READERS = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".json": pd.read_json}
 TRUST = 0.9
 """Probability that a model is taken to give to the class it answers with, where classes alone are known; what mixes
 models weighs them by how often they are right."""
+TOLERATED_SUM = 1e-3
+"""How far from 1 the sum of rounded probabilities may be."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ class PredictionTable:
         """Read a table: a column `label`, and one column for each model.
 
         Args:
-            path: .parquet, .csv, .json, or .npz with one array for each column. Floats (n, C) are scores, logits or
-                log-probabilities; integers (n,) are classes; integers (n, k) are classes, best first.
+            path: .parquet, .csv, .json, or .npz with one array for each column. Floats (n, C) are scores: logits,
+                log-probabilities or probabilities; integers (n,) are classes; integers (n, k) are classes, best first.
             costs: JSON, GMACs by model name; columns that it does not name are left out.
             split: only the rows whose column `split` says so; in .npz the arrays whose name starts with `<split>_`.
             num_labels: at least so many; classes alone do not tell how many there are.
@@ -65,33 +71,63 @@ class PredictionTable:
         """
         path, gmacs = Path(path), _read_costs(Path(costs))
         columns, known = _read_columns(path, split, {LABEL, *gmacs})
-        if LABEL not in columns and not needs_labels and columns:
-            columns[LABEL] = np.zeros(len(next(iter(columns.values()))), dtype=np.int64)
-        if LABEL not in columns:
+        labels = columns.pop(LABEL, None)
+        if labels is None and (needs_labels or not columns):
             raise PertinenceError(
                 f"{path} has no column {LABEL!r}{f' of split {split!r}' if split else ''}; it has "
                 f"{', '.join(known[:12]) or 'none'}"
             )
-        names = sorted((name for name in gmacs if name in columns and name != LABEL), key=lambda name: gmacs[name])
-        if len(names) < 2:
+        if len(columns) < 2:
             raise PertinenceError(
-                f"{costs} names {len(names)} of the models in {path}: at least two are needed; the table has "
+                f"{costs} names {len(columns)} of the models in {path}: at least two are needed; the table has "
                 f"{', '.join(name for name in known[:12] if name != LABEL)}"
             )
-        labels = columns[LABEL]
+        return cls.from_arrays(labels, columns, gmacs, num_labels=num_labels, source=str(path))
+
+    @classmethod
+    def from_arrays(
+        cls,
+        labels: np.ndarray | None,
+        answers: Mapping[str, np.ndarray],
+        gmacs: Mapping[str, float],
+        *,
+        num_labels: int = 0,
+        source: str = "the table",
+    ) -> PredictionTable:
+        """A table of arrays.
+
+        Args:
+            labels: integers (n,), class indices from 0; None where agreement is searched.
+            answers: by model, see `load`; probabilities are told from logits by their range and sum.
+            gmacs: by model; answers of models that it does not name are left out.
+            num_labels: at least so many.
+            source: what errors call the table.
+
+        Raises:
+            PertinenceError: fewer than two models, an impossible cost, or an array that is malformed.
+        """
+        columns = {name: np.asarray(values) for name, values in answers.items() if name in gmacs}
+        if len(columns) < 2:
+            raise PertinenceError(f"{source} has answers and costs of {len(columns)} models: at least two are needed")
+        gmacs = _check_costs({name: gmacs[name] for name in columns}, source)
+        if labels is None:
+            labels = np.zeros(len(next(iter(columns.values()))), dtype=np.int64)
+        labels, names = np.asarray(labels), sorted(columns, key=lambda name: gmacs[name])
         for name in names:
-            if len(columns[name]) != len(labels):
+            if columns[name].shape[:1] != labels.shape[:1]:
                 raise PertinenceError(
-                    f"column {name!r} of {path} has {len(columns[name])} rows, but there are {len(labels)} labels"
+                    f"column {name!r} of {source} has {len(columns[name])} rows, but there are {len(labels)} labels"
                 )
         if labels.dtype.kind not in "iu" or labels.ndim != 1 or not len(labels) or labels.min() < 0:
-            raise PertinenceError(f"column {LABEL!r} of {path} must hold class indices from 0")
+            raise PertinenceError(f"column {LABEL!r} of {source} must hold class indices from 0")
         digest = hashlib.sha256(json.dumps([[name, gmacs[name]] for name in names]).encode())
-        for name in (LABEL, *names):
-            digest.update(np.ascontiguousarray(columns[name]).tobytes())
-        width = max(_width(columns[name], name, path) for name in names)
+        for values in (labels, *(columns[name] for name in names)):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        width = max(_width(columns[name], name, source) for name in names)
         num_labels = max(width, int(labels.max()) + 1, num_labels)
-        experts = [_read_model(columns[name], num_labels, name, path) for name in names]
+        if likely := [name for name in names if _are_probabilities(columns[name])]:
+            logger.warning(f"{source} has probabilities of {', '.join(likely)}: their logarithms are taken as scores.")
+        experts = [_read_model(columns[name], num_labels, name, source) for name in names]
         predictions = Predictions.of_pool(
             experts, torch.from_numpy(labels.astype(np.int64)), [gmacs[name] for name in names]
         )
@@ -154,33 +190,44 @@ def _read_costs(path: Path) -> dict[str, float]:
         raise PertinenceError(
             f'the costs in {path} cannot be read ({error}): expected JSON like {{"resnet18": 1.8}}'
         ) from error
-    wrong = [name for name, value in costs.items() if not (math.isfinite(value) and value > 0)]
-    if wrong:
-        raise PertinenceError(
-            f"{path}: the cost of {wrong[0]!r} must be a positive number of GMACs, got {costs[wrong[0]]}"
-        )
-    return costs
+    return _check_costs(costs, str(path))
 
 
-def _width(values: np.ndarray, name: str, path: Path) -> int:
+def _check_costs(costs: Mapping[str, float], source: str) -> dict[str, float]:
+    for name, value in costs.items():
+        if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
+            raise PertinenceError(f"{source}: the cost of {name!r} must be a positive number of GMACs, got {value}")
+    return {name: float(value) for name, value in costs.items()}
+
+
+def _are_probabilities(values: np.ndarray) -> bool:
+    """Whether scores (n, C) are probabilities: from 0 to 1, and every row of sum 1."""
+    if values.dtype.kind != "f" or values.ndim != 2 or not ((values >= 0) & (values <= 1)).all():
+        return False
+    return bool((abs(values.sum(1, dtype=np.float64) - 1) < TOLERATED_SUM).all())
+
+
+def _width(values: np.ndarray, name: str, source: str) -> int:
     if values.dtype.kind == "f" and values.ndim == 2:
         return values.shape[1]
     if values.dtype.kind in "iu" and values.ndim in (1, 2) and values.size and values.min() >= 0:
         return int(values.max()) + 1
     raise PertinenceError(
-        f"column {name!r} of {path} holds neither scores (floats, one for each class) nor classes (integers from 0)"
+        f"column {name!r} of {source} holds neither scores (floats, one for each class) nor classes (integers from 0)"
     )
 
 
-def _read_model(values: np.ndarray, num_labels: int, name: str, path: Path) -> ExpertPredictions:
+def _read_model(values: np.ndarray, num_labels: int, name: str, source: str) -> ExpertPredictions:
     if values.dtype.kind == "f":
         if values.shape[1] != num_labels:
             raise PertinenceError(
-                f"column {name!r} of {path} has scores of {values.shape[1]} classes, but there are {num_labels}"
+                f"column {name!r} of {source} has scores of {values.shape[1]} classes, but there are {num_labels}"
             )
         scores = torch.from_numpy(values.astype(np.float32))
         if not torch.isfinite(scores).all():
-            raise PertinenceError(f"column {name!r} of {path} has scores that are not finite")
+            raise PertinenceError(f"column {name!r} of {source} has scores that are not finite")
+        if _are_probabilities(values):
+            scores = scores.clamp(min=torch.finfo(torch.float32).tiny).log()
         return ExpertPredictions.keep(scores)
     answers = torch.from_numpy(values.reshape(len(values), -1)[:, :1].astype(np.int64))
     scores = torch.full((len(answers), 1), math.log(TRUST))
