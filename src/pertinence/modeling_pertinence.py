@@ -59,6 +59,8 @@ class PertinenceForImageClassification(PreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = False
     _keep_in_fp32_modules_strict = ["dispatcher"]
+    # Models that were saved before these were counted have none: zeros.
+    _keys_to_ignore_on_load_missing = [r"^dispatcher\.answers$"]
 
     def __init__(self, config: PertinenceConfig):
         super().__init__(config)
@@ -88,8 +90,10 @@ class PertinenceForImageClassification(PreTrainedModel):
         heads: dict[str, Sequence[Head]],
         operating_point: str,
         stem: Expert | None = None,
+        answers: Sequence[torch.Tensor] = (),
     ) -> PertinenceForImageClassification:
-        """A model from loaded experts (by rising cost), operating points, and the heads of each point by its name."""
+        """A model from loaded experts (by rising cost), operating points, and the heads of each point by its name;
+        where they were measured also how many answers each expert gave, point by point (see `count_answers`)."""
         labels = pool_labels(experts)
         config = PertinenceConfig(
             experts=[expert.entry for expert in experts],
@@ -105,6 +109,8 @@ class PertinenceForImageClassification(PreTrainedModel):
         model = cls(config)
         for point in front:
             model.dispatcher.set_heads(point, heads.get(point.name, ()))
+        for point, counts in zip(front, answers, strict=False):
+            model.dispatcher.set_answers(point, counts)
         model.experts.extend(experts)
         model.stem = stem
         return model.eval()
