@@ -14,6 +14,7 @@ from .modeling_pertinence import PertinenceForImageClassification, PertinenceOut
 
 if TYPE_CHECKING:
     from .arguments import SearchArguments
+    from .monitoring import RoutingMonitor
     from .result import SearchResult
     from .search import DispatcherSearch, search_predictions
     from .tables import PredictionTable
@@ -31,6 +32,7 @@ __all__ = [
     "PertinenceImageProcessor",
     "PertinenceOutput",
     "PredictionTable",
+    "RoutingMonitor",
     "SearchArguments",
     "SearchResult",
     "Stage",
@@ -45,6 +47,7 @@ AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageCla
 _LAZY = {
     "DispatcherSearch": "search",
     "PredictionTable": "tables",
+    "RoutingMonitor": "monitoring",
     "SearchArguments": "arguments",
     "SearchResult": "result",
     "search_predictions": "search",

@@ -336,7 +336,8 @@ class Dispatcher(nn.Module):
                 len(names), num_experts, size, evidence != "features"
             )
         self._names = [point.name for point in front]
-        counts = torch.zeros(len(front), num_experts, CONFIDENCE_BINS)
+        # Where a file has none, nothing casts it back from the default type that transformers sets for the experts.
+        counts = torch.zeros(len(front), num_experts, CONFIDENCE_BINS, dtype=torch.float32)
         self.answers = nn.Parameter(counts, requires_grad=False)
 
     def heads(self, point: OperatingPoint) -> list[Head]:

@@ -24,6 +24,10 @@ from .image_processing_pertinence import PertinenceImageProcessor, to_uint8
 from .references import EMBEDDED, locate, save_components
 
 
+COUNTED = "dispatcher.answers"
+"""The one tensor that a model may lack: where nothing was counted there is nothing to save."""
+
+
 @dataclass
 class PertinenceOutput(ModelOutput):
     """Output of [`PertinenceForImageClassification`]; everything but `loss` is batch-first.
@@ -59,8 +63,7 @@ class PertinenceForImageClassification(PreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = False
     _keep_in_fp32_modules_strict = ["dispatcher"]
-    # Models that were saved before these were counted have none: zeros.
-    _keys_to_ignore_on_load_missing = [r"^dispatcher\.answers$"]
+    _keys_to_ignore_on_load_missing = [COUNTED]
 
     def __init__(self, config: PertinenceConfig):
         super().__init__(config)
@@ -356,7 +359,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         own = {
             key: value
             for key, value in (state_dict or self.state_dict()).items()
-            if not key.startswith(("experts.", "stem."))
+            if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
         }
         here = all(expert.folder == (folder / "experts" / name).resolve() for name, expert in components.items())
         if save_experts and not here:
