@@ -16,6 +16,7 @@ from .modeling_pertinence import PertinenceForImageClassification, PertinenceOut
 if TYPE_CHECKING:
     from .arguments import SearchArguments
     from .calibration import calibrate
+    from .monitoring import RoutingMonitor
     from .result import SearchResult
     from .search import DispatcherSearch, search_predictions
     from .tables import PredictionTable
@@ -34,6 +35,7 @@ __all__ = [
     "PertinenceImageProcessor",
     "PertinenceOutput",
     "PredictionTable",
+    "RoutingMonitor",
     "SearchArguments",
     "SearchResult",
     "Stage",
@@ -49,6 +51,7 @@ AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageCla
 _LAZY = {
     "DispatcherSearch": "search",
     "PredictionTable": "tables",
+    "RoutingMonitor": "monitoring",
     "SearchArguments": "arguments",
     "SearchResult": "result",
     "calibrate": "calibration",

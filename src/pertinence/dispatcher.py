@@ -24,6 +24,10 @@ CONFIDENCE = TOP_SCORES
 KNOT_QUANTILES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 NUM_KNOTS = len(KNOT_QUANTILES)
 LOG_FLOOR = -30.0
+CONFIDENCE_EDGES = tuple(edge / 2 for edge in range(-4, 27))
+"""Where bins of confidence meet: half steps of logit(p1) from -2 (p1 = 0.12) to 13 (1 - p1 = 2e-6), so that answers of
+0.99 and of 0.9999 are told apart as those of 0.5 and of 0.99 are."""
+CONFIDENCE_BINS = len(CONFIDENCE_EDGES) + 1
 
 Answer = tuple[torch.Tensor | None, torch.Tensor | None]
 """Logits (b, C) and pooled features (b, F) of one expert; features may be None where no head reads them, logits are
@@ -181,10 +185,35 @@ def evidence_size(kind: str, num_experts: int, num_features: int) -> int:
 
 def fit_knots(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
     """Where the hinges of the evidence "mix" stand: low quantiles of logit(p1) over answers (n, C); (8,)."""
+    return torch.quantile(log_odds(logits, tail), torch.tensor(KNOT_QUANTILES, device=logits.device))
+
+
+def log_odds(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
+    """logit(p1), how sure answers (b, C) are of their label: (b,)."""
     log_probs = log_softmax(logits, tail)
     best, labels = log_probs.max(-1, keepdim=True)
-    doubt = best.squeeze(1) - _log_of_the_others(log_probs, labels, tail)
-    return torch.quantile(doubt, torch.tensor(KNOT_QUANTILES, device=logits.device))
+    return best.squeeze(1) - _log_of_the_others(log_probs, labels, tail)
+
+
+def confidence_bins(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
+    """Bin of the confidence of answers (b, C), rising, see `CONFIDENCE_EDGES`: int64 (b,)."""
+    return torch.bucketize(log_odds(logits, tail), torch.tensor(CONFIDENCE_EDGES, device=logits.device), right=True)
+
+
+def count_answers(logits: torch.Tensor, expert_indices: torch.Tensor, num_experts: int, tail: int = 1) -> torch.Tensor:
+    """How many answers each expert gave last, by confidence.
+
+    Args:
+        logits: (b, C) answers.
+        expert_indices: int64 (b,), the expert that ran last.
+        num_experts: size of the pool, N.
+        tail: see `route`.
+
+    Returns:
+        int64 (N, 32).
+    """
+    cells = expert_indices * CONFIDENCE_BINS + confidence_bins(logits, tail)
+    return torch.bincount(cells, minlength=num_experts * CONFIDENCE_BINS).view(num_experts, CONFIDENCE_BINS)
 
 
 def threshold_head(point: OperatingPoint, stage: Stage, threshold: float, num_experts: int) -> Head:
@@ -286,6 +315,10 @@ class Dispatcher(nn.Module):
         front: whose points the heads belong to; row r of a stack is the r-th point of the front that has that stage.
         num_experts: size of the pool, N.
         feature_sizes: width of the pooled features of each expert by its index, and of the `STEM`.
+
+    Attributes:
+        answers: float32 (points, N, 32), whole numbers: `count_answers` of the report images at each point of the
+            front; zeros where none were measured.
     """
 
     def __init__(self, front: Front, num_experts: int, feature_sizes: Mapping[int, int]):
@@ -302,6 +335,10 @@ class Dispatcher(nn.Module):
             self.stages[_stack_name(after, evidence)] = _StackedHeads(
                 len(names), num_experts, size, evidence != "features"
             )
+        self._names = [point.name for point in front]
+        # Where a file has none, nothing casts it back from the default type that transformers sets for the experts.
+        counts = torch.zeros(len(front), num_experts, CONFIDENCE_BINS, dtype=torch.float32)
+        self.answers = nn.Parameter(counts, requires_grad=False)
 
     def heads(self, point: OperatingPoint) -> list[Head]:
         """The heads of one point, one for each of its decisions, in float32."""
@@ -312,6 +349,15 @@ class Dispatcher(nn.Module):
         """Store the heads of one point; raises `PertinenceError` where a shape does not fit its stage."""
         for stage, head in zip(point.decisions, heads, strict=True):
             self._stack(stage).store(self.rows[point.name, stage.after, stage.evidence], head, point.name)
+
+    def answers_of(self, point: OperatingPoint) -> torch.Tensor:
+        """How the report images were answered at one point, see `count_answers`: int64 (N, 32)."""
+        return self.answers[self._names.index(point.name)].long()
+
+    @torch.no_grad()
+    def set_answers(self, point: OperatingPoint, counts: torch.Tensor) -> None:
+        """Store `count_answers` of the report images at one point."""
+        self.answers[self._names.index(point.name)] = counts.to(self.answers)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Dispatcher:
         """Moved with the model, but never cast with it: decisions stay float32 whatever the experts are."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from .dispatcher import Head, allowed_actions, route
+from .dispatcher import Head, allowed_actions, count_answers, route
 from .errors import PertinenceError
 from .front import ACCURACY, Figures, OperatingPoint
 from .predictions import ROWS_AT_ONCE, Predictions
@@ -27,11 +27,13 @@ class Outcome:
         correct: bool (n,).
         costs: float64 (n,), in the unit of `Predictions.costs`.
         figures: their summary.
+        answers: int64 (N, 32), how many answers each expert gave last, by confidence; of operating points alone.
     """
 
     correct: torch.Tensor
     costs: torch.Tensor
     figures: Figures
+    answers: torch.Tensor | None = None
 
     def disagreements(self, other: Outcome) -> tuple[int, int]:
         """Wins and losses: how many of the same images only this one, and only the other gets right."""
@@ -44,19 +46,21 @@ class Outcome:
 
 def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions) -> Outcome:
     """Route images through an operating point on cached predictions, by the code that the model itself runs."""
-    correct, gmacs, last, ran = [], [], [], []
+    correct, gmacs, ran, answers = [], [], [], 0
+    num_experts = len(predictions.gmacs)
     for chunk, routing in route_predictions(point, heads, predictions):
         correct.append(routing.logits.argmax(1) == chunk.target_columns)
         gmacs.append(routing.gmacs)
-        last.append(routing.expert_indices)
         ran.append(routing.experts_run)
+        answers = answers + count_answers(routing.logits, routing.expert_indices, num_experts, predictions.tail)
     approximate = predictions.candidates is not None and bool(point.stages)
     latency = None
     if predictions.latency is not None:
         latency = torch.cat(ran).double() @ torch.tensor(predictions.latency, dtype=torch.float64)
         latency += predictions.stem_latency * any(stage.after < 0 for stage in point.decisions)
-    shares = torch.bincount(torch.cat(last), minlength=len(predictions.gmacs)) / len(predictions)
-    return summarise(predictions, torch.cat(correct), torch.cat(gmacs), shares, latency, approximate)
+    shares = answers.sum(1) / len(predictions)
+    outcome = summarise(predictions, torch.cat(correct), torch.cat(gmacs), shares, latency, approximate)
+    return replace(outcome, answers=answers)
 
 
 def route_predictions(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions):

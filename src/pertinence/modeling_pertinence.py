@@ -25,6 +25,10 @@ from .image_processing_pertinence import PertinenceImageProcessor, to_uint8
 from .references import EMBEDDED, locate, save_components
 
 
+COUNTED = "dispatcher.answers"
+"""The one tensor that a model may lack: where nothing was counted there is nothing to save."""
+
+
 @dataclass
 class PertinenceOutput(ModelOutput):
     """Output of [`PertinenceForImageClassification`]; everything but `loss` is batch-first.
@@ -60,6 +64,7 @@ class PertinenceForImageClassification(PreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = False
     _keep_in_fp32_modules_strict = ["dispatcher"]
+    _keys_to_ignore_on_load_missing = [COUNTED]
 
     def __init__(self, config: PertinenceConfig):
         super().__init__(config)
@@ -89,8 +94,10 @@ class PertinenceForImageClassification(PreTrainedModel):
         heads: dict[str, Sequence[Head]],
         operating_point: str,
         stem: Expert | None = None,
+        answers: Sequence[torch.Tensor] = (),
     ) -> PertinenceForImageClassification:
-        """A model from loaded experts (by rising cost), operating points, and the heads of each point by its name."""
+        """A model from loaded experts (by rising cost), operating points, and the heads of each point by its name;
+        where they were measured also how many answers each expert gave, point by point (see `count_answers`)."""
         labels = pool_labels(experts)
         config = PertinenceConfig(
             experts=[expert.entry for expert in experts],
@@ -106,6 +113,8 @@ class PertinenceForImageClassification(PreTrainedModel):
         model = cls(config)
         for point in front:
             model.dispatcher.set_heads(point, heads.get(point.name, ()))
+        for point, counts in zip(front, answers, strict=False):
+            model.dispatcher.set_answers(point, counts)
         model.experts.extend(experts)
         model.stem = stem
         return model.eval()
@@ -365,7 +374,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         own = {
             key: value
             for key, value in (state_dict or self.state_dict()).items()
-            if not key.startswith(("experts.", "stem."))
+            if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
         }
         here = all(expert.folder == (folder / "experts" / name).resolve() for name, expert in components.items())
         if save_experts and not here:

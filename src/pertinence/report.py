@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from .candidates import Candidate
 from .dispatcher import Head
@@ -30,12 +31,14 @@ class Series:
         versus_largest: difference of accuracy to the largest expert, point by point.
         versus_mix: the same to a random mix of experts at the cost of the point.
         default: index of the point that the default rule chooses on the search images.
+        answers: int64 (N, 32), how many answers each expert gave last, by confidence, point by point.
     """
 
     points: tuple[OperatingPoint, ...]
     versus_largest: tuple[Difference, ...]
     versus_mix: tuple[Difference, ...]
     default: int
+    answers: tuple[torch.Tensor, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -255,4 +258,4 @@ def _measure(
     outcomes = [evaluate_point(point, heads, predictions) for point, heads in points]
     versus_largest, versus_mix = zip(*map(differences, outcomes), strict=True)
     measured = (replace(point, report=one.figures) for (point, _), one in zip(points, outcomes, strict=True))
-    return Series(tuple(measured), versus_largest, versus_mix, default)
+    return Series(tuple(measured), versus_largest, versus_mix, default, tuple(one.answers for one in outcomes))

@@ -106,7 +106,9 @@ class DispatcherSearch:
         evaluation = found.evaluation
         for expert, select, measured in zip(pool, found.select_experts, evaluation.experts, strict=True):
             expert.entry["select"], expert.entry["report"] = select.to_dict(), measured.to_dict()
-        model = PertinenceForImageClassification.compose(pool, evaluation.front, found.heads, evaluation.default, stem)
+        model = PertinenceForImageClassification.compose(
+            pool, evaluation.front, found.heads, evaluation.default, stem, evaluation.series.answers
+        )
         images = self.images if self.report_images is None else self.report_images
         default = evaluation.front.find(evaluation.default)
         return SearchResult(
