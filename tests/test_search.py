@@ -168,6 +168,7 @@ def test_saved_folder_is_a_model_a_record_and_a_plot(saved, result):
     assert {"settings", "seed", "versions", "evaluated", "front", "baselines", "run"} <= set(record)
     config = json.loads((saved / "config.json").read_text())
     assert record["front"] == config["front"] == result.front.to_list()
+    assert set(record["baselines"]) == set(result.evaluation.baselines)
     assert record["settings"]["recipe"] == "both"
     assert "cache_dir" not in json.dumps({key: value for key, value in record.items() if key != "run"})
 

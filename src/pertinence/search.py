@@ -256,6 +256,7 @@ def hold_out(predictions: Predictions, args: SearchArguments) -> tuple[Predictio
 
 def _record(found: FoundFront, settings: dict[str, Any], args: SearchArguments) -> dict[str, Any]:
     evaluation = found.evaluation.to_dict()
+    baselines = evaluation.pop("baselines")
     return {
         "settings": settings,
         "seed": args.seed,
@@ -268,7 +269,8 @@ def _record(found: FoundFront, settings: dict[str, Any], args: SearchArguments) 
         "evaluated": found.evaluated,
         "hypervolumes": found.hypervolumes,
         "front": found.evaluation.front.to_list(),
-        "baselines": {"select": {"experts": [figures.to_dict() for figures in found.select_experts]}},
+        "experts": [figures.to_dict() for figures in found.select_experts],
+        "baselines": baselines,
         "report": evaluation,
     }
 

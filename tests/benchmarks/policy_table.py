@@ -82,7 +82,6 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["cascade"])
     parser.add_argument("--population", type=int, default=50)
     parser.add_argument("--generations", type=int, default=50)
-    parser.add_argument("--front-size", type=int, default=40)
     parser.add_argument("--resplits", type=int, default=BLOCKS * SHUFFLES)
     options = parser.parse_args()
     logging.disable_progress_bar()
@@ -100,7 +99,6 @@ def main() -> None:
                     seed=index,
                     population=options.population,
                     generations=options.generations,
-                    front_size=options.front_size,
                     baselines=recipe == options.recipes[0],
                 )
                 found = search_front(names, predictions.subset(search), predictions.subset(held), args, accelerator)

@@ -18,6 +18,11 @@ from pertinence import DispatcherSearch, SearchArguments
 
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"
+METHODS = {
+    "cascade": {"recipe": "cascade"},
+    "paper": {"recipe": "paper"},
+    "paper, with confidence": {"recipe": "paper", "evidence": "both"},
+}
 POOLS = {"cifar10": ["8,20,32,44,56"], "cifar100": ["20,32,44,56"]}
 
 
@@ -36,26 +41,26 @@ def main() -> None:
             experts = [str(ZOO / dataset / f"resnet{depth}") for depth in pool.split(",")]
             rows: dict[str, list[list[float]]] = {}
             for seed in range(options.seeds):
-                for recipe in ("cascade", "paper"):
+                for name, settings in METHODS.items():
                     args = SearchArguments(
-                        recipe=recipe, seed=seed, population=options.population, generations=options.generations,
-                        trust_remote_code=True, baselines=recipe == "cascade",
+                        **settings, seed=seed, population=options.population, generations=options.generations,
+                        trust_remote_code=True, baselines=name == "cascade",
                     )  # fmt: skip
                     found = DispatcherSearch(experts, splits[0], args, report_dataset=splits[1]).run().evaluation
                     largest, volumes = found.experts[-1].cost, found.hypervolumes
                     gap = volumes["oracle"] - volumes["random-mix"]
-                    baselines = found.baselines if recipe == "cascade" else {}
-                    for name, series in {recipe: found.series, **baselines}.items():
+                    baselines = found.baselines if name == "cascade" else {}
+                    for method, series in {name: found.series, **baselines}.items():
                         point = series.points[series.default]
-                        volume = volumes["front" if name == recipe else name]
-                        rows.setdefault(name, []).append(
+                        volume = volumes["front" if method == name else method]
+                        rows.setdefault(method, []).append(
                             [
                                 100 * (1 - point.report.cost / largest),
                                 100 * series.versus_largest[series.default].mean,
                                 100 * series.versus_mix[series.default].mean,
                                 100 * volume,
                                 100 * (volume - volumes["random-mix"]) / gap,
-                                100 * found.drop if name == recipe else np.nan,
+                                100 * found.drop if method == name else np.nan,
                             ]
                         )
             for name, values in rows.items():
