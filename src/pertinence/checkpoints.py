@@ -51,6 +51,8 @@ class ExpertReference:
         revision: branch, tag or commit of a Hub repository.
         name: how tables call it; by default the last part of `repo_id`.
         label_map: for each label of the pool its index in the expert's own outputs, or "by_name".
+        image_size: pixels of a smaller square, cut out of the middle of what the expert was made for: another, cheaper
+            expert with the same weights.
         model, processor: a loaded model and its image processor, in place of `repo_id`; the model is put in evaluation
             mode and frozen.
     """
@@ -59,6 +61,7 @@ class ExpertReference:
     revision: str | None = None
     name: str | None = None
     label_map: list[int] | str | None = None
+    image_size: int | None = None
     model: PreTrainedModel | None = field(default=None, repr=False)
     processor: Any = field(default=None, repr=False)
 
@@ -101,7 +104,8 @@ class ExpertReference:
 
     @property
     def display_name(self) -> str:
-        return self.name or (Path(self.repo_id).name if self.repo_id else type(self.model).__name__)
+        own = Path(self.repo_id).name if self.repo_id else type(self.model).__name__
+        return self.name or (own if self.image_size is None else f"{own}-{self.image_size}px")
 
 
 class Backbone(nn.Module):
@@ -138,17 +142,32 @@ class Checkpoint:
     folder: Path | None
 
 
-def load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: bool = False) -> Checkpoint:
-    """Load what a reference leads to.
+def open_checkpoint(
+    reference: ExpertReference,
+    options: LoadOptions,
+    is_stem: bool = False,
+    opened: dict[Any, Checkpoint] | None = None,
+) -> Checkpoint:
+    """What a reference leads to: loaded, or taken from `opened`, where it is noted.
 
     Args:
         reference: where it comes from.
         options: how it is loaded.
         is_stem: whether it may be without a classification head.
+        opened: what is loaded already, so that experts that differ only in their input share their weights.
 
     Raises:
         PertinenceError: it cannot be found or loaded, or lacks weights.
     """
+    key = id(reference.model) if reference.model is not None else (reference.repo_id, reference.revision)
+    opened = {} if opened is None else opened
+    if key not in opened:
+        opened[key] = load_checkpoint(reference, options, is_stem)
+    return opened[key]
+
+
+def load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: bool = False) -> Checkpoint:
+    """Load what a reference leads to, as `open_checkpoint` does."""
     title = f"{'stem' if is_stem else 'expert'} {reference.display_name!r}"
     if reference.model is not None:
         processor = reference.processor or _timm_processor(reference.model.config)

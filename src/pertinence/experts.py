@@ -12,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .checkpoints import Backbone, Checkpoint, ExpertReference, LoadOptions, is_commit, load_checkpoint, read_licence
+from .checkpoints import Backbone, Checkpoint, ExpertReference, LoadOptions, is_commit, open_checkpoint, read_licence
 from .costs import count_gmacs
-from .errors import PertinenceError
+from .errors import PertinenceError, first_line
 from .labels import check_same_labels, is_generic, resolve_label_map
 from .preprocessing import Images, Preprocessor, Transform, resolve_transform
 
@@ -102,11 +102,15 @@ class _FeatureTap:
         self.model, self.seen = state["model"], threading.local()
 
     def _remember(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.seen.module, self.seen.input = module, inputs[0]
+        if getattr(self.seen, "is_running", False):  # another expert may run the same model
+            self.seen.module, self.seen.input = module, inputs[0]
 
     def run(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.seen.input = None
-        logits = self.model(pixel_values=pixel_values).logits
+        self.seen.input, self.seen.is_running = None, True
+        try:
+            logits = self.model(pixel_values=pixel_values).logits
+        finally:
+            self.seen.is_running = False
         features, self.seen.input = self.seen.input, None
         if features is None:
             return logits, logits
@@ -126,7 +130,8 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
     parsed = [ExpertReference.parse(reference) for reference in list_references(references)]
     if len(parsed) < 2:
         raise PertinenceError(f"a pool needs at least two experts, got {len(parsed)}: there is nothing to choose from")
-    experts = [load_expert(reference, options, preprocessing) for reference in parsed]
+    opened: dict[Any, Checkpoint] = {}
+    experts = [load_expert(reference, options, preprocessing, opened=opened) for reference in parsed]
     identities: dict[tuple, str] = {}
     for expert in experts:
         entry = expert.entry
@@ -175,14 +180,20 @@ def pool_labels(experts: Sequence[Expert]) -> dict[int, str]:
 
 
 def load_expert(
-    reference: ExpertReference, options: LoadOptions, preprocessing: str = "exact", is_stem: bool = False
+    reference: ExpertReference,
+    options: LoadOptions,
+    preprocessing: str = "exact",
+    is_stem: bool = False,
+    opened: dict[Any, Checkpoint] | None = None,
 ) -> Expert:
     """Load one expert, or a stem, whose labels do not matter, and measure what the config stores of it."""
-    checkpoint = load_checkpoint(reference, options, is_stem)
+    checkpoint = open_checkpoint(reference, options, is_stem, opened)
     name, model = reference.display_name, checkpoint.model
     if not is_stem:
         _check_single_label(name, model.config)
     transform = resolve_transform(checkpoint.processor)
+    if reference.image_size is not None:
+        transform = _seen_through(reference, transform, model)
     entry = {
         "name": name,
         "repo_id": reference.repo_id,
@@ -207,13 +218,36 @@ def load_expert(
     return expert
 
 
+def _seen_through(reference: ExpertReference, transform: Transform, model: nn.Module) -> Transform:
+    """The transform of an expert that is given a smaller image; refused where its architecture takes no such image."""
+    try:
+        smaller = transform.seen_through(reference.image_size)
+    except PertinenceError as error:
+        raise PertinenceError(f"expert {reference.display_name!r}: {error}") from error
+    probe = torch.zeros(1, 3, *smaller.size, device=model.device, dtype=model.dtype)
+    try:
+        with torch.no_grad():
+            model(pixel_values=probe)
+    except Exception as error:  # an architecture says in any way that it cannot do this
+        raise PertinenceError(
+            f"expert {reference.display_name!r} does not take images of {reference.image_size} pixels, only of "
+            f"{transform.size[0]}x{transform.size[1]}: leave image_size out ({first_line(error)})"
+        ) from error
+    return smaller
+
+
 def reload_expert(
-    entry: dict[str, Any], repo_id: str, options: LoadOptions, preprocessing: str, is_stem: bool = False
+    entry: dict[str, Any],
+    repo_id: str,
+    options: LoadOptions,
+    preprocessing: str,
+    is_stem: bool = False,
+    opened: dict[Any, Checkpoint] | None = None,
 ) -> Expert:
     """Load an expert again as a saved model's config describes it, from `repo_id` (a Hub id or a folder)."""
     is_folder = Path(repo_id).is_absolute()
     reference = ExpertReference(repo_id, None if is_folder else entry["revision"], entry["name"])
-    checkpoint = load_checkpoint(reference, options, is_stem)
+    checkpoint = open_checkpoint(reference, options, is_stem, opened)
     if is_folder and not is_commit(entry["revision"]) and checkpoint.revision != entry["revision"]:
         logger.warning(
             f"Expert {entry['name']!r} in {repo_id} has changed since this model was made: its figures no longer "

@@ -317,14 +317,15 @@ class PertinenceForImageClassification(PreTrainedModel):
         known = [entry["name"] for entry in self._entries]
         if unknown := set(paths) - set(known):
             raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(known)}")
-        experts = []
+        experts, opened = [], {}
         for entry in self._entries:
             folder = paths.get(entry["name"])
             where = str(Path(folder).resolve()) if folder is not None else locate(entry, source, revision, options)
             if folder is not None:
                 entry["repo_id"] = where
-            expert = reload_expert(entry, where, options, self.config.preprocessing, entry is self.config.stem)
-            if entry is not self.config.stem and len(expert.labels) != self.config.num_labels:
+            is_stem = entry is self.config.stem
+            expert = reload_expert(entry, where, options, self.config.preprocessing, is_stem, opened)
+            if not is_stem and len(expert.labels) != self.config.num_labels:
                 raise PertinenceError(
                     f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"
                 )
@@ -376,11 +377,17 @@ class PertinenceForImageClassification(PreTrainedModel):
             for key, value in (state_dict or self.state_dict()).items()
             if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
         }
-        here = all(expert.folder == (folder / "experts" / name).resolve() for name, expert in components.items())
+        # Experts that share their weights share a folder: that of the first of them.
+        homes: dict[int, str] = {}
+        names = [homes.setdefault(id(expert.model), name) for name, expert in components.items()]
+        here = all(
+            expert.folder == (folder / "experts" / name).resolve()
+            for name, expert in zip(names, components.values(), strict=True)
+        )
         if save_experts and not here:
-            save_components(components, folder / "experts")
+            save_components({name: components[name] for name in names}, folder / "experts")
         saved = []
-        for entry, (name, expert) in zip(entries, components.items(), strict=True):
+        for entry, name, expert in zip(entries, names, components.values(), strict=True):
             if save_experts or here:
                 entry = {**entry, "repo_id": f"./experts/{name}"}
                 if expert.folder is None:

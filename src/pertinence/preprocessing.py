@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class Transform:
         crop: (height, width) of the centre crop, or None.
         rescale: factor that uint8 values are multiplied by, or None.
         mean, std: of the normalisation, per channel, or None.
+        window: (height, width) of a last centre crop, of what the expert's own processor gives, or None: the expert
+            then sees less than it was made for, and costs less.
     """
 
     library: str
@@ -52,6 +54,7 @@ class Transform:
     rescale: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    window: tuple[int, int] | None = None
 
     def __post_init__(self):
         if self.library not in LIBRARIES or self.interpolation not in [mode.value for mode in InterpolationMode]:
@@ -68,6 +71,23 @@ class Transform:
 
     def to_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def seen_through(self, size: int) -> Transform:
+        """The same, of which only the middle `size` x `size` pixels are kept.
+
+        Raises:
+            PertinenceError: there are not that many pixels.
+        """
+        if not isinstance(size, int) or not 0 < size < min(self.size):
+            raise PertinenceError(
+                f"image_size={size!r} must be a whole number below the {min(self.size)} pixels that the expert was "
+                "made for"
+            )
+        return replace(self, size=(size, size), window=(size, size))
+
+    def cut(self, images: torch.Tensor) -> torch.Tensor:
+        """The window of images (..., H, W) that are otherwise ready."""
+        return images if self.window is None else tvF.center_crop(images, list(self.window))
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Size of an image of (height, width) after the resize."""
@@ -94,7 +114,7 @@ class Transform:
             images = tvF.resize(images, list(target), interpolation=mode, antialias=True)
         if self.crop is not None:
             images = self._center_crop(images)
-        images = images.to(torch.float32)
+        images = self.cut(images).to(torch.float32)
         if self.library == "transformers" and self.rescale is not None and self.mean is not None:
             # transformers folds the scale into mean and std; the same order of operations gives the same bits.
             mean, std = (torch.tensor(v, device=images.device) * (1.0 / self.rescale) for v in (self.mean, self.std))
@@ -126,7 +146,7 @@ class Preprocessor:
     def _apply(self, images: torch.Tensor) -> torch.Tensor:
         if self.is_vectorised(*images.shape[-2:]):
             return self.transform.apply(images)
-        return run_processor(self.processor, images)
+        return self.transform.cut(run_processor(self.processor, images))
 
     def is_vectorised(self, height: int, width: int) -> bool:
         """Whether images of this size are transformed as one tensor rather than one by one."""
