@@ -71,6 +71,30 @@ def decode_image(image: Any) -> torch.Tensor:
     return to_uint8(_channels_first(image))
 
 
+def as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
+    """Whatever forward may be given, as a uint8 batch (B, 3, H, W) or a list of uint8 tensors (3, H, W)."""
+    if isinstance(images, torch.Tensor):
+        if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+            raise PertinenceError(
+                f"expected at least one image as a batch (B, 3, H, W), got shape {tuple(images.shape)}"
+            )
+        return to_uint8(images)
+    if not isinstance(images, (list, tuple)):
+        raise PertinenceError(
+            f"expected the output of PertinenceImageProcessor or a tensor (B, 3, H, W), got {type(images).__name__}"
+        )
+    flat = [image for item in images for image in (item if isinstance(item, (list, tuple)) else [item])]
+    if not flat:
+        raise PertinenceError("got an empty batch: expected at least one image")
+    for image in flat:
+        if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+            found = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+            raise PertinenceError(
+                f"expected image tensors (3, H, W), got {found}: decode with PertinenceImageProcessor"
+            )
+    return [to_uint8(image) for image in flat]
+
+
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """uint8 images as they are; float images in [0, 1] to uint8."""
     if images.dtype == torch.uint8:

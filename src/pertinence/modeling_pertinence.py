@@ -21,7 +21,7 @@ from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels, reload_expert
 from .files import share
 from .front import STEM, Figures, Front, OperatingPoint, Stage
-from .image_processing_pertinence import PertinenceImageProcessor, to_uint8
+from .image_processing_pertinence import PertinenceImageProcessor, as_images
 from .references import EMBEDDED, locate, save_components
 
 
@@ -233,7 +233,7 @@ class PertinenceForImageClassification(PreTrainedModel):
             )
         if (images is None) == (pixel_values is None):
             raise PertinenceError("give the images once, as `images` or as `pixel_values`")
-        batch = _as_images(pixel_values if images is None else images)
+        batch = as_images(pixel_values if images is None else images)
         if not len(self._front):
             raise PertinenceError("this model has no operating points: its config.json lists no `front`")
         point = self._front.find(operating_point or self.config.operating_point or self._front[-1].name)
@@ -431,27 +431,3 @@ def _load_options(values: dict[str, Any]) -> LoadOptions:
     except TypeError as error:
         known = ", ".join(field.name for field in fields(LoadOptions))
         raise PertinenceError(f"{error}; experts are loaded with: {known}") from error
-
-
-def _as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
-    """Whatever forward may be given, as a uint8 batch (B, 3, H, W) or a list of uint8 tensors (3, H, W)."""
-    if isinstance(images, torch.Tensor):
-        if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
-            raise PertinenceError(
-                f"expected at least one image as a batch (B, 3, H, W), got shape {tuple(images.shape)}"
-            )
-        return to_uint8(images)
-    if not isinstance(images, (list, tuple)):
-        raise PertinenceError(
-            f"expected the output of PertinenceImageProcessor or a tensor (B, 3, H, W), got {type(images).__name__}"
-        )
-    flat = [image for item in images for image in (item if isinstance(item, (list, tuple)) else [item])]
-    if not flat:
-        raise PertinenceError("got an empty batch: expected at least one image")
-    for image in flat:
-        if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-            found = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
-            raise PertinenceError(
-                f"expected image tensors (3, H, W), got {found}: decode with PertinenceImageProcessor"
-            )
-    return [to_uint8(image) for image in flat]
