@@ -22,7 +22,14 @@ from pertinence import (
     PertinenceForImageClassification,
 )
 from pertinence.arguments import DataArguments, RuntimeArguments, SearchArguments
-from pertinence.calibration import LABELS_RIGHT, by_falling_cost, calibrate, fixed_sequence, store_guarantee
+from pertinence.calibration import (
+    LABELS_RIGHT,
+    by_falling_cost,
+    calibrate,
+    check_unseen,
+    fixed_sequence,
+    store_guarantee,
+)
 from pertinence.cli import main
 from pertinence.data import LabelledImages
 from pertinence.guarantee import Comparison
@@ -265,8 +272,23 @@ def test_seen_images_are_known_in_any_order_and_company(splits, tmp_path):
         assert known.shared(splits["fresh"]) == 0.0
         assert known.shared(splits["mixed"]) == pytest.approx(0.1)
         assert known.shared(splits["reported"]) == pytest.approx(0.49)
+        assert known.unseen(splits["mixed"]).tolist() == list(range(10, 100))
     (tmp_path / "empty").mkdir()
     assert SeenImages.load(tmp_path / "empty") is None
+
+
+def test_a_trace_of_seen_images_is_left_out_and_more_refused(digits, tmp_path, monkeypatch):
+    whole = digits[1]
+    SeenImages.of(search=LabelledImages(whole.select(range(100)))).save(tmp_path)
+    trace = LabelledImages(whole.select([99, *range(100, 300)]))
+    shared, rows = check_unseen(tmp_path, trace)
+    assert (shared, rows.tolist()) == (pytest.approx(1 / 201), list(range(1, 201)))
+    with pytest.raises(PertinenceError, match="took part in the search"):
+        check_unseen(tmp_path, LabelledImages(whole.select(range(97, 300))))
+    # Of a split that is not hashed whole nobody knows which image to leave out.
+    monkeypatch.setattr("pertinence.data.HASHED_IMAGES", 101)
+    with pytest.raises(PertinenceError, match="took part in the search"):
+        check_unseen(tmp_path, LabelledImages(whole.select([99, *range(100, 300)])))
 
 
 def test_of_large_splits_the_share_is_estimated(digits, monkeypatch):

@@ -64,6 +64,13 @@ def test_search_writes_a_run(searched):
     ]
 
 
+@pytest.mark.parametrize("kept", ["config.json", "search_result.json"])
+def test_evaluate_does_not_write_into_a_result(tmp_path, kept, capsys):
+    (tmp_path / kept).write_text("{}")
+    assert main(["evaluate", "nowhere", "--dataset", "x", "--split", "y", "--output-dir", str(tmp_path)]) == 1
+    assert "holds a model or a search" in capsys.readouterr().err
+
+
 def test_evaluate_agrees_with_the_search_from_any_folder(searched, data, tmp_path):
     finished = run("evaluate", searched / "runs/digits", "--dataset", data, "--split", "test", "--output-dir", "out",
                    cwd=tmp_path)  # fmt: skip

@@ -23,6 +23,7 @@ def expert(name: str, gmacs: float) -> dict[str, Any]:
         "gmacs": gmacs,
         "parameters": 1000,
         "features": 64,
+        "dtype": "float32",
         "transform": {"library": "timm", "size": [32, 32], "resize": 35, "crop": [32, 32], "rescale": 1 / 255},
         "label_map": [2, 0, 1],
         "licence": "mit",
@@ -214,7 +215,7 @@ def test_an_expert_without_one_of_its_keys_is_refused(written, key):
         PertinenceConfig.from_pretrained(written("experts.1", values))
 
 
-@pytest.mark.parametrize("key", ["label_map", "licence", "select", "report"])
+@pytest.mark.parametrize("key", ["dtype", "label_map", "licence", "select", "report"])
 def test_the_other_keys_of_an_expert_may_be_missing(written, key):
     values = expert("large", 0.8)
     del values[key]

@@ -1,9 +1,12 @@
 """Experts made from one checkpoint by a smaller input: what they see, cost and share, through save and load."""
 
+import copy
+
 import datasets
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as tvF
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from pertinence import (
     DispatcherSearch,
@@ -108,3 +111,16 @@ def test_what_an_architecture_does_not_take_is_refused(make_expert, tmp_path, is
 def test_the_same_size_twice_is_refused(references):
     with pytest.raises(PertinenceError, match="are the same checkpoint with the same settings"):
         load_pool([references[0], references[0]], LoadOptions())
+
+
+def test_loaded_models_share_what_they_share(folder):
+    """Two processors of one model are two experts, not one."""
+    model = load_pool([str(folder), {"repo_id": str(folder), "image_size": SMALLER}], LoadOptions())[0].model
+    config = copy.deepcopy(model.config)
+    config.pretrained_cfg["mean"] = [0.1, 0.2, 0.3]
+    other = TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
+    pool = load_pool(
+        [{"model": model, "name": "own"}, {"model": model, "processor": other, "name": "other"}], LoadOptions()
+    )
+    means = {expert.entry["name"]: expert.preprocess.transform.mean for expert in pool}
+    assert means == {"own": (0.5, 0.5, 0.5), "other": pytest.approx((0.1, 0.2, 0.3))}

@@ -829,3 +829,19 @@ def test_another_network_in_the_place_of_an_expert_is_refused(tiny_experts, make
     other = make_expert(tmp_path / "other", "test_resnet")
     with pytest.raises(PertinenceError, match="it is another network"):
         PertinenceForImageClassification.from_pretrained(tmp_path / "model", expert_paths={"vit": other})
+
+
+def test_every_expert_is_loaded_in_the_dtype_that_it_was_measured_in(make_expert, tmp_path, images):
+    folders = [make_expert(tmp_path / name, size=size) for name, size in (("small", 32), ("large", 64))]
+    half = AutoModelForImageClassification.from_pretrained(folders[0], dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    model = PertinenceForImageClassification.from_experts([tmp_path / "half", folders[1]], thresholds=0.5)
+    dtypes = [torch.bfloat16, torch.float32]
+    assert [expert.model.dtype for expert in model.experts] == dtypes
+    model.save_pretrained(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert [expert.model.dtype for expert in again.experts] == dtypes
+    batch = images(4, 40)
+    assert torch.equal(again(batch).logits, model(batch).logits)
+    asked = load(tmp_path / "model", dtype=torch.float32)
+    assert [expert.model.dtype for expert in asked.experts] == [torch.float32] * 2

@@ -21,7 +21,10 @@ from pertinence import (
     SearchArguments,
     SearchResult,
 )
+from pertinence.arguments import DataArguments, RuntimeArguments
+from pertinence.candidates import save_candidates
 from pertinence.front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS
+from pertinence.model_evaluation import evaluate_model
 from pertinence.result import SearchFolder, check_output_dir
 from pertinence.search import load_stem
 from pertinence.statistics import non_dominated
@@ -544,3 +547,25 @@ def test_experts_trained_on_the_search_images_are_called_out(zoo, cache, caplog)
     assert "looks trained" in caplog.text
     unseen = datasets.load_dataset(folder, split="validation[:1000]")
     assert not DispatcherSearch(experts, unseen, args, report_dataset=report).run().evaluation.warnings
+
+
+def test_baselines_that_read_features_are_evaluated_beside_a_front_that_does_not(search, digits, tmp_path):
+    cascade, paper = search(recipe="cascade", mixing=False), search(recipe="paper")
+    cascade.save(tmp_path / "run")
+    ((name, (candidates, chosen)),) = [(n, b) for n, b in paper.found.baselines.items() if n.startswith("paper")]
+    save_candidates(tmp_path / "run/baselines.safetensors", {name: candidates}, {name: chosen})
+    digits[2].to_parquet(tmp_path / "data/test.parquet")
+    data, args = DataArguments(str(tmp_path / "data"), "test"), RuntimeArguments(device="cpu")
+    evaluation = evaluate_model(tmp_path / "run", data, args)
+    measured = [point.report.accuracy for point in evaluation.baselines[name].points]
+    assert measured == [point.report.accuracy for point in paper.evaluation.baselines[name].points]
+    (tmp_path / "run/baselines.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(PertinenceError, match="is damaged"):
+        evaluate_model(tmp_path / "run", data, args)
+
+
+def test_a_result_is_saved_to_the_folder_one_stands_in(result, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result.save(".")
+    assert (tmp_path / "search_result.json").is_file()
+    assert not list(tmp_path.glob(".*"))

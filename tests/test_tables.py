@@ -399,3 +399,19 @@ def test_damaged_npz_gets_one_sentence(content, tmp_path):
     (tmp_path / "costs.json").write_text('{"a": 1, "b": 2}')
     with pytest.raises(PertinenceError, match="cannot be read"):
         PredictionTable.load(tmp_path / "table.npz", tmp_path / "costs.json")
+
+
+def test_models_of_one_cost_have_one_order(tmp_path):
+    """Whatever the order that a process happens to hash names in."""
+    names = [f"model {index}" for index in range(12)]
+    answers = {name: np.arange(60) % (3 + index % 2) for index, name in enumerate(names)}
+    np.savez(tmp_path / "table.npz", label=np.arange(60) % 3, **answers)
+    (tmp_path / "costs.json").write_text(json.dumps(dict.fromkeys(reversed(names), 1.0)))
+    assert PredictionTable.load(tmp_path / "table.npz", tmp_path / "costs.json").names == tuple(sorted(names))
+
+
+def test_splits_may_be_numbers(tmp_path):
+    frame = pd.DataFrame({"label": [0, 1, 2, 0], "a": [0, 1, 2, 1], "b": [0, 1, 1, 0], "split": [0, 0, 1, 1]})
+    frame.to_parquet(tmp_path / "table.parquet")
+    (tmp_path / "costs.json").write_text('{"a": 1, "b": 2}')
+    assert len(PredictionTable.load(tmp_path / "table.parquet", tmp_path / "costs.json", "1").predictions) == 2

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from transformers.utils import logging
 
 from .arguments import DataArguments, RuntimeArguments
@@ -63,8 +64,8 @@ def calibrate(
         raise PertinenceError(f"confidence must lie between 0 and {MAX_CONFIDENCE}, got {confidence}")
     model = open_model(model_path, args, expert_paths)
     images = open_images(model, data, args.token)
-    shared = check_unseen(model_path, images, args.token)
-    predictions = predict_images(model, images, args)
+    shared, rows = check_unseen(model_path, images, args.token)
+    predictions = predict_images(model, images, args).subset(rows)
     largest = evaluate_experts(predictions)[-1]
     order = by_falling_cost(model.front)
     approximate = False
@@ -77,13 +78,13 @@ def calibrate(
             wins, losses = outcome.disagreements(largest)
             yield point.name, losses, wins
 
-    tested = fixed_sequence(counts(), len(images), max_accuracy_loss, confidence)
+    tested = fixed_sequence(counts(), len(predictions), max_accuracy_loss, confidence)
     qualified = [one for one in tested if one.p_value <= 1 - confidence]
     if not qualified:
         raise PertinenceError(
             f"no operating point can be guaranteed to lose less than {100 * max_accuracy_loss:g} points of "
             f"{predictions.measure} with {100 * confidence:g} % confidence: "
-            + _shortfall(tested[0], len(images), max_accuracy_loss, confidence)
+            + _shortfall(tested[0], len(predictions), max_accuracy_loss, confidence)
         )
     previous = model.config.build_guarantee()
     asked = (max_accuracy_loss, confidence)
@@ -106,7 +107,7 @@ def calibrate(
         qualified[-1].operating_point,
         max_accuracy_loss,
         confidence,
-        len(images),
+        len(predictions),
         images.fingerprint,
         tested,
         predictions.measure,
@@ -148,23 +149,27 @@ def fixed_sequence(
     return tuple(tested)
 
 
-def check_unseen(model_path: str | os.PathLike, images: LabelledImages, token: str | None = None) -> float | None:
-    """Refuse images that the search of a model, or its report, has seen.
+def check_unseen(
+    model_path: str | os.PathLike, images: LabelledImages, token: str | None = None
+) -> tuple[float | None, torch.Tensor]:
+    """Refuse images that the search of a model, or its report, has seen; a trace of them is left out.
 
     Returns:
-        Share of the images that it has seen, a trace; None where the model does not say which it saw.
+        Share of the images that are left out, None where the model does not say which it saw; and the rows that stay.
     """
     seen = SeenImages.load(model_path, token)
+    everything = torch.arange(len(images))
     if seen is None:
         logger.warning(f"{model_path} does not say which images its search has seen: make sure that these are others.")
-        return None
-    shared = seen.shared(images)
-    if shared > TOLERATED_SHARED:
+        return None, everything
+    shared, rows = seen.shared(images), seen.unseen(images)
+    # Where not every image is hashed nobody knows which to leave out.
+    if shared > TOLERATED_SHARED or (rows is None and shared > 0):
         raise PertinenceError(
             f"{100 * shared:.1f} % of the {len(images)} calibration images took part in the search of {model_path} or "
             "in its report: calibrate on other images"
         )
-    return shared
+    return shared, everything if rows is None else torch.from_numpy(rows)
 
 
 def store_guarantee(folder: str | os.PathLike, guarantee: Guarantee) -> None:

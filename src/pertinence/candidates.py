@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .dispatcher import NUM_KNOTS, Head
+from .errors import PertinenceError
 from .files import find_file, replaced, share
 from .front import OperatingPoint
 from .statistics import non_dominated
@@ -115,9 +116,16 @@ def load_candidates(path: Path) -> tuple[dict[str, list[Candidate]], Any]:
 def load_baselines(
     model_path: str | os.PathLike, token: str | bool | None = None
 ) -> dict[str, tuple[list[Candidate], int]]:
-    """The baselines that were tuned when a model was searched; none where they are not stored with it."""
+    """The baselines that were tuned when a model was searched; none where they are not stored with it.
+
+    Raises:
+        PertinenceError: the file is damaged.
+    """
     path = find_file(model_path, BASELINES, token)
     if path is None:
         return {}
-    groups, chosen = load_candidates(path)
-    return {name: (candidates, chosen[name]) for name, candidates in groups.items()}
+    try:
+        groups, chosen = load_candidates(path)
+        return {name: (candidates, chosen[name]) for name, candidates in groups.items()}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise PertinenceError(f"{path} is damaged: fetch it again, or remove it to go on without baselines") from error

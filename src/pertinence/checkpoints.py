@@ -159,7 +159,8 @@ def open_checkpoint(
     Raises:
         PertinenceError: it cannot be found or loaded, or lacks weights.
     """
-    key = id(reference.model) if reference.model is not None else (reference.repo_id, reference.revision)
+    given = reference.model is not None
+    key = (id(reference.model), id(reference.processor)) if given else (reference.repo_id, reference.revision)
     opened = {} if opened is None else opened
     if key not in opened:
         opened[key] = load_checkpoint(reference, options, is_stem)

@@ -18,7 +18,7 @@ from .arguments import DataArguments, RuntimeArguments, SearchArguments
 from .checkpoints import ExpertReference
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError, first_line
-from .files import find_table_record
+from .files import RECORD, find_table_record
 from .front import Front, OperatingPoint, format_table
 
 
@@ -66,6 +66,13 @@ class GuaranteeArguments:
     expert_paths: str | None = field(
         default=None, metadata={"help": 'Where local experts have moved to, as JSON: {"name": "folder"}.'}
     )
+
+
+@dataclass
+class InfoArguments:
+    """How a model is looked up."""
+
+    token: str | None = field(default=None, metadata={"help": "Hub token; default: that of `hf auth login`."})
 
 
 @dataclass
@@ -133,14 +140,14 @@ def evaluate(model: str, data: DataArguments, args: RuntimeArguments, outputs: E
     from .plots import plot_front, plot_shares
 
     paths = _parse_mapping(outputs.expert_paths)
+    folder = None if outputs.output_dir is None else Path(outputs.output_dir)
+    if folder is not None and any((folder / name).exists() for name in ("config.json", RECORD)):
+        raise PertinenceError(f"{folder} holds a model or a search: give an evaluation a folder of its own")
     evaluation = evaluate_model(model, data, args, outputs.operating_point, paths)
     if not PartialState().is_main_process:
         return
     print(evaluation)
-    if outputs.output_dir is not None:
-        folder = Path(outputs.output_dir)
-        if (folder / "config.json").exists():
-            raise PertinenceError(f"{folder} holds a model: give an evaluation a folder of its own")
+    if folder is not None:
         with replaced(folder / "evaluation.json") as file:
             file.write_text(json.dumps(evaluation.to_dict(), indent=1))
         plot_front(evaluation, folder / "front.png")
@@ -158,7 +165,7 @@ def calibrate(model: str, data: DataArguments, args: RuntimeArguments, promise: 
     guarantee = calibrate(model, data, args, promise.max_accuracy_loss, promise.confidence, paths)
     if not PartialState().is_main_process:
         return
-    print(guarantee.describe(PertinenceConfig.from_pretrained(model).build_front()))
+    print(guarantee.describe(PertinenceConfig.from_pretrained(model, token=args.token).build_front()))
     if Path(model).is_dir():
         store_guarantee(model, guarantee)
         print(f"Stored in {model}, whose default operating point is now {guarantee.operating_point}.")
@@ -176,12 +183,12 @@ def _parse_mapping(text: str | None) -> dict[str, str] | None:
     return mapping
 
 
-def info(model: str) -> None:
+def info(model: str, access: InfoArguments) -> None:
     """Show what a searched model is made of and what it can be set to; loads no weights."""
     if (path := find_table_record(model)) is not None:
         _show_table_record(path)
         return
-    config = PertinenceConfig.from_pretrained(model)
+    config = PertinenceConfig.from_pretrained(model, token=access.token)
     if not config.experts:
         raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
     entries = [*config.experts, *filter(None, [config.stem])]
@@ -227,7 +234,7 @@ COMMANDS = {
     "search": (search, [], [DataArguments, SearchArguments, SearchInputs]),
     "evaluate": (evaluate, ["model"], [DataArguments, RuntimeArguments, EvaluationOutputs]),
     "calibrate": (calibrate, ["model"], [DataArguments, RuntimeArguments, GuaranteeArguments]),
-    "info": (info, ["model"], []),
+    "info": (info, ["model"], [InfoArguments]),
     "demo": (demo, [], [DemoArguments]),
 }
 

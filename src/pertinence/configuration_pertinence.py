@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 MAX_EXPERTS = 256
 MAX_LABELS = 1_000_000
 PREPROCESSING_MODES = ("exact", "fast")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 EXPERT_KEYS = {
     "name",  # unique within the pool
     # Hub id, absolute folder, "./experts/<i>" inside this model, or None for a model that is in no file yet
@@ -28,6 +29,7 @@ EXPERT_KEYS = {
     "latency",  # measured milliseconds of one image, where that was the cost of the search
     "parameters",
     "features",  # width of the pooled features
+    "dtype",  # that its figures were measured in; it is loaded in it unless another is asked for
     "transform",  # see `preprocessing.Transform`
     "label_map",  # index of each label of the pool in the expert's own outputs, or None: the same order
     "licence",
@@ -42,9 +44,10 @@ EXPERT_TYPES = {
     "parameters": int,
     "features": int,
     "transform": dict,
+    "dtype": str | None,
     "label_map": list | None,
 }
-REQUIRED_EXPERT_KEYS = EXPERT_KEYS - {"latency", "label_map", "licence", "select", "report"}
+REQUIRED_EXPERT_KEYS = EXPERT_KEYS - {"dtype", "latency", "label_map", "licence", "select", "report"}
 
 
 class PertinenceConfig(PreTrainedConfig):
@@ -150,6 +153,8 @@ def _check_expert(where: str, entry: Any) -> None:
             raise PertinenceError(f"{where} has {key} {entry.get(key)!r}, which is not of its type")
     if not (math.isfinite(entry["gmacs"]) and entry["gmacs"] >= 0 and entry["features"] >= 1):
         raise PertinenceError(f"{where} has impossible gmacs {entry['gmacs']} or features {entry['features']}")
+    if entry.get("dtype") not in (None, *DTYPES):
+        raise PertinenceError(f"{where} has dtype {entry['dtype']!r}, which is not one of {', '.join(DTYPES)}")
     unknown = set(entry) - EXPERT_KEYS
     if unknown:
         logger.warning(f"Expert {entry['name']!r} has unknown keys, which are ignored: {sorted(unknown)}.")

@@ -87,10 +87,6 @@ class LabelledImages(torch.utils.data.Dataset):
                 digests.append(hashlib.sha256(content).digest()[:8])
         return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.int64).copy())
 
-    def count_shared(self, other: LabelledImages) -> int:
-        """How many images of the other split are in this one, too (of large splits: among those that are hashed)."""
-        return len(np.intersect1d(self.digests, other.digests))
-
     def __len__(self) -> int:
         return len(self._images)
 

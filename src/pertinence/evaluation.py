@@ -173,7 +173,7 @@ def leak_warnings(names: Sequence[str], search: Predictions, report: Predictions
     if search.measure != ACCURACY:
         return []  # labels that an expert gave itself say nothing of its training
     seen, unseen = ([outcome.figures for outcome in evaluate_experts(part)] for part in (search, report))
-    warnings = looks_trained(names, seen, unseen)
+    warnings = looks_trained(names, seen, unseen, "the report images")
     correct = search.correct()
     solved = correct[correct.any(1)]
     cheapest = solved[:, 0].double().mean().item() if len(solved) else 0.0
@@ -185,8 +185,14 @@ def leak_warnings(names: Sequence[str], search: Predictions, report: Predictions
     return warnings
 
 
-def looks_trained(names: Sequence[str], seen: Sequence[Figures], unseen: Sequence[Figures]) -> list[str]:
-    """Which experts are significantly more accurate on the search images (`seen`) than on others, as sentences."""
+def looks_trained(names: Sequence[str], seen: Sequence[Figures], unseen: Sequence[Figures], others: str) -> list[str]:
+    """Which experts are significantly more accurate on the search images (`seen`) than on others, as sentences.
+
+    Args:
+        names: of the experts.
+        seen, unseen: figures of each.
+        others: what the other images are called.
+    """
     warnings = []
     for name, ours, theirs in zip(names, seen, unseen, strict=True):
         right = ours.accuracy * ours.samples + theirs.accuracy * theirs.samples
@@ -195,7 +201,7 @@ def looks_trained(names: Sequence[str], seen: Sequence[Figures], unseen: Sequenc
         if error and (ours.accuracy - theirs.accuracy) / error > LEAK_Z:
             warnings.append(
                 f"Expert {name!r} is right on {100 * ours.accuracy:.2f} % of the search images, but on "
-                f"{100 * theirs.accuracy:.2f} % of the report images: it looks trained on the search images (or the "
-                "report images are harder). Search on images that no expert was trained on."
+                f"{100 * theirs.accuracy:.2f} % of {others}: it looks trained on the search images (or {others} are "
+                "harder). Search on images that no expert was trained on."
             )
     return warnings

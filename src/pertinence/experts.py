@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,7 @@ def load_expert(
         "gmacs": count_gmacs(model, transform.size),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "transform": transform.to_dict(),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "label_map": None,
         "licence": read_licence(reference, checkpoint, options),
         "select": None,
@@ -247,6 +249,8 @@ def reload_expert(
     """Load an expert again as a saved model's config describes it, from `repo_id` (a Hub id or a folder)."""
     is_folder = Path(repo_id).is_absolute()
     reference = ExpertReference(repo_id, None if is_folder else entry["revision"], entry["name"])
+    if options.dtype is None:
+        options = replace(options, dtype=entry.get("dtype"))
     checkpoint = open_checkpoint(reference, options, is_stem, opened)
     if is_folder and not is_commit(entry["revision"]) and checkpoint.revision != entry["revision"]:
         logger.warning(

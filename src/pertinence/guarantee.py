@@ -38,7 +38,7 @@ class Guarantee:
         tested: the points in the order in which they were tested, from the most expensive down; the last may be the
             one that did not qualify.
         measure: "accuracy", or "agreement" where right means: as the largest expert answers.
-        shared: share of the images that the search or its report had seen; None: not known.
+        shared: share of the images that were left out, as the search or its report had seen them; None: not known.
         assumptions: sentences on what all of this rests.
     """
 
@@ -58,6 +58,8 @@ class Guarantee:
                 f"a guarantee needs a limit and a confidence between 0 and 1, got {self.max_accuracy_loss} and "
                 f"{self.confidence}"
             )
+        if self.samples < 1:
+            raise PertinenceError(f"a guarantee needs calibration images, got {self.samples}")
         if self.measure not in (ACCURACY, AGREEMENT):
             raise PertinenceError(f"a guarantee is of {ACCURACY} or {AGREEMENT}, got {self.measure!r}")
         if self.operating_point not in [tested.operating_point for tested in self.tested]:
@@ -137,6 +139,10 @@ class Guarantee:
         notes = [f"{self.samples} calibration images; * guaranteed, the cheapest that qualifies."]
         if front.find(self.operating_point).members == (len(front.expert_names) - 1,):
             notes.append("Only the largest expert itself qualifies: nothing is saved.")
+        if self.shared:
+            notes.append(
+                f"Left out, as the search or its report has seen them: {100 * self.shared:.2f} % of the split."
+            )
         if self.shared is None:
             notes.append("Not checked: whether the search had seen these images.")
         notes += [f"Assumes: {assumption}" for assumption in self.assumptions]

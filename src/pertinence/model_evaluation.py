@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from .accelerators import make_accelerator
 from .arguments import DataArguments, RuntimeArguments
@@ -11,7 +12,7 @@ from .data import LabelledImages, load_images
 from .errors import PertinenceError
 from .evaluation import evaluate_experts, looks_trained
 from .files import find_table_record
-from .front import AGREEMENT, STEM, Figures, Front
+from .front import AGREEMENT, STEM, Figures, Front, OperatingPoint
 from .modeling_pertinence import PertinenceForImageClassification
 from .predictions import Predictions, predict
 from .report import Evaluation, evaluate_front
@@ -43,10 +44,11 @@ def evaluate_model(
     if operating_point is not None:
         default = front.find(operating_point).name
         front = Front([front.find(default)], front.expert_names)
-    predictions = predict_images(model, images, args, front)
+    baselines = {} if operating_point is not None else load_baselines(model_path, args.token)
+    tuned = [candidate.point for candidates, _ in baselines.values() for candidate in candidates]
+    predictions = predict_images(model, images, args, [*front, *tuned])
     heads = {point.name: model.dispatcher.heads(point) for point in front}
     select = [entry["select"] and Figures.from_dict(entry["select"]) for entry in model.config.experts]
-    baselines = {} if operating_point is not None else load_baselines(model_path, args.token)
     select = select if all(select) else []
     warnings = []
     seen = SeenImages.load(model_path, args.token)
@@ -54,7 +56,7 @@ def evaluate_model(
         warnings.append(f"{model_path} was searched on these very images: its figures on them are optimistic.")
     elif select and not _agrees(model):
         measured = [outcome.figures for outcome in evaluate_experts(predictions)]
-        warnings = looks_trained(front.expert_names, select, measured)
+        warnings = looks_trained(front.expert_names, select, measured, "these images")
     return evaluate_front(front, heads, predictions, default, baselines, select, warnings)
 
 
@@ -90,7 +92,7 @@ def predict_images(
     model: PertinenceForImageClassification,
     images: LabelledImages,
     args: RuntimeArguments,
-    front: Front | None = None,
+    points: Sequence[OperatingPoint] | None = None,
 ) -> Predictions:
     """What every expert of a model says about images, with the measure and the costs of its search.
 
@@ -98,9 +100,9 @@ def predict_images(
         model: with its experts.
         images: see `open_images`.
         args: how experts are run.
-        front: operating points that are to be measured; default: all of the model.
+        points: those that are to be measured; default: all of the model's.
     """
-    reading = {stage.after for point in front or model.front for stage in point.decisions if stage.evidence != "mix"}
+    reading = {stage.after for point in points or model.front for stage in point.decisions if stage.evidence != "mix"}
     predictions = predict(
         model.experts,
         images,

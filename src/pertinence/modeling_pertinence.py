@@ -305,8 +305,8 @@ class PertinenceForImageClassification(PreTrainedModel):
             )
         if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
             raise PertinenceError(f"the heads of {pretrained_model_name_or_path} do not fit its front")
-        if options.get("dtype") in (None, "auto"):
-            options["dtype"] = model.config.dtype or torch.float32
+        if options.get("dtype") == "auto":
+            del options["dtype"]  # each expert's own, as the config notes it
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
         model._attach_experts(
             str(pretrained_model_name_or_path), revision, _load_options(options), dict(expert_paths or {})
@@ -378,8 +378,11 @@ class PertinenceForImageClassification(PreTrainedModel):
             if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
         }
         # Experts that share their weights share a folder: that of the first of them.
-        homes: dict[int, str] = {}
-        names = [homes.setdefault(id(expert.model), name) for name, expert in components.items()]
+        homes: dict[tuple[int, int], str] = {}
+        names = [
+            homes.setdefault((id(expert.model), id(expert.preprocess.processor)), name)
+            for name, expert in components.items()
+        ]
         here = all(
             expert.folder == (folder / "experts" / name).resolve()
             for name, expert in zip(names, components.values(), strict=True)

@@ -84,10 +84,10 @@ class ExpertPredictions:
             found[:, :-1] = torch.where(wanted == label, score, found[:, :-1])
         return found
 
-    def answers(self) -> torch.Tensor:
-        """int64 (n,), the label that the expert answers with."""
-        best = self.scores.argmax(1)
-        return best if self.labels is None else self.labels.gather(1, best.unsqueeze(1)).squeeze(1).long()
+    def answers(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """int64 (m,), the label that the expert answers with, of some images or all."""
+        best = self.scores[rows].argmax(1)
+        return best if self.labels is None else self.labels[rows].gather(1, best.unsqueeze(1)).squeeze(1).long()
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Predictions:
 
     def correct(self) -> torch.Tensor:
         """bool (m, N): whether each expert is right."""
-        return torch.stack([expert.answers()[self.rows] for expert in self.experts], 1) == self.targets.unsqueeze(1)
+        return torch.stack([expert.answers(self.rows) for expert in self.experts], 1) == self.targets.unsqueeze(1)
 
     def answer(self, expert: int, rows: torch.Tensor) -> Answer:
         """What `dispatcher.route` asks for: logits and features of some images, without running the expert."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -36,6 +36,12 @@ class Individual:
     costs: np.ndarray
     own: int
     candidate: Callable[[int], Candidate]
+
+    @classmethod
+    def of(cls, point: OperatingPoint, heads: tuple[Head, ...], versus_largest: tuple[float, float]) -> Individual:
+        """A genome that makes one candidate, whose figures its point has."""
+        candidate = Candidate(point, heads, versus_largest)
+        return cls(np.array([candidate.accuracy]), np.array([candidate.cost]), 0, lambda _: candidate)
 
 
 class Recipe(Protocol):
@@ -89,6 +95,7 @@ class PaperRecipe:
         self._data = FitData(evidence[used].to(device), classes[used].to(device), self.num_experts)
         self._evidence = self._evidence_of(self.select)
         self._correct = self.select.correct()
+        self._largest = evaluate_experts(self.select)[-1]
 
     def _evidence_of(self, predictions: Predictions) -> torch.Tensor:
         stage = self.point.stages[0]
@@ -122,7 +129,6 @@ class PaperRecipe:
         allowed = allowed_actions(self.point, stage, self.num_experts)
         choice = choose(head.scores(self._evidence), allowed)
         right = self._correct.gather(1, choice.unsqueeze(1)).squeeze(1)
-        largest = self._correct[:, -1]
 
         def cost(of_experts: tuple[float, ...], of_stem: float) -> torch.Tensor:
             by_expert = torch.tensor(of_experts, dtype=torch.float64)
@@ -133,11 +139,8 @@ class PaperRecipe:
         gmacs = cost(select.gmacs, select.stem_gmacs) + head.gmacs
         latency = None if select.latency is None else cost(select.latency, select.stem_latency)
         shares = torch.bincount(choice, minlength=self.num_experts) / len(choice)
-        figures = summarise(select, right, gmacs, shares, latency, select.candidates is not None).figures
-        versus = paired_difference((right & ~largest).sum().item(), (~right & largest).sum().item(), len(right))
-        point = OperatingPoint("", self.name, self.point.members, self.point.stages, figures)
-        candidate = Candidate(point, (head,), versus)
-        return Individual(np.array([figures.accuracy]), np.array([figures.cost]), 0, lambda _: candidate)
+        outcome = summarise(select, right, gmacs, shares, latency, select.candidates is not None)
+        return Individual.of(replace(self.point, select=outcome.figures), (head,), outcome.versus(self._largest))
 
 
 class CascadeRecipe:

@@ -22,7 +22,7 @@ from .data import LabelledImages
 from .dispatcher import Head
 from .errors import PertinenceError
 from .evaluation import route_predictions
-from .files import RECORD, beside, replaced
+from .files import RECORD, SUFFIX, beside, replaced
 from .front import Front, OperatingPoint
 from .front_search import FoundFront
 from .modeling_pertinence import PertinenceForImageClassification
@@ -99,10 +99,17 @@ class SearchResult:
 
     def _save(self, folder: Path, save_experts: bool) -> None:
         check_output_dir(folder, self.record["settings"])
-        with beside(folder) as temporary:
+        is_new = not folder.exists()
+        try:
+            self._fill(folder, save_experts)
+        finally:
+            if is_new and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _fill(self, folder: Path, save_experts: bool) -> None:
+        with beside(folder / "result") as temporary:
             temporary.mkdir()
             self._write(temporary, folder, save_experts)
-            folder.mkdir(parents=True, exist_ok=True)
             # The record is what tells a result: it comes last.
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == RECORD):
                 if path.is_dir():
@@ -239,7 +246,7 @@ def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) ->
         return
     if not folder.is_dir():
         raise PertinenceError(f"the output folder {folder} is a file: choose another --output-dir")
-    if not any(folder.iterdir()):
+    if all(path.name.endswith(SUFFIX) for path in folder.iterdir()):
         return
     try:
         if (folder / RECORD).is_file():

@@ -75,9 +75,11 @@ class DispatcherSearch:
         self.images = labelled(dataset)
         self.report_images = None if report_dataset is None else labelled(report_dataset)
         if self.report_images is not None:
-            shared, count = self.images.count_shared(self.report_images), len(self.report_images)
+            count = len(self.report_images)
+            share = SeenImages.of(search=self.images).shared(self.report_images)
+            shared = round(share * count)
             sentence = f"{shared} of the {count} report images are search images, too"
-            if shared > TOLERATED_SHARED * count:
+            if share > TOLERATED_SHARED:
                 raise PertinenceError(f"{sentence}: report on images that the search does not see")
             if shared:
                 logger.warning(f"{sentence}.")

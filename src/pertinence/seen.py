@@ -66,6 +66,12 @@ class SeenImages:
         except (SafetensorError, ValueError, OSError) as error:
             raise PertinenceError(f"{path} is damaged: fetch it again, or remove it to go on unchecked") from error
 
+    def unseen(self, images: LabelledImages) -> np.ndarray | None:
+        """Rows of the images that are not among these; None where not every image of the split is hashed."""
+        if len(images.digests) < len(images):
+            return None
+        return np.flatnonzero(~np.isin(images.digests, torch.cat(list(self.digests.values()))))
+
     def shared(self, images: LabelledImages, *splits: str) -> float:
         """Share of some images that are among these; of a large split an estimate, as not all of it is hashed.
 

@@ -112,7 +112,7 @@ class PredictionTable:
         gmacs = _check_costs({name: gmacs[name] for name in columns}, source)
         if labels is None:
             labels = np.zeros(len(next(iter(columns.values()))), dtype=np.int64)
-        labels, names = np.asarray(labels), sorted(columns, key=lambda name: gmacs[name])
+        labels, names = np.asarray(labels), sorted(columns, key=lambda name: (gmacs[name], name))
         for name in names:
             if columns[name].shape[:1] != labels.shape[:1]:
                 raise PertinenceError(
@@ -154,7 +154,7 @@ def _read_columns(path: Path, split: str | None, wanted: set[str]) -> tuple[dict
         if path.suffix == ".npz":
             prefix = f"{split}_" if split else ""
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                found = {name: arrays[prefix + name] for name in wanted if prefix + name in arrays}
+                found = {name: arrays[prefix + name] for name in sorted(wanted) if prefix + name in arrays}
                 return found, list(arrays)
         if path.suffix not in READERS:
             raise PertinenceError(f"{path} is not a table: expected {', '.join([*READERS, '.npz'])}")
@@ -168,7 +168,7 @@ def _read_columns(path: Path, split: str | None, wanted: set[str]) -> tuple[dict
         if SPLIT not in frame:
             raise PertinenceError(f"{path} has no column {SPLIT!r}, so it has no split {split!r}: leave --split out")
         known = sorted(map(str, frame[SPLIT].unique()))
-        frame = frame[frame[SPLIT] == split]
+        frame = frame[frame[SPLIT].astype(str) == split]
         if frame.empty:
             raise PertinenceError(f"{path} has no split {split!r}; it has {', '.join(known)}")
     columns = {}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from .candidates import Candidate
 from .dispatcher import log_softmax, mix, threshold_head
-from .evaluation import summarise
+from .evaluation import evaluate_experts, summarise
 from .front import OperatingPoint, Stage
 from .genome import ThresholdSpace
 from .predictions import ROWS_AT_ONCE, Predictions
 from .recipes import Individual
-from .statistics import paired_difference
 
 
 TUNING_ROWS = 50_000
@@ -47,7 +46,7 @@ class ThresholdRecipe:
             for e in range(len(predictions.gmacs))
         ]
         self._targets = predictions.target_columns
-        self._largest_right = predictions.correct()[:, -1]
+        self._largest = evaluate_experts(predictions)[-1]
 
     def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
         return (self._judge(*self.space.decode(genome)) for genome in genomes)
@@ -79,16 +78,6 @@ class ThresholdRecipe:
                 gmacs[rows] += heads[position].gmacs
                 here[rows[best.exp() >= thresholds[position]]] = False
         shares = torch.bincount(ended, minlength=len(predictions.gmacs)) / len(here)
-        figures = summarise(
-            predictions,
-            right,
-            gmacs,
-            shares,
-            None if predictions.latency is None else latency,
-            predictions.candidates is not None,
-        ).figures
-        largest = self._largest_right
-        versus = paired_difference((right & ~largest).sum().item(), (~right & largest).sum().item(), len(right))
-        point = OperatingPoint("", point.recipe, members, point.stages, figures)
-        candidate = Candidate(point, heads, versus)
-        return Individual(np.array([figures.accuracy]), np.array([figures.cost]), 0, lambda _: candidate)
+        spent = None if predictions.latency is None else latency
+        outcome = summarise(predictions, right, gmacs, shares, spent, predictions.candidates is not None)
+        return Individual.of(replace(point, select=outcome.figures), heads, outcome.versus(self._largest))
