@@ -77,7 +77,7 @@ def plot_shares(evaluation: Evaluation, path: str | os.PathLike) -> None:
         axes.bar(range(len(front)), shares, 0.95, bottom, label=name, alpha=0.85)
         bottom += shares
     axes.axvline(evaluation.series.default, color="k", lw=1, ls=":", label=f"default: {evaluation.default}")
-    shown = np.unique(np.linspace(0, len(front) - 1, min(len(front), 12)).round().astype(int))
+    shown = np.unique(np.linspace(0, len(front) - 1, min(len(front), 9)).round().astype(int))
     axes.set_xticks(shown, [f"{front[index].cost:.3g}" for index in shown])
     axes.set_xlim(-0.5, len(front) - 0.5)
     axes.set_ylim(0, 100)
