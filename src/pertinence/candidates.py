@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .dispatcher import NUM_KNOTS, Head
 from .errors import PertinenceError
-from .files import find_file, replaced, share
+from .files import find_file, replaced, save_tensors
 from .front import OperatingPoint
 from .statistics import non_dominated
 
@@ -85,8 +84,7 @@ def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state
     # As a tensor, since the header of a safetensors file must stay below 100 MB.
     text = torch.frombuffer(bytearray(json.dumps({"groups": entries, "state": state}), "utf-8"), dtype=torch.uint8)
     with replaced(path) as temporary:
-        save_file({"heads": torch.cat(weights), "json": text}, temporary)
-        share(temporary)
+        save_tensors({"heads": torch.cat(weights), "json": text}, temporary)
 
 
 def load_candidates(path: Path) -> tuple[dict[str, list[Candidate]], Any]:

@@ -163,11 +163,11 @@ def open_checkpoint(
     key = (id(reference.model), id(reference.processor)) if given else (reference.repo_id, reference.revision)
     opened = {} if opened is None else opened
     if key not in opened:
-        opened[key] = load_checkpoint(reference, options, is_stem)
+        opened[key] = _load_checkpoint(reference, options, is_stem)
     return opened[key]
 
 
-def load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: bool = False) -> Checkpoint:
+def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: bool = False) -> Checkpoint:
     """Load what a reference leads to, as `open_checkpoint` does."""
     title = f"{'stem' if is_stem else 'expert'} {reference.display_name!r}"
     if reference.model is not None:
@@ -287,8 +287,7 @@ def hash_folder(folder: Path) -> str:
     for path in checkpoint_files(folder):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -45,27 +45,30 @@ class SearchInputs:
 
 
 @dataclass
-class EvaluationOutputs:
-    """What an evaluation measures and where it goes."""
+class ModelArguments:
+    """How a saved model is found."""
 
-    operating_point: str | None = field(default=None, metadata={"help": "Measure only the point of this name."})
-    output_dir: str | None = field(default=None, metadata={"help": "Folder for evaluation.json and figures."})
     expert_paths: str | None = field(
         default=None, metadata={"help": 'Where local experts have moved to, as JSON: {"name": "folder"}.'}
     )
 
 
 @dataclass
-class GuaranteeArguments:
+class EvaluationOutputs(ModelArguments):
+    """What an evaluation measures and where it goes."""
+
+    operating_point: str | None = field(default=None, metadata={"help": "Measure only the point of this name."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for evaluation.json and figures."})
+
+
+@dataclass
+class GuaranteeArguments(ModelArguments):
     """What is to be promised."""
 
     max_accuracy_loss: float = field(
         default=0.005, metadata={"help": "Accuracy (0 to 1) that may be lost against the largest expert."}
     )
     confidence: float = field(default=0.95, metadata={"help": "Probability with which the promise is kept."})
-    expert_paths: str | None = field(
-        default=None, metadata={"help": 'Where local experts have moved to, as JSON: {"name": "folder"}.'}
-    )
 
 
 @dataclass
@@ -191,19 +194,18 @@ def info(model: str, access: InfoArguments) -> None:
     config = PertinenceConfig.from_pretrained(model, token=access.token)
     if not config.experts:
         raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
-    entries = [*config.experts, *filter(None, [config.stem])]
     header = ["expert", "GMACs", "parameters", "licence", "revision", "from"]
     rows = [
         [e["name"], f"{e['gmacs']:.4g}", f"{e['parameters']:,}", e["licence"] or "", e["revision"][:14], e["repo_id"]]
-        for e in entries
+        for e in config.entries
     ]
     print(f"{len(config.experts)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing\n")
     print(format_table(header, rows), "\n")
-    print(config.build_front(), "\n")
+    front, guarantee = config.build_front(), config.build_guarantee()
+    print(front, "\n")
     print(f"Default operating point: {config.operating_point}")
-    guarantee = config.build_guarantee()
     if guarantee is not None:
-        print("\n" + guarantee.describe(config.build_front()))
+        print("\n" + guarantee.describe(front))
 
 
 def _show_table_record(path: Path) -> None:
@@ -257,7 +259,7 @@ def anchored(settings: dict[str, Any], config: PertinenceConfig | None) -> dict[
         settings: see `resolved_settings`.
         config: of the model that was found; None without one.
     """
-    entries = [] if config is None else [*config.experts, *filter(None, [config.stem])]
+    entries = [] if config is None else config.entries
 
     def pinned(reference: str | dict[str, Any]) -> str | dict[str, Any]:
         parsed = ExpertReference.parse(reference)

@@ -98,6 +98,11 @@ class PertinenceConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def entries(self) -> list[dict[str, Any]]:
+        """What is known of every expert, and last of the stem where there is one."""
+        return [*(self.experts or []), *filter(None, [self.stem])]
+
+    @property
     def expert_names(self) -> list[str]:
         return [entry["name"] for entry in self.experts or []]
 

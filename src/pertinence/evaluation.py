@@ -106,17 +106,19 @@ def summarise(
 
 def evaluate_experts(predictions: Predictions) -> list[Outcome]:
     """Each expert alone on every image."""
-    return [_evaluate_choice(predictions, index) for index in range(len(predictions.gmacs))]
+    correct = predictions.correct()
+    everywhere = torch.ones(len(correct), dtype=torch.int64)
+    return [_evaluate_choice(predictions, correct, index * everywhere) for index in range(correct.shape[1])]
 
 
 def evaluate_oracle(predictions: Predictions) -> Outcome:
     """The cheapest expert that is right, for images that none gets right the cheapest; its own cost is not counted."""
-    return _evaluate_choice(predictions, None)
-
-
-def _evaluate_choice(predictions: Predictions, expert: int | None) -> Outcome:
     correct = predictions.correct()
-    choice = correct.int().argmax(1) if expert is None else torch.full((len(correct),), expert)
+    return _evaluate_choice(predictions, correct, correct.int().argmax(1))
+
+
+def _evaluate_choice(predictions: Predictions, correct: torch.Tensor, choice: torch.Tensor) -> Outcome:
+    """One expert answers each image: right answers bool (n, N), the expert int64 (n,)."""
     gmacs, latency = (
         None if costs is None else torch.tensor(costs, dtype=torch.float64)[choice]
         for costs in (predictions.gmacs, predictions.latency)

@@ -7,12 +7,14 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import save_file
 
 
 SUFFIX = ".incomplete"
@@ -62,6 +64,12 @@ def share(path: Path) -> None:
     path.chmod(0o666 & ~umask)
 
 
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the mode of any new file."""
+    save_file(dict(tensors), path, metadata=metadata)
+    share(path)
+
+
 def _is_running(process: str) -> bool:
     try:
         os.kill(int(process), 0)
@@ -86,10 +94,7 @@ def find_file(model_path: str | os.PathLike, name: str, token: str | bool | None
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -115,9 +115,9 @@ def predict_images(
     )
     if _agrees(model):
         predictions = predictions.agreeing()
-    entries = [*model.config.experts, *filter(None, [model.config.stem])]
-    if all(entry.get("latency") is not None for entry in entries):
-        predictions = predictions.with_latency([entry["latency"] for entry in entries])
+    latency = [entry.get("latency") for entry in model.config.entries]
+    if None not in latency:
+        predictions = predictions.with_latency(latency)
     return predictions
 
 

@@ -314,11 +314,11 @@ class PertinenceForImageClassification(PreTrainedModel):
         return (model, info) if wants_info else model
 
     def _attach_experts(self, source: str, revision: str | None, options: LoadOptions, paths: dict[str, Any]) -> None:
-        known = [entry["name"] for entry in self._entries]
+        known = [entry["name"] for entry in self.config.entries]
         if unknown := set(paths) - set(known):
             raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(known)}")
         experts, opened = [], {}
-        for entry in self._entries:
+        for entry in self.config.entries:
             folder = paths.get(entry["name"])
             where = str(Path(folder).resolve()) if folder is not None else locate(entry, source, revision, options)
             if folder is not None:
@@ -335,11 +335,6 @@ class PertinenceForImageClassification(PreTrainedModel):
         self.dispatcher.requires_grad_(False)
         self.experts.extend(experts)
         self.eval()
-
-    @property
-    def _entries(self) -> list[dict[str, Any]]:
-        """What the config says of every expert, and last of the stem where there is one."""
-        return [*self.config.experts, *filter(None, [self.config.stem])]
 
     def save_pretrained(
         self,
@@ -361,7 +356,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         """
         if not self.config.experts or len(self.experts) != len(self.config.experts):
             raise PertinenceError("this model has no experts, so there is nothing to save: load or make it first")
-        entries = self._entries
+        entries = self.config.entries
         components = {str(index): expert for index, expert in enumerate(self.experts)}
         if self.stem is not None:
             components["stem"] = self.stem
@@ -416,7 +411,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         """
         local = [
             entry["name"]
-            for entry in self._entries
+            for entry in self.config.entries
             if Path(entry["repo_id"] or "/").is_absolute() or EMBEDDED.fullmatch(entry["repo_id"])
         ]
         if local:

@@ -12,13 +12,12 @@ import torch
 import torchvision
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from transformers.utils import logging
 
 from .data import LabelledImages
 from .errors import PertinenceError
 from .experts import Expert
-from .files import hash_file, replaced, share
+from .files import hash_file, replaced, save_tensors
 
 
 logger = logging.get_logger(__name__)
@@ -77,8 +76,7 @@ def write_store(folder: Path, identity: dict[str, Any], tensors: dict[str, torch
         with replaced(folder) as temporary:
             temporary.mkdir()
             path = temporary / "predictions.safetensors"
-            save_file(tensors, path)
-            share(path)
+            save_tensors(tensors, path)
             metadata = {"fingerprint": _digest(identity), "identity": identity, "sha256": hash_file(path)}
             (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2))
     except OSError as error:

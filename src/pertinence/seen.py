@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .data import LabelledImages
 from .errors import PertinenceError
-from .files import find_file, replaced, share
+from .files import find_file, replaced, save_tensors
 
 
 SEEN = "seen_images.safetensors"
@@ -46,8 +45,7 @@ class SeenImages:
     def save(self, folder: Path) -> None:
         with replaced(folder / SEEN) as temporary:
             counts = {name: str(count) for name, count in self.counts.items()}
-            save_file(dict(self.digests), temporary, metadata=counts)
-            share(temporary)
+            save_tensors(self.digests, temporary, counts)
 
     @classmethod
     def load(cls, model_path: str | os.PathLike, token: str | bool | None = None) -> SeenImages | None:
