@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from pertinence import PertinenceConfig
 from pertinence.cli import anchored, main, parse
 
 
@@ -212,10 +212,10 @@ def test_experts_from_the_hub_are_written_at_the_commit_that_was_loaded(tmp_path
     (tmp_path / "local").mkdir()
     entries = [("user/small", "a" * 40), (str(tmp_path / "local"), "sha256:b"), ("user/twice", "c" * 40),
                ("user/twice", "d" * 40)]  # fmt: skip
-    config = SimpleNamespace(
-        experts=[{"repo_id": repo_id, "revision": revision} for repo_id, revision in entries],
-        stem={"repo_id": "user/stem", "revision": "e" * 40},
-    )
+    known = {"gmacs": 1.0, "parameters": 1, "features": 1, "transform": {}}
+    pool = [{"name": f"{i}", "repo_id": repo, "revision": at, **known} for i, (repo, at) in enumerate(entries)]
+    stem = {"name": "stem", "repo_id": "user/stem", "revision": "e" * 40, **known}
+    config = PertinenceConfig(experts=pool, stem=stem)
     experts = [
         "user/small",
         "user/twice@v1",
