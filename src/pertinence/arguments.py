@@ -152,7 +152,7 @@ class SearchArguments(RuntimeArguments):
     report_fraction: float = field(
         default=0.2, metadata={"help": "Share held out to report on, where no report images are given."}
     )
-    front_size: int = field(default=100, metadata={"help": "Operating points that the model has at most."})
+    front_size: int = field(default=200, metadata={"help": "Operating points that the model has at most."})
     baselines: bool = field(
         default=True, metadata={"help": "Tune confidence cascades by the same search, to compare with."}
     )

@@ -23,7 +23,7 @@ from .front import OperatingPoint, Stage
 from .predictions import Predictions
 
 
-PRICES = 10 ** np.linspace(-2.8, 0.4, 100)
+PRICES = 10 ** np.linspace(-2.8, 0.8, 337)
 """Lambda: accuracy (0 to 1) that one run of the largest expert must be worth."""
 MAX_WEIGHT, MIN_SINGLE_WEIGHT = 3.0, 1e-3
 WEIGHT_DECAY = 1e-3

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .checkpoints import Backbone, Checkpoint, ExpertReference, LoadOptions, is_commit, open_checkpoint, read_licence
+from .configuration_pertinence import QUANTIZATIONS
 from .costs import count_gmacs
 from .errors import PertinenceError
 from .labels import check_same_labels, is_generic, resolve_label_map
@@ -239,6 +240,10 @@ def measured_expert(
         PertinenceError: the architecture does not take such images, or it is no classifier.
     """
     name, model = entry["name"], checkpoint.model
+    if quantization not in (None, *QUANTIZATIONS):
+        raise PertinenceError(
+            f"expert {name!r}: quantization={quantization!r} is not one of {', '.join(QUANTIZATIONS)}"
+        )
     try:
         transform = smaller_transform(checkpoint, image_size, image_size_by)
     except PertinenceError as error:
