@@ -22,6 +22,13 @@ from .preprocessing import Images, Preprocessor, Transform, resolve_transform
 
 logger = logging.get_logger(__name__)
 
+PIXELS_AT_ONCE = 2**16
+"""What a CPU thread is given at once: 64 images of 32 x 32. With more the activations leave its cache, and every image
+takes up to twice as long."""
+LEAST_AT_ONCE = 4
+ACCELERATED_PIXELS_AT_ONCE = 2**25
+"""The same for an accelerator, where only memory bounds it: 668 images of 224 x 224."""
+
 
 class Expert(nn.Module):
     """A frozen classifier with its own preprocessing, answering in the label order of the pool.
@@ -36,6 +43,8 @@ class Expert(nn.Module):
     def __init__(self, checkpoint: Checkpoint, entry: dict[str, Any], preprocessing: str = "exact"):
         super().__init__()
         self.model = checkpoint.model.eval().requires_grad_(False)
+        self.memory_format = torch.channels_last if _is_convolutional(self.model) else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
         self.entry = entry
         self.folder = checkpoint.folder
         self.revision = checkpoint.revision
@@ -45,6 +54,15 @@ class Expert(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def weights_key(self) -> tuple[int, int]:
+        """Experts that share their weights have the same."""
+        return id(self.model), id(self.preprocess.processor)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -57,8 +75,12 @@ class Expert(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Classify uint8 images.
+
+        Args:
+            images: see `Images`.
+            max_batch: images that the network receives at once; default: as many as its device likes (`chunk_size`).
 
         Returns:
             logits (B, C) in the pool's label order, and features (B, F): the input of the final classification layer,
@@ -67,17 +89,59 @@ class Expert(nn.Module):
         Raises:
             PertinenceError: the expert answered with NaN or infinity.
         """
-        images = images.to(self.device) if isinstance(images, torch.Tensor) else [i.to(self.device) for i in images]
-        pixel_values = self.preprocess(images).to(self.device, self.model.dtype)
-        logits, features = self._features.run(pixel_values)
-        if not torch.isfinite(logits).all():
-            raise PertinenceError(
-                f"expert {self.entry['name']!r} answers with NaN or infinite scores: check its weights, and its "
-                f"dtype ({self.model.dtype})"
+        logits, features, is_finite = self.answer(images, max_batch)
+        self.check(is_finite)
+        return logits, features
+
+    def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same as `forward`, and whether all scores are finite, bool (): still on the device, where reading it
+        would wait for everything before."""
+        first = next(self.model.parameters())
+        device, dtype = first.device, self.dtype
+        answers = []
+        for chunk in _chunks(images, max_batch or self.chunk_size(device)):
+            chunk = (
+                chunk.to(device, non_blocking=True)
+                if isinstance(chunk, torch.Tensor)
+                else [image.to(device, non_blocking=True) for image in chunk]
             )
+            pixel_values = self.preprocess(chunk).to(device, dtype, memory_format=self.memory_format)
+            answers.append(self._features.run(pixel_values))
+        logits, features = answers[0] if len(answers) == 1 else map(torch.cat, zip(*answers, strict=True))
+        is_finite = torch.isfinite(logits).all()
         if self.entry.get("label_map") is not None:
             logits = logits[:, self.entry["label_map"]]
-        return logits.float(), features.float()
+        return logits.float(), features.float(), is_finite
+
+    def check(self, is_finite: torch.Tensor) -> None:
+        """Raise `PertinenceError` where `answer` gave scores that are not finite."""
+        if not is_finite:
+            raise PertinenceError(
+                f"expert {self.entry['name']!r} answers with NaN or infinite scores: check its weights, and its "
+                f"dtype ({self.dtype})"
+            )
+
+    def chunk_size(self, device: torch.device) -> int:
+        """Images that the network receives at once on a device."""
+        height, width = self.preprocess.transform.size
+        if device.type != "cpu":
+            return max(1, ACCELERATED_PIXELS_AT_ONCE // (height * width))
+        return max(LEAST_AT_ONCE, PIXELS_AT_ONCE // (height * width)) * torch.get_num_threads()
+
+
+def _chunks(images: Images, size: int) -> Sequence[Images]:
+    """As few parts as possible of at most so many images each, and of about the same number."""
+    count = len(images)
+    if count <= size:
+        return [images]
+    size = -(-count // -(-count // size))
+    return [images[start : start + size] for start in range(0, count, size)]
+
+
+def _is_convolutional(model: nn.Module) -> bool:
+    """Whether a network is laid out with channels last, in which convolutions are faster: not one that has none but to
+    cut an image into patches."""
+    return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
 
 
 class _FeatureTap:
