@@ -28,58 +28,61 @@ Experts = dict[int, "Expert | LazyExpert"]
 """By pool index; `STEM`: the separate stem."""
 
 
-def load_experts(config: PertinenceConfig, places: Mapping[int, str], options: LoadOptions) -> Experts:
-    """Load every expert of a saved model.
+@dataclass
+class SavedPool:
+    """The experts of a saved model, and where to find them.
 
-    Args:
+    Attributes:
         config: of the model.
-        places: where each lies, from `find_experts`.
-        options: how they are loaded.
+        source, revision: folder or Hub id that the model itself was loaded from, and its commit.
+        options: how experts are loaded.
     """
-    opened: dict[Any, Checkpoint] = {}
-    return {index: _load(config, index, place, options, opened) for index, place in places.items()}
 
+    config: PertinenceConfig
+    source: str
+    revision: str | None
+    options: LoadOptions
 
-def find_experts(
-    config: PertinenceConfig, source: str, revision: str | None, options: LoadOptions, paths: Mapping[str, Any]
-) -> dict[int, str]:
-    """Hub id or folder of every expert of a saved model.
+    @property
+    def entries(self) -> dict[int, dict[str, Any]]:
+        return {**dict(enumerate(self.config.experts)), **({STEM: self.config.stem} if self.config.stem else {})}
 
-    Args:
-        config: of the model; notes where experts have moved to.
-        source, revision: where the model itself was loaded from.
-        options: how they are loaded.
-        paths: where local experts have moved to, folder by expert name.
+    def move(self, paths: Mapping[str, Any]) -> None:
+        """Note where local experts have moved to, folder by name; raises `PertinenceError` for an unknown name."""
+        entries = {entry["name"]: entry for entry in self.entries.values()}
+        if unknown := set(paths) - set(entries):
+            raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(entries)}")
+        for name, folder in paths.items():
+            entries[name]["repo_id"] = str(Path(folder).resolve())
 
-    Raises:
-        PertinenceError: a name is unknown, or an expert is not where it was.
-    """
-    entries = _entries(config)
-    known = [entry["name"] for entry in entries.values()]
-    if unknown := set(paths) - set(known):
-        raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(known)}")
-    places = {}
-    for index, entry in entries.items():
-        if entry["name"] in paths:
-            entry["repo_id"] = str(Path(paths[entry["name"]]).resolve())
-        places[index] = locate(entry, source, revision, options)
-    return places
+    def load(self, index: int, opened: dict[Any, Checkpoint]) -> Expert:
+        """Load one expert; `opened` holds the checkpoints that are there already (see `open_checkpoint`)."""
+        entry = self.entries[index]
+        place = locate(entry, self.source, self.revision, self.options)
+        expert = reload_expert(entry, place, self.options, self.config.preprocessing, index == STEM, opened)
+        if index != STEM and len(expert.labels) != self.config.num_labels:
+            raise PertinenceError(
+                f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"
+            )
+        return expert
 
+    def load_all(self) -> Experts:
+        opened: dict[Any, Checkpoint] = {}
+        return {index: self.load(index, opened) for index in self.entries}
 
-def _entries(config: PertinenceConfig) -> dict[int, dict[str, Any]]:
-    return {**dict(enumerate(config.experts)), **({STEM: config.stem} if config.stem else {})}
+    def key(self, index: int) -> tuple[str, str]:
+        """What tells the checkpoint of an expert."""
+        entry = self.entries[index]
+        return entry["repo_id"], entry["revision"]
 
+    def dtype(self, index: int) -> torch.dtype:
+        """That an expert is loaded in."""
+        dtype = self.options.dtype or self.entries[index].get("dtype") or torch.float32
+        return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
-def _load(
-    config: PertinenceConfig, index: int, place: str, options: LoadOptions, opened: dict[Any, Checkpoint]
-) -> Expert:
-    entry = _entries(config)[index]
-    expert = reload_expert(entry, place, options, config.preprocessing, index == STEM, opened)
-    if index != STEM and len(expert.labels) != config.num_labels:
-        raise PertinenceError(
-            f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {config.num_labels}"
-        )
-    return expert
+    def size(self, index: int) -> int:
+        """Bytes of an expert's parameters."""
+        return self.entries[index]["parameters"] * self.dtype(index).itemsize
 
 
 @dataclass
@@ -101,9 +104,7 @@ class ExpertStore:
     first at the model's operating point, and a separate stem, stay.
 
     Args:
-        config: of the model.
-        places: where each expert lies, see `find_experts`.
-        options: how they are loaded.
+        pool: what may be loaded.
         max_memory: bytes; None: all that were ever chosen stay.
 
     Attributes:
@@ -113,29 +114,23 @@ class ExpertStore:
         PertinenceError: what stays and another expert do not fit together.
     """
 
-    def __init__(
-        self, config: PertinenceConfig, places: Mapping[int, str], options: LoadOptions, max_memory: int | None = None
-    ):
-        self.config, self.places, self.options, self.max_memory = config, dict(places), options, max_memory
+    def __init__(self, pool: SavedPool, max_memory: int | None = None):
+        self.pool, self.max_memory = pool, max_memory
         self.loads = 0
-        self._first = {point.name: point.members[0] for point in config.build_front()}
+        self._first = {point.name: point.members[0] for point in pool.config.build_front()}
         self._weights: OrderedDict[Any, _Weights] = OrderedDict()  # the least recently used first
         self._changed = threading.Condition()
-        for index in places if max_memory is not None else ():
-            needed = sum({self.key(i): self._size_of(i) for i in self._staying() | {index}}.values())
+        for index, entry in pool.entries.items() if max_memory is not None else ():
+            needed = sum({pool.key(i): pool.size(i) for i in self._staying() | {index}}.values())
             if needed > max_memory:
                 raise PertinenceError(
-                    f"max_memory={max_memory:,} bytes do not hold expert {_entries(config)[index]['name']!r} beside "
+                    f"max_memory={max_memory:,} bytes do not hold expert {entry['name']!r} beside "
                     f"what always stays: give at least {needed:,}"
                 )
 
-    def key(self, index: int) -> tuple[str, str]:
-        """What tells the checkpoint of an expert."""
-        return self.places[index], _entries(self.config)[index]["revision"]
-
     def experts(self) -> Experts:
         """A module for every expert; none is loaded yet."""
-        return {index: LazyExpert(self, index) for index in self.places}
+        return {index: LazyExpert(self, index) for index in self.pool.entries}
 
     @property
     def memory(self) -> int:
@@ -145,7 +140,7 @@ class ExpertStore:
     @property
     def loaded(self) -> list[int]:
         """The experts whose weights are held now."""
-        return [index for index in self.places if self.key(index) in self._weights]
+        return [index for index in self.pool.entries if self.pool.key(index) in self._weights]
 
     @contextmanager
     def borrow(self, index: int, place: Callable[[Expert], None]) -> Iterator[Expert]:
@@ -155,14 +150,13 @@ class ExpertStore:
             index: of the pool, or `STEM`.
             place: brings an expert that has just been loaded to its device.
         """
-        key = self.key(index)
+        key = self.pool.key(index)
         with self._changed:
             weights = self._reserve(key, index)
         try:
             with weights.loading:
                 if index not in weights.experts:
-                    self.loads += not weights.opened
-                    expert = _load(self.config, index, self.places[index], self.options, weights.opened)
+                    expert = self.pool.load(index, weights.opened)
                     place(expert)
                     weights.experts[index] = expert
             yield weights.experts[index]
@@ -180,10 +174,11 @@ class ExpertStore:
             self._changed.notify_all()
 
     def _reserve(self, key: Any, index: int) -> _Weights:
-        size = self._size_of(index)
+        size = self.pool.size(index)
         while key not in self._weights:
             if self._has_room(size):
                 self._weights[key] = _Weights(size)
+                self.loads += 1
             else:
                 self._changed.wait()
         self._weights.move_to_end(key)
@@ -194,7 +189,7 @@ class ExpertStore:
         """Whether so many bytes more may be held, after those have left that can."""
         if self.max_memory is None:
             return True
-        staying = {self.key(index) for index in self._staying()}
+        staying = {self.pool.key(index) for index in self._staying()}
         # What stays leaves last: another operating point may have another first expert than the cap was checked for.
         leaving = sorted(self._weights, key=lambda key: key in staying)
         for key in leaving:
@@ -203,17 +198,11 @@ class ExpertStore:
         return self.memory + size <= self.max_memory
 
     def _staying(self) -> set[int]:
-        first = self._first.get(self.config.operating_point, next(iter(self._first.values()), 0))
-        return {first} | ({STEM} & set(self.places))
-
-    def _size_of(self, index: int) -> int:
-        entry = _entries(self.config)[index]
-        dtype = self.options.dtype or entry.get("dtype") or torch.float32
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        return entry["parameters"] * dtype.itemsize
+        first = self._first.get(self.pool.config.operating_point, next(iter(self._first.values()), 0))
+        return {first} | ({STEM} & set(self.pool.entries))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertStore:
-        memo[id(self)] = ExpertStore(copy.deepcopy(self.config, memo), self.places, self.options, self.max_memory)
+        memo[id(self)] = ExpertStore(copy.deepcopy(self.pool, memo), self.max_memory)
         return memo[id(self)]
 
 
@@ -223,15 +212,12 @@ class LazyExpert(nn.Module):
     def __init__(self, store: ExpertStore, index: int):
         super().__init__()
         self.store, self.index = store, index
-        entry = self.entry
-        dtype = store.options.dtype or entry.get("dtype") or torch.float32
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        device = _one_device(store.options.device_map)
+        device, dtype = _one_device(store.pool.options.device_map), store.pool.dtype(index)
         self.register_buffer("placement", torch.empty(0, dtype=dtype, device=device), persistent=False)
 
     @property
     def entry(self) -> dict[str, Any]:
-        return _entries(self.store.config)[self.index]
+        return self.store.pool.entries[self.index]
 
     @property
     def device(self) -> torch.device:
@@ -243,7 +229,7 @@ class LazyExpert(nn.Module):
 
     @property
     def weights_key(self) -> tuple[str, str]:
-        return self.store.key(self.index)
+        return self.store.pool.key(self.index)
 
     def __getattr__(self, name: str) -> Any:
         # What only the loaded expert knows; it is loaded for that.
@@ -298,6 +284,4 @@ def parse_memory(max_memory: int | str | None) -> int | None:
         size = None if max_memory is None else convert_file_size_to_int(max_memory)
     except (ValueError, TypeError, AttributeError) as error:
         raise PertinenceError(f'max_memory is a number of bytes or a size like "2GiB", got {max_memory!r}') from error
-    if size is not None and size <= 0:
-        raise PertinenceError(f"max_memory must be positive, got {max_memory!r}")
     return size

@@ -22,7 +22,7 @@ from .experts import Expert, load_pool, pool_labels
 from .files import share
 from .front import STEM, Figures, Front, OperatingPoint, Stage
 from .image_processing_pertinence import PertinenceImageProcessor, as_images
-from .lazy import ExpertStore, LazyExpert, find_experts, load_experts, parse_memory
+from .lazy import ExpertStore, LazyExpert, SavedPool, parse_memory
 from .preprocessing import stacked, take
 from .references import EMBEDDED, save_components
 
@@ -325,14 +325,9 @@ class PertinenceForImageClassification(PreTrainedModel):
         if options.get("dtype") == "auto":
             del options["dtype"]  # each expert's own, as the config notes it
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
-        load_options = _load_options(options)
-        places = find_experts(
-            model.config, str(pretrained_model_name_or_path), revision, load_options, expert_paths or {}
-        )
-        if lazy:
-            experts = ExpertStore(model.config, places, load_options, parse_memory(max_memory)).experts()
-        else:
-            experts = load_experts(model.config, places, load_options)
+        pool = SavedPool(model.config, str(pretrained_model_name_or_path), revision, _load_options(options))
+        pool.move(expert_paths or {})
+        experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
         model.stem = experts.pop(STEM, None)
         model.experts.extend(experts.values())
         model.dispatcher.requires_grad_(False)
