@@ -178,16 +178,19 @@ class PertinenceForImageClassification(PreTrainedModel):
         accuracy: float | None = None,
         max_accuracy_loss: float | None = None,
         operating_point: str | None = None,
+        device: str | None = None,
+        batch_size: int | None = None,
     ) -> OperatingPoint:
         """Choose the operating point for the calls to come, by the figures on the search images; saving keeps it.
 
         Args:
             gmacs: the most accurate point whose mean cost is at most this.
-            latency_ms: the same for milliseconds of an image, where the search measured them.
+            latency_ms: the same for milliseconds of an image, as `pertinence benchmark` or the search measured them.
             accuracy: the cheapest point whose accuracy (0 to 1) is at least this.
             max_accuracy_loss: the cheapest point whose accuracy is at most this much (0 to 1) below the largest
                 expert's.
             operating_point: the point of that name.
+            device, batch_size: which milliseconds, where several were measured (`point.latency`).
 
         Returns:
             The chosen point.
@@ -202,9 +205,8 @@ class PertinenceForImageClassification(PreTrainedModel):
             accuracy = Figures.from_dict(largest).accuracy - max_accuracy_loss
         elif max_accuracy_loss is not None:
             raise PertinenceError("give either `accuracy` or `max_accuracy_loss`")
-        point = self._front.choose(
-            gmacs=gmacs, latency_ms=latency_ms, accuracy=accuracy, operating_point=operating_point
-        )
+        budget = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
+        point = self._front.choose(**budget, device=device, batch_size=batch_size)
         self.config.operating_point = point.name
         return point
 
