@@ -99,6 +99,7 @@ class Expert(nn.Module):
         first = next(self.model.parameters())
         device, dtype = first.device, self.dtype
         answers = []
+        images, order = _by_size(images)
         for chunk in _chunks(images, max_batch or self.chunk_size(device)):
             chunk = (
                 chunk.to(device, non_blocking=True)
@@ -108,6 +109,9 @@ class Expert(nn.Module):
             pixel_values = self.preprocess(chunk).to(device, dtype, memory_format=self.memory_format)
             answers.append(self._features.run(pixel_values))
         logits, features = answers[0] if len(answers) == 1 else map(torch.cat, zip(*answers, strict=True))
+        if order is not None:
+            back = torch.tensor(order).argsort().to(device, non_blocking=True)
+            logits, features = logits[back], features[back]
         is_finite = torch.isfinite(logits).all()
         if self.entry.get("label_map") is not None:
             logits = logits[:, self.entry["label_map"]]
@@ -121,12 +125,25 @@ class Expert(nn.Module):
                 f"dtype ({self.dtype})"
             )
 
+    def compile_network(self, options: dict[str, Any]) -> None:
+        """Compile the network, in place, with options of `torch.compile`."""
+        self.model.compile(**options)
+
     def chunk_size(self, device: torch.device) -> int:
         """Images that the network receives at once on a device."""
         height, width = self.preprocess.transform.size
         if device.type != "cpu":
             return max(1, ACCELERATED_PIXELS_AT_ONCE // (height * width))
         return max(LEAST_AT_ONCE, PIXELS_AT_ONCE // (height * width)) * torch.get_num_threads()
+
+
+def _by_size(images: Images) -> tuple[Images, list[int] | None]:
+    """Images with those of one size side by side, so that few chunks hold several sizes; and their order, if it is
+    another."""
+    if isinstance(images, torch.Tensor) or all(image.shape == images[0].shape for image in images):
+        return images, None
+    order = sorted(range(len(images)), key=lambda index: images[index].shape)
+    return [images[index] for index in order], order
 
 
 def _chunks(images: Images, size: int) -> Sequence[Images]:

@@ -6,7 +6,7 @@ import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,7 @@ class LazyExpert(nn.Module):
     def __init__(self, store: ExpertStore, index: int):
         super().__init__()
         self.store, self.index = store, index
+        self._compile_options: dict[str, Any] | None = None
         device, dtype = _one_device(store.pool.options.device_map), store.pool.dtype(index)
         self.register_buffer("placement", torch.empty(0, dtype=dtype, device=device), persistent=False)
 
@@ -253,8 +254,18 @@ class LazyExpert(nn.Module):
     def train(self, mode: bool = True) -> LazyExpert:
         return super().train(False)
 
-    def _borrow(self):
-        return self.store.borrow(self.index, lambda expert: expert.to(self.device, self.dtype))
+    def compile_network(self, options: dict[str, Any]) -> None:
+        """As `Expert.compile_network`, whenever it is loaded from now on."""
+        self._compile_options = options
+        self.store.forget()
+
+    def _borrow(self) -> AbstractContextManager[Expert]:
+        return self.store.borrow(self.index, self._place)
+
+    def _place(self, expert: Expert) -> None:
+        expert.to(self.device, self.dtype)
+        if self._compile_options is not None:
+            expert.compile_network(self._compile_options)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LazyExpert:
         before = self.placement

@@ -139,7 +139,7 @@ class PertinenceForImageClassification(PreTrainedModel):
             preprocessing: "exact" or "fast".
             load_options: dtype, device_map, token, cache_dir, local_files_only, force_download, trust_remote_code.
         """
-        pool = load_pool(experts, _load_options(load_options), preprocessing)
+        pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing)
         count = len(pool) - 1
         values = [thresholds] * count if isinstance(thresholds, (int, float)) else list(thresholds or ())
         if len(values) != count or not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values):
@@ -209,6 +209,15 @@ class PertinenceForImageClassification(PreTrainedModel):
         point = self._front.choose(**budget, device=device, batch_size=batch_size)
         self.config.operating_point = point.name
         return point
+
+    def compile_experts(self, **options: Any) -> None:
+        """Compile every expert's network with `torch.compile`, lazy ones when they are loaded; decisions stay eager.
+
+        Args:
+            options: of `torch.compile`; `dynamic=True` unless said otherwise, as every batch is divided anew.
+        """
+        for expert in filter(None, [*self.experts, self.stem]):
+            expert.compile_network({"dynamic": True, **options})
 
     def forward(
         self,
@@ -327,7 +336,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         if options.get("dtype") == "auto":
             del options["dtype"]  # each expert's own, as the config notes it
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
-        pool = SavedPool(model.config, str(pretrained_model_name_or_path), revision, _load_options(options))
+        pool = SavedPool(model.config, str(pretrained_model_name_or_path), revision, LoadOptions.parse(options))
         pool.move(expert_paths or {})
         experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
         model.stem = experts.pop(STEM, None)
@@ -418,11 +427,3 @@ class PertinenceForImageClassification(PreTrainedModel):
                 "save_experts=True) writes with `hf upload`"
             )
         return super().push_to_hub(repo_id, **kwargs)
-
-
-def _load_options(values: dict[str, Any]) -> LoadOptions:
-    try:
-        return LoadOptions(**values)
-    except TypeError as error:
-        known = ", ".join(field.name for field in fields(LoadOptions))
-        raise PertinenceError(f"{error}; experts are loaded with: {known}") from error
