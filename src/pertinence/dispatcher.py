@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,11 @@ class Routing:
 def choose(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
     """The action of the largest score among the allowed ones, the cheapest of equals: (..., N), bool (N,) -> int64
     (...)."""
-    return scores.masked_fill(~allowed, -torch.inf).argmax(-1)
+    return _choose_but(scores, ~allowed)
+
+
+def _choose_but(scores: torch.Tensor, forbidden: torch.Tensor) -> torch.Tensor:
+    return scores.masked_fill(forbidden, -torch.inf).argmax(-1)
 
 
 def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> torch.Tensor:
@@ -92,9 +97,9 @@ def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> to
 
 
 @lru_cache(maxsize=4096)
-def _allowed_on(members: tuple[int, ...], after: int, num_experts: int, device: torch.device) -> torch.Tensor:
-    """`allowed_actions` where decisions are taken: made and sent there once, not for every batch."""
-    return allowed_actions(OperatingPoint("", "", members), Stage(after), num_experts).to(device)
+def _forbidden_on(members: tuple[int, ...], after: int, num_experts: int, device: torch.device) -> torch.Tensor:
+    """All but `allowed_actions`, where decisions are taken: made and sent there once, not for every batch."""
+    return ~allowed_actions(OperatingPoint("", "", members), Stage(after), num_experts).to(device)
 
 
 def mix(log_probs: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
@@ -148,9 +153,9 @@ def mix_evidence(
     log_probs = log_softmax(mixed, tail)
     answer = log_probs.argmax(-1, keepdim=True)
     best, labels = log_probs.topk(min(TOP_SCORES, log_probs.shape[-1]))
-    rest = _log_of_the_others(log_probs, answer, tail)
-    others = _log_of_the_others(log_probs, labels, tail)
-    outcomes = torch.cat([best, others.unsqueeze(1)], 1).clamp_min(LOG_FLOOR)
+    parts = torch.cat([best, _log_of_the_others(log_probs, labels, tail).unsqueeze(1)], 1)
+    rest = parts[:, 1:].logsumexp(-1).clamp_min(LOG_FLOOR)
+    outcomes = parts.clamp_min(LOG_FLOOR)
     likely = outcomes.exp()
     entropy = -(likely * outcomes).sum(-1)
     p1, p2 = likely[:, 0], likely[:, 1]
@@ -302,40 +307,47 @@ def route(
     last = np.full(count, point.members[0])
     gmacs = np.zeros(count)
     scores = torch.full((count, len(decisions), num_experts), torch.nan, device=device)
-    logits = log_probs = votes = None
-    has_run: list[int] = []
+    logits = votes = None
+    log_probs: dict[int, torch.Tensor] = {}
 
     for member in dict.fromkeys([first, *point.members]):
-        waiting = following == member
-        if not waiting.any():
-            continue
-        if waiting.all():
+        if member == first:
             rows, here, there = torch.arange(count), slice(None), slice(None)
         else:
-            here = np.flatnonzero(waiting)
+            here = np.flatnonzero(following == member)
+            if not len(here):
+                continue
             rows = torch.from_numpy(here)
             there = rows.to(device, non_blocking=True)
+
+        def spread(values: torch.Tensor, of_all: torch.Tensor | None, there=there) -> torch.Tensor:
+            """Put values of some images among those of all."""
+            if of_all is None and isinstance(there, slice):
+                return values
+            if of_all is None:
+                of_all = values.new_zeros(count, *values.shape[1:])
+            of_all[there] = values
+            return of_all
+
         own, features = run(member, rows)
         gmacs[here] += stem_gmacs if member == STEM else expert_gmacs[member]
         answer, stage = own, stages.get(member)
         if member != STEM:
             own = answer = own.to(device)
-            if logits is None:
-                logits = torch.zeros(count, own.shape[1], device=device)
-                if compares:
-                    log_probs = torch.zeros(num_experts, count, own.shape[1], device=device)
-                    votes = torch.zeros(count, num_experts, dtype=torch.int64, device=device)
             ran[here, member] = True
             last[here] = member
-            has_run.append(member)
             if compares:
                 own_log_probs = log_softmax(own, tail)
-                log_probs[member, there], votes[there, member] = own_log_probs, own_log_probs.argmax(-1)
+                log_probs[member] = spread(own_log_probs, None)
+                if votes is None:
+                    votes = torch.zeros(count, num_experts, dtype=torch.int64, device=device)
+                votes[there, member] = own_log_probs.argmax(-1)
             if stage is not None and stage.mixing is not None:
-                # Of members that nobody was sent to nothing is known: zeros, as of those that an image has skipped.
-                mixed = [m for m in point.members if m <= member]
-                answer = mix([log_probs[m, there] for m in mixed], stage.mixing)
-            logits[there] = answer
+                # Of a member that nobody was sent to nothing is known, and nothing is mixed.
+                mixed = [(m, w) for m, w in zip(point.members, stage.mixing, strict=False) if m in log_probs]
+                answer = mix([log_probs[m][there] for m, _ in mixed], [weight for _, weight in mixed])
+            # A copy: what `run` gave may be somebody else's.
+            logits = answer.clone() if logits is None and answer is own and member == first else spread(answer, logits)
         if member not in decisions:
             continue
         position, head = decisions[member]
@@ -347,12 +359,12 @@ def route(
             None if features is None else features.to(device),
             head.knots,
             tail,
-            len(has_run) == 1,
+            len(log_probs) == 1,
         )
         stage_scores = head.scores(evidence)
-        allowed = _allowed_on(point.members, stage.after, num_experts, device)
-        following[here] = choose(stage_scores, allowed).cpu().numpy()
-        scores[there, position] = stage_scores.masked_fill(~allowed, torch.nan)
+        forbidden = _forbidden_on(point.members, stage.after, num_experts, device)
+        following[here] = _choose_but(stage_scores, forbidden).cpu().numpy()
+        scores[there, position] = stage_scores.masked_fill(forbidden, torch.nan)
         gmacs[here] += head.gmacs
         if not (following > member).any():
             break
@@ -388,13 +400,28 @@ class Dispatcher(nn.Module):
                 len(names), num_experts, size, evidence != "features"
             )
         self._names = [point.name for point in front]
+        self._views: dict[str, tuple[list[int], list[Head]]] = {}
         # Where a file has none, nothing casts it back from the default type that transformers sets for the experts.
         counts = torch.zeros(len(front), num_experts, CONFIDENCE_BINS, dtype=torch.float32)
         self.answers = nn.Parameter(counts, requires_grad=False)
 
     def heads(self, point: OperatingPoint) -> list[Head]:
         """The heads of one point, one for each of its decisions, in float32."""
-        return [self._stack(stage)[self.rows[point.name, stage.after, stage.evidence]] for stage in point.decisions]
+        stacks = [self._stack(stage) for stage in point.decisions]
+        # Heads are views, which stay true as long as the stacks lie where they lie.
+        places = [stack.weight.data_ptr() for stack in stacks]
+        known, heads = self._views.get(point.name, (None, []))
+        if known != places:
+            with torch.inference_mode(False):
+                heads = [
+                    stack[self.rows[point.name, stage.after, stage.evidence]]
+                    for stack, stage in zip(stacks, point.decisions, strict=True)
+                ]
+            self._views[point.name] = places, heads
+        return heads
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_views": {}}
 
     @torch.no_grad()
     def set_heads(self, point: OperatingPoint, heads: Sequence[Head]) -> None:

@@ -50,14 +50,16 @@ class Expert(nn.Module):
         self.revision = checkpoint.revision
         self.preprocess = Preprocessor(Transform.from_dict(entry["transform"]), checkpoint.processor, preprocessing)
         self._features = _FeatureTap(checkpoint.model)
+        # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
+        self._parameter = (next(p for p in self.model.parameters() if p.is_floating_point()),)
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self._parameter[0].device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        return self._parameter[0].dtype
 
     @property
     def weights_key(self) -> tuple[int, int]:
@@ -96,8 +98,7 @@ class Expert(nn.Module):
     def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The same as `forward`, and whether all scores are finite, bool (): still on the device, where reading it
         would wait for everything before."""
-        first = next(self.model.parameters())
-        device, dtype = first.device, self.dtype
+        device, dtype = self.device, self.dtype
         answers = []
         images, order = _by_size(images)
         for chunk in _chunks(images, max_batch or self.chunk_size(device)):

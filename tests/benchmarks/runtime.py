@@ -81,7 +81,7 @@ def efficiency(model: PertinenceForImageClassification, batches: list[list[torch
     rows = [[mask.nonzero().squeeze(1) for mask in part.T] for part in ran]
     pixels = [
         [
-            expert.preprocess(batch).to(memory_format=expert.memory_format) if len(own.unique()) else None
+            expert.preprocess(batch).to(memory_format=expert.memory_format) if len(own) else None
             for expert, own in zip(model.experts, mine, strict=True)
         ]
         for batch, mine in zip(batches, rows, strict=True)
@@ -121,7 +121,7 @@ def efficiency(model: PertinenceForImageClassification, batches: list[list[torch
                 if images:
                     for chunk in _chunks(images, expert.chunk_size(cpu)):
                         ready = expert.preprocess(chunk).to(memory_format=expert.memory_format)
-                        expert.model(pixel_values=ready).logits
+                        expert.model(pixel_values=ready)
 
     def routed() -> None:
         for batch in batches:
@@ -163,7 +163,7 @@ def clock_table(model, plain, batches, turns: int, clock) -> dict[str, np.ndarra
     @torch.no_grad()
     def largest_as_usual() -> None:
         for batch in batches:
-            largest.model(pixel_values=largest.preprocess(batch)).logits
+            largest.model(pixel_values=largest.preprocess(batch))
 
     def largest_in_chunks() -> None:
         for batch in batches:
