@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +46,9 @@ def server(saved, tmp_path_factory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("log") / "server.log"
     options = ["--port", str(port), "--max-requests", str(MOST), "--batch-timeout", "0.2", "--max-memory", "1GB"]
     with log.open("w") as file:
-        process = subprocess.Popen([sys.executable, EXAMPLE, saved, *options], stdout=file, stderr=file)
+        process = subprocess.Popen(
+            [sys.executable, EXAMPLE, saved, *options], stdout=file, stderr=file, start_new_session=True
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -58,7 +62,8 @@ def server(saved, tmp_path_factory) -> Iterator[str]:
             pytest.fail(log.read_text())
         yield url
     finally:
-        process.terminate()
+        # The whole session: LitServe's workers are processes of their own.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
 
 

@@ -153,9 +153,9 @@ def mix_evidence(
     log_probs = log_softmax(mixed, tail)
     answer = log_probs.argmax(-1, keepdim=True)
     best, labels = log_probs.topk(min(TOP_SCORES, log_probs.shape[-1]))
-    parts = torch.cat([best, _log_of_the_others(log_probs, labels, tail).unsqueeze(1)], 1)
-    rest = parts[:, 1:].logsumexp(-1).clamp_min(LOG_FLOOR)
-    outcomes = parts.clamp_min(LOG_FLOOR)
+    rest = _log_of_the_others(log_probs, answer, tail)
+    others = _log_of_the_others(log_probs, labels, tail)
+    outcomes = torch.cat([best, others.unsqueeze(1)], 1).clamp_min(LOG_FLOOR)
     likely = outcomes.exp()
     entropy = -(likely * outcomes).sum(-1)
     p1, p2 = likely[:, 0], likely[:, 1]
