@@ -234,7 +234,7 @@ class LazyExpert(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         # What only the loaded expert knows; it is loaded for that.
-        if name in ("model", "preprocess", "folder", "revision", "labels"):
+        if name in ("model", "preprocess", "folder", "revision", "labels", "checkpoint"):
             with self._borrow() as expert:
                 return getattr(expert, name)
         return super().__getattr__(name)

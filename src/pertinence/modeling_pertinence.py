@@ -382,7 +382,7 @@ class PertinenceForImageClassification(PreTrainedModel):
             if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
         }
         # Experts that share their weights share a folder: that of the first of them.
-        homes: dict[tuple, str] = {}
+        homes: dict[Any, str] = {}
         names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
         here = all(
             expert.folder == (folder / "experts" / name).resolve()
