@@ -283,7 +283,7 @@ def _run(
             decoded = raise_or(batch)
             # A batch of another size may run other kernels, whose last bits depend on what the process did before.
             filled = decoded + decoded[:1] * (batch_size - len(batch))
-            logits, features = (values[: len(batch)].cpu() for values in expert(filled))
+            logits, features = (values[: len(batch)].cpu() for values in expert(filled, batch_size))
             kept = compress(logits)
             if with_features:
                 kept["features"] = features

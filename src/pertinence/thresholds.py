@@ -67,8 +67,8 @@ class ThresholdRecipe:
             rows = here.nonzero().squeeze(1)
             scores = self._log_probs[member][rows]
             if weights is not None:
-                stacked = torch.stack([self._log_probs[m][rows] for m in members[: position + 1]], 1)
-                scores = log_softmax(mix(stacked, weights[: position + 1]), predictions.tail)
+                known = [self._log_probs[m][rows] for m in members[: position + 1]]
+                scores = log_softmax(mix(known, weights[: position + 1]), predictions.tail)
             best, answer = scores.max(1)
             right[rows], ended[rows] = answer == self._targets[rows], member
             gmacs[rows] += predictions.gmacs[member]
