@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,15 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging
 
 from .errors import PertinenceError, first_line
+from .files import hash_file
 
 
 logger = logging.get_logger(__name__)
 
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.py")
 """What an expert is loaded from; the content hash of a folder covers these."""
+LEGAL_FILES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
+"""What goes along where an expert is copied: most licences ask for it."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +195,7 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             revision = Path(found).parent.name
             # By its folder from here on: transformers would prefer a local directory that happens to have the same
             # name.
-            patterns = {"allow_patterns": [*CHECKPOINT_FILES, "README.md"], "ignore_patterns": ["*/*"]}
-            folder = Path(snapshot_download(reference.repo_id, revision=revision, **patterns, **options.hub))
+            folder = fetch(reference.repo_id, revision, options)
         shared = {**options.hub, "trust_remote_code": options.trust_remote_code}
         config = AutoConfig.from_pretrained(folder, **shared)
         if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
@@ -220,37 +224,58 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
     return Checkpoint(Backbone(model) if is_headless else model, processor, revision, folder)
 
 
+def fetch(
+    repo_id: str, revision: str | None, options: LoadOptions, patterns: Sequence[str] = CHECKPOINT_FILES + LEGAL_FILES
+) -> Path:
+    """Folder of the cache with some files of a model repository, downloaded where they are not there yet.
+
+    What was downloaded is compared with what the Hub said of it, once.
+
+    Args:
+        repo_id: Hub id.
+        revision: branch, tag or commit.
+        options: token, cache, and whether the Hub may be asked.
+        patterns: of the files; by default those of an expert at the root.
+
+    Raises:
+        PertinenceError: a file is not what the Hub announced; it is removed from the cache.
+    """
+    started = time.time() - 1  # clocks of file systems may lag a little
+    ignored = None if any("/" in pattern for pattern in patterns) else ["*/*"]
+    found = snapshot_download(
+        repo_id, revision=revision, allow_patterns=list(patterns), ignore_patterns=ignored, **options.hub
+    )
+    for path in Path(found).rglob("*"):
+        # The cache names large files by their sha256. What lay there before was compared when it came.
+        blob = path.resolve()
+        if (
+            re.fullmatch("[0-9a-f]{64}", blob.name)
+            and blob.stat().st_mtime >= started
+            and hash_file(blob) != blob.name
+        ):
+            blob.unlink()
+            path.unlink()
+            raise PertinenceError(
+                f"{path.name} of {repo_id} arrived damaged (it does not have the sha256 that the Hub announced) and "
+                "was removed from the cache: try again"
+            )
+    return Path(found)
+
+
 def _is_headless(config: Any) -> bool:
     """Whether a checkpoint has no classification head: timm counts no classes, transformers names a bare model."""
     return config.num_labels == 0 or any(name.endswith("Model") for name in config.architectures or ())
 
 
 def _explain(title: str, reference: ExpertReference, error: Exception) -> str:
-    causes, cause = [], error
-    while cause is not None:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    kinds = {type(cause).__name__ for cause in causes}
+    causes = _chain(error)
     if any("trust_remote_code" in str(cause) for cause in causes):
         return (
             f"{title} needs code of its own from {reference.repo_id}: read it, and if you trust it pass "
             "--trust-remote-code (in Python trust_remote_code=True)"
         )
-    if "RevisionNotFoundError" in kinds:
-        return f"{title}: {reference.repo_id} has no revision {reference.revision!r} on the Hub"
-    if "GatedRepoError" in kinds:
-        return f"{title}: {reference.repo_id} is gated: ask for access on its page and pass a token"
-    if "RepositoryNotFoundError" in kinds:
-        return (
-            f"{title}: {reference.repo_id} is neither a local folder nor a repository on the Hub that you "
-            "may read; check the name, or pass a token if it is private"
-        )
-    if "LocalEntryNotFoundError" in kinds:
-        return f"{title}: {reference.repo_id} is not in the cache, and the Hub cannot be reached"
-    if "HFValidationError" in kinds:
-        return f"{title}: {reference.repo_id!r} is neither a local folder nor a valid Hub id"
-    if "RemoteEntryNotFoundError" in kinds:
-        return f"{title}: {reference.repo_id} has no config.json, so it is not a checkpoint"
+    if (trouble := explain_hub(reference.repo_id, reference.revision, error)) is not None:
+        return f"{title}: {trouble}"
     if any("no classifier head" in str(cause) for cause in causes):
         return f"{title} is a backbone without a trained classification head; fine-tune it first"
     if any("model.safetensors" in str(cause) for cause in causes):
@@ -261,6 +286,54 @@ def _explain(title: str, reference: ExpertReference, error: Exception) -> str:
     if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
         return f"{title}: weights and config.json of {reference.repo_id} do not have the same shapes"
     return f"{title} cannot be loaded from {reference.repo_id}: {first_line(error)}"
+
+
+def explain_hub(repo_id: str, revision: str | None, error: Exception) -> str | None:
+    """What the Hub, or the way to it, has against reading a model, and what to do; None where it is something else."""
+    causes = _chain(error)
+    kinds = {type(cause).__name__ for cause in causes}
+    if "RevisionNotFoundError" in kinds:
+        vanished = (
+            ": its owner has removed it, or rewritten the history; ask for it, or choose another revision"
+            if is_commit(revision or "")
+            else ""
+        )
+        return f"{repo_id} has no revision {revision!r} on the Hub{vanished}"
+    if "GatedRepoError" in kinds:
+        return f"{repo_id} is gated: ask for access on its page and pass a token"
+    if "RepositoryNotFoundError" in kinds:
+        return (
+            f"{repo_id} is neither a local folder nor a repository on the Hub that you may read; check the name, or "
+            "pass a token if it is private"
+        )
+    statuses = [status for c in causes if (status := getattr(getattr(c, "response", None), "status_code", None))]
+    if statuses and statuses[0] in (401, 403):
+        return f"the Hub refuses this token for {repo_id}: check it with `hf auth whoami`, or `hf auth login` anew"
+    if statuses and statuses[0] >= 500:
+        return f"the Hub cannot serve {repo_id} now (it answered {statuses[0]}): try again later"
+    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
+        return (
+            f"{repo_id} is not in the cache, and the Hub cannot be reached: connect and load it once, and check "
+            "HF_HUB_OFFLINE and local_files_only"
+        )
+    if kinds & {"ConnectError", "ReadError", "ReadTimeout", "ConnectTimeout", "RemoteProtocolError"}:
+        return f"the connection to the Hub broke while {repo_id} was read: try again"
+    if any("Consistency check failed" in str(cause) for cause in causes):
+        return f"a file of {repo_id} did not arrive whole: try again"
+    if "HFValidationError" in kinds:
+        return f"{repo_id!r} is neither a local folder nor a valid Hub id"
+    if "RemoteEntryNotFoundError" in kinds:
+        return f"{repo_id} has no config.json, so it is not a checkpoint"
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and what caused it, one after the other."""
+    causes, cause = [], error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return causes
 
 
 def _timm_processor(config: Any) -> Any:
@@ -299,17 +372,19 @@ def _hash_tensors(model: nn.Module) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def read_licence(reference: ExpertReference, checkpoint: Checkpoint, options: LoadOptions) -> str | None:
-    """Licence that the checkpoint states: on its card, else in timm's `pretrained_cfg`; None where it states none."""
+def read_licence(checkpoint: Checkpoint, title: str) -> str | None:
+    """Licence that a checkpoint states: on its card, else in timm's `pretrained_cfg`; None where it states none.
+
+    Several are separated by commas; one that the Hub has no identifier for goes by the name that the card gives it.
+    """
+    licence = None
     try:
-        if reference.repo_id is None or reference.is_folder:
-            card = None if checkpoint.folder is None else checkpoint.folder / "README.md"
-        else:
-            card = hf_hub_download(reference.repo_id, "README.md", revision=checkpoint.revision, **options.hub)
-        if card is not None and Path(card).is_file():
-            licence = (metadata_load(card) or {}).get("license")
-            if licence:
-                return licence
+        if checkpoint.folder is not None and (card := checkpoint.folder / "README.md").is_file():
+            values = metadata_load(card) or {}
+            licence = values.get("license")
+            if licence == "other":
+                licence = values.get("license_name") or licence
     except Exception as error:  # a licence is worth showing, not worth failing for
-        logger.info(f"The licence of expert {reference.display_name!r} is unknown: {error}")
-    return (getattr(checkpoint.model.config, "pretrained_cfg", None) or {}).get("license")
+        logger.info(f"The licence of expert {title!r} is unknown: {error}")
+    licence = licence or (getattr(checkpoint.model.config, "pretrained_cfg", None) or {}).get("license")
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence

@@ -204,7 +204,7 @@ def load_expert(
         "transform": transform.to_dict(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "label_map": None,
-        "licence": read_licence(reference, checkpoint, options),
+        "licence": read_licence(checkpoint, name),
         "select": None,
         "report": None,
     }

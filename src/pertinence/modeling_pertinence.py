@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -21,8 +23,9 @@ from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels, reload_expert
 from .files import share
 from .front import STEM, Figures, Front, OperatingPoint, Stage
+from .hub import push_folder
 from .image_processing_pertinence import PertinenceImageProcessor, as_images
-from .references import EMBEDDED, locate, save_components
+from .references import EMBEDDED, as_copy, locate, save_components
 
 
 COUNTED = "dispatcher.answers"
@@ -387,7 +390,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         saved = []
         for entry, name, expert in zip(entries, names, components.values(), strict=True):
             if save_experts or here:
-                entry = {**entry, "repo_id": f"./experts/{name}"}
+                entry = as_copy(entry, name)
                 if expert.folder is None:
                     entry["revision"] = hash_folder(folder / entry["repo_id"])
             elif EMBEDDED.fullmatch(entry["repo_id"]):
@@ -403,24 +406,21 @@ class PertinenceForImageClassification(PreTrainedModel):
             self.config.experts, self.config.stem = experts, stem
         PertinenceImageProcessor().save_pretrained(folder)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """As in transformers; refused where an expert is a local folder, which nobody else could load.
+    def push_to_hub(self, repo_id: str, *, save_experts: bool = False, **options: Any) -> CommitInfo:
+        """Push model, image processor and a model card, in one commit.
+
+        Args:
+            repo_id: of the model repository, which is created where there is none.
+            save_experts: also push a copy of each expert's own files; copies that the model has go along anyway.
+            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.hub.push_folder`.
 
         Raises:
-            PertinenceError: an expert is not on the Hub.
+            PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.
         """
-        local = [
-            entry["name"]
-            for entry in self.config.entries
-            if Path(entry["repo_id"] or "/").is_absolute() or EMBEDDED.fullmatch(entry["repo_id"])
-        ]
-        if local:
-            raise PertinenceError(
-                f"expert {local[0]!r} is on this machine only, so nobody could load the pushed model: push that "
-                "expert first and refer to it by its Hub id, or upload the folder that save_pretrained(..., "
-                "save_experts=True) writes with `hf upload`"
-            )
-        return super().push_to_hub(repo_id, **kwargs)
+        save_experts |= any(EMBEDDED.fullmatch(entry["repo_id"] or "") for entry in self.config.entries)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, save_experts=save_experts)
+            return push_folder(folder, repo_id, **options)
 
 
 def _load_options(values: dict[str, Any]) -> LoadOptions:
