@@ -1,4 +1,4 @@
-"""What a searched model is made of and what it can be set to, from its config alone: no weights are read or fetched."""
+"""What a searched model is made of and what it can be set to, from its config alone: no weights are read."""
 
 from __future__ import annotations
 
@@ -44,10 +44,11 @@ def describe_model(
         return _describe_table_record(path)
     config = open_config(model, token, revision)
     header = ["expert", "GMACs", "parameters", "licence", "revision", "from"]
-    rows = [
-        [e["name"], f"{e['gmacs']:.4g}", f"{e['parameters']:,}", e["licence"] or "", e["revision"][:14], e["repo_id"]]
-        for e in config.entries
-    ]
+    rows = []
+    for entry in config.entries:
+        licence, revision = entry.get("licence") or "", entry["revision"][:14]
+        known = [f"{entry['gmacs']:.4g}", f"{entry['parameters']:,}", licence, revision, entry["repo_id"]]
+        rows.append([entry["name"], *known])
     front, guarantee = config.build_front(), config.build_guarantee()
     parts = [
         f"{len(config.experts)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",

@@ -43,11 +43,14 @@ def most_restrictive(licences: Iterable[str | None]) -> dict[str, str]:
     """The licence of a whole from those of its parts, as the metadata of a model card has it.
 
     A part without a stated licence makes the whole "unknown"; one under its owner's own terms "other", with its name.
+    Without any part there is nothing to say.
 
     Args:
         licences: of each part, several of one part separated by commas; None where none is stated.
     """
     parts = [part for licence in licences for part in (licence.split(", ") if licence else [None])]
+    if not parts:
+        return {}
     if None in parts or UNKNOWN in parts:
         return {"license": UNKNOWN}
     own = sorted({part for part in parts if part.lower() not in _RANKS})

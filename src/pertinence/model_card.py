@@ -158,7 +158,7 @@ def metadata(card: Card) -> ModelCardData:
         metrics=[figures.measure if figures else ACCURACY],
         eval_results=results,
         tags=list(dict.fromkeys([*TAGS, *card.tags])),
-        **(most_restrictive(entry.get("licence") for entry in card.copied) if card.copied else {}),
+        **most_restrictive(entry.get("licence") for entry in card.copied),
     )
 
 
