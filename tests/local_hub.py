@@ -123,9 +123,13 @@ class LocalHub:
         finally:
             self._faults.remove(fault)
 
-    def forget(self, repo_id: str, sha: str, kind: str = "model") -> None:
-        """Take a commit out of the history of a repository, as its owner can: nothing finds it any more."""
-        del self._repositories[kind, repo_id].commits[sha]
+    def squash(self, repo_id: str, kind: str = "model") -> str:
+        """Rewrite the history of a repository, as its owner can, to one commit; returns its sha."""
+        repository = self._repositories[kind, repo_id]
+        files = self.files(repo_id, kind=kind)
+        for names in (repository.commits, repository.branches, repository.tags):
+            names.clear()
+        return repository.commit(files)
 
     def add_model(self, repo_id: str, folder: str | Path, private: bool = False, gated: bool = False) -> str:
         """Commit a folder, as it is, to a model repository, which is created where there is none; returns the sha."""

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, metadata_load, snapshot_download
+from huggingface_hub import metadata_load
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging
 
+from .downloads import chain, explain_hub, fetch, pin
 from .errors import PertinenceError, first_line
-from .files import hash_file
 
 
 logger = logging.get_logger(__name__)
@@ -190,12 +188,10 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
         if folder is not None:
             revision = hash_folder(folder)
         else:
-            # The cache keeps a file under its commit; one look-up pins everything that follows, online and offline.
-            found = hf_hub_download(reference.repo_id, "config.json", revision=reference.revision, **options.hub)
-            revision = Path(found).parent.name
+            revision = pin(reference.repo_id, reference.revision, "config.json", **options.hub)
             # By its folder from here on: transformers would prefer a local directory that happens to have the same
             # name.
-            folder = fetch(reference.repo_id, revision, options)
+            folder = fetch(reference.repo_id, revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
         shared = {**options.hub, "trust_remote_code": options.trust_remote_code}
         config = AutoConfig.from_pretrained(folder, **shared)
         if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
@@ -211,8 +207,8 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             **shared,
         )
         processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(folder, **shared)
-    except PertinenceError:
-        raise
+    except PertinenceError as error:
+        raise PertinenceError(f"{title}: {error}") from error
     except Exception as error:  # a checkpoint of somebody else's can fail in any way; say which and why
         raise PertinenceError(_explain(title, reference, error)) from error
     if info["missing_keys"]:
@@ -224,51 +220,13 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
     return Checkpoint(Backbone(model) if is_headless else model, processor, revision, folder)
 
 
-def fetch(
-    repo_id: str, revision: str | None, options: LoadOptions, patterns: Sequence[str] = CHECKPOINT_FILES + LEGAL_FILES
-) -> Path:
-    """Folder of the cache with some files of a model repository, downloaded where they are not there yet.
-
-    What was downloaded is compared with what the Hub said of it, once.
-
-    Args:
-        repo_id: Hub id.
-        revision: branch, tag or commit.
-        options: token, cache, and whether the Hub may be asked.
-        patterns: of the files; by default those of an expert at the root.
-
-    Raises:
-        PertinenceError: a file is not what the Hub announced; it is removed from the cache.
-    """
-    started = time.time() - 1  # clocks of file systems may lag a little
-    ignored = None if any("/" in pattern for pattern in patterns) else ["*/*"]
-    found = snapshot_download(
-        repo_id, revision=revision, allow_patterns=list(patterns), ignore_patterns=ignored, **options.hub
-    )
-    for path in Path(found).rglob("*"):
-        # The cache names large files by their sha256. What lay there before was compared when it came.
-        blob = path.resolve()
-        if (
-            re.fullmatch("[0-9a-f]{64}", blob.name)
-            and blob.stat().st_mtime >= started
-            and hash_file(blob) != blob.name
-        ):
-            blob.unlink()
-            path.unlink()
-            raise PertinenceError(
-                f"{path.name} of {repo_id} arrived damaged (it does not have the sha256 that the Hub announced) and "
-                "was removed from the cache: try again"
-            )
-    return Path(found)
-
-
 def _is_headless(config: Any) -> bool:
     """Whether a checkpoint has no classification head: timm counts no classes, transformers names a bare model."""
     return config.num_labels == 0 or any(name.endswith("Model") for name in config.architectures or ())
 
 
 def _explain(title: str, reference: ExpertReference, error: Exception) -> str:
-    causes = _chain(error)
+    causes = chain(error)
     if any("trust_remote_code" in str(cause) for cause in causes):
         return (
             f"{title} needs code of its own from {reference.repo_id}: read it, and if you trust it pass "
@@ -286,54 +244,6 @@ def _explain(title: str, reference: ExpertReference, error: Exception) -> str:
     if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
         return f"{title}: weights and config.json of {reference.repo_id} do not have the same shapes"
     return f"{title} cannot be loaded from {reference.repo_id}: {first_line(error)}"
-
-
-def explain_hub(repo_id: str, revision: str | None, error: Exception) -> str | None:
-    """What the Hub, or the way to it, has against reading a model, and what to do; None where it is something else."""
-    causes = _chain(error)
-    kinds = {type(cause).__name__ for cause in causes}
-    if "RevisionNotFoundError" in kinds:
-        vanished = (
-            ": its owner has removed it, or rewritten the history; ask for it, or choose another revision"
-            if is_commit(revision or "")
-            else ""
-        )
-        return f"{repo_id} has no revision {revision!r} on the Hub{vanished}"
-    if "GatedRepoError" in kinds:
-        return f"{repo_id} is gated: ask for access on its page and pass a token"
-    if "RepositoryNotFoundError" in kinds:
-        return (
-            f"{repo_id} is neither a local folder nor a repository on the Hub that you may read; check the name, or "
-            "pass a token if it is private"
-        )
-    statuses = [status for c in causes if (status := getattr(getattr(c, "response", None), "status_code", None))]
-    if statuses and statuses[0] in (401, 403):
-        return f"the Hub refuses this token for {repo_id}: check it with `hf auth whoami`, or `hf auth login` anew"
-    if statuses and statuses[0] >= 500:
-        return f"the Hub cannot serve {repo_id} now (it answered {statuses[0]}): try again later"
-    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
-        return (
-            f"{repo_id} is not in the cache, and the Hub cannot be reached: connect and load it once, and check "
-            "HF_HUB_OFFLINE and local_files_only"
-        )
-    if kinds & {"ConnectError", "ReadError", "ReadTimeout", "ConnectTimeout", "RemoteProtocolError"}:
-        return f"the connection to the Hub broke while {repo_id} was read: try again"
-    if any("Consistency check failed" in str(cause) for cause in causes):
-        return f"a file of {repo_id} did not arrive whole: try again"
-    if "HFValidationError" in kinds:
-        return f"{repo_id!r} is neither a local folder nor a valid Hub id"
-    if "RemoteEntryNotFoundError" in kinds:
-        return f"{repo_id} has no config.json, so it is not a checkpoint"
-    return None
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """An error and what caused it, one after the other."""
-    causes, cause = [], error
-    while cause is not None:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return causes
 
 
 def _timm_processor(config: Any) -> Any:

@@ -17,8 +17,9 @@ import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers.utils import logging
 
-from .checkpoints import ExpertReference, LoadOptions, explain_hub, hash_folder
+from .checkpoints import ExpertReference, LoadOptions, hash_folder
 from .configuration_pertinence import PertinenceConfig
+from .downloads import explain_hub
 from .errors import PertinenceError, first_line
 from .files import (
     BASELINES,

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import explain_hub
 from .configuration_pertinence import PertinenceConfig
+from .downloads import explain_hub
 from .errors import PertinenceError, first_line
 from .files import find_table_record
 from .front import Front, OperatingPoint, format_table

@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Dispatcher, Head, Routing, route, threshold_head
+from .downloads import checked_downloads
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels, reload_expert
 from .files import share
@@ -295,25 +296,20 @@ class PertinenceForImageClassification(PreTrainedModel):
         }
         # Experts alone need it; the parent would warn that it has no effect.
         kwargs.pop("trust_remote_code", None)
-        wants_info = kwargs.pop("output_loading_info", False)
+        wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
         try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
+            with checked_downloads(source, options.get("cache_dir")):
+                model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         except RuntimeError as error:
-            raise PertinenceError(f"the heads of {pretrained_model_name_or_path} do not fit its front") from error
+            raise PertinenceError(f"the heads of {source} do not fit its front") from error
         if not model.config.experts:
-            raise PertinenceError(
-                f"{pretrained_model_name_or_path} is not a pertinence model: its config.json lists no experts"
-            )
+            raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
-            raise PertinenceError(f"the heads of {pretrained_model_name_or_path} do not fit its front")
+            raise PertinenceError(f"the heads of {source} do not fit its front")
         if options.get("dtype") == "auto":
             del options["dtype"]  # each expert's own, as the config notes it
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
-        model._attach_experts(
-            str(pretrained_model_name_or_path), revision, _load_options(options), dict(expert_paths or {})
-        )
+        model._attach_experts(source, revision, _load_options(options), dict(expert_paths or {}))
         return (model, info) if wants_info else model
 
     def _attach_experts(self, source: str, revision: str | None, options: LoadOptions, paths: dict[str, Any]) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints import (
+    CHECKPOINT_FILES,
     LEGAL_FILES,
     LoadOptions,
     checkpoint_files,
-    explain_hub,
-    fetch,
     hash_folder,
     is_commit,
 )
+from .downloads import explain_hub, fetch
 from .errors import PertinenceError, first_line
 from .experts import Expert
 from .files import share
@@ -36,7 +36,7 @@ def locate(entry: dict[str, Any], source: str, revision: str | None, options: Lo
         if not root.is_dir():
             pattern = f"{repo_id.removeprefix('./')}/*"
             try:
-                root = fetch(source, revision, options, [pattern])
+                root = fetch(source, revision, [pattern], **options.hub)
             except Exception as error:  # whatever the Hub has against it: say whose files they are
                 reason = explain_hub(source, revision, error) or first_line(error)
                 raise PertinenceError(f"expert {name!r}: {reason}") from error
@@ -113,7 +113,7 @@ def find_copies(
         where = locate(entry, source, None, options)
         folder = folders[home] = Path(where)
         if not folder.is_absolute():
-            folders[home] = fetch(where, entry["revision"], options)
+            folders[home] = fetch(where, entry["revision"], CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
         elif not is_commit(entry["revision"]) and hash_folder(folder) != entry["revision"]:
             raise PertinenceError(
                 f"expert {entry['name']!r} in {folder} has changed since this model was made: its figures no longer "
