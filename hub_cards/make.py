@@ -37,11 +37,10 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=50)
     parser.add_argument("--generations", type=int, default=50)
     options = parser.parse_args()
+    settings = ["--population", str(options.population), "--generations", str(options.generations)]
     for pool in options.pools:
         with tempfile.TemporaryDirectory() as work:
-            make(
-                pool, Path(work), ["--population", str(options.population), "--generations", str(options.generations)]
-            )
+            make(pool, Path(work), settings)
 
 
 def make(pool: str, work: Path, settings: list[str]) -> None:
