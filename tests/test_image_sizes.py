@@ -103,7 +103,7 @@ def test_what_an_architecture_does_not_take_is_refused(make_expert, tmp_path, is
         assert len(load_pool([{"repo_id": str(folder), "image_size": size}, str(folder)], LoadOptions())) == 2
     for size in refuses:
         with pytest.raises(
-            PertinenceError, match=f"'vit-{size}px' does not take images of {size} pixels, only of 96x96"
+            PertinenceError, match=f"'vit-{size}px': it does not take images of {size} pixels, only of 96x96"
         ):
             load_pool([{"repo_id": str(folder), "image_size": size}, str(folder)], LoadOptions())
 

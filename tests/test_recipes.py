@@ -95,6 +95,13 @@ def test_a_cascade_costs_what_the_model_will_spend(predictions, recipe, latency)
 
 def test_every_start_is_a_chain(predictions):
     (recipe,), *_ = make_recipes(predictions, SearchArguments(), True, "cpu")
-    assert recipe.space.chains == ((0, 1, 2), (1, 2))
     members = {recipe.space.decode(genome)[0].members for genome in recipe.space.neutral}
-    assert members == set(recipe.space.chains)
+    assert members == {(0, 1, 2), (1, 2)}
+
+
+def test_a_smaller_image_is_an_alternative_to_its_expert(predictions):
+    """Expert 0 is expert 1 on a smaller image: it runs in place of it."""
+    (recipe,), *_ = make_recipes(predictions, SearchArguments(), True, "cpu", smaller={1: 0})
+    members = {recipe.space.decode(genome)[0].members for genome in recipe.space.seeds}
+    assert members == {(0, 2)}
+    assert {candidate.point.members for candidate in individuals(recipe)} == members

@@ -113,6 +113,14 @@ class SearchArguments(RuntimeArguments):
             "const": True,
         },
     )
+    variants: str = field(
+        default="none",
+        metadata={
+            "help": "auto: try each expert on smaller images (and, with --cost latency, in 8 bits), and let the first "
+            "experts of a chain be the variants that lose the least for what they save.",
+            "choices": ["none", "auto"],
+        },
+    )
     stem: str | None = field(
         default=None,
         metadata={

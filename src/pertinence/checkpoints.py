@@ -54,8 +54,9 @@ class ExpertReference:
         revision: branch, tag or commit of a Hub repository.
         name: how tables call it; by default the last part of `repo_id`.
         label_map: for each label of the pool its index in the expert's own outputs, or "by_name".
-        image_size: pixels of a smaller square, cut out of the middle of what the expert was made for: another, cheaper
-            expert with the same weights.
+        image_size: pixels of a smaller square that the expert is given: another, cheaper expert with the same weights.
+        image_size_by: "crop": the middle of what the expert was made for; "resize": all of it, smaller.
+        quantization: "int8": linear layers compute in 8 bits (torch's dynamic quantization, on the CPU).
         model, processor: a loaded model and its image processor, in place of `repo_id`; the model is put in evaluation
             mode and frozen.
     """
@@ -65,6 +66,8 @@ class ExpertReference:
     name: str | None = None
     label_map: list[int] | str | None = None
     image_size: int | None = None
+    image_size_by: str = "crop"
+    quantization: str | None = None
     model: PreTrainedModel | None = field(default=None, repr=False)
     processor: Any = field(default=None, repr=False)
 
@@ -108,7 +111,13 @@ class ExpertReference:
     @property
     def display_name(self) -> str:
         own = Path(self.repo_id).name if self.repo_id else type(self.model).__name__
-        return self.name or (own if self.image_size is None else f"{own}-{self.image_size}px")
+        return self.name or own + variant_suffix(self.image_size, self.image_size_by, self.quantization)
+
+
+def variant_suffix(image_size: int | None, image_size_by: str, quantization: str | None) -> str:
+    """What is added to the name of a checkpoint for an expert that is made from it."""
+    size = "" if image_size is None else f"-{image_size}px" + "-resized" * (image_size_by == "resize")
+    return size + (f"-{quantization}" if quantization else "")
 
 
 class Backbone(nn.Module):

@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 MAX_EXPERTS = 256
 MAX_LABELS = 1_000_000
 PREPROCESSING_MODES = ("exact", "fast")
+QUANTIZATIONS = ("int8",)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 EXPERT_KEYS = {
     "name",  # unique within the pool
@@ -32,6 +33,7 @@ EXPERT_KEYS = {
     "features",  # width of the pooled features
     "dtype",  # that its figures were measured in; it is loaded in it unless another is asked for
     "transform",  # see `preprocessing.Transform`
+    "quantization",  # "int8" where its linear layers compute in 8 bits, or None
     "label_map",  # index of each label of the pool in the expert's own outputs, or None: the same order
     "licence",
     "select",
@@ -47,9 +49,19 @@ EXPERT_TYPES = {
     "features": int,
     "transform": dict,
     "dtype": str | None,
+    "quantization": str | None,
     "label_map": list | None,
 }
-REQUIRED_EXPERT_KEYS = EXPERT_KEYS - {"dtype", "latency", "label_map", "licence", "origin", "select", "report"}
+REQUIRED_EXPERT_KEYS = EXPERT_KEYS - {
+    "dtype",
+    "latency",
+    "quantization",
+    "label_map",
+    "licence",
+    "origin",
+    "select",
+    "report",
+}
 
 
 class PertinenceConfig(PreTrainedConfig):
@@ -162,6 +174,10 @@ def _check_expert(where: str, entry: Any) -> None:
         raise PertinenceError(f"{where} has impossible gmacs {entry['gmacs']} or features {entry['features']}")
     if entry.get("dtype") not in (None, *DTYPES):
         raise PertinenceError(f"{where} has dtype {entry['dtype']!r}, which is not one of {', '.join(DTYPES)}")
+    if entry.get("quantization") not in (None, *QUANTIZATIONS):
+        raise PertinenceError(
+            f"{where} has quantization {entry['quantization']!r}, which is not one of {', '.join(QUANTIZATIONS)}"
+        )
     unknown = set(entry) - EXPERT_KEYS
     if unknown:
         logger.warning(f"Expert {entry['name']!r} has unknown keys, which are ignored: {sorted(unknown)}.")

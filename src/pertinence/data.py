@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,12 +67,22 @@ class LabelledImages(torch.utils.data.Dataset):
                     "another split"
                 )
             self.labels = torch.from_numpy(values.astype(np.int64))
-        self._images = dataset.select_columns(self.image_column)
+        self._set_images(dataset.select_columns(self.image_column))
+
+    def _set_images(self, images: datasets.Dataset) -> None:
+        self._images = images
         self.digests = self._hash_images()
-        digest = hashlib.sha256(f"{len(dataset)}".encode())
+        digest = hashlib.sha256(f"{len(images)}".encode())
         digest.update(self.digests.numpy().tobytes())
         digest.update(b"" if self.labels is None else self.labels.numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:16]
+
+    def select(self, rows: torch.Tensor) -> LabelledImages:
+        """Some of the images; int64 (m,)."""
+        chosen = copy.copy(self)
+        chosen.labels = None if self.labels is None else self.labels[rows]
+        chosen._set_images(self._images.select(rows.tolist()))
+        return chosen
 
     def _hash_images(self) -> torch.Tensor:
         encoded = self._images.cast_column(self.image_column, datasets.Image(decode=False))

@@ -15,9 +15,10 @@ from transformers.utils import logging
 
 from .checkpoints import Backbone, Checkpoint, ExpertReference, LoadOptions, is_commit, open_checkpoint, read_licence
 from .costs import count_gmacs
-from .errors import PertinenceError, first_line
+from .errors import PertinenceError
 from .labels import check_same_labels, is_generic, resolve_label_map
-from .preprocessing import Images, Preprocessor, Transform, resolve_transform
+from .preprocessing import Images, Preprocessor, Transform
+from .variants import quantized, smaller_transform
 
 
 logger = logging.get_logger(__name__)
@@ -35,12 +36,14 @@ class Expert(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, entry: dict[str, Any], preprocessing: str = "exact"):
         super().__init__()
-        self.model = checkpoint.model.eval().requires_grad_(False)
+        checkpoint.model.eval().requires_grad_(False)
+        self.checkpoint = checkpoint
+        self.model = quantized(checkpoint.model) if entry.get("quantization") else checkpoint.model
         self.entry = entry
         self.folder = checkpoint.folder
         self.revision = checkpoint.revision
         self.preprocess = Preprocessor(Transform.from_dict(entry["transform"]), checkpoint.processor, preprocessing)
-        self._features = _FeatureTap(checkpoint.model)
+        self._features = _FeatureTap(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +70,11 @@ class Expert(nn.Module):
         Raises:
             PertinenceError: the expert answered with NaN or infinity.
         """
+        if self.entry.get("quantization") and self.device.type != "cpu":
+            raise PertinenceError(
+                f"expert {self.entry['name']!r} computes in {self.entry['quantization']}, which runs on the CPU only: "
+                "use that device, or leave quantization out"
+            )
         images = images.to(self.device) if isinstance(images, torch.Tensor) else [i.to(self.device) for i in images]
         pixel_values = self.preprocess(images).to(self.device, self.model.dtype)
         logits, features = self._features.run(pixel_values)
@@ -140,6 +148,7 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
             entry["revision"],
             entry["repo_id"] if is_commit(entry["revision"]) else None,
             str(entry["transform"]),
+            entry["quantization"],
         )
         if identity in identities:
             raise PertinenceError(
@@ -192,21 +201,53 @@ def load_expert(
     name, model = reference.display_name, checkpoint.model
     if not is_stem:
         _check_single_label(name, model.config)
-    transform = resolve_transform(checkpoint.processor)
-    if reference.image_size is not None:
-        transform = _seen_through(reference, transform, model)
     entry = {
         "name": name,
         "repo_id": reference.repo_id,
         "revision": checkpoint.revision,
-        "gmacs": count_gmacs(model, transform.size),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "transform": transform.to_dict(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "label_map": None,
         "licence": read_licence(checkpoint, name),
         "select": None,
         "report": None,
+    }
+    how = reference.image_size, reference.image_size_by, reference.quantization
+    return measured_expert(checkpoint, entry, preprocessing, *how, is_stem=is_stem)
+
+
+def measured_expert(
+    checkpoint: Checkpoint,
+    entry: dict[str, Any],
+    preprocessing: str,
+    image_size: int | None = None,
+    image_size_by: str = "crop",
+    quantization: str | None = None,
+    *,
+    is_stem: bool = False,
+) -> Expert:
+    """The expert that a checkpoint is with an input and an arithmetic, and what is measured of it.
+
+    Args:
+        checkpoint: its weights, which experts that differ only in the following share.
+        entry: what the config stores of any of these; the rest is added to a copy.
+        preprocessing: "exact" or "fast".
+        image_size, image_size_by, quantization: see `ExpertReference`.
+        is_stem: whether its labels do not matter.
+
+    Raises:
+        PertinenceError: the architecture does not take such images, or it is no classifier.
+    """
+    name, model = entry["name"], checkpoint.model
+    try:
+        transform = smaller_transform(checkpoint, image_size, image_size_by)
+    except PertinenceError as error:
+        raise PertinenceError(f"expert {name!r}: {error}") from error
+    entry = {
+        **entry,
+        "gmacs": count_gmacs(model, transform.size),
+        "transform": transform.to_dict(),
+        "quantization": quantization,
     }
     expert = Expert(checkpoint, entry, preprocessing)
     probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8)
@@ -218,24 +259,6 @@ def load_expert(
         )
     entry["features"] = features.shape[1]
     return expert
-
-
-def _seen_through(reference: ExpertReference, transform: Transform, model: nn.Module) -> Transform:
-    """The transform of an expert that is given a smaller image; refused where its architecture takes no such image."""
-    try:
-        smaller = transform.seen_through(reference.image_size)
-    except PertinenceError as error:
-        raise PertinenceError(f"expert {reference.display_name!r}: {error}") from error
-    probe = torch.zeros(1, 3, *smaller.size, device=model.device, dtype=model.dtype)
-    try:
-        with torch.no_grad():
-            model(pixel_values=probe)
-    except Exception as error:  # an architecture says in any way that it cannot do this
-        raise PertinenceError(
-            f"expert {reference.display_name!r} does not take images of {reference.image_size} pixels, only of "
-            f"{transform.size[0]}x{transform.size[1]}: leave image_size out ({first_line(error)})"
-        ) from error
-    return smaller
 
 
 def reload_expert(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from transformers.utils import logging
 from .accelerators import one_thread
 from .arguments import SearchArguments
 from .candidates import Archive, Candidate
+from .chains import MAX_MEMBERS
 from .dispatcher import Head
 from .evaluation import check_better_than_chance, evaluate_experts, leak_warnings
 from .evolution import evolve
@@ -66,6 +67,7 @@ def search_front(
     args: SearchArguments,
     accelerator: Accelerator,
     state_dir: Path | None = None,
+    smaller: Mapping[int, int] | None = None,
 ) -> FoundFront:
     """Search dispatchers on predictions.
 
@@ -75,6 +77,7 @@ def search_front(
         args: settings.
         accelerator: device and processes.
         state_dir: folder for the state of each evolution; what is there is continued.
+        smaller: for some experts the index of the same one on a smaller image, an alternative to it.
 
     Raises:
         PertinenceError: an expert is no better than chance, or there are too few images.
@@ -85,7 +88,7 @@ def search_front(
     for warning in warnings:
         logger.warning(warning)
     mixing = args.mixing if args.mixing is not None else search.measure == ACCURACY
-    recipes, judged, images = make_recipes(search, args, mixing, accelerator.device)
+    recipes, judged, images = make_recipes(search, args, mixing, accelerator.device, smaller)
     statics = static_candidates(judged)
     reference = (statics[-1].cost, statics[0].accuracy)
 
@@ -112,7 +115,8 @@ def search_front(
     if args.baselines:
         for recipe in recipes:
             baselines[f"{recipe.name} without search"] = _neutral(recipe, statics)
-        for count in sorted({2, min(3, len(names)), len(names)}):
+        whole = len(names) - len(smaller or {})
+        for count in sorted({2, min(3, whole), min(whole, MAX_MEMBERS)}):
             tuned = run(ThresholdRecipe(search, count, mixing)).archive.candidates
             baselines[f"max-softmax chain of {count}"] = tuned
     chosen = {name: _thinned(candidates, statics[-1].cost, args.front_size) for name, candidates in baselines.items()}

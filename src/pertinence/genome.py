@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .cascade import MAX_WEIGHT, PRICES, CascadeSettings
+from .chains import ChainFamily
 
 
 @dataclass(frozen=True)
@@ -81,47 +82,49 @@ class PaperSpace:
 
 @dataclass(frozen=True)
 class CascadeSpace:
-    """Genome of the recipe `cascade`: which chain, blend, log10 of ridge, scale, lambda.
+    """Genome of the recipe `cascade`: where the chain starts, how far its rungs lie apart, how many of the first see a
+    smaller image, and lambda.
 
-    Few genes, and coarse ones: every free bit costs accuracy on unseen images (policy.md). The scale of the mixing
-    weights takes five values, from a half to two; lambda is one of the prices that each fit serves anyway, and only
-    says which point of its curve stands for the individual.
+    Few genes, and coarse ones: every free bit costs accuracy on unseen images. What else could be searched (the blend
+    of the target, the ridge, the scale of the mixing weights) gains nothing there, and is not. Lambda is one of the
+    prices that each fit serves anyway, and only says which point of its curve stands for the individual.
 
     Args:
-        chains: members of each cascade that may be chosen.
+        family: the chains that may be chosen.
     """
 
-    chains: tuple[tuple[int, ...], ...]
-    scales = (0.5, 0.5**0.5, 1.0, 2**0.5, 2.0)
+    family: ChainFamily
 
     @property
     def lower(self) -> np.ndarray:
-        return np.array([0.0, 0.0, 0.0, 0.0, 0.0])
+        return np.zeros(4)
 
     @property
     def upper(self) -> np.ndarray:
-        below = np.nextafter([float(len(self.chains)), len(self.scales), len(PRICES)], 0.0)
-        return np.array([below[0], 1.0, 4.0, below[1], below[2]])
+        family = self.family
+        counts = [family.starts, len(family.spacings), len(family.smaller_counts), len(PRICES)]
+        return np.nextafter(np.array(counts, dtype=float), 0.0)
 
     @property
     def seeds(self) -> np.ndarray:
-        """The neutral genomes, each at a few prices."""
-        prices = np.linspace(0, len(PRICES) - 1, 5)[1:-1]
-        return np.concatenate(
-            [np.column_stack([self.neutral[:, :-1], np.full(len(self.neutral), at)]) for at in prices]
+        """Every combination of the first three genes, the plain chains first, at a middle price."""
+        family = self.family
+        choices = itertools.product(
+            range(len(family.smaller_counts)), range(len(family.spacings)), range(family.starts), [len(PRICES) // 2]
         )
+        return np.array([[start, spacing, smaller, price] for smaller, spacing, start, price in choices]) + 0.5
 
     @property
     def neutral(self) -> np.ndarray:
-        """Every chain with the settings that nothing was searched for."""
-        own = CascadeSettings(self.chains[0])
-        genes = [own.blend, math.log10(own.ridge), self.scales.index(own.scale) + 0.5, len(PRICES) / 2]
-        return np.array([[chain + 0.5, *genes] for chain in range(len(self.chains))])
+        """Every start, with nothing else chosen."""
+        return self.seeds[: self.family.starts]
 
     def decode(self, genome: np.ndarray) -> tuple[CascadeSettings, int]:
         """What to fit, and the index of the price (lambda)."""
-        chain, blend, ridge, scale, price = genome.tolist()
-        return CascadeSettings(self.chains[int(chain)], blend, 10**ridge, self.scales[int(scale)]), int(price)
+        start, spacing, smaller, price = (int(gene) for gene in genome)
+        family = self.family
+        members = family.chain(start, family.spacings[spacing], family.smaller_counts[smaller])
+        return CascadeSettings(members), price
 
 
 @dataclass(frozen=True)
@@ -141,16 +144,12 @@ class ThresholdSpace:
     mixing: bool = True
 
     @property
-    def chains(self) -> list[tuple[int, ...]]:
-        return list(itertools.combinations(range(self.num_experts), self.num_members))
-
-    @property
     def lower(self) -> np.ndarray:
         return np.zeros(self.num_members + self.num_members * self.mixing)
 
     @property
     def upper(self) -> np.ndarray:
-        chains = np.nextafter(float(len(self.chains)), 0.0)
+        chains = np.nextafter(float(math.comb(self.num_experts, self.num_members)), 0.0)
         weights = np.full(self.num_members * self.mixing, MAX_WEIGHT)
         return np.concatenate([[chains], np.ones(self.num_members - 1), weights])
 
@@ -162,7 +161,24 @@ class ThresholdSpace:
         """Members, thresholds (M - 1) and mixing weights (M)."""
         values = genome.tolist()
         thresholds = [1 - 10 ** (-4 * gene) for gene in values[1 : self.num_members]]
-        return self.chains[int(values[0])], thresholds, values[self.num_members :] if self.mixing else None
+        return (
+            combination(int(values[0]), self.num_experts, self.num_members),
+            thresholds,
+            values[self.num_members :] if self.mixing else None,
+        )
+
+
+def combination(rank: int, count: int, size: int) -> tuple[int, ...]:
+    """The combination of `size` of `count` numbers of some rank in lexicographic order, without listing the others."""
+    chosen, number = [], 0
+    while len(chosen) < size:
+        with_number = math.comb(count - number - 1, size - len(chosen) - 1)
+        if rank < with_number:
+            chosen.append(number)
+        else:
+            rank -= with_number
+        number += 1
+    return tuple(chosen)
 
 
 def class_weights(counts: torch.Tensor, beta: float = 0.9999) -> torch.Tensor:

@@ -372,11 +372,8 @@ class PertinenceForImageClassification(PreTrainedModel):
             if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
         }
         # Experts that share their weights share a folder: that of the first of them.
-        homes: dict[tuple[int, int], str] = {}
-        names = [
-            homes.setdefault((id(expert.model), id(expert.preprocess.processor)), name)
-            for name, expert in components.items()
-        ]
+        homes: dict[int, str] = {}
+        names = [homes.setdefault(id(expert.checkpoint), name) for name, expert in components.items()]
         here = all(
             expert.folder == (folder / "experts" / name).resolve()
             for name, expert in zip(names, components.values(), strict=True)

@@ -39,7 +39,10 @@ def identify(expert: Expert, images: LabelledImages, device: torch.device) -> di
 
     return {
         "store_version": STORE_VERSION,
-        "expert": {"revision": expert.revision, **{key: expert.entry[key] for key in ("transform", "label_map")}},
+        "expert": {
+            "revision": expert.revision,
+            **{key: expert.entry.get(key) for key in ("transform", "quantization", "label_map")},
+        },
         "preprocessing": expert.preprocess.mode,
         "dtype": str(expert.model.dtype),
         "device": device.type,

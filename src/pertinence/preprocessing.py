@@ -7,6 +7,7 @@ torchvision resizes for all.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,6 +45,7 @@ class Transform:
         mean, std: of the normalisation, per channel, or None.
         window: (height, width) of a last centre crop, of what the expert's own processor gives, or None: the expert
             then sees less than it was made for, and costs less.
+        processor_size: (height, width) that the expert's own processor is set to, or None: as it was saved.
     """
 
     library: str
@@ -55,6 +57,7 @@ class Transform:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     window: tuple[int, int] | None = None
+    processor_size: tuple[int, int] | None = None
 
     def __post_init__(self):
         if self.library not in LIBRARIES or self.interpolation not in [mode.value for mode in InterpolationMode]:
@@ -78,12 +81,16 @@ class Transform:
         Raises:
             PertinenceError: there are not that many pixels.
         """
+        self.check_smaller(size)
+        return replace(self, size=(size, size), window=(size, size))
+
+    def check_smaller(self, size: int) -> None:
+        """Raise `PertinenceError` where `size` is not a smaller square than what the expert was made for."""
         if not isinstance(size, int) or not 0 < size < min(self.size):
             raise PertinenceError(
                 f"image_size={size!r} must be a whole number below the {min(self.size)} pixels that the expert was "
                 "made for"
             )
-        return replace(self, size=(size, size), window=(size, size))
 
     def cut(self, images: torch.Tensor) -> torch.Tensor:
         """The window of images (..., H, W) that are otherwise ready."""
@@ -137,6 +144,8 @@ class Preprocessor:
     """
 
     def __init__(self, transform: Transform, processor: Any, mode: str = "exact"):
+        if transform.processor_size is not None:
+            processor = resized_processor(processor, transform.processor_size)
         self.transform, self.processor, self.mode = transform, processor, mode
 
     def __call__(self, images: Images) -> torch.Tensor:
@@ -185,6 +194,46 @@ def run_processor(processor: Any, images: torch.Tensor) -> torch.Tensor:
             "pixel_values"
         ]
     return pixel_values.to(images.device, torch.float32)
+
+
+def resize_transform(transform: Transform, processor: Any, size: int) -> Transform:
+    """The transform of an expert that sees all of an image, at `size` x `size` pixels.
+
+    Raises:
+        PertinenceError: the size is not smaller, or the processor cannot be set to it.
+    """
+    transform.check_smaller(size)
+    smaller = resolve_transform(resized_processor(processor, (size, size)))
+    if smaller.size != (size, size):
+        raise PertinenceError(
+            f"its {type(processor).__name__} gives {smaller.size[0]}x{smaller.size[1]} pixels when set to {size}: "
+            "leave image_size_by out to cut the middle out instead"
+        )
+    return replace(smaller, processor_size=(size, size))
+
+
+def resized_processor(processor: Any, size: tuple[int, int]) -> Any:
+    """A copy of an expert's own image processor, set to make images of (height, width) as its library would."""
+    if is_timm_processor(processor):
+        from timm.data import create_transform
+
+        smaller = copy.copy(processor)
+        smaller.data_config = {**processor.data_config, "input_size": (3, *size)}
+        smaller.val_transforms = create_transform(**smaller.data_config, is_training=False)
+        return smaller
+    smaller = copy.deepcopy(processor)
+    made = run_processor(processor, _probe(256, 256)).shape[-2:]
+    wanted = {"height": size[0], "width": size[1]}
+    edge = getattr(smaller, "do_resize", False) and smaller.size.get("shortest_edge")
+    smaller.do_resize = True
+    smaller.size = type(smaller.size)(**({"shortest_edge": round(edge * size[0] / made[0])} if edge else wanted))
+    if getattr(smaller, "do_center_crop", False):
+        if not edge:  # what is cut out keeps its share of what is resized
+            smaller.size = type(smaller.size)(
+                **{side: round(processor.size[side] * size[0] / made[0]) for side in ("height", "width")}
+            )
+        smaller.crop_size = type(smaller.crop_size)(**wanted)
+    return smaller
 
 
 def is_timm_processor(processor: Any) -> bool:

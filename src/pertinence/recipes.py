@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from .arguments import SearchArguments
 from .candidates import Candidate
 from .cascade import CascadeCurve, CascadeFitter
+from .chains import ChainFamily
 from .data import stratified_split
 from .dispatcher import Head, allowed_actions, choose, fit_knots, stage_evidence
 from .evaluation import evaluate_experts, summarise
@@ -149,19 +151,21 @@ class CascadeRecipe:
     Args:
         fitter: prepared for the search images.
         predictions: the same images.
+        family: the chains that may be chosen.
     """
 
     name = "cascade"
 
-    def __init__(self, fitter: CascadeFitter, predictions: Predictions):
-        self.fitter, self.predictions, self.measure = fitter, predictions, predictions.measure
-        last = len(predictions.gmacs)
-        self.space = CascadeSpace(tuple(tuple(range(start, last)) for start in range(last - 1)))
+    def __init__(self, fitter: CascadeFitter, predictions: Predictions, family: ChainFamily):
+        self.predictions, self.measure = predictions, predictions.measure
+        self.space = CascadeSpace(family)
+        # Genomes that differ in lambda alone, or in nothing that matters, are the same fit.
+        self.fit = lru_cache(maxsize=None)(fitter.fit)
 
     def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
         for genome in genomes:
             settings, price = self.space.decode(genome)
-            curve = self.fitter.fit(settings)
+            curve = self.fit(settings)
             yield Individual(curve.accuracy, curve.cost, price, self._maker(curve))
 
     def _maker(self, curve: CascadeCurve) -> Callable[[int], Candidate]:
@@ -195,9 +199,20 @@ def static_candidates(predictions: Predictions) -> list[Candidate]:
 
 
 def make_recipes(
-    predictions: Predictions, arguments: SearchArguments, mixing: bool, device: torch.device | str
+    predictions: Predictions,
+    arguments: SearchArguments,
+    mixing: bool,
+    device: torch.device | str,
+    smaller: Mapping[int, int] | None = None,
 ) -> tuple[list[Recipe], Predictions, dict[str, int]]:
-    """The recipes that `arguments.recipe` names; `mixing`: whether a cascade mixes the experts that were run.
+    """The recipes that `arguments.recipe` names.
+
+    Args:
+        predictions: of the search images.
+        arguments: settings of the search.
+        mixing: whether a cascade mixes the experts that were run.
+        device: where heads are trained.
+        smaller: see `ChainFamily`.
 
     Returns:
         The recipes; the images that all of them are judged on; and how many images do what.
@@ -216,6 +231,6 @@ def make_recipes(
         # Another seed than the division above: its images must be dealt out to all folds.
         seed = arguments.seed + wants_paper
         fitter = CascadeFitter(predictions, arguments.folds, seed, mixing, select_rows, device)
-        recipes.append(CascadeRecipe(fitter, predictions))
+        recipes.append(CascadeRecipe(fitter, predictions, ChainFamily.of(judged, smaller)))
         counts |= {"cross_fit": len(predictions), "folds": arguments.folds, "select": len(judged)}
     return recipes, judged, counts

@@ -64,11 +64,11 @@ def save_components(components: dict[str, Expert], folder: Path) -> None:
 def _save_expert(expert: Expert, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if expert.folder is None:
-        expert.model.save_pretrained(folder)
+        expert.checkpoint.model.save_pretrained(folder)
         for path in folder.glob("*.safetensors"):
             share(path)
-        if not is_timm_processor(expert.preprocess.processor):  # timm's is a part of config.json
-            expert.preprocess.processor.save_pretrained(folder)
+        if not is_timm_processor(expert.checkpoint.processor):  # timm's is a part of config.json
+            expert.checkpoint.processor.save_pretrained(folder)
         return
     for path in files_to_copy(expert.folder):
         shutil.copyfile(path, folder / path.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import accelerate
@@ -29,6 +29,7 @@ from .experts import Expert, list_references, load_expert, load_pool, pool_label
 from .front_search import FoundFront, search_front
 from .modeling_pertinence import PertinenceForImageClassification
 from .predictions import Predictions, predict
+from .proposals import propose_variants
 from .result import SearchFolder, SearchResult, holds_result, pick_examples
 from .seen import TOLERATED_SHARED, SeenImages
 from .tables import PredictionTable
@@ -102,9 +103,14 @@ class DispatcherSearch:
             self._measure_latency([*pool, *filter(None, [stem])], folder, accelerator)
             pool.sort(key=lambda expert: expert.entry["latency"])
         search, report = self._predict(pool, stem, accelerator)
+        smaller: dict[int, int] = {}
+        if args.variants == "auto":
+            variants = propose_variants(pool, self.images, search, accelerator, args)
+            pool, smaller = merged(pool, variants, args.cost)
+            search, report = self._predict(pool, stem, accelerator)
         predicted = time.perf_counter()
         names = [expert.entry["name"] for expert in pool]
-        found = search_front(names, search, report, args, accelerator, folder.state_dir)
+        found = search_front(names, search, report, args, accelerator, folder.state_dir, smaller)
         evaluation = found.evaluation
         for expert, select, measured in zip(pool, found.select_experts, evaluation.experts, strict=True):
             expert.entry["select"], expert.entry["report"] = select.to_dict(), measured.to_dict()
@@ -142,7 +148,7 @@ class DispatcherSearch:
 
     def _settings(self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator) -> dict[str, Any]:
         def identity(expert: Expert) -> dict[str, Any]:
-            return {key: expert.entry[key] for key in ("name", "revision", "transform", "label_map")}
+            return {key: expert.entry[key] for key in ("name", "revision", "transform", "quantization", "label_map")}
 
         images = {"search": self.images, "report": self.report_images}
         return {
@@ -180,6 +186,16 @@ class DispatcherSearch:
                 predictions = predictions.with_latency([expert.entry["latency"] for expert in experts])
             parts.append(predictions.agreeing() if self.args.labels == "agree" else predictions)
         return tuple(parts) if len(parts) > 1 else hold_out(parts[0], self.args)
+
+
+def merged(pool: Sequence[Expert], variants: Mapping[str, Expert], cost: str) -> tuple[list[Expert], dict[int, int]]:
+    """A pool and variants of some of its experts (by their names) by rising cost, and which is a variant of which: by
+    the pool index of the whole expert that of its variant."""
+    key = "latency" if cost == "latency" else "gmacs"
+    # The largest stays last, also where a variant costs as much.
+    joined = sorted([*variants.values(), *pool[:-1]], key=lambda expert: expert.entry[key]) + [pool[-1]]
+    at = {expert.entry["name"]: index for index, expert in enumerate(joined)}
+    return joined, {at[name]: at[variant.entry["name"]] for name, variant in variants.items()}
 
 
 def load_stem(reference: str, pool: Sequence[Expert], args: SearchArguments) -> Expert:

@@ -1,0 +1,125 @@
+"""`--variants auto`: for each expert the cheaper variant that loses the least accuracy for what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from .arguments import SearchArguments
+from .checkpoints import variant_suffix
+from .costs import measure_latency
+from .data import LabelledImages, raise_or
+from .experts import Expert, measured_expert
+from .predictions import Predictions, predict
+from .progress import progress_bar
+from .variants import SIZE_MODES, linear_layers, possible_sizes
+
+
+TRIED_IMAGES = 2000
+"""Search images that variants are tried on; what is chosen among few coarse steps needs no more."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a variant was found to be.
+
+    Attributes:
+        expert: the variant.
+        loss: share of images that the whole expert gets right and the variant does not, less the reverse.
+        saving: share of the whole expert's cost.
+    """
+
+    expert: Expert
+    loss: float
+    saving: float
+
+    @property
+    def price(self) -> float:
+        """Accuracy that is lost for all of the cost."""
+        return max(self.loss, 0.0) / self.saving
+
+
+def propose_variants(
+    pool: Sequence[Expert],
+    images: LabelledImages,
+    search: Predictions,
+    accelerator: Accelerator,
+    arguments: SearchArguments,
+) -> dict[str, Expert]:
+    """For some experts a variant, by the expert's name.
+
+    Smaller images are tried from large to small, by cutting and by resizing, as long as the accuracy that is lost for
+    the cost that is saved stays below what the pool itself asks: the accuracy between its largest and its cheapest
+    expert for the cost between them. Of each expert the variant that loses the least for its saving is kept. 8-bit
+    layers are tried where cost is time: they take as many operations.
+
+    Args:
+        pool: experts by rising cost.
+        images: that `search` speaks of some of.
+        search: what the pool says about the search images.
+        accelerator: device and processes.
+        arguments: settings of the search.
+    """
+    spaced = torch.linspace(0, len(search) - 1, min(TRIED_IMAGES, len(search)), dtype=torch.float64).round().long()
+    sample = search.subset(spaced)
+    tried = images.select(sample.rows)
+    options = {key: getattr(arguments, key) for key in ("batch_size", "num_workers", "cache_dir")}
+    right = sample.correct()
+    largest, cheapest = right[:, -1].double().mean().item(), right[:, 0].double().mean().item()
+    limit = (largest - cheapest) / (1 - search.costs[0] / search.costs[-1])
+
+    def attempt(index: int, how: dict[str, Any]) -> Trial | None:
+        expert = pool[index]
+        variant = _variant(expert, how)
+        if search.latency is not None:
+            (image,) = raise_or([tried[0]])
+            measured = [None]
+            if accelerator.is_main_process:
+                measured = measure_latency([variant], image, arguments.batch_size, accelerator.device)
+            (variant.entry["latency"],) = broadcast_object_list(measured)
+        cost = "gmacs" if search.latency is None else "latency"
+        saving = 1 - variant.entry[cost] / expert.entry[cost]
+        if saving <= 0:
+            return None
+        answers = predict([variant], tried, accelerator, **options).experts[0].answers()
+        loss = right[:, index].double().mean() - (answers == sample.targets).double().mean()
+        return Trial(variant, loss.item(), saving)
+
+    found = {}
+    main = accelerator.is_main_process
+    with progress_bar(len(pool), "Variants", "expert", main) as bar:
+        for index, expert in enumerate(pool):
+            trials: list[Trial] = []
+            for ladder in _ladders(expert, by_time=search.latency is not None and accelerator.device.type == "cpu"):
+                for how in ladder:
+                    trial = attempt(index, how)
+                    if trial is None or trial.price >= limit:
+                        break
+                    trials.append(trial)
+            if trials:
+                found[expert.entry["name"]] = min(trials, key=lambda trial: (trial.price, -trial.saving)).expert
+            bar.update(1)
+    return found
+
+
+def _ladders(expert: Expert, by_time: bool) -> Iterator[Iterator[dict[str, Any]]]:
+    """Kinds of variants of an expert, each from the mildest on; none of one that is a variant already."""
+    transform = expert.preprocess.transform
+    if transform.window or transform.processor_size or expert.entry.get("quantization"):
+        return
+    sizes = possible_sizes(expert.checkpoint)
+    for by in SIZE_MODES:
+        yield ({"image_size": size, "image_size_by": by} for size in sizes)
+    if by_time and linear_layers(expert.checkpoint.model):
+        yield iter([{"quantization": "int8"}])
+
+
+def _variant(expert: Expert, how: dict[str, Any]) -> Expert:
+    how = {"image_size": None, "image_size_by": "crop", "quantization": None, **how}
+    entry = {**expert.entry, "name": expert.entry["name"] + variant_suffix(**how)}
+    return measured_expert(expert.checkpoint, entry, expert.preprocess.mode, **how)

@@ -1,0 +1,58 @@
+"""Families of chains: few, short, rising, and without experts that a cheaper one beats."""
+
+import itertools
+
+import pytest
+import torch
+
+from pertinence.chains import MAX_MEMBERS, ChainFamily, dominated
+from pertinence.genome import combination
+from pertinence.predictions import ExpertPredictions, Predictions
+
+
+def predictions_of(accuracies, count=2000):
+    """Experts of rising cost that are right on so many images, the same ones as far as possible."""
+    labels = torch.zeros(count, dtype=torch.int64)
+    experts = []
+    for accuracy in accuracies:
+        scores = torch.zeros(count, 2)
+        scores[:, 0] = 1.0
+        scores[round(accuracy * count) :, 1] = 2.0
+        experts.append(ExpertPredictions.keep(scores))
+    return Predictions.of_pool(experts, labels, [2.0**index for index in range(len(accuracies))])
+
+
+def test_a_small_pool_runs_from_every_start():
+    family = ChainFamily.of(predictions_of([0.5, 0.6, 0.7, 0.8]))
+    assert family.all == family.plain == [(0, 1, 2, 3), (1, 2, 3), (2, 3)]
+
+
+def test_a_clearly_beaten_expert_is_no_rung_unless_it_is_the_largest():
+    assert dominated(predictions_of([0.5, 0.8, 0.7, 0.9])) == {2}
+    assert ChainFamily.of(predictions_of([0.5, 0.8, 0.7, 0.9])).rungs == (0, 1, 3)
+    assert ChainFamily.of(predictions_of([0.5, 0.8, 0.7])).rungs == (0, 1, 2)
+    assert not dominated(predictions_of([0.5, 0.701, 0.7])), "one image is no evidence"
+
+
+def test_the_first_rungs_may_see_a_smaller_image():
+    family = ChainFamily((1, 2, 3, 4, 5, 6), (1, 3, 5), {1: 0, 3: 2, 5: 4})
+    assert family.plain == [(0, 3, 5), (2, 5)]
+    assert set(family.all) == {(0, 3, 5), (0, 2, 5), (2, 5)}, "the last rung sees everything"
+
+
+@pytest.mark.parametrize("count", [9, 30, 67])
+def test_chains_of_a_large_pool_are_short_and_rise(count):
+    costs = [1.1**index for index in range(count)]
+    family = ChainFamily(costs, tuple(range(count)))
+    for members in family.all:
+        assert 2 <= len(members) <= MAX_MEMBERS
+        assert list(members) == sorted(set(members))
+        assert members[-1] == count - 1
+    assert len({members[0] for members in family.all}) == count - 1
+    sparse = family.chain(0, 3.0)
+    assert all(costs[b] >= 3 * costs[a] for a, b in itertools.pairwise(sparse[:-1]))
+
+
+def test_combinations_are_found_by_their_rank():
+    every = list(itertools.combinations(range(7), 3))
+    assert [combination(rank, 7, 3) for rank in range(len(every))] == every
