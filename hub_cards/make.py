@@ -50,7 +50,9 @@ def make(pool: str, work: Path, settings: list[str]) -> None:
         experts.append(work / name)
         shutil.copytree(ZOO / pool / name, work / name)
         metadata_save(work / name / CARD, {"license": licence})
-    (work / pool).symlink_to(ZOO / pool / "data")
+    (work / pool).mkdir()
+    for path in (ZOO / pool / "data").iterdir():
+        (work / pool / path.name).symlink_to(path)
     run = work / f"pertinence-{pool}"
     arguments = [
         "search", "--experts", *map(str, experts), "--dataset", str(work / pool), "--split", "validation",
