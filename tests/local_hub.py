@@ -4,6 +4,8 @@ It speaks what `huggingface_hub`, `transformers`, `datasets` and `timm` need to 
 create, preupload, LFS batch, commit, branch, tag, revision info, tree, paths-info, refs, resolve. Reading public
 repositories is free; private ones, the files of gated ones, and every write need `LocalHub.token`. Clients find it
 through `HF_ENDPOINT`, and must have `HF_HUB_DISABLE_XET=1`; both are read when huggingface_hub is imported.
+
+What goes wrong with a real Hub can be made to go wrong with this one, see `LocalHub.fault`.
 """
 
 from __future__ import annotations
@@ -12,9 +14,13 @@ import base64
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,6 +41,7 @@ class Request:
         status: of the answer.
         token: the bearer token that came along, or None.
         range: the `Range` header, or None.
+        sent: bytes of the answer's body that went out.
     """
 
     method: str
@@ -42,6 +49,41 @@ class Request:
     status: int
     token: str | None = None
     range: str | None = None
+    sent: int = 0
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong with answers.
+
+    Attributes:
+        path: regular expression that the whole path of a request must match.
+        methods: of the requests.
+        status: answer with this in place of the true answer.
+        delay: seconds to wait before the answer.
+        truncate: break the connection after so many bytes of the body, of which the header promises all.
+        corrupt: change one byte in the middle of the body.
+        reset: break the connection before any answer.
+        times: how many requests it happens to; None: to all.
+        happened: to how many it has.
+    """
+
+    path: str
+    methods: tuple[str, ...] = ("GET",)
+    status: int | None = None
+    delay: float = 0.0
+    truncate: int | None = None
+    corrupt: bool = False
+    reset: bool = False
+    times: int | None = None
+    happened: int = 0
+
+    def strikes(self, method: str, path: str) -> bool:
+        is_over = self.times is not None and self.happened >= self.times
+        if is_over or method not in self.methods or not re.fullmatch(self.path, path):
+            return False
+        self.happened += 1
+        return True
 
 
 class LocalHub:
@@ -55,6 +97,7 @@ class LocalHub:
     def __init__(self, token: str = "hf_local"):
         self.token = token
         self.requests: list[Request] = []
+        self._faults: list[Fault] = []
         self._repositories: dict[tuple[str, str], _Repository] = {}
         self._uploads: dict[str, bytes] = {}
         self._lock = threading.Lock()
@@ -69,6 +112,24 @@ class LocalHub:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    @contextmanager
+    def fault(self, path: str, **what: Any) -> Iterator[Fault]:
+        """While this lasts, requests for such paths go wrong; see `Fault`."""
+        fault = Fault(path, **what)
+        self._faults.append(fault)
+        try:
+            yield fault
+        finally:
+            self._faults.remove(fault)
+
+    def squash(self, repo_id: str, kind: str = "model") -> str:
+        """Rewrite the history of a repository, as its owner can, to one commit; returns its sha."""
+        repository = self._repositories[kind, repo_id]
+        files = self.files(repo_id, kind=kind)
+        for names in (repository.commits, repository.branches, repository.tags):
+            names.clear()
+        return repository.commit(files)
 
     def add_model(self, repo_id: str, folder: str | Path, private: bool = False, gated: bool = False) -> str:
         """Commit a folder, as it is, to a model repository, which is created where there is none; returns the sha."""
@@ -168,10 +229,21 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = self._dispatch(url.path)
             except _Refusal as refusal:
                 answer = refusal.answer
+            fault = next((one for one in self.hub._faults if one.strikes(self.command, url.path)), Fault(""))
+            if fault.status is not None:
+                answer = _Refusal(fault.status, "this goes wrong on purpose").answer
+            if fault.corrupt:
+                answer = replace(answer, body=_with_one_byte_changed(answer.body))
+            body = b"" if self.command == "HEAD" or fault.reset else answer.body[: fault.truncate]
+            status = 0 if fault.reset else int(answer.status)
             self.hub.requests.append(
-                Request(self.command, url.path, int(answer.status), self.token, self.headers.get("Range"))
+                Request(self.command, url.path, status, self.token, self.headers.get("Range"), len(body))
             )
-        self._send(answer)
+        time.sleep(fault.delay)
+        if not fault.reset:
+            self._send(answer, body)
+        if fault.reset or len(body) < len(answer.body) and self.command != "HEAD":
+            self._hang_up()
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
@@ -202,13 +274,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(chunks)
 
-    def _send(self, answer: _Answer) -> None:
+    def _send(self, answer: _Answer, body: bytes) -> None:
         self.send_response(answer.status)
         for name, value in {"Content-Length": len(answer.body), **answer.headers}.items():
             self.send_header(name, str(value))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(answer.body)
+        self.wfile.write(body)
+
+    def _hang_up(self) -> None:
+        """Close the connection so that the client sees a reset, not an end."""
+        self.close_connection = True
+        self.wfile.flush()
+        time.sleep(0.05)  # a reset overtakes what was sent
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
 
     # What routes ask for
 
@@ -331,8 +410,15 @@ def _commit(request: _Handler, kind: str, repo_id: str, revision: str) -> _Answe
             added[value["path"]] = request.hub._uploads[value["oid"]]
         elif operation["key"] in ("deletedFile", "deletedFolder"):
             deleted.append(value["path"])
-    sha = repository.commit(added, deleted, revision)
-    return _ok({"success": True, "commitOid": sha, "commitUrl": f"{request.hub.url}/{repo_id}/commit/{sha}"})
+    answer = {"success": True}
+    if "create_pr" in request.query:
+        number = 1 + sum(name.startswith("refs/pr/") for name in repository.branches)
+        answer["pullRequestUrl"] = f"{request.hub.url}/{repo_id}/discussions/{number}"
+        repository.branches[branch := f"refs/pr/{number}"] = request.commit_of(repository, revision)
+    else:
+        branch = revision
+    sha = repository.commit(added, deleted, branch)
+    return _ok({**answer, "commitOid": sha, "commitUrl": f"{request.hub.url}/{repo_id}/commit/{sha}"})
 
 
 # Downloads
@@ -411,6 +497,11 @@ def _resolve(request: _Handler, kind: str | None, repo_id: str, revision: str, p
 
 
 # Small things
+
+
+def _with_one_byte_changed(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :] if data else data
 
 
 def _ok(value: Any, status: int = HTTPStatus.OK) -> _Answer:

@@ -32,9 +32,10 @@ from pertinence.calibration import (
 )
 from pertinence.cli import main
 from pertinence.data import LabelledImages
+from pertinence.files import SEEN
 from pertinence.guarantee import Comparison
 from pertinence.noninferiority import DOUBT, images_needed, noninferiority_p_value
-from pertinence.seen import SEEN, SeenImages
+from pertinence.seen import SeenImages
 
 
 LEVEL = 0.05

@@ -183,7 +183,7 @@ def test_optional_booleans_are_flags(flags, mixing):
     assert parse(["search", *flags])[1][1].mixing is mixing
 
 
-@pytest.mark.parametrize("command", ["search", "evaluate", "calibrate", "info", "demo"])
+@pytest.mark.parametrize("command", ["search", "evaluate", "calibrate", "push", "info", "demo"])
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
@@ -309,13 +309,14 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("pertinence ")
 
 
-def test_two_processes_predict_and_find_the_same(searched, tmp_path):
+def test_two_processes_predict_find_the_same_and_push_once(searched, hub, tmp_path):
     """Each classifies every other batch, without anything cached, and searches half of every generation."""
     config = searched / "runs/digits/search.yaml"
     finished = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pertinence", "search",
             "--config", str(config), "--output-dir", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache"),
+            "--save-experts", "--push-to-hub", "tester/two-processes", "--token", hub.token,
         ],
         cwd=searched, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -328,6 +329,8 @@ def test_two_processes_predict_and_find_the_same(searched, tmp_path):
     assert together == alone
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["front"] == alone["front"]
+    assert len(hub.commits("tester/two-processes")) == 2  # its creation, and one
+    assert json.loads(hub.files("tester/two-processes")["config.json"])["front"] == alone["front"]
 
 
 def test_evaluation_on_the_search_images_is_called_out(searched, data, capsys):

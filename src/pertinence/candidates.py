@@ -16,12 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from .dispatcher import NUM_KNOTS, Head
 from .errors import PertinenceError
-from .files import find_file, replaced, save_tensors
+from .files import BASELINES, find_file, replaced, save_tensors
 from .front import OperatingPoint
 from .statistics import non_dominated
-
-
-BASELINES = "baselines.safetensors"
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, metadata_load, snapshot_download
+from huggingface_hub import metadata_load
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging
 
+from .downloads import chain, explain_hub, fetch, pin
 from .errors import PertinenceError, first_line
 
 
@@ -22,6 +23,8 @@ logger = logging.get_logger(__name__)
 
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.py")
 """What an expert is loaded from; the content hash of a folder covers these."""
+LEGAL_FILES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
+"""What goes along where an expert is copied: most licences ask for it."""
 
 
 @dataclass(frozen=True)
@@ -203,13 +206,10 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
         if folder is not None:
             revision = hash_folder(folder)
         else:
-            # The cache keeps a file under its commit; one look-up pins everything that follows, online and offline.
-            found = hf_hub_download(reference.repo_id, "config.json", revision=reference.revision, **options.hub)
-            revision = Path(found).parent.name
+            revision = pin(reference.repo_id, reference.revision, "config.json", **options.hub)
             # By its folder from here on: transformers would prefer a local directory that happens to have the same
             # name.
-            patterns = {"allow_patterns": [*CHECKPOINT_FILES, "README.md"], "ignore_patterns": ["*/*"]}
-            folder = Path(snapshot_download(reference.repo_id, revision=revision, **patterns, **options.hub))
+            folder = fetch(reference.repo_id, revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
         shared = {**options.hub, "trust_remote_code": options.trust_remote_code}
         config = AutoConfig.from_pretrained(folder, **shared)
         if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
@@ -225,8 +225,8 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             **shared,
         )
         processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(folder, **shared)
-    except PertinenceError:
-        raise
+    except PertinenceError as error:
+        raise PertinenceError(f"{title}: {error}") from error
     except Exception as error:  # a checkpoint of somebody else's can fail in any way; say which and why
         raise PertinenceError(_explain(title, reference, error)) from error
     if info["missing_keys"]:
@@ -244,31 +244,14 @@ def _is_headless(config: Any) -> bool:
 
 
 def _explain(title: str, reference: ExpertReference, error: Exception) -> str:
-    causes, cause = [], error
-    while cause is not None:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    kinds = {type(cause).__name__ for cause in causes}
+    causes = chain(error)
     if any("trust_remote_code" in str(cause) for cause in causes):
         return (
             f"{title} needs code of its own from {reference.repo_id}: read it, and if you trust it pass "
             "--trust-remote-code (in Python trust_remote_code=True)"
         )
-    if "RevisionNotFoundError" in kinds:
-        return f"{title}: {reference.repo_id} has no revision {reference.revision!r} on the Hub"
-    if "GatedRepoError" in kinds:
-        return f"{title}: {reference.repo_id} is gated: ask for access on its page and pass a token"
-    if "RepositoryNotFoundError" in kinds:
-        return (
-            f"{title}: {reference.repo_id} is neither a local folder nor a repository on the Hub that you "
-            "may read; check the name, or pass a token if it is private"
-        )
-    if "LocalEntryNotFoundError" in kinds:
-        return f"{title}: {reference.repo_id} is not in the cache, and the Hub cannot be reached"
-    if "HFValidationError" in kinds:
-        return f"{title}: {reference.repo_id!r} is neither a local folder nor a valid Hub id"
-    if "RemoteEntryNotFoundError" in kinds:
-        return f"{title}: {reference.repo_id} has no config.json, so it is not a checkpoint"
+    if (trouble := explain_hub(reference.repo_id, reference.revision, error)) is not None:
+        return f"{title}: {trouble}"
     if any("no classifier head" in str(cause) for cause in causes):
         return f"{title} is a backbone without a trained classification head; fine-tune it first"
     if any("model.safetensors" in str(cause) for cause in causes):
@@ -317,17 +300,19 @@ def _hash_tensors(model: nn.Module) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def read_licence(reference: ExpertReference, checkpoint: Checkpoint, options: LoadOptions) -> str | None:
-    """Licence that the checkpoint states: on its card, else in timm's `pretrained_cfg`; None where it states none."""
+def read_licence(checkpoint: Checkpoint, title: str) -> str | None:
+    """Licence that a checkpoint states: on its card, else in timm's `pretrained_cfg`; None where it states none.
+
+    Several are separated by commas; one that the Hub has no identifier for goes by the name that the card gives it.
+    """
+    licence = None
     try:
-        if reference.repo_id is None or reference.is_folder:
-            card = None if checkpoint.folder is None else checkpoint.folder / "README.md"
-        else:
-            card = hf_hub_download(reference.repo_id, "README.md", revision=checkpoint.revision, **options.hub)
-        if card is not None and Path(card).is_file():
-            licence = (metadata_load(card) or {}).get("license")
-            if licence:
-                return licence
+        if checkpoint.folder is not None and (card := checkpoint.folder / "README.md").is_file():
+            values = metadata_load(card) or {}
+            licence = values.get("license")
+            if licence == "other":
+                licence = values.get("license_name") or licence
     except Exception as error:  # a licence is worth showing, not worth failing for
-        logger.info(f"The licence of expert {reference.display_name!r} is unknown: {error}")
-    return (getattr(checkpoint.model.config, "pretrained_cfg", None) or {}).get("license")
+        logger.info(f"The licence of expert {title!r} is unknown: {error}")
+    licence = licence or (getattr(checkpoint.model.config, "pretrained_cfg", None) or {}).get("license")
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence

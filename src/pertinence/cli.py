@@ -18,8 +18,8 @@ from .arguments import BenchmarkArguments, DataArguments, RuntimeArguments, Sear
 from .checkpoints import ExpertReference
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError, first_line
-from .files import RECORD, find_table_record
-from .front import Front, OperatingPoint, format_table
+from .files import FRONT_FIGURE, RECORD, SHARES_FIGURE
+from .hub import check_pushable, push_folder
 
 
 @dataclass
@@ -42,6 +42,10 @@ class SearchInputs:
         },
     )
     costs: str | None = field(default=None, metadata={"help": "JSON, GMACs by model name, for --predictions."})
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "Push the result to this model repository, as `pertinence push` does."}
+    )
+    private: bool = field(default=False, metadata={"help": "Make it private where it is created."})
 
 
 @dataclass
@@ -75,6 +79,23 @@ class GuaranteeArguments(ModelArguments):
 class InfoArguments:
     """How a model is looked up."""
 
+    token: str | None = field(default=None, metadata={"help": "Hub token; default: that of `hf auth login`."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    json: bool = field(default=False, metadata={"help": "Print everything as JSON."})
+
+
+@dataclass
+class PushArguments(ModelArguments):
+    """What is pushed, and how."""
+
+    private: bool = field(default=False, metadata={"help": "Make the repository private where it is created."})
+    revision: str | None = field(default=None, metadata={"help": "Branch to push to; created where there is none."})
+    pr: bool = field(default=False, metadata={"help": "Open a pull request."})
+    save_experts: bool = field(default=False, metadata={"help": "Also push a copy of each expert's own files."})
+    replace_card: bool = field(default=False, metadata={"help": "Replace a README.md that is there."})
+    examples: bool = field(
+        default=False, metadata={"help": "Also push examples.png, which shows images of the report split."}
+    )
     token: str | None = field(default=None, metadata={"help": "Hub token; default: that of `hf auth login`."})
 
 
@@ -120,11 +141,14 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
             report = load_images(report_data, args.token, needs_labels)
         searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
         is_finished, run = searcher.is_finished, searcher.run
+    if inputs.push_to_hub and PartialState().is_main_process:
+        check_pushable(inputs.push_to_hub, inputs.experts or [], inputs.save_experts, args.token)
     if args.resume and is_finished():
         if PartialState().is_main_process:
             print(
                 f"{args.output_dir} holds the result of this very search: nothing to do (--no-resume searches again)"
             )
+            _push_result(args, inputs)
         return
     result = run()
     result.config = anchored(resolved_settings(data, args, inputs), result.model.config if result.model else None)
@@ -132,6 +156,29 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
     if result.is_main_process:
         print(result.evaluation)
         print(f"Saved to {args.output_dir}")
+        _push_result(args, inputs)
+
+
+def _push_result(args: SearchArguments, inputs: SearchInputs) -> None:
+    if inputs.push_to_hub:
+        push(args.output_dir, inputs.push_to_hub, PushArguments(private=inputs.private, token=args.token))
+
+
+def push(model: str, repo_id: str, args: PushArguments) -> None:
+    """Push a searched model to the Hub, with its card, its record and its figures, in one commit."""
+    pushed = push_folder(
+        model,
+        repo_id,
+        save_experts=args.save_experts,
+        private=args.private or None,
+        revision=args.revision,
+        create_pr=args.pr,
+        replace_card=args.replace_card,
+        examples=args.examples,
+        token=args.token,
+        expert_paths=_parse_mapping(args.expert_paths),
+    )
+    print(f"Pushed to {pushed.pr_url or pushed.commit_url}")
 
 
 def evaluate(model: str, data: DataArguments, args: RuntimeArguments, outputs: EvaluationOutputs) -> None:
@@ -153,8 +200,8 @@ def evaluate(model: str, data: DataArguments, args: RuntimeArguments, outputs: E
     if folder is not None:
         with replaced(folder / "evaluation.json") as file:
             file.write_text(json.dumps(evaluation.to_dict(), indent=1))
-        plot_front(evaluation, folder / "front.png")
-        plot_shares(evaluation, folder / "shares.png")
+        plot_front(evaluation, folder / FRONT_FIGURE)
+        plot_shares(evaluation, folder / SHARES_FIGURE)
         print(f"Saved to {folder}")
 
 
@@ -173,7 +220,10 @@ def calibrate(model: str, data: DataArguments, args: RuntimeArguments, promise: 
         store_guarantee(model, guarantee)
         print(f"Stored in {model}, whose default operating point is now {guarantee.operating_point}.")
     else:
-        print(f"Not stored, as {model} is not a local folder: download it and calibrate that.")
+        print(
+            f"Not stored, as {model} is not a local folder: get it with `hf download {model} --local-dir FOLDER`, "
+            f"calibrate FOLDER, and push it with `pertinence push FOLDER {model} --replace-card`."
+        )
 
 
 def benchmark(model: str, data: DataArguments, args: BenchmarkArguments, where: ModelArguments) -> None:
@@ -201,37 +251,10 @@ def _parse_mapping(text: str | None) -> dict[str, str] | None:
 
 def info(model: str, access: InfoArguments) -> None:
     """Show what a searched model is made of and what it can be set to; loads no weights."""
-    if (path := find_table_record(model)) is not None:
-        _show_table_record(path)
-        return
-    config = PertinenceConfig.from_pretrained(model, token=access.token)
-    if not config.experts:
-        raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
-    header = ["expert", "GMACs", "parameters", "licence", "revision", "from"]
-    rows = [
-        [e["name"], f"{e['gmacs']:.4g}", f"{e['parameters']:,}", e["licence"] or "", e["revision"][:14], e["repo_id"]]
-        for e in config.entries
-    ]
-    print(f"{len(config.experts)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing\n")
-    print(format_table(header, rows), "\n")
-    front, guarantee = config.build_front(), config.build_guarantee()
-    print(front, "\n")
-    print(f"Default operating point: {config.operating_point}")
-    if guarantee is not None:
-        print("\n" + guarantee.describe(front))
+    from .info import describe_model
 
-
-def _show_table_record(path: Path) -> None:
-    try:
-        record = json.loads(path.read_text())
-        names = [entry["name"] for entry in record["settings"]["experts"]]
-        front = Front([OperatingPoint.from_dict(point) for point in record["front"]], names)
-        default = record["report"]["operating_point"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PertinenceError(f"{path} is damaged: search again") from error
-    print(f"{len(names)} models, known by a table of their predictions\n")
-    print(front, "\n")
-    print(f"Default operating point: {default}")
+    described, text = describe_model(model, access.token, access.revision)
+    print(json.dumps(described, indent=1) if access.json else text)
 
 
 def demo(args: DemoArguments) -> None:
@@ -243,6 +266,10 @@ def demo(args: DemoArguments) -> None:
 
 PATHS = ("dataset", "report_dataset", "predictions", "costs", "output_dir", "cache_dir")
 """Settings that may be paths."""
+NOT_STORED = ("token", "push_to_hub", "private")
+"""Settings that do not belong into a file that is run again."""
+
+POSITIONAL = {"model": "Folder or Hub id of a searched model.", "repo_id": "Model repository on the Hub."}
 
 COMMANDS = {
     # name: function, positional arguments, dataclasses
@@ -250,18 +277,19 @@ COMMANDS = {
     "evaluate": (evaluate, ["model"], [DataArguments, RuntimeArguments, EvaluationOutputs]),
     "calibrate": (calibrate, ["model"], [DataArguments, RuntimeArguments, GuaranteeArguments]),
     "benchmark": (benchmark, ["model"], [DataArguments, BenchmarkArguments, ModelArguments]),
+    "push": (push, ["model", "repo_id"], [PushArguments]),
     "info": (info, ["model"], [InfoArguments]),
     "demo": (demo, [], [DemoArguments]),
 }
 
 
 def resolved_settings(*arguments: Any) -> dict[str, Any]:
-    """All settings of a command in one mapping, as `--config` takes them; secrets are left out."""
+    """All settings of a command in one mapping, as `--config` takes them; without secrets, and what is done once."""
     return {
         setting.name: getattr(part, setting.name)
         for part in arguments
         for setting in fields(part)
-        if setting.name != "token" and getattr(part, setting.name) is not None
+        if setting.name not in NOT_STORED and getattr(part, setting.name) is not None
     }
 
 
@@ -309,7 +337,7 @@ def build_parser() -> HfArgumentParser:
             options = {"dest": setting.name, "default": setting.default, "help": setting.metadata["help"]}
             subparser.add_argument(*flags, action="store_false", **options)
         for argument in positional:
-            subparser.add_argument(argument, help="Folder or Hub id of a searched model.")
+            subparser.add_argument(argument, help=POSITIONAL[argument])
         if name == "search":
             subparser.add_argument(
                 "--config", help="YAML file of these settings, as a search writes it; flags replace what it says."

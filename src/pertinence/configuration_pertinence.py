@@ -25,6 +25,7 @@ EXPERT_KEYS = {
     "name",  # unique within the pool
     # Hub id, absolute folder, "./experts/<i>" inside this model, or None for a model that is in no file yet
     "repo_id",
+    "origin",  # Hub id that a copy inside this model was made from
     "revision",  # commit of the Hub repository, or content hash
     "gmacs",  # cost of one image
     "latency",  # measured milliseconds of one image, where that was the cost of the search
@@ -41,6 +42,7 @@ EXPERT_KEYS = {
 EXPERT_TYPES = {
     "name": str,
     "repo_id": str | None,
+    "origin": str | None,
     "revision": str,
     "gmacs": int | float,
     "parameters": int,
@@ -56,6 +58,7 @@ REQUIRED_EXPERT_KEYS = EXPERT_KEYS - {
     "quantization",
     "label_map",
     "licence",
+    "origin",
     "select",
     "report",
 }

@@ -293,7 +293,7 @@ def load_expert(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "label_map": None,
-        "licence": read_licence(reference, checkpoint, options),
+        "licence": read_licence(checkpoint, name),
         "select": None,
         "report": None,
     }

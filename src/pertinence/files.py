@@ -22,6 +22,15 @@ from safetensors.torch import save_file
 SUFFIX = ".incomplete"
 RECORD = "search_result.json"
 """What tells the folder of a result."""
+SETTINGS = "search.yaml"
+BASELINES = "baselines.safetensors"
+SEEN = "seen_images.safetensors"
+FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE = (
+    "front.png",
+    "shares.png",
+    "convergence.png",
+    "examples.png",
+)
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -17,14 +19,16 @@ from transformers.utils import ModelOutput
 from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Answer, Dispatcher, Head, Routing, route, threshold_head
+from .downloads import checked_downloads
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels
 from .files import share
 from .front import STEM, Figures, Front, OperatingPoint, Stage
+from .hub import push_folder
 from .image_processing_pertinence import PertinenceImageProcessor, as_images
 from .lazy import ExpertStore, LazyExpert, SavedPool, parse_memory
 from .preprocessing import stacked, take
-from .references import EMBEDDED, save_components
+from .references import EMBEDDED, as_copy, save_components
 
 
 COUNTED = "dispatcher.answers"
@@ -320,23 +324,20 @@ class PertinenceForImageClassification(PreTrainedModel):
             kwargs["max_memory"] = max_memory
         # Experts alone need it; the parent would warn that it has no effect.
         kwargs.pop("trust_remote_code", None)
-        wants_info = kwargs.pop("output_loading_info", False)
+        wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
         try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
+            with checked_downloads(source, options.get("cache_dir")):
+                model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         except RuntimeError as error:
-            raise PertinenceError(f"the heads of {pretrained_model_name_or_path} do not fit its front") from error
+            raise PertinenceError(f"the heads of {source} do not fit its front") from error
         if not model.config.experts:
-            raise PertinenceError(
-                f"{pretrained_model_name_or_path} is not a pertinence model: its config.json lists no experts"
-            )
+            raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
-            raise PertinenceError(f"the heads of {pretrained_model_name_or_path} do not fit its front")
+            raise PertinenceError(f"the heads of {source} do not fit its front")
         if options.get("dtype") == "auto":
             del options["dtype"]  # each expert's own, as the config notes it
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
-        pool = SavedPool(model.config, str(pretrained_model_name_or_path), revision, LoadOptions.parse(options))
+        pool = SavedPool(model.config, source, revision, LoadOptions.parse(options))
         pool.move(expert_paths or {})
         experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
         model.stem = experts.pop(STEM, None)
@@ -393,7 +394,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         saved = []
         for entry, name, expert in zip(entries, names, components.values(), strict=True):
             if save_experts or here:
-                entry = {**entry, "repo_id": f"./experts/{name}"}
+                entry = as_copy(entry, name)
                 if expert.folder is None:
                     entry["revision"] = hash_folder(folder / entry["repo_id"])
             elif EMBEDDED.fullmatch(entry["repo_id"]):
@@ -409,21 +410,18 @@ class PertinenceForImageClassification(PreTrainedModel):
             self.config.experts, self.config.stem = experts, stem
         PertinenceImageProcessor().save_pretrained(folder)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """As in transformers; refused where an expert is a local folder, which nobody else could load.
+    def push_to_hub(self, repo_id: str, *, save_experts: bool = False, **options: Any) -> CommitInfo:
+        """Push model, image processor and a model card, in one commit.
+
+        Args:
+            repo_id: of the model repository, which is created where there is none.
+            save_experts: also push a copy of each expert's own files; copies that the model has go along anyway.
+            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.hub.push_folder`.
 
         Raises:
-            PertinenceError: an expert is not on the Hub.
+            PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.
         """
-        local = [
-            entry["name"]
-            for entry in self.config.entries
-            if Path(entry["repo_id"] or "/").is_absolute() or EMBEDDED.fullmatch(entry["repo_id"])
-        ]
-        if local:
-            raise PertinenceError(
-                f"expert {local[0]!r} is on this machine only, so nobody could load the pushed model: push that "
-                "expert first and refer to it by its Hub id, or upload the folder that save_pretrained(..., "
-                "save_experts=True) writes with `hf upload`"
-            )
-        return super().push_to_hub(repo_id, **kwargs)
+        save_experts |= any(EMBEDDED.fullmatch(entry["repo_id"] or "") for entry in self.config.entries)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, save_experts=save_experts)
+            return push_folder(folder, repo_id, **options)

@@ -7,10 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
-from .checkpoints import LoadOptions, checkpoint_files
-from .errors import PertinenceError
+from .checkpoints import (
+    CHECKPOINT_FILES,
+    LEGAL_FILES,
+    LoadOptions,
+    checkpoint_files,
+    hash_folder,
+    is_commit,
+)
+from .downloads import explain_hub, fetch
+from .errors import PertinenceError, first_line
 from .experts import Expert
 from .files import share
 from .preprocessing import is_timm_processor
@@ -29,7 +35,11 @@ def locate(entry: dict[str, Any], source: str, revision: str | None, options: Lo
         root = Path(source)
         if not root.is_dir():
             pattern = f"{repo_id.removeprefix('./')}/*"
-            root = Path(snapshot_download(source, revision=revision, allow_patterns=[pattern], **options.hub))
+            try:
+                root = fetch(source, revision, [pattern], **options.hub)
+            except Exception as error:  # whatever the Hub has against it: say whose files they are
+                reason = explain_hub(source, revision, error) or first_line(error)
+                raise PertinenceError(f"expert {name!r}: {reason}") from error
         return str((root / repo_id).resolve())
     if Path(repo_id).is_absolute() and not Path(repo_id).is_dir():
         raise PertinenceError(
@@ -60,5 +70,53 @@ def _save_expert(expert: Expert, folder: Path) -> None:
         if not is_timm_processor(expert.checkpoint.processor):  # timm's is a part of config.json
             expert.checkpoint.processor.save_pretrained(folder)
         return
-    for path in checkpoint_files(expert.folder):
+    for path in files_to_copy(expert.folder):
         shutil.copyfile(path, folder / path.name)
+
+
+def files_to_copy(folder: Path) -> list[Path]:
+    """What a copy of an expert consists of: the files that it is loaded from, its card and its licence."""
+    legal = {path for pattern in LEGAL_FILES for path in folder.glob(pattern) if path.is_file()}
+    return [*checkpoint_files(folder), *sorted(legal)]
+
+
+def as_copy(entry: dict[str, Any], home: str) -> dict[str, Any]:
+    """The entry of an expert whose files are copied to `experts/<home>`; where it came from the Hub that is noted."""
+    repo_id = entry["repo_id"]
+    is_on_hub = repo_id is not None and not Path(repo_id).is_absolute() and not EMBEDDED.fullmatch(repo_id)
+    return {**entry, "repo_id": f"./experts/{home}"} | ({"origin": repo_id} if is_on_hub else {})
+
+
+def find_copies(
+    entries: dict[str, dict[str, Any]], source: str, options: LoadOptions
+) -> tuple[dict[str, dict[str, Any]], dict[str, Path]]:
+    """What copies of experts would consist of, without loading any of them.
+
+    Args:
+        entries: of a saved model's config, by the names that their folders would have.
+        source: folder of the model.
+        options: how files are fetched from the Hub.
+
+    Returns:
+        The entries with references to the copies, and the folder that each copy is made from.
+
+    Raises:
+        PertinenceError: a folder is gone, or holds something else now.
+    """
+    homes: dict[tuple[str, str], str] = {}
+    copies, folders = {}, {}
+    for name, entry in entries.items():
+        home = homes.setdefault((entry["repo_id"], entry["revision"]), name)
+        copies[name] = as_copy(entry, home)
+        if home != name:
+            continue
+        where = locate(entry, source, None, options)
+        folder = folders[home] = Path(where)
+        if not folder.is_absolute():
+            folders[home] = fetch(where, entry["revision"], CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
+        elif not is_commit(entry["revision"]) and hash_folder(folder) != entry["revision"]:
+            raise PertinenceError(
+                f"expert {entry['name']!r} in {folder} has changed since this model was made: its figures no longer "
+                "hold, so restore the folder or search again"
+            )
+    return copies, folders

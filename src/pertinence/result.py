@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,29 @@ import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import CommitInfo
 from transformers.utils import logging
 
-from .candidates import BASELINES, save_candidates
+from .candidates import save_candidates
 from .data import LabelledImages
 from .dispatcher import Head
 from .errors import PertinenceError
 from .evaluation import route_predictions
-from .files import RECORD, SUFFIX, beside, replaced
+from .files import (
+    BASELINES,
+    CONVERGENCE_FIGURE,
+    EXAMPLES_FIGURE,
+    FRONT_FIGURE,
+    RECORD,
+    SETTINGS,
+    SHARES_FIGURE,
+    SUFFIX,
+    beside,
+    replaced,
+)
 from .front import Front, OperatingPoint
 from .front_search import FoundFront
+from .hub import push_folder
 from .modeling_pertinence import PertinenceForImageClassification
 from .plots import plot_convergence, plot_examples, plot_front, plot_shares
 from .predictions import Predictions
@@ -34,9 +48,8 @@ from .seen import SeenImages
 
 logger = logging.get_logger(__name__)
 
-CONFIG = "search.yaml"
 STATE = "search_state"
-EXAMPLES = 8
+EXAMPLES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,30 @@ class SearchResult:
             self._save(Path(output_dir), save_experts)
         PartialState().wait_for_everyone()
 
+    def push_to_hub(self, repo_id: str, *, save_experts: bool = False, **options: Any) -> CommitInfo | None:
+        """Push model, image processor, card, record, baselines and figures to the Hub, in one commit.
+
+        Of several processes all must call this: the main one pushes, the others wait for it.
+
+        Args:
+            repo_id: of the model repository, which is created where there is none.
+            save_experts: also push a copy of each expert's own files.
+            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.hub.push_folder`.
+
+        Returns:
+            What was committed; None in all processes but the main one.
+
+        Raises:
+            PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.
+        """
+        pushed = None
+        if self.is_main_process:
+            with tempfile.TemporaryDirectory() as folder:
+                self._save(Path(folder), save_experts)
+                pushed = push_folder(folder, repo_id, **options)
+        PartialState().wait_for_everyone()
+        return pushed
+
     def _save(self, folder: Path, save_experts: bool) -> None:
         check_output_dir(folder, self.record["settings"])
         is_new = not folder.exists()
@@ -123,17 +160,17 @@ class SearchResult:
         record = {**self.record, "run": {**self.record["run"], "output_dir": str(final)}}
         (folder / RECORD).write_text(json.dumps(record, indent=1))
         if self.config is not None:
-            (folder / CONFIG).write_text(yaml.safe_dump(self.config, sort_keys=False))
+            (folder / SETTINGS).write_text(yaml.safe_dump(self.config, sort_keys=False))
         groups = {name: candidates for name, (candidates, _) in self.found.baselines.items()}
         chosen = {name: index for name, (_, index) in self.found.baselines.items()}
         save_candidates(folder / BASELINES, groups, chosen)
         if self.seen is not None:
             self.seen.save(folder)
-        plot_front(self.evaluation, folder / "front.png")
-        plot_shares(self.evaluation, folder / "shares.png")
-        plot_convergence(self.found.hypervolumes, folder / "convergence.png")
+        plot_front(self.evaluation, folder / FRONT_FIGURE)
+        plot_shares(self.evaluation, folder / SHARES_FIGURE)
+        plot_convergence(self.found.hypervolumes, folder / CONVERGENCE_FIGURE)
         if self.examples:
-            plot_examples(self.examples, folder / "examples.png")
+            plot_examples(self.examples, folder / EXAMPLES_FIGURE)
 
 
 def pick_examples(
@@ -155,7 +192,7 @@ def pick_examples(
         rows = predictions.rows[rows[confidence[rows].argsort(stable=True)]].tolist()
         if rows:
             easiest, hardest = (
-                [images[row].permute(1, 2, 0).numpy() for row in part[:EXAMPLES]] for part in (rows[::-1], rows)
+                [images[row].permute(1, 2, 0).numpy() for row in part[:EXAMPLES_SHOWN]] for part in (rows[::-1], rows)
             )
             examples.append(Examples(name, easiest, hardest))
     return examples

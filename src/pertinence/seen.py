@@ -13,10 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from .data import LabelledImages
 from .errors import PertinenceError
-from .files import find_file, replaced, save_tensors
+from .files import SEEN, find_file, replaced, save_tensors
 
 
-SEEN = "seen_images.safetensors"
 TOLERATED_SHARED = 0.01
 """Share of images that may have been seen by accident: duplicates in a data set."""
 

@@ -1,0 +1,76 @@
+"""Makes the reference dispatchers of this folder: what `pertinence push --save-experts --examples` would push of a
+search of each zoo, without the experts' own files.
+
+    uv run python hub_cards/make.py
+    uv run python hub_cards/make.py --population 20 --generations 5 cifar10
+
+Needs the zoo of this project's development. Searched on `validation`, reported on `test`; predictions are cached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import metadata_save
+
+from pertinence.cli import main as pertinence
+from pertinence.hub import CARD, check_no_paths, collect
+
+
+HERE = Path(__file__).resolve().parent
+ZOO = HERE.parents[1] / "shared" / "zoo"
+POOLS = {
+    "cifar10": {"resnet8": "apache-2.0"} | {f"resnet{depth}": "bsd-3-clause" for depth in (20, 32, 44, 56)},
+    "cifar100": {f"resnet{depth}": "bsd-3-clause" for depth in (20, 32, 44, 56)},
+}
+"""Experts and their licences, which the zoo's own cards say in words alone."""
+KEPT = (".md", ".json", ".png", ".yaml")
+"""What is kept here of a push: everything but weights."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pools", nargs="*", default=list(POOLS), help=f"of {', '.join(POOLS)}; default: all")
+    parser.add_argument("--population", type=int, default=50)
+    parser.add_argument("--generations", type=int, default=50)
+    options = parser.parse_args()
+    settings = ["--population", str(options.population), "--generations", str(options.generations)]
+    for pool in options.pools:
+        with tempfile.TemporaryDirectory() as work:
+            make(pool, Path(work), settings)
+
+
+def make(pool: str, work: Path, settings: list[str]) -> None:
+    """Search one pool and write what would be pushed to a folder of its name."""
+    experts = []
+    for name, licence in POOLS[pool].items():
+        experts.append(work / name)
+        shutil.copytree(ZOO / pool / name, work / name)
+        metadata_save(work / name / CARD, {"license": licence})
+    (work / pool).mkdir()
+    for path in (ZOO / pool / "data").iterdir():
+        (work / pool / path.name).symlink_to(path)
+    run = work / f"pertinence-{pool}"
+    arguments = [
+        "search", "--experts", *map(str, experts), "--dataset", str(work / pool), "--split", "validation",
+        "--report-split", "test", "--trust-remote-code", "--output-dir", str(run), *settings,
+    ]  # fmt: skip
+    if pertinence(arguments):
+        raise SystemExit(f"the search of {pool} failed")
+    bundle = collect(run, work / "changed", save_experts=True, examples=True)
+    files = {path: content for path, content in bundle.files.items() if "/" not in path and path.endswith(KEPT)}
+    files[CARD] = bundle.card(f"pertinence/{run.name}").encode()
+    check_no_paths(files, [work])
+    folder = HERE / run.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path, content in files.items():
+        (folder / path).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    print(f"{folder.name}: {', '.join(sorted(files))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Downloads from the Hub: checked, tried again where it may help, and explained where it does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from time import sleep, time
+from typing import Any
+
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from transformers.utils import logging
+
+from .errors import PertinenceError, first_line
+from .files import hash_file
+
+
+logger = logging.get_logger(__name__)
+
+PAUSES = (1, 4)
+"""Seconds between attempts to download."""
+OFFLINE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
+BROKEN = {"ConnectError", "ConnectTimeout", "ReadError", "ReadTimeout", "RemoteProtocolError"}
+"""Names of errors of the Hub's client and of its HTTP library, which is not the same in all versions."""
+
+
+def fetch(repo_id: str, revision: str | None, patterns: Sequence[str], **options: Any) -> Path:
+    """Folder of the cache with some files of a model repository, downloaded and checked where they are not there yet.
+
+    Args:
+        repo_id: Hub id.
+        revision: branch, tag or commit.
+        patterns: of the files; those without a folder are of files at the root.
+        options: `token`, `cache_dir`, `local_files_only`, `force_download`.
+
+    Raises:
+        PertinenceError: a file is not what the Hub announced.
+    """
+    ignored = None if any("/" in pattern for pattern in patterns) else ["*/*"]
+    chosen = {"allow_patterns": list(patterns), "ignore_patterns": ignored}
+
+    def download() -> str:
+        with checked_downloads(repo_id, options.get("cache_dir")):
+            return snapshot_download(repo_id, revision=revision, **chosen, **options)
+
+    return _patiently(download)
+
+
+def pin(repo_id: str, revision: str | None, name: str, **options: Any) -> str:
+    """The commit that a revision is now, or was when it was last seen, by a file that it must have."""
+    # The cache keeps a file under its commit; one look-up pins everything that follows, online and offline.
+    return _patiently(partial(hf_hub_download, repo_id, name, revision=revision, **options)).parent.name
+
+
+@contextmanager
+def checked_downloads(repo_id: str, cache_dir: str | None = None) -> Iterator[None]:
+    """Compare what is downloaded meanwhile with what the Hub announced, which its own client does not.
+
+    Raises:
+        PertinenceError: a file does not have the announced sha256; it is removed from the cache.
+    """
+    blobs = Path(cache_dir or constants.HF_HUB_CACHE) / "--".join(["models", *repo_id.split("/")]) / "blobs"
+    started = time() - 1  # clocks of file systems may lag a little
+    try:
+        yield
+    finally:
+        # The cache names large files by their sha256. What lay there before was checked when it came.
+        for blob in blobs.glob("[0-9a-f]" * 64):
+            if blob.stat().st_mtime >= started and hash_file(blob) != blob.name:
+                blob.unlink()
+                raise PertinenceError(
+                    f"a file of {repo_id} arrived damaged (it does not have the sha256 that the Hub announced), and "
+                    "was removed from the cache: try again"
+                )
+
+
+def _patiently(download: Callable[[], str]) -> Path:
+    """What was downloaded, if need be at the third attempt: of many files any may meet a moment's trouble."""
+    for pause in (*PAUSES, None):
+        try:
+            return Path(download())
+        except Exception as error:
+            if pause is None or not _may_pass(error):
+                raise
+            logger.warning(f"A download did not succeed ({first_line(error)}): trying again.")
+            sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _may_pass(error: Exception) -> bool:
+    causes = chain(error)
+    kinds = {type(cause).__name__ for cause in causes}
+    if kinds & OFFLINE:
+        return False
+    is_broken = any("Consistency check failed" in str(cause) for cause in causes)
+    return isinstance(error, PertinenceError) or is_broken or bool(kinds & BROKEN) or (_status(causes) or 0) >= 500
+
+
+def _status(causes: Sequence[BaseException]) -> int | None:
+    """The HTTP status that an error goes back to, if any."""
+    statuses = (getattr(getattr(cause, "response", None), "status_code", None) for cause in causes)
+    return next((status for status in statuses if status), None)
+
+
+def explain_hub(repo_id: str, revision: str | None, error: Exception) -> str | None:
+    """What the Hub, or the way to it, has against reading a model, and what to do; None where it is something else."""
+    causes = chain(error)
+    kinds = {type(cause).__name__ for cause in causes}
+    if "RevisionNotFoundError" in kinds:
+        vanished = (
+            ": its owner has removed it, or rewritten the history; ask for it, or choose another revision"
+            if re.fullmatch("[0-9a-f]{40}", revision or "")
+            else ""
+        )
+        return f"{repo_id} has no revision {revision!r} on the Hub{vanished}"
+    if "GatedRepoError" in kinds:
+        return f"{repo_id} is gated: ask for access on its page and pass a token"
+    if "RepositoryNotFoundError" in kinds:
+        return (
+            f"{repo_id} is neither a local folder nor a repository on the Hub that you may read; check the name, or "
+            "pass a token if it is private"
+        )
+    status = _status(causes)
+    if status in (401, 403):
+        return f"the Hub refuses this token for {repo_id}: check it with `hf auth whoami`, or `hf auth login` anew"
+    if status is not None and status >= 500:
+        return f"the Hub cannot serve {repo_id} now (it answered {status}): try again later"
+    if kinds & OFFLINE:
+        return (
+            f"{repo_id} is not in the cache, and the Hub cannot be reached: connect and load it once, and check "
+            "HF_HUB_OFFLINE and local_files_only"
+        )
+    if kinds & BROKEN:
+        return f"the connection to the Hub broke while {repo_id} was read: try again"
+    if any("Consistency check failed" in str(cause) for cause in causes):
+        return f"a file of {repo_id} did not arrive whole: try again"
+    if "HFValidationError" in kinds:
+        return f"{repo_id!r} is neither a local folder nor a valid Hub id"
+    if "RemoteEntryNotFoundError" in kinds:
+        return f"{repo_id} has no config.json, so it is not a checkpoint"
+    return None
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """An error and what caused it, one after the other."""
+    causes, cause = [], error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return causes

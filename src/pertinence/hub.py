@@ -1,0 +1,380 @@
+"""Pushing a saved model to the Hub: model, image processor, card and what its search left beside it, in one commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from transformers.utils import logging
+
+from .checkpoints import ExpertReference, LoadOptions, hash_folder
+from .configuration_pertinence import PertinenceConfig
+from .downloads import explain_hub
+from .errors import PertinenceError, first_line
+from .files import (
+    BASELINES,
+    CONVERGENCE_FIGURE,
+    EXAMPLES_FIGURE,
+    FRONT_FIGURE,
+    RECORD,
+    SEEN,
+    SETTINGS,
+    SHARES_FIGURE,
+    find_table_record,
+)
+from .info import open_config
+from .licences import forbids_copies
+from .model_card import Card, render_card
+from .references import EMBEDDED, files_to_copy, find_copies
+
+
+logger = logging.get_logger(__name__)
+
+CARD = "README.md"
+MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "preprocessor_config.json")
+RUN_FILES = (BASELINES, SEEN, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE)
+"""What goes along of a run as it is; its record and its settings without what only this machine knows."""
+LOCAL = (
+    "expert {!r} is on this machine only, so nobody could load the pushed model: push it with its experts, "
+    "save_experts=True (--save-experts), or push that expert first and refer to it by its Hub id"
+)
+TEXT_SEARCHED = 2**20
+"""Bytes of each file that are searched for paths of this machine: all of any text, and the header of any weights."""
+
+
+@dataclass
+class Bundle:
+    """What a push consists of.
+
+    Attributes:
+        config: of the model, as it is pushed.
+        files: content, or the file that holds it, by path in the repository; without the card.
+        record, settings: of the search, without what only this machine knows; None where there was none.
+        folders: names of the local folders in the settings, by setting.
+        is_guarded: whether experts are gated or private, by name.
+        needs_code: names of experts that bring code of their own.
+    """
+
+    config: PertinenceConfig
+    files: dict[str, Path | bytes]
+    record: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    folders: dict[str, list[str]] = field(default_factory=dict)
+    is_guarded: dict[str, str] = field(default_factory=dict)
+    needs_code: list[str] = field(default_factory=list)
+
+    def card(self, repo_id: str, tags: Sequence[str] = ()) -> str:
+        """The text of the model card."""
+        card = Card(
+            repo_id,
+            self.config,
+            self.record,
+            self.settings,
+            self.folders,
+            tuple(path for path in self.files if path.endswith(".png")),
+            self.is_guarded,
+            tuple(self.needs_code),
+            tuple(tags),
+        )
+        return render_card(card)
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    save_experts: bool = False,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    replace_card: bool = False,
+    examples: bool = False,
+    token: str | bool | None = None,
+    expert_paths: Mapping[str, str] | None = None,
+    commit_message: str = "Upload pertinence model",
+    commit_description: str | None = None,
+    tags: Sequence[str] = (),
+) -> CommitInfo:
+    """Push a saved model, or the result of a search, in one commit.
+
+    Experts are neither loaded nor is their code run. Of a result its figures, baselines and hashes of seen images go
+    along, its record without paths and host, and its settings with the names of local folders in place of their paths.
+
+    Args:
+        folder: where the model was saved.
+        repo_id: of the model repository, which is created where there is none.
+        save_experts: also push a copy of each expert's own files; copies in the folder always go along.
+        private: whether a repository that is created is private; None: as the account has it.
+        revision: branch to push to, which is created where there is none.
+        create_pr: open a pull request.
+        replace_card: whether a README.md that is there is replaced; else it is kept.
+        examples: whether the figure of example images goes along: it shows images of the report split.
+        token: of the Hub; None: that of `hf auth login`.
+        expert_paths: where local experts have moved to, folder by expert name.
+        commit_message, commit_description: of the commit.
+        tags: further tags of the card.
+
+    Raises:
+        PertinenceError: there is no model, an expert is a local folder, or must not be copied, a file names a path of
+            this machine, or the Hub refuses; nothing is pushed then.
+    """
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as work:
+        bundle = collect(Path(folder), Path(work), save_experts, examples, LoadOptions(token=token), expert_paths)
+        look_up_experts(bundle, api)
+        with _explained(repo_id):
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not revision.startswith("refs/pr"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            there = api.list_repo_files(repo_id, revision=revision)
+        if CARD in there and not replace_card:
+            logger.warning(f"The README.md of {repo_id} is kept; replace_card=True (--replace-card) writes a new one.")
+        else:
+            bundle.files[CARD] = bundle.card(repo_id, tags).encode()
+        check_no_paths(bundle.files, [Path(folder), Path(work)])
+        operations: list[Any] = [CommitOperationAdd(path, content) for path, content in sorted(bundle.files.items())]
+        operations += [CommitOperationDelete(path) for path in there if path not in bundle.files and _is_ours(path)]
+        with _explained(repo_id):
+            return api.create_commit(
+                repo_id,
+                operations,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+
+def check_pushable(repo_id: str, experts: Sequence[Any], save_experts: bool, token: str | bool | None = None) -> None:
+    """Refuse what a push would refuse in the end, before a search: experts of this machine alone, and nobody's token.
+
+    Args:
+        repo_id: where the result is to go.
+        experts: references, see `ExpertReference`.
+        save_experts: whether copies of them are pushed.
+        token: of the Hub.
+    """
+    local = [parsed.display_name for one in experts if (parsed := ExpertReference.parse(one)).is_folder]
+    if local and not save_experts:
+        raise PertinenceError(LOCAL.format(local[0]))
+    with _explained(repo_id):
+        HfApi(token=token).whoami()
+
+
+def collect(
+    folder: Path,
+    work: Path,
+    save_experts: bool = False,
+    examples: bool = False,
+    options: LoadOptions | None = None,
+    expert_paths: Mapping[str, str] | None = None,
+) -> Bundle:
+    """What is to be pushed of a folder, except the card; asks the Hub only for the experts that it copies.
+
+    Args:
+        folder: of a saved model or of a result.
+        work: for files that have to be changed first.
+        save_experts, examples, expert_paths: as in `push_folder`.
+        options: how experts are fetched.
+
+    Raises:
+        PertinenceError: as `push_folder`.
+    """
+    config = _read_config(folder)
+    files: dict[str, Path | bytes] = {
+        path.name: path for pattern in (*MODEL_FILES, *RUN_FILES) for path in sorted(folder.glob(pattern))
+    }
+    if examples and (folder / EXAMPLES_FIGURE).is_file():
+        files[EXAMPLES_FIGURE] = folder / EXAMPLES_FIGURE
+    bundle = Bundle(config, files)
+    _collect_experts(bundle, folder, work, save_experts, options or LoadOptions(), dict(expert_paths or {}))
+    # Written by transformers, but not from its own object, which would fill in defaults.
+    values = json.loads((folder / "config.json").read_text())
+    files["config.json"] = _as_bytes({**values, "experts": config.experts, "stem": config.stem}, indent=2)
+    if (record := _read(folder / RECORD, json.loads)) is not None:
+        record.pop("run", None)
+        bundle.record, files[RECORD] = record, _as_bytes(record, indent=1)
+    if (settings := _read(folder / SETTINGS, yaml.safe_load)) is not None:
+        bundle.settings, bundle.folders = without_paths(settings)
+        text = yaml.safe_dump(bundle.settings, sort_keys=False)
+        files[SETTINGS] = (settings_note(bundle.folders) + text).encode()
+    return bundle
+
+
+def _read_config(folder: Path) -> PertinenceConfig:
+    if find_table_record(folder) is not None:
+        raise PertinenceError(
+            f"{folder} is the result of a search on a table of predictions: there is no model to push"
+        )
+    if not (folder / "config.json").is_file():
+        raise PertinenceError(f"{folder} is not the folder of a saved model: it has no config.json")
+    return open_config(folder)
+
+
+def _collect_experts(
+    bundle: Bundle, folder: Path, work: Path, save_experts: bool, options: LoadOptions, expert_paths: dict[str, str]
+) -> None:
+    """Add the copies of experts to what is pushed, and refer to them; refused where they must not be copied."""
+    config = bundle.config
+    names = [*map(str, range(len(config.experts))), *(["stem"] if config.stem else [])]
+    entries = dict(zip(names, config.entries, strict=True))
+    for entry in entries.values():
+        if entry["name"] in expert_paths:
+            entry["repo_id"] = str(Path(expert_paths[entry["name"]]).resolve())
+    local = [entry["name"] for entry in entries.values() if Path(entry["repo_id"] or "/").is_absolute()]
+    if local and not save_experts:
+        raise PertinenceError(LOCAL.format(local[0]))
+    if not save_experts and not any(EMBEDDED.fullmatch(entry["repo_id"]) for entry in entries.values()):
+        return
+    for entry in entries.values():
+        if forbids_copies(entry.get("licence")):
+            raise PertinenceError(
+                f"expert {entry['name']!r} is under the licence {entry['licence']!r}, which forbids passing it on: "
+                "refer to it by a Hub id instead of copying it, or leave it out"
+            )
+    if not save_experts:
+        entries = {name: entry for name, entry in entries.items() if EMBEDDED.fullmatch(entry["repo_id"])}
+    copies, folders = find_copies(entries, str(folder), options)
+    for home, source in folders.items():
+        source, revision = _without_own_path(source, work / home)
+        copied = files_to_copy(source)
+        bundle.files |= {f"experts/{home}/{path.name}": path for path in copied}
+        for copy in (copy for copy in copies.values() if copy["repo_id"] == f"./experts/{home}"):
+            copy["revision"] = revision or copy["revision"]
+            if any(path.suffix == ".py" for path in copied):
+                bundle.needs_code.append(copy["name"])
+    config.experts = [copies.get(name, entry) for name, entry in zip(names, config.experts, strict=False)]
+    config.stem = copies.get("stem", config.stem)
+
+
+def _without_own_path(source: Path, work: Path) -> tuple[Path, str | None]:
+    """An expert's folder, or a copy whose config.json does not say where it was loaded from, and the hash of that."""
+    config = source / "config.json"
+    values = json.loads(config.read_text())
+    if not _is_path(values.get("_name_or_path")):
+        return source, None
+    shutil.copytree(source, work)
+    (work / config.name).write_bytes(_as_bytes({key: v for key, v in values.items() if key != "_name_or_path"}, 2))
+    return work, hash_folder(work)
+
+
+def look_up_experts(bundle: Bundle, api: HfApi) -> None:
+    """Ask the Hub of the experts there: whether they still exist, who may read them, and whether they bring code.
+
+    Raises:
+        PertinenceError: a pinned revision is gone, or what would be copied is gated.
+    """
+    for entry in bundle.config.entries:
+        repo_id = entry.get("origin") or entry["repo_id"]
+        if EMBEDDED.fullmatch(repo_id):
+            continue
+        try:
+            found = api.model_info(repo_id, revision=entry["revision"])
+        except Exception as error:  # whatever the Hub has against it
+            reason = explain_hub(repo_id, entry["revision"], error) or first_line(error)
+            raise PertinenceError(f"expert {entry['name']!r}: {reason}") from error
+        if found.gated and EMBEDDED.fullmatch(entry["repo_id"]):
+            raise PertinenceError(
+                f"expert {entry['name']!r} is gated: the owner of {repo_id} decides who gets it, so no copy of it is "
+                "pushed; refer to it by its Hub id"
+            )
+        if found.gated or found.private:
+            bundle.is_guarded[entry["name"]] = "gated" if found.gated else "private"
+        if entry["name"] not in bundle.needs_code and any(
+            file.rfilename.endswith(".py") and "/" not in file.rfilename for file in found.siblings or ()
+        ):
+            bundle.needs_code.append(entry["name"])
+
+
+def without_paths(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Settings of a search with names in place of the paths of local folders and files, and those names by setting."""
+    names: dict[str, list[str]] = {}
+
+    def named(value: Any, setting: str) -> Any:
+        if isinstance(value, dict):
+            return {key: named(item, setting) for key, item in value.items()}
+        if isinstance(value, list):
+            return [named(item, setting) for item in value]
+        if not _is_path(value):
+            return value
+        names.setdefault(setting, []).append(Path(value).name)
+        return Path(value).name
+
+    private = ("cache_dir", "token", "push_to_hub")
+    changed = {name: named(value, name) for name, value in settings.items() if name not in private}
+    if "output_dir" in changed:  # nobody else's, but a search needs one
+        changed["output_dir"] = Path(str(changed["output_dir"])).name
+        names.pop("output_dir", None)
+    return changed, names
+
+
+def settings_note(folders: Mapping[str, Sequence[str]]) -> str:
+    """What somebody who runs settings again must know of the names in them; nothing where there are no such names."""
+    if not folders:
+        return ""
+    named = "; ".join(f"{setting}: {', '.join(dict.fromkeys(names))}" for setting, names in folders.items())
+    return f"# These are names of local folders, to be replaced by your own: {named}\n"
+
+
+def check_no_paths(files: Mapping[str, Path | bytes], folders: Sequence[Path] = ()) -> None:
+    """Refuse files that name a folder of this machine: home, working folder, or one of those given."""
+    known = {Path.home(), Path.cwd(), *(folder.resolve() for folder in folders)}
+    paths = {str(path) for path in known if len(path.parts) > 1}
+    for name, content in files.items():
+        if isinstance(content, Path):
+            with content.open("rb") as file:
+                content = file.read(TEXT_SEARCHED)
+        for path in paths:
+            if f"{path}{os.sep}".encode() in content or f'{path}"'.encode() in content:
+                raise PertinenceError(f"{name} names a folder of this machine, {path}: take that out, then push again")
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("./", "../", "~")))
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a file of a repository is one that a push writes, so that it goes where this one does not write it."""
+    ours = (*MODEL_FILES, *RUN_FILES, RECORD, SETTINGS, EXAMPLES_FIGURE)
+    return path.startswith("experts/") or any(fnmatch(path, pattern) for pattern in ours)
+
+
+def _read(path: Path, parse: Any) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        values = parse(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise PertinenceError(f"{path} is damaged ({first_line(error)}): search again, or remove it") from error
+    if not isinstance(values, dict):
+        raise PertinenceError(f"{path} is damaged: search again, or remove it")
+    return values
+
+
+def _as_bytes(values: dict[str, Any], indent: int) -> bytes:
+    return (json.dumps(values, indent=indent) + "\n").encode()
+
+
+@contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """Errors of the Hub against a push, in a sentence."""
+    try:
+        yield
+    except Exception as error:  # of HTTP, of the network, of a token that is missing
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError":
+            raise PertinenceError(
+                f"you may not push to {repo_id}: log in with `hf auth login`, or pass a token that may write there"
+            ) from error
+        reason = explain_hub(repo_id, None, error) or first_line(error)
+        raise PertinenceError(f"{repo_id} was not pushed: {reason}") from error

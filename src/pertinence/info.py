@@ -1,0 +1,79 @@
+"""What a searched model is made of and what it can be set to, from its config alone: no weights are read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .configuration_pertinence import PertinenceConfig
+from .downloads import explain_hub
+from .errors import PertinenceError, first_line
+from .files import find_table_record
+from .front import Front, OperatingPoint, format_table
+
+
+def open_config(
+    model: str | os.PathLike, token: str | bool | None = None, revision: str | None = None
+) -> PertinenceConfig:
+    """The config of a model, in a folder or on the Hub, of which nothing else is fetched.
+
+    Raises:
+        PertinenceError: there is none that may be read, or it is that of another kind of model.
+    """
+    try:
+        config = PertinenceConfig.from_pretrained(model, token=token, revision=revision)
+    except OSError as error:
+        reason = None if Path(model).is_dir() else explain_hub(str(model), revision, error)
+        raise PertinenceError(reason or first_line(error)) from error
+    if not config.experts:
+        raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
+    return config
+
+
+def describe_model(
+    model: str | os.PathLike, token: str | bool | None = None, revision: str | None = None
+) -> tuple[dict[str, Any], str]:
+    """A model, or the result of a search on a table of predictions: as plain values, and to read.
+
+    Raises:
+        PertinenceError: there is none, or it is damaged.
+    """
+    if (path := find_table_record(model)) is not None:
+        return _describe_table_record(path)
+    config = open_config(model, token, revision)
+    header = ["expert", "GMACs", "parameters", "licence", "revision", "from"]
+    rows = []
+    for entry in config.entries:
+        licence, revision = entry.get("licence") or "", entry["revision"][:14]
+        known = [f"{entry['gmacs']:.4g}", f"{entry['parameters']:,}", licence, revision, entry["repo_id"]]
+        rows.append([entry["name"], *known])
+    front, guarantee = config.build_front(), config.build_guarantee()
+    parts = [
+        f"{len(config.experts)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
+        format_table(header, rows),
+        repr(front),
+        f"Default operating point: {config.operating_point}",
+        *([] if guarantee is None else [guarantee.describe(front)]),
+    ]
+    keys = ("experts", "stem", "front", "operating_point", "preprocessing", "guarantee", "format_version")
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    return {"labels": labels, **{key: getattr(config, key) for key in keys}}, "\n\n".join(parts)
+
+
+def _describe_table_record(path: Path) -> tuple[dict[str, Any], str]:
+    try:
+        record = json.loads(path.read_text())
+        experts = record["settings"]["experts"]
+        names = [entry["name"] for entry in experts]
+        front = Front([OperatingPoint.from_dict(point) for point in record["front"]], names)
+        default = record["report"]["operating_point"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PertinenceError(f"{path} is damaged: search again") from error
+    parts = [
+        f"{len(names)} models, known by a table of their predictions",
+        repr(front),
+        f"Default operating point: {default}",
+    ]
+    return {"experts": experts, "front": front.to_list(), "operating_point": default}, "\n\n".join(parts)
