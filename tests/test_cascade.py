@@ -8,8 +8,8 @@ import torch
 
 from pertinence.cascade import PRICES, CascadeFitter, CascadeSettings, fit_mixing_weights
 from pertinence.data import assign_folds
-from pertinence.dispatcher import fit_knots, mix_evidence
 from pertinence.evaluation import evaluate_experts, evaluate_point
+from pertinence.evidence import fit_knots, mix_evidence
 from pertinence.predictions import ExpertPredictions, Predictions
 from pertinence.tables import PredictionTable
 

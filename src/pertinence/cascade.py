@@ -18,7 +18,8 @@ from scipy.optimize import minimize
 
 from .accelerators import one_thread
 from .data import assign_folds
-from .dispatcher import Head, fit_knots, log_softmax, mix_evidence, mix_evidence_size
+from .dispatcher import Head
+from .evidence import fit_knots, log_softmax, mix_evidence, mix_evidence_size
 from .front import OperatingPoint, Stage
 from .predictions import Predictions
 

@@ -15,8 +15,9 @@ from .candidates import Candidate
 from .cascade import CascadeCurve, CascadeFitter
 from .chains import ChainFamily
 from .data import stratified_split
-from .dispatcher import Head, allowed_actions, choose, fit_knots, stage_evidence
+from .dispatcher import Head, allowed_actions, choose
 from .evaluation import evaluate_experts, summarise
+from .evidence import fit_knots, stage_evidence
 from .front import STEM, Figures, OperatingPoint, Stage
 from .genome import CascadeSpace, PaperSpace, ThresholdSpace
 from .predictions import ROWS_AT_ONCE, Predictions
