@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .accelerators import quiet_other_processes
+from .accelerators import make_accelerator, quiet_other_processes
 from .arguments import BenchmarkArguments, DataArguments, RuntimeArguments, SearchArguments
 from .checkpoints import ExpertReference
 from .configuration_pertinence import PertinenceConfig
@@ -141,7 +141,7 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
             report = load_images(report_data, args.token, needs_labels)
         searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
         is_finished, run = searcher.is_finished, searcher.run
-    if inputs.push_to_hub and PartialState().is_main_process:
+    if inputs.push_to_hub and make_accelerator(args.device).is_main_process:
         check_pushable(inputs.push_to_hub, inputs.experts or [], inputs.save_experts, args.token)
     if args.resume and is_finished():
         if PartialState().is_main_process:

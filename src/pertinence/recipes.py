@@ -167,7 +167,8 @@ class CascadeRecipe:
         for genome in genomes:
             settings, price = self.space.decode(genome)
             curve = self.fit(settings)
-            yield Individual(curve.accuracy, curve.cost, price, self._maker(curve))
+            own = int(np.abs(curve.prices - price).argmin())
+            yield Individual(curve.accuracy, curve.cost, own, self._maker(curve))
 
     def _maker(self, curve: CascadeCurve) -> Callable[[int], Candidate]:
         def candidate(index: int) -> Candidate:

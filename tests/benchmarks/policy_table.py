@@ -122,7 +122,8 @@ def measure(series: Series, select_largest: float, largest_cost: float) -> dict[
 
     order = np.argsort(-held_costs)
     curve = 100 * np.interp(SAVINGS, 1 - held_costs[order] / largest_cost, held[order])
-    spent = [costs[costs <= limit].max() / limit for limit in np.geomspace(costs[0], largest_cost, 200)]
+    most = min(costs[-1], largest_cost)  # nothing is gained by spending more
+    spent = [costs[costs <= limit].max() / limit for limit in np.geomspace(costs[0], most, 200)]
     nothing = [np.nan] * 3
     return {
         "no loss": np.array(at(lossless[0]) if lossless else nothing),
