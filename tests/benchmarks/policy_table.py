@@ -87,8 +87,7 @@ def with_variants(
 
         def attempt(variant: tuple, index: int = index) -> Trial:
             hits = variant[1].answers(sample.rows) == sample.targets
-            loss = (right[:, index].double().mean() - hits.double().mean()).item()
-            return Trial(variant, loss, 1 - variant[2] / predictions.gmacs[index])
+            return Trial.of(variant, hits, right[:, index], 1 - variant[2] / predictions.gmacs[index])
 
         if (best := best_variant(ladders[name], attempt, limit)) is not None:
             chosen[name] = best.variant
