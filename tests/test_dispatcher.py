@@ -10,19 +10,8 @@ import pytest
 import torch
 
 from pertinence import Front, OperatingPoint, PertinenceError, Stage
-from pertinence.dispatcher import (
-    Dispatcher,
-    Head,
-    Routing,
-    allowed_actions,
-    choose,
-    fit_knots,
-    mix,
-    mix_evidence,
-    route,
-    stage_evidence,
-    threshold_head,
-)
+from pertinence.dispatcher import Dispatcher, Head, Routing, allowed_actions, choose, route, threshold_head
+from pertinence.evidence import fit_knots, mix, mix_evidence, stage_evidence
 
 
 NUM_EXPERTS = 5
@@ -128,7 +117,7 @@ def test_knots_are_low_quantiles_of_the_logit_of_the_largest_probability():
 
 def test_a_mixture_is_the_weighted_sum_of_log_probabilities():
     log_probs, weights = random(4, 3, 10).log_softmax(-1), [0.5, 0.0, 2.0]
-    torch.testing.assert_close(mix(log_probs, weights), 0.5 * log_probs[:, 0] + 2.0 * log_probs[:, 2])
+    torch.testing.assert_close(mix(log_probs.unbind(1), weights), 0.5 * log_probs[:, 0] + 2.0 * log_probs[:, 2])
 
 
 # Choice

@@ -33,7 +33,7 @@ def runs(monkeypatch) -> list[str]:
     """Names of the experts that are run, one entry for each batch."""
     names, forward = [], Expert.forward
     monkeypatch.setattr(
-        Expert, "forward", lambda self, batch: (names.append(self.entry["name"]), forward(self, batch))[1]
+        Expert, "forward", lambda self, *batch: (names.append(self.entry["name"]), forward(self, *batch))[1]
     )
     return names
 
@@ -171,10 +171,10 @@ def test_store_that_cannot_be_written_is_said(tmp_path, monkeypatch):
 def test_interrupted_run_leaves_whole_stores_only(pool, images, tmp_path, monkeypatch):
     forward = Expert.forward
 
-    def interrupted(self, batch):
+    def interrupted(self, *batch):
         if self is pool[1]:
             raise KeyboardInterrupt
-        return forward(self, batch)
+        return forward(self, *batch)
 
     monkeypatch.setattr(Expert, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -211,7 +211,7 @@ def test_above_256_labels_the_largest_scores_and_the_rest_are_kept(make_expert, 
 
 
 def test_evidence_of_one_expert_is_exact_above_256_labels(make_expert, images, tmp_path):
-    from pertinence.dispatcher import fit_knots, mix_evidence
+    from pertinence.evidence import fit_knots, mix_evidence
 
     names = [f"class {index}" for index in range(MAX_DENSE_LABELS + 44)]
     pool = load_pool([make_expert(tmp_path / str(seed), labels=names, seed=seed) for seed in (1, 2)], LoadOptions())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .monitoring import RoutingMonitor
     from .result import SearchResult
     from .search import DispatcherSearch, search_predictions
+    from .streaming import StreamDispatcher
     from .tables import PredictionTable
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __all__ = [
     "SearchArguments",
     "SearchResult",
     "Stage",
+    "StreamDispatcher",
     "calibrate",
     "search_predictions",
 ]
@@ -54,6 +56,7 @@ _LAZY = {
     "RoutingMonitor": "monitoring",
     "SearchArguments": "arguments",
     "SearchResult": "result",
+    "StreamDispatcher": "streaming",
     "calibrate": "calibration",
     "search_predictions": "search",
 }

@@ -75,6 +75,22 @@ class RuntimeArguments:
 
 
 @dataclass
+class BenchmarkArguments(RuntimeArguments):
+    """What is timed."""
+
+    batch_size: list[int] = field(default_factory=lambda: [1, 32, 256], metadata={"help": "Images of a call."})
+    rounds: int = field(default=5, metadata={"help": "How often each is timed; the median counts."})
+    operating_point: str | None = field(default=None, metadata={"help": "Time only the point of this name."})
+
+    def __post_init__(self):
+        sizes = self.batch_size
+        for self.batch_size in sizes:  # checked one by one, as the parent knows it
+            super().__post_init__()
+        self.batch_size = sorted(set(sizes))
+        check_least(self, rounds=1)
+
+
+@dataclass
 class SearchArguments(RuntimeArguments):
     """How dispatchers are searched."""
 
@@ -152,7 +168,7 @@ class SearchArguments(RuntimeArguments):
     report_fraction: float = field(
         default=0.2, metadata={"help": "Share held out to report on, where no report images are given."}
     )
-    front_size: int = field(default=100, metadata={"help": "Operating points that the model has at most."})
+    front_size: int = field(default=200, metadata={"help": "Operating points that the model has at most."})
     baselines: bool = field(
         default=True, metadata={"help": "Tune confidence cascades by the same search, to compare with."}
     )

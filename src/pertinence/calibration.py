@@ -6,7 +6,6 @@ hypothesis, "it loses at least the limit", and those that images of their own re
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ from .arguments import DataArguments, RuntimeArguments
 from .data import LabelledImages
 from .errors import PertinenceError
 from .evaluation import evaluate_experts, evaluate_point
-from .files import replaced
+from .files import update_config
 from .front import ACCURACY, Front, OperatingPoint
 from .guarantee import Comparison, Guarantee
 from .model_evaluation import open_images, open_model, predict_images
@@ -181,10 +180,7 @@ def store_guarantee(folder: str | os.PathLike, guarantee: Guarantee) -> None:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise PertinenceError(f"{folder} is not a local folder, so the guarantee cannot be stored: download it first")
-    values = json.loads(path.read_text())
-    values |= {"guarantee": guarantee.to_dict(), "operating_point": guarantee.operating_point}
-    with replaced(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    update_config(path, {"guarantee": guarantee.to_dict(), "operating_point": guarantee.operating_point})
 
 
 def _shortfall(tested: Comparison, samples: int, limit: float, confidence: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,15 @@ class LoadOptions:
     local_files_only: bool = False
     force_download: bool = False
     trust_remote_code: bool = False
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> LoadOptions:
+        """From keyword arguments; raises `PertinenceError` for an unknown one."""
+        try:
+            return cls(**values)
+        except TypeError as error:
+            known = ", ".join(field.name for field in fields(cls))
+            raise PertinenceError(f"{error}; experts are loaded with: {known}") from error
 
     @property
     def hub(self) -> dict[str, Any]:

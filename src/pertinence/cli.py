@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .accelerators import make_accelerator, quiet_other_processes
-from .arguments import DataArguments, RuntimeArguments, SearchArguments
+from .arguments import BenchmarkArguments, DataArguments, RuntimeArguments, SearchArguments
 from .checkpoints import ExpertReference
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError, first_line
@@ -229,6 +229,19 @@ def calibrate(model: str, data: DataArguments, args: RuntimeArguments, promise: 
         )
 
 
+def benchmark(model: str, data: DataArguments, args: BenchmarkArguments, where: ModelArguments) -> None:
+    """Time the operating points of a searched model on this device, and note the milliseconds in its config."""
+    from .benchmarking import benchmark, latency_table, store_latency
+
+    points = benchmark(model, data, args, _parse_mapping(where.expert_paths))
+    print(latency_table(points))
+    if Path(model).is_dir():
+        store_latency(model, points)
+        print(f"Stored in {model}; choose by them with set_budget(latency_ms=...).")
+    else:
+        print(f"Not stored, as {model} is not a local folder: download it and time that.")
+
+
 def _parse_mapping(text: str | None) -> dict[str, str] | None:
     try:
         mapping = None if text is None else json.loads(text)
@@ -266,6 +279,7 @@ COMMANDS = {
     "search": (search, [], [DataArguments, SearchArguments, SearchInputs]),
     "evaluate": (evaluate, ["model"], [DataArguments, RuntimeArguments, EvaluationOutputs]),
     "calibrate": (calibrate, ["model"], [DataArguments, RuntimeArguments, GuaranteeArguments]),
+    "benchmark": (benchmark, ["model"], [DataArguments, BenchmarkArguments, ModelArguments]),
     "push": (push, ["model", "repo_id"], [PushArguments]),
     "info": (info, ["model"], [InfoArguments]),
     "demo": (demo, [], [DemoArguments]),

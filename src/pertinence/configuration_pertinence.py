@@ -75,7 +75,8 @@ class PertinenceConfig(PreTrainedConfig):
             A separate network that the first decision looks at and that answers nothing itself, with the keys of an
             expert; `None`: the first member of each operating point.
         front (`list[dict]`, *optional*):
-            Operating points by rising cost, with the keys `name`, `recipe`, `members`, `stages`, `select`, `report`.
+            Operating points by rising cost, with the keys `name`, `recipe`, `members`, `stages`, `select`, `report`,
+            and `latency` where it was measured.
         operating_point (`str`, *optional*):
             Name of the operating point that is used where a call names none.
         preprocessing (`str`, defaults to `"exact"`):

@@ -6,28 +6,28 @@ is what the model does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from .errors import PertinenceError
+from .evidence import (
+    CONFIDENCE,
+    CONFIDENCE_BINS,
+    NUM_KNOTS,
+    evidence_size,
+    log_softmax,
+    mix,
+    mix_evidence_size,
+    stage_evidence,
+)
 from .front import STEM, Front, OperatingPoint, Stage
 
-
-TOP_SCORES = 5
-"""Labels that evidence tells apart; the others count as one."""
-CONFIDENCE = TOP_SCORES
-"""Position in the evidence "mix" of the largest probability."""
-KNOT_QUANTILES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
-NUM_KNOTS = len(KNOT_QUANTILES)
-LOG_FLOOR = -30.0
-CONFIDENCE_EDGES = tuple(edge / 2 for edge in range(-4, 27))
-"""Where bins of confidence meet: half steps of logit(p1) from -2 (p1 = 0.12) to 13 (1 - p1 = 2e-6), so that answers of
-0.99 and of 0.9999 are told apart as those of 0.5 and of 0.99 are."""
-CONFIDENCE_BINS = len(CONFIDENCE_EDGES) + 1
 
 Answer = tuple[torch.Tensor | None, torch.Tensor | None]
 """Logits (b, C) and pooled features (b, F) of one expert; features may be None where no head reads them, logits are
@@ -79,7 +79,11 @@ class Routing:
 def choose(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
     """The action of the largest score among the allowed ones, the cheapest of equals: (..., N), bool (N,) -> int64
     (...)."""
-    return scores.masked_fill(~allowed, -torch.inf).argmax(-1)
+    return _choose_but(scores, ~allowed)
+
+
+def _choose_but(scores: torch.Tensor, forbidden: torch.Tensor) -> torch.Tensor:
+    return scores.masked_fill(forbidden, -torch.inf).argmax(-1)
 
 
 def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> torch.Tensor:
@@ -89,131 +93,10 @@ def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> to
     return allowed
 
 
-def mix(log_probs: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
-    """Log-linear mixture: sum over experts of weight x log-softmax, of those that were run.
-
-    Args:
-        log_probs: (b, M, C), zero where an expert was not run.
-        weights: M numbers.
-    """
-    return torch.einsum("bmc,m->bc", log_probs, torch.tensor(weights, device=log_probs.device, dtype=log_probs.dtype))
-
-
-def mix_evidence_size(num_experts: int) -> int:
-    return TOP_SCORES + 5 + num_experts + 1 + 2 * NUM_KNOTS
-
-
-def log_softmax(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
-    """Log-probabilities (..., C) of logits whose last column stands for `tail` labels that are all alike."""
-    if tail == 1:
-        return logits.log_softmax(-1)
-    widened = torch.cat([logits[..., :-1], logits[..., -1:] + math.log(tail)], -1)
-    return logits - widened.logsumexp(-1, keepdim=True)
-
-
-def mix_evidence(
-    mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, knots: torch.Tensor, tail: int = 1
-) -> torch.Tensor:
-    """Statistics of a mixed answer.
-
-    Args:
-        mixed: (b, C) logits of the mixture.
-        votes: int64 (b, N), the label that each expert answers with.
-        ran: bool (b, N), whether it was run.
-        knots: (8,) where the hinges of logit(p1) stand.
-        tail: how many labels the last column stands for, see `route`.
-
-    Returns:
-        (b, 5 + 5 + N + 1 + 16): five largest log-probabilities; p1, p2, p1 - p2, entropy (all labels but the five
-        count as one), log(1 - p1); whether each expert that was run agrees with the mixture; mean agreement of pairs;
-        eight hinges of logit(p1), and the same times whether the last two experts agree.
-    """
-    log_probs = log_softmax(mixed, tail)
-    answer = log_probs.argmax(-1, keepdim=True)
-    best, labels = log_probs.topk(min(TOP_SCORES, log_probs.shape[-1]))
-    top = best.clamp_min(LOG_FLOOR)
-    top = nn.functional.pad(top, (0, TOP_SCORES - top.shape[-1]), value=LOG_FLOOR)
-    p1, p2 = top[:, 0].exp(), top[:, 1].exp()
-    rest = _log_of_the_others(log_probs, answer, tail)
-    outcomes = torch.cat([best, _log_of_the_others(log_probs, labels, tail).unsqueeze(1)], 1).clamp_min(LOG_FLOOR)
-    entropy = -(outcomes.exp() * outcomes).sum(-1)
-    agrees = ((votes == answer) & ran).to(mixed.dtype)
-
-    pairs = ran.unsqueeze(2) & ran.unsqueeze(1)
-    same = (votes.unsqueeze(2) == votes.unsqueeze(1)) & pairs
-    run = ran.sum(-1)
-    # Of n experts the n x n table holds each pair twice and n trivial agreements; one expert agrees with itself.
-    agreement = torch.where(run > 1, (same.sum((1, 2)) - run) / (run * (run - 1)).clamp_min(1), 1.0)
-
-    positions = torch.arange(ran.shape[1], device=ran.device)
-    last_two = torch.where(ran, positions, -1).topk(min(2, ran.shape[1])).indices
-    last_agree = (votes.gather(1, last_two[:, :1]) == votes.gather(1, last_two[:, -1:])) & (run > 1).unsqueeze(1)
-    hinges = ((top[:, 0] - rest).unsqueeze(1) - knots).clamp_min(0)
-    summary = torch.stack([p1, p2, p1 - p2, entropy, rest], 1)
-    return torch.cat([top, summary, agrees, agreement.unsqueeze(1), hinges, hinges * last_agree], 1)
-
-
-def _log_of_the_others(log_probs: torch.Tensor, labels: torch.Tensor, tail: int) -> torch.Tensor:
-    """Log of the probability of all labels (b, C) but those given (b, k): (b,), not below the floor."""
-    others = log_probs.scatter(1, labels, -torch.inf)
-    others[:, -1] += math.log(tail)
-    return others.logsumexp(-1).clamp_min(LOG_FLOOR)
-
-
-def stage_evidence(
-    kind: str,
-    answer: torch.Tensor,
-    votes: torch.Tensor | None,
-    ran: torch.Tensor,
-    features: torch.Tensor | None,
-    knots: torch.Tensor | None,
-    tail: int = 1,
-) -> torch.Tensor:
-    """What the head of a stage reads: (b, F) for "features", `mix_evidence` for "mix", side by side for "both"."""
-    parts = []
-    if kind in ("features", "both"):
-        parts.append(features)
-    if kind in ("mix", "both"):
-        parts.append(mix_evidence(answer, votes, ran, knots, tail))
-    return torch.cat(parts, 1)
-
-
-def evidence_size(kind: str, num_experts: int, num_features: int) -> int:
-    """Width of `stage_evidence`."""
-    return (num_features if kind != "mix" else 0) + (mix_evidence_size(num_experts) if kind != "features" else 0)
-
-
-def fit_knots(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
-    """Where the hinges of the evidence "mix" stand: low quantiles of logit(p1) over answers (n, C); (8,)."""
-    return torch.quantile(log_odds(logits, tail), torch.tensor(KNOT_QUANTILES, device=logits.device))
-
-
-def log_odds(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
-    """logit(p1), how sure answers (b, C) are of their label: (b,)."""
-    log_probs = log_softmax(logits, tail)
-    best, labels = log_probs.max(-1, keepdim=True)
-    return best.squeeze(1) - _log_of_the_others(log_probs, labels, tail)
-
-
-def confidence_bins(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
-    """Bin of the confidence of answers (b, C), rising, see `CONFIDENCE_EDGES`: int64 (b,)."""
-    return torch.bucketize(log_odds(logits, tail), torch.tensor(CONFIDENCE_EDGES, device=logits.device), right=True)
-
-
-def count_answers(logits: torch.Tensor, expert_indices: torch.Tensor, num_experts: int, tail: int = 1) -> torch.Tensor:
-    """How many answers each expert gave last, by confidence.
-
-    Args:
-        logits: (b, C) answers.
-        expert_indices: int64 (b,), the expert that ran last.
-        num_experts: size of the pool, N.
-        tail: see `route`.
-
-    Returns:
-        int64 (N, 32).
-    """
-    cells = expert_indices * CONFIDENCE_BINS + confidence_bins(logits, tail)
-    return torch.bincount(cells, minlength=num_experts * CONFIDENCE_BINS).view(num_experts, CONFIDENCE_BINS)
+@lru_cache(maxsize=4096)
+def _forbidden_on(members: tuple[int, ...], after: int, num_experts: int, device: torch.device) -> torch.Tensor:
+    """All but `allowed_actions`, where decisions are taken: made and sent there once, not for every batch."""
+    return ~allowed_actions(OperatingPoint("", "", members), Stage(after), num_experts).to(device)
 
 
 def threshold_head(point: OperatingPoint, stage: Stage, threshold: float, num_experts: int) -> Head:
@@ -248,8 +131,8 @@ def route(
     Args:
         point: where to go and how to mix.
         heads: one for each of `point.decisions`.
-        run: answers for expert i (`STEM`: the stem) on the images of the given rows (int64 (b,)); called at most once
-            per expert.
+        run: answers for expert i (`STEM`: the stem) on the images of the given rows (rising, int64 (b,), on the CPU);
+            called at most once per expert.
         count: number of images, B.
         expert_gmacs: cost of each expert of the pool.
         device: where decisions are taken.
@@ -257,7 +140,7 @@ def route(
             one column for all those that no expert thought likely.
         stem_gmacs: cost of the separate stem.
     """
-    num_experts = len(expert_gmacs)
+    num_experts, device = len(expert_gmacs), torch.device(device)
     stages = {stage.after: stage for stage in point.stages}
     decisions = {
         stage.after: (position, head)
@@ -266,46 +149,75 @@ def route(
     compares = any(stage.mixing is not None or stage.evidence != "features" for stage in point.stages)
     first = STEM if STEM in decisions else point.members[0]
 
-    following = torch.full((count,), first, device=device)
-    ran = torch.zeros(count, num_experts, dtype=torch.bool, device=device)
-    last = torch.full((count,), point.members[0], device=device)
-    gmacs = torch.zeros(count, dtype=torch.float64)
+    # Who goes where is kept by the host: a decision is copied there once, and nothing else waits for a device.
+    following = np.full(count, first)
+    ran = np.zeros((count, num_experts), dtype=bool)
+    last = np.full(count, point.members[0])
+    gmacs = np.zeros(count)
     scores = torch.full((count, len(decisions), num_experts), torch.nan, device=device)
-    logits = log_probs = None
+    logits = votes = None
+    log_probs: dict[int, torch.Tensor] = {}
 
     for member in dict.fromkeys([first, *point.members]):
-        rows = (following == member).nonzero().squeeze(1)
-        if not len(rows):
-            continue
+        if member == first:
+            rows, here, there = torch.arange(count), slice(None), slice(None)
+        else:
+            here = np.flatnonzero(following == member)
+            if not len(here):
+                continue
+            rows = torch.from_numpy(here)
+            there = rows.to(device, non_blocking=True)
+
+        def spread(values: torch.Tensor, of_all: torch.Tensor | None, there=there) -> torch.Tensor:
+            """Put values of some images among those of all."""
+            if of_all is None and isinstance(there, slice):
+                return values
+            if of_all is None:
+                of_all = values.new_zeros(count, *values.shape[1:])
+            of_all[there] = values
+            return of_all
+
         own, features = run(member, rows)
-        gmacs[rows.cpu()] += stem_gmacs if member == STEM else expert_gmacs[member]
+        gmacs[here] += stem_gmacs if member == STEM else expert_gmacs[member]
         answer, stage = own, stages.get(member)
         if member != STEM:
-            own = own.to(device)
-            if logits is None:
-                logits = torch.zeros(count, own.shape[1], device=device)
-                log_probs = torch.zeros(count, num_experts, own.shape[1], device=device) if compares else None
-            ran[rows, member] = True
-            last[rows] = member
-            answer = own
-            if log_probs is not None:
-                log_probs[rows, member] = log_softmax(own, tail)
+            own = answer = own.to(device)
+            ran[here, member] = True
+            last[here] = member
+            if compares:
+                own_log_probs = log_softmax(own, tail)
+                log_probs[member] = spread(own_log_probs, None)
+                if votes is None:
+                    votes = torch.zeros(count, num_experts, dtype=torch.int64, device=device)
+                votes[there, member] = own_log_probs.argmax(-1)
             if stage is not None and stage.mixing is not None:
-                mixed = [m for m in point.members if m <= member]
-                answer = mix(log_probs[rows][:, mixed], stage.mixing)
-            logits[rows] = answer
+                # Of a member that nobody was sent to nothing is known, and nothing is mixed.
+                mixed = [(m, w) for m, w in zip(point.members, stage.mixing, strict=False) if m in log_probs]
+                answer = mix([log_probs[m][there] for m, _ in mixed], [weight for _, weight in mixed])
+            # A copy: what `run` gave may be somebody else's.
+            logits = answer.clone() if logits is None and answer is own and member == first else spread(answer, logits)
         if member not in decisions:
             continue
         position, head = decisions[member]
-        votes = None if log_probs is None else log_probs[rows].argmax(-1)
-        features = None if features is None else features.to(device)
-        evidence = stage_evidence(stage.evidence, answer, votes, ran[rows], features, head.knots, tail)
+        evidence = stage_evidence(
+            stage.evidence,
+            answer,
+            None if votes is None else votes[there],
+            torch.from_numpy(ran[here]).to(device, non_blocking=True),
+            None if features is None else features.to(device),
+            head.knots,
+            tail,
+            len(log_probs) == 1,
+        )
         stage_scores = head.scores(evidence)
-        allowed = allowed_actions(point, stage, num_experts).to(device)
-        following[rows] = choose(stage_scores, allowed)
-        scores[rows, position] = stage_scores.masked_fill(~allowed, torch.nan)
-        gmacs[rows.cpu()] += head.gmacs
-    return Routing(logits, last, ran, gmacs, scores)
+        forbidden = _forbidden_on(point.members, stage.after, num_experts, device)
+        following[here] = _choose_but(stage_scores, forbidden).cpu().numpy()
+        scores[there, position] = stage_scores.masked_fill(forbidden, torch.nan)
+        gmacs[here] += head.gmacs
+        if not (following > member).any():
+            break
+    last, ran = (torch.from_numpy(values).to(device) for values in (last, ran))
+    return Routing(logits, last, ran, torch.from_numpy(gmacs), scores)
 
 
 class Dispatcher(nn.Module):
@@ -336,13 +248,28 @@ class Dispatcher(nn.Module):
                 len(names), num_experts, size, evidence != "features"
             )
         self._names = [point.name for point in front]
+        self._views: dict[str, tuple[list[int], list[Head]]] = {}
         # Where a file has none, nothing casts it back from the default type that transformers sets for the experts.
         counts = torch.zeros(len(front), num_experts, CONFIDENCE_BINS, dtype=torch.float32)
         self.answers = nn.Parameter(counts, requires_grad=False)
 
     def heads(self, point: OperatingPoint) -> list[Head]:
         """The heads of one point, one for each of its decisions, in float32."""
-        return [self._stack(stage)[self.rows[point.name, stage.after, stage.evidence]] for stage in point.decisions]
+        stacks = [self._stack(stage) for stage in point.decisions]
+        # Heads are views, which stay true as long as the stacks lie where they lie.
+        places = [stack.weight.data_ptr() for stack in stacks]
+        known, heads = self._views.get(point.name, (None, []))
+        if known != places:
+            with torch.inference_mode(False):
+                heads = [
+                    stack[self.rows[point.name, stage.after, stage.evidence]]
+                    for stack, stage in zip(stacks, point.decisions, strict=True)
+                ]
+            self._views[point.name] = places, heads
+        return heads
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_views": {}}
 
     @torch.no_grad()
     def set_heads(self, point: OperatingPoint, heads: Sequence[Head]) -> None:

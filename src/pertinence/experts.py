@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +12,24 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .checkpoints import Backbone, Checkpoint, ExpertReference, LoadOptions, is_commit, open_checkpoint, read_licence
+from .checkpoints import Checkpoint, ExpertReference, LoadOptions, is_commit, open_checkpoint, read_licence
+from .configuration_pertinence import QUANTIZATIONS
 from .costs import count_gmacs
 from .errors import PertinenceError
+from .features import FeatureTap
 from .labels import check_same_labels, is_generic, resolve_label_map
 from .preprocessing import Images, Preprocessor, Transform
 from .variants import quantized, smaller_transform
 
 
 logger = logging.get_logger(__name__)
+
+PIXELS_AT_ONCE = 2**16
+"""What a CPU thread is given at once: 64 images of 32 x 32. With more the activations leave its cache, and every image
+takes up to twice as long."""
+LEAST_AT_ONCE = 4
+ACCELERATED_PIXELS_AT_ONCE = 2**25
+"""The same for an accelerator, where only memory bounds it: 668 images of 224 x 224."""
 
 
 class Expert(nn.Module):
@@ -37,17 +45,32 @@ class Expert(nn.Module):
     def __init__(self, checkpoint: Checkpoint, entry: dict[str, Any], preprocessing: str = "exact"):
         super().__init__()
         checkpoint.model.eval().requires_grad_(False)
+        is_convolutional = _is_convolutional(checkpoint.model)
+        self.memory_format = torch.channels_last if is_convolutional else torch.contiguous_format
+        checkpoint.model.to(memory_format=self.memory_format)
         self.checkpoint = checkpoint
         self.model = quantized(checkpoint.model) if entry.get("quantization") else checkpoint.model
         self.entry = entry
         self.folder = checkpoint.folder
         self.revision = checkpoint.revision
         self.preprocess = Preprocessor(Transform.from_dict(entry["transform"]), checkpoint.processor, preprocessing)
-        self._features = _FeatureTap(self.model)
+        self._features = FeatureTap(self.model)
+        # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
+        some = (p for p in self.model.parameters() if p.is_floating_point())
+        self._parameter = (next(some, torch.empty(0)),)
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self._parameter[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._parameter[0].dtype
+
+    @property
+    def weights_key(self) -> int:
+        """Experts that share a checkpoint have the same."""
+        return id(self.checkpoint)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -60,8 +83,12 @@ class Expert(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Classify uint8 images.
+
+        Args:
+            images: see `Images`.
+            max_batch: images that the network receives at once; default: as many as its device likes (`chunk_size`).
 
         Returns:
             logits (B, C) in the pool's label order, and features (B, F): the input of the final classification layer,
@@ -70,64 +97,80 @@ class Expert(nn.Module):
         Raises:
             PertinenceError: the expert answered with NaN or infinity.
         """
-        if self.entry.get("quantization") and self.device.type != "cpu":
+        logits, features, is_finite = self.answer(images, max_batch)
+        self.check(is_finite)
+        return logits, features
+
+    def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same as `forward`, and whether all scores are finite, bool (): still on the device, where reading it
+        would wait for everything before."""
+        device, dtype = self.device, self.dtype
+        if self.entry.get("quantization") and device.type != "cpu":
             raise PertinenceError(
                 f"expert {self.entry['name']!r} computes in {self.entry['quantization']}, which runs on the CPU only: "
                 "use that device, or leave quantization out"
             )
-        images = images.to(self.device) if isinstance(images, torch.Tensor) else [i.to(self.device) for i in images]
-        pixel_values = self.preprocess(images).to(self.device, self.model.dtype)
-        logits, features = self._features.run(pixel_values)
-        if not torch.isfinite(logits).all():
-            raise PertinenceError(
-                f"expert {self.entry['name']!r} answers with NaN or infinite scores: check its weights, and its "
-                f"dtype ({self.model.dtype})"
+        answers = []
+        images, order = _by_size(images)
+        for chunk in _chunks(images, max_batch or self.chunk_size(device)):
+            chunk = (
+                chunk.to(device, non_blocking=True)
+                if isinstance(chunk, torch.Tensor)
+                else [image.to(device, non_blocking=True) for image in chunk]
             )
+            pixel_values = self.preprocess(chunk).to(device, dtype, memory_format=self.memory_format)
+            answers.append(self._features.run(pixel_values))
+        logits, features = answers[0] if len(answers) == 1 else map(torch.cat, zip(*answers, strict=True))
+        if order is not None:
+            back = torch.tensor(order).argsort().to(device, non_blocking=True)
+            logits, features = logits[back], features[back]
+        is_finite = torch.isfinite(logits).all()
         if self.entry.get("label_map") is not None:
             logits = logits[:, self.entry["label_map"]]
-        return logits.float(), features.float()
+        return logits.float(), features.float(), is_finite
+
+    def check(self, is_finite: torch.Tensor) -> None:
+        """Raise `PertinenceError` where `answer` gave scores that are not finite."""
+        if not is_finite:
+            raise PertinenceError(
+                f"expert {self.entry['name']!r} answers with NaN or infinite scores: check its weights, and its "
+                f"dtype ({self.dtype})"
+            )
+
+    def compile_network(self, options: dict[str, Any]) -> None:
+        """Compile the network, in place, with options of `torch.compile`."""
+        self.model.compile(**options)
+
+    def chunk_size(self, device: torch.device) -> int:
+        """Images that the network receives at once on a device."""
+        height, width = self.preprocess.transform.size
+        if device.type != "cpu":
+            return max(1, ACCELERATED_PIXELS_AT_ONCE // (height * width))
+        return max(LEAST_AT_ONCE, PIXELS_AT_ONCE // (height * width)) * torch.get_num_threads()
 
 
-class _FeatureTap:
-    """Reads the input of a classifier's final classification layer.
+def _by_size(images: Images) -> tuple[Images, list[int] | None]:
+    """Images with those of one size side by side, so that few chunks hold several sizes; and their order, if it is
+    another."""
+    if isinstance(images, torch.Tensor) or all(image.shape == images[0].shape for image in images):
+        return images, None
+    order = sorted(range(len(images)), key=lambda index: images[index].shape)
+    return [images[index] for index in order], order
 
-    That layer is found by what it does, not by its name: of all linear layers and 1x1 convolutions with one output per
-    label, the one that runs last. Logits stand in for the features of a model without such a layer, and for those of a
-    backbone, whose pooled output they are.
-    """
 
-    def __init__(self, model: PreTrainedModel | Backbone):
-        self.model = model
-        self.seen = threading.local()  # one model may be called from several threads
-        for module in () if isinstance(model, Backbone) else model.modules():
-            outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == model.config.num_labels:
-                module.register_forward_pre_hook(self._remember)
+def _chunks(images: Images, size: int) -> Sequence[Images]:
+    """As few parts as possible of at most so many images each, and of about the same number."""
+    count = len(images)
+    if count <= size:
+        return [images]
+    size = -(-count // -(-count // size))
+    return [images[start : start + size] for start in range(0, count, size)]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model}  # what a thread has seen is nothing to copy
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.model, self.seen = state["model"], threading.local()
-
-    def _remember(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if getattr(self.seen, "is_running", False):  # another expert may run the same model
-            self.seen.module, self.seen.input = module, inputs[0]
-
-    def run(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.seen.input, self.seen.is_running = None, True
-        try:
-            logits = self.model(pixel_values=pixel_values).logits
-        finally:
-            self.seen.is_running = False
-        features, self.seen.input = self.seen.input, None
-        if features is None:
-            return logits, logits
-        if features.ndim > 2:
-            is_linear = isinstance(self.seen.module, nn.Linear)
-            positions = tuple(range(1, features.ndim - 1)) if is_linear else tuple(range(2, features.ndim))
-            features = features.mean(positions)
-        return logits, features
+def _is_convolutional(model: nn.Module) -> bool:
+    """Whether a network is laid out with channels last, in which convolutions are faster: not one that has none but to
+    cut an image into patches."""
+    return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
 
 
 def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: str = "exact") -> list[Expert]:
@@ -239,6 +282,10 @@ def measured_expert(
         PertinenceError: the architecture does not take such images, or it is no classifier.
     """
     name, model = entry["name"], checkpoint.model
+    if quantization not in (None, *QUANTIZATIONS):
+        raise PertinenceError(
+            f"expert {name!r}: quantization={quantization!r} is not one of {', '.join(QUANTIZATIONS)}"
+        )
     try:
         transform = smaller_transform(checkpoint, image_size, image_size_by)
     except PertinenceError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -58,6 +60,13 @@ def replaced(path: Path) -> Iterator[Path]:
         if temporary.is_dir() and path.exists():
             _remove(path)
         os.replace(temporary, path)  # onto a folder that another process has put there since: an OSError
+
+
+def update_config(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace some values of a model's config.json."""
+    values = json.loads(path.read_text()) | dict(values)
+    with replaced(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def find_table_record(model: str | os.PathLike) -> Path | None:

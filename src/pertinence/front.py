@@ -74,6 +74,30 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """What one image was measured to take at an operating point, preprocessing included.
+
+    Attributes:
+        device: model of a GPU, else the kind of device (see `accelerators.device_name`).
+        batch_size: images of a call; its time is divided by them.
+        milliseconds: of an image, the median of several rounds.
+        low, high: quartiles of the rounds.
+        images: "given" images, or "synthetic" ones, on which experts may be chosen as on no real ones.
+    """
+
+    device: str
+    batch_size: int
+    milliseconds: float
+    low: float
+    high: float
+    images: str = "given"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Latency:
+        return cls(**{key: values[key] for key in cls.__dataclass_fields__ if key in values})
+
+
+@dataclass(frozen=True)
 class Stage:
     """A decision taken after expert `after` has run.
 
@@ -102,6 +126,7 @@ class OperatingPoint:
             decide: it only mixes), and a single expert none.
         select: figures on the search images; the only ones that choose.
         report: figures on images that neither fitted nor chose anything.
+        latency: measured by `pertinence benchmark`, for each device and batch size.
     """
 
     name: str
@@ -110,6 +135,7 @@ class OperatingPoint:
     stages: tuple[Stage, ...] = ()
     select: Figures | None = None
     report: Figures | None = None
+    latency: tuple[Latency, ...] = ()
 
     @property
     def decisions(self) -> tuple[Stage, ...]:
@@ -163,13 +189,22 @@ class OperatingPoint:
             figures = {
                 key: Figures.from_dict(values[key]) if values.get(key) else None for key in ("select", "report")
             }
-            return cls(values["name"], values["recipe"], tuple(int(i) for i in values["members"]), stages, **figures)
+            latency = tuple(Latency.from_dict(entry) for entry in values.get("latency") or ())
+            members = tuple(int(i) for i in values["members"])
+            return cls(values["name"], values["recipe"], members, stages, **figures, latency=latency)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PertinenceError(f"an entry of `front` is malformed ({type(error).__name__}: {error})") from error
 
     def to_dict(self) -> dict[str, Any]:
         figures = {key: value and value.to_dict() for key, value in (("select", self.select), ("report", self.report))}
-        return {**as_plain(asdict(replace(self, select=None, report=None))), **figures}
+        values = {**as_plain(asdict(replace(self, select=None, report=None))), **figures}
+        return values if self.latency else {key: value for key, value in values.items() if key != "latency"}
+
+    def replaced_latency(self, measured: Sequence[Latency]) -> OperatingPoint:
+        """The same with new measurements, which take the place of those of the same device and batch size."""
+        new = {(entry.device, entry.batch_size) for entry in measured}
+        kept = [entry for entry in self.latency if (entry.device, entry.batch_size) not in new]
+        return replace(self, latency=(*kept, *measured))
 
 
 class Front(Sequence[OperatingPoint]):
@@ -209,14 +244,18 @@ class Front(Sequence[OperatingPoint]):
         latency_ms: float | None = None,
         accuracy: float | None = None,
         operating_point: str | None = None,
+        device: str | None = None,
+        batch_size: int | None = None,
     ) -> OperatingPoint:
         """The point for a budget, by the figures on the search images (`select`).
 
         Args:
             gmacs: most accurate point whose mean cost is at most this.
-            latency_ms: the same for milliseconds of an image, where they were measured.
+            latency_ms: the same for milliseconds of an image: those that `pertinence benchmark` measured, else those
+                of a search by latency.
             accuracy: cheapest point whose accuracy (0 to 1) is at least this.
             operating_point: the point of that name.
+            device, batch_size: which milliseconds, where several were measured.
         """
         given = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
         given = {name: value for name, value in given.items() if value is not None}
@@ -236,19 +275,43 @@ class Front(Sequence[OperatingPoint]):
                     f"best, {best.name!r}, reaches {best.select.accuracy:.4f}"
                 )
             return min(reaching, key=lambda point: (point.select.cost, -point.select.accuracy))
-        field, unit = ("gmacs", "GMACs") if gmacs is not None else ("latency", "ms")
-        limit = given.popitem()[1]
-        measured = [point for point in measured if getattr(point.select, field) is not None]
-        if not measured:
-            raise PertinenceError("no operating point has a latency: search with cost='latency', or give `gmacs=`")
-        within = [point for point in measured if getattr(point.select, field) <= limit]
+        limit, unit = given.popitem()[1], "GMACs"
+        costs = {point.name: point.select.gmacs for point in measured}
+        if gmacs is None:
+            costs, unit = self._milliseconds(device, batch_size), "ms"
+            measured = [point for point in measured if point.name in costs]
+        within = [point for point in measured if costs[point.name] <= limit]
         if not within:
-            least = min(measured, key=lambda point: getattr(point.select, field))
+            least = min(measured, key=lambda point: costs[point.name])
             raise PertinenceError(
                 f"no operating point costs at most {limit:g} {unit} on the search images; the cheapest, "
-                f"{least.name!r}, costs {getattr(least.select, field):.4g}"
+                f"{least.name!r}, costs {costs[least.name]:.4g}"
             )
         return max(within, key=lambda point: (point.select.accuracy, -point.select.cost))
+
+    def _milliseconds(self, device: str | None, batch_size: int | None) -> dict[str, float]:
+        """Milliseconds of an image by point: as measured for a device and batch size, else as the search had them."""
+        settings = sorted({(entry.device, entry.batch_size) for point in self for entry in point.latency})
+        wanted = [(d, b) for d, b in settings if device in (None, d) and batch_size in (None, b)]
+        known = "; ".join(f"device={d!r}, batch_size={b}" for d, b in settings)
+        if len(wanted) > 1:
+            raise PertinenceError(f"latency was measured for {known}: say which")
+        if settings and not wanted:
+            raise PertinenceError(f"latency was not measured for that, only for {known}: run `pertinence benchmark`")
+        costs = {
+            point.name: entry.milliseconds
+            for point in self
+            for entry in point.latency
+            if (entry.device, entry.batch_size) in wanted
+        }
+        if not settings and device is None and batch_size is None:
+            costs = {p.name: p.select.latency for p in self if p.select and p.select.latency is not None}
+        if not costs:
+            raise PertinenceError(
+                "no operating point has a latency: run `pertinence benchmark`, search with cost='latency', or give "
+                "`gmacs=`"
+            )
+        return costs
 
     def to_list(self) -> list[dict[str, Any]]:
         return [point.to_dict() for point in self._points]

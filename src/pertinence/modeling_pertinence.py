@@ -18,15 +18,17 @@ from transformers.utils import ModelOutput
 
 from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import PertinenceConfig
-from .dispatcher import Dispatcher, Head, Routing, route, threshold_head
+from .dispatcher import Answer, Dispatcher, Head, Routing, route, threshold_head
 from .downloads import checked_downloads
 from .errors import PertinenceError
-from .experts import Expert, load_pool, pool_labels, reload_expert
+from .experts import Expert, load_pool, pool_labels
 from .files import share
 from .front import STEM, Figures, Front, OperatingPoint, Stage
 from .hub import push_folder
 from .image_processing_pertinence import PertinenceImageProcessor, as_images
-from .references import EMBEDDED, as_copy, locate, save_components
+from .lazy import ExpertStore, LazyExpert, SavedPool, parse_memory
+from .preprocessing import stacked, take
+from .references import EMBEDDED, as_copy, save_components
 
 
 COUNTED = "dispatcher.answers"
@@ -80,7 +82,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         self.dispatcher = Dispatcher(self._front, len(config.experts or []), feature_sizes)
         # Experts are references: attached after the dispatcher's weights are loaded, and never saved with them.
         self.experts = nn.ModuleList()
-        self.stem: Expert | None = None
+        self.stem: Expert | LazyExpert | None = None
         self.post_init()
 
     @torch.no_grad()
@@ -141,7 +143,7 @@ class PertinenceForImageClassification(PreTrainedModel):
             preprocessing: "exact" or "fast".
             load_options: dtype, device_map, token, cache_dir, local_files_only, force_download, trust_remote_code.
         """
-        pool = load_pool(experts, _load_options(load_options), preprocessing)
+        pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing)
         count = len(pool) - 1
         values = [thresholds] * count if isinstance(thresholds, (int, float)) else list(thresholds or ())
         if len(values) != count or not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values):
@@ -166,7 +168,7 @@ class PertinenceForImageClassification(PreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """That of the experts; the dispatcher is always float32."""
-        return self.experts[0].model.dtype if len(self.experts) else self.config.dtype or torch.float32
+        return self.experts[0].dtype if len(self.experts) else self.config.dtype or torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -180,16 +182,19 @@ class PertinenceForImageClassification(PreTrainedModel):
         accuracy: float | None = None,
         max_accuracy_loss: float | None = None,
         operating_point: str | None = None,
+        device: str | None = None,
+        batch_size: int | None = None,
     ) -> OperatingPoint:
         """Choose the operating point for the calls to come, by the figures on the search images; saving keeps it.
 
         Args:
             gmacs: the most accurate point whose mean cost is at most this.
-            latency_ms: the same for milliseconds of an image, where the search measured them.
+            latency_ms: the same for milliseconds of an image, as `pertinence benchmark` or the search measured them.
             accuracy: the cheapest point whose accuracy (0 to 1) is at least this.
             max_accuracy_loss: the cheapest point whose accuracy is at most this much (0 to 1) below the largest
                 expert's.
             operating_point: the point of that name.
+            device, batch_size: which milliseconds, where several were measured (`point.latency`).
 
         Returns:
             The chosen point.
@@ -204,11 +209,19 @@ class PertinenceForImageClassification(PreTrainedModel):
             accuracy = Figures.from_dict(largest).accuracy - max_accuracy_loss
         elif max_accuracy_loss is not None:
             raise PertinenceError("give either `accuracy` or `max_accuracy_loss`")
-        point = self._front.choose(
-            gmacs=gmacs, latency_ms=latency_ms, accuracy=accuracy, operating_point=operating_point
-        )
+        budget = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
+        point = self._front.choose(**budget, device=device, batch_size=batch_size)
         self.config.operating_point = point.name
         return point
+
+    def compile_experts(self, **options: Any) -> None:
+        """Compile every expert's network with `torch.compile`, lazy ones when they are loaded; decisions stay eager.
+
+        Args:
+            options: of `torch.compile`; `dynamic=True` unless said otherwise, as every batch is divided anew.
+        """
+        for expert in filter(None, [*self.experts, self.stem]):
+            expert.compile_network({"dynamic": True, **options})
 
     def forward(
         self,
@@ -255,19 +268,25 @@ class PertinenceForImageClassification(PreTrainedModel):
         )
         return output.to_tuple() if return_dict is False else output
 
-    @torch.no_grad()
     def _route(self, point: OperatingPoint, batch: torch.Tensor | list[torch.Tensor]) -> Routing:
-        def run(index: int, rows: torch.Tensor):
+        answered: list[tuple[Expert, torch.Tensor]] = []
+        batch = stacked(batch)
+
+        def run(index: int, rows: torch.Tensor) -> Answer:
             expert = self.stem if index == STEM else self.experts[index]
-            if len(rows) == len(batch):
-                return expert(batch)
-            is_tensor = isinstance(batch, torch.Tensor)
-            return expert(batch[rows.to(batch.device)] if is_tensor else [batch[row] for row in rows.tolist()])
+            logits, features, is_finite = expert.answer(take(batch, rows))
+            answered.append((expert, is_finite))
+            return logits, features
 
         gmacs = [entry["gmacs"] for entry in self.config.experts]
         stem_gmacs = self.config.stem["gmacs"] if self.config.stem else 0.0
-        heads = self.dispatcher.heads(point)
-        return route(point, heads, run, len(batch), gmacs, self.device, stem_gmacs=stem_gmacs)
+        with torch.inference_mode():
+            heads = self.dispatcher.heads(point)
+            routing = route(point, heads, run, len(batch), gmacs, self.device, stem_gmacs=stem_gmacs)
+        for expert, is_finite in answered:
+            expert.check(is_finite)
+        # Ordinary tensors again, which may go into a computation that is differentiated.
+        return Routing(*(value.clone() for value in vars(routing).values()))
 
     # Loading and saving
 
@@ -277,6 +296,8 @@ class PertinenceForImageClassification(PreTrainedModel):
         pretrained_model_name_or_path: str | os.PathLike,
         *args: Any,
         expert_paths: dict[str, str | os.PathLike] | None = None,
+        lazy: bool = False,
+        max_memory: int | str | dict | None = None,
         **kwargs: Any,
     ) -> PertinenceForImageClassification:
         """Load a model and its experts, each at its pinned revision.
@@ -284,6 +305,9 @@ class PertinenceForImageClassification(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: Hub id or folder.
             expert_paths: where local experts have moved to, folder by expert name.
+            lazy: load each expert only when it is first chosen.
+            max_memory: with `lazy`, bytes of experts' parameters, or a size like "2GiB": the least recently used leave
+                for others; the one that runs first, and a stem, stay. Without `lazy` as in transformers.
             kwargs: as in transformers; `dtype`, `device_map`, `token`, `cache_dir`, `local_files_only`,
                 `force_download` and `trust_remote_code` reach every expert. `operating_point` and `preprocessing`
                 replace those of the config.
@@ -294,6 +318,10 @@ class PertinenceForImageClassification(PreTrainedModel):
         options = {
             field.name: kwargs[field.name] for field in fields(LoadOptions) if kwargs.get(field.name) is not None
         }
+        if not lazy and isinstance(max_memory, (int, str)):
+            raise PertinenceError("max_memory as one size needs lazy=True: else every expert is loaded at once")
+        if not lazy and max_memory is not None:
+            kwargs["max_memory"] = max_memory
         # Experts alone need it; the parent would warn that it has no effect.
         kwargs.pop("trust_remote_code", None)
         wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
@@ -309,31 +337,14 @@ class PertinenceForImageClassification(PreTrainedModel):
         if options.get("dtype") == "auto":
             del options["dtype"]  # each expert's own, as the config notes it
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
-        model._attach_experts(source, revision, _load_options(options), dict(expert_paths or {}))
+        pool = SavedPool(model.config, source, revision, LoadOptions.parse(options))
+        pool.move(expert_paths or {})
+        experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
+        model.stem = experts.pop(STEM, None)
+        model.experts.extend(experts.values())
+        model.dispatcher.requires_grad_(False)
+        model.eval()
         return (model, info) if wants_info else model
-
-    def _attach_experts(self, source: str, revision: str | None, options: LoadOptions, paths: dict[str, Any]) -> None:
-        known = [entry["name"] for entry in self.config.entries]
-        if unknown := set(paths) - set(known):
-            raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(known)}")
-        experts, opened = [], {}
-        for entry in self.config.entries:
-            folder = paths.get(entry["name"])
-            where = str(Path(folder).resolve()) if folder is not None else locate(entry, source, revision, options)
-            if folder is not None:
-                entry["repo_id"] = where
-            is_stem = entry is self.config.stem
-            expert = reload_expert(entry, where, options, self.config.preprocessing, is_stem, opened)
-            if not is_stem and len(expert.labels) != self.config.num_labels:
-                raise PertinenceError(
-                    f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"
-                )
-            experts.append(expert)
-        if self.config.stem is not None:
-            self.stem = experts.pop()
-        self.dispatcher.requires_grad_(False)
-        self.experts.extend(experts)
-        self.eval()
 
     def save_pretrained(
         self,
@@ -372,8 +383,8 @@ class PertinenceForImageClassification(PreTrainedModel):
             if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
         }
         # Experts that share their weights share a folder: that of the first of them.
-        homes: dict[int, str] = {}
-        names = [homes.setdefault(id(expert.checkpoint), name) for name, expert in components.items()]
+        homes: dict[Any, str] = {}
+        names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
         here = all(
             expert.folder == (folder / "experts" / name).resolve()
             for name, expert in zip(names, components.values(), strict=True)
@@ -414,11 +425,3 @@ class PertinenceForImageClassification(PreTrainedModel):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, save_experts=save_experts)
             return push_folder(folder, repo_id, **options)
-
-
-def _load_options(values: dict[str, Any]) -> LoadOptions:
-    try:
-        return LoadOptions(**values)
-    except TypeError as error:
-        known = ", ".join(field.name for field in fields(LoadOptions))
-        raise PertinenceError(f"{error}; experts are loaded with: {known}") from error

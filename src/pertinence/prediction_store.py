@@ -22,7 +22,7 @@ from .files import hash_file, replaced, save_tensors
 
 logger = logging.get_logger(__name__)
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 
 
 def store_folder(root: Path, expert: Expert, identity: dict[str, Any]) -> Path:

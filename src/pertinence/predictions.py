@@ -15,7 +15,8 @@ from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
 
 from .data import LabelledImages, raise_or
-from .dispatcher import TOP_SCORES, Answer
+from .dispatcher import Answer
+from .evidence import TOP_SCORES
 from .experts import Expert
 from .front import ACCURACY, AGREEMENT, STEM
 from .prediction_store import identify, read_store, store_folder, write_store
@@ -283,7 +284,7 @@ def _run(
             decoded = raise_or(batch)
             # A batch of another size may run other kernels, whose last bits depend on what the process did before.
             filled = decoded + decoded[:1] * (batch_size - len(batch))
-            logits, features = (values[: len(batch)].cpu() for values in expert(filled))
+            logits, features = (values[: len(batch)].cpu() for values in expert(filled, batch_size))
             kept = compress(logits)
             if with_features:
                 kept["features"] = features

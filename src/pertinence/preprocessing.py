@@ -11,6 +11,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -124,14 +125,23 @@ class Transform:
         images = self.cut(images).to(torch.float32)
         if self.library == "transformers" and self.rescale is not None and self.mean is not None:
             # transformers folds the scale into mean and std; the same order of operations gives the same bits.
-            mean, std = (torch.tensor(v, device=images.device) * (1.0 / self.rescale) for v in (self.mean, self.std))
-            return tvF.normalize(images, mean, std, inplace=True)
+            mean, std = _constants(self.mean, self.std, 1.0 / self.rescale, images.device)
+            return images.sub_(mean).div_(std)
         if self.rescale is not None:
             # timm divides by 255, which is not the same in the last bit as multiplying by 1/255.
             images = images.div_(255) if self.library == "timm" else images.mul_(self.rescale)
         if self.mean is not None:
-            images = tvF.normalize(images, list(self.mean), list(self.std), inplace=True)
+            mean, std = _constants(self.mean, self.std, 1.0, images.device)
+            images = images.sub_(mean).div_(std)
         return images
+
+
+@lru_cache
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], scale: float, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std times `scale`, float32 (3, 1, 1): made once, so that nothing waits for a device."""
+    return tuple((torch.tensor(values, device=device) * scale).view(-1, 1, 1) for values in (mean, std))
 
 
 class Preprocessor:
@@ -181,6 +191,28 @@ def by_shape(images: Images, function: Callable[[torch.Tensor], torch.Tensor]) -
         results.append(function(torch.stack([images[i] for i in indices])))
     joined = torch.cat(results)
     return joined[torch.tensor(order, device=joined.device).argsort()]
+
+
+STACKED_BYTES = 2**28
+"""Images of one size are put into one tensor up to this size: above it the copy costs more than it saves."""
+
+
+def stacked(images: Images) -> Images:
+    """Images of one size as one tensor, so that some of them are gathered at once; others as they are."""
+    if isinstance(images, torch.Tensor):
+        return images
+    first, size = images[0], sum(image.nbytes for image in images)
+    same = all(image.shape == first.shape and image.device == first.device for image in images)
+    return torch.stack(list(images)) if same and size <= STACKED_BYTES else images
+
+
+def take(images: Images, rows: torch.Tensor) -> Images:
+    """Some of the images; rows rising, int64 (b,), on the CPU."""
+    if len(rows) == len(images):
+        return images
+    if isinstance(images, torch.Tensor):
+        return images[rows.to(images.device, non_blocking=True)]
+    return [images[row] for row in rows.tolist()]
 
 
 def run_processor(processor: Any, images: torch.Tensor) -> torch.Tensor:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from .arguments import SearchArguments
 from .checkpoints import variant_suffix
-from .costs import measure_latency
-from .data import LabelledImages, raise_or
+from .data import LabelledImages
 from .experts import Expert, measured_expert
 from .predictions import Predictions, predict
 from .progress import progress_bar
@@ -29,12 +28,12 @@ class Trial:
     """What a variant was found to be.
 
     Attributes:
-        expert: the variant.
+        variant: the expert that was tried.
         loss: share of images that the whole expert gets right and the variant does not, less the reverse.
         saving: share of the whole expert's cost.
     """
 
-    expert: Expert
+    variant: Any
     loss: float
     saving: float
 
@@ -50,6 +49,7 @@ def propose_variants(
     search: Predictions,
     accelerator: Accelerator,
     arguments: SearchArguments,
+    measure: Callable[[Expert], None],
 ) -> dict[str, Expert]:
     """For some experts a variant, by the expert's name.
 
@@ -64,24 +64,20 @@ def propose_variants(
         search: what the pool says about the search images.
         accelerator: device and processes.
         arguments: settings of the search.
+        measure: notes the latency of an expert in its entry.
     """
     spaced = torch.linspace(0, len(search) - 1, min(TRIED_IMAGES, len(search)), dtype=torch.float64).round().long()
     sample = search.subset(spaced)
     tried = images.select(sample.rows)
     options = {key: getattr(arguments, key) for key in ("batch_size", "num_workers", "cache_dir")}
     right = sample.correct()
-    largest, cheapest = right[:, -1].double().mean().item(), right[:, 0].double().mean().item()
-    limit = (largest - cheapest) / (1 - search.costs[0] / search.costs[-1])
+    limit = price_of_pool(right, search.costs)
 
     def attempt(index: int, how: dict[str, Any]) -> Trial | None:
         expert = pool[index]
         variant = _variant(expert, how)
         if search.latency is not None:
-            (image,) = raise_or([tried[0]])
-            measured = [None]
-            if accelerator.is_main_process:
-                measured = measure_latency([variant], image, arguments.batch_size, accelerator.device)
-            (variant.entry["latency"],) = broadcast_object_list(measured)
+            measure(variant)
         cost = "gmacs" if search.latency is None else "latency"
         saving = 1 - variant.entry[cost] / expert.entry[cost]
         if saving <= 0:
@@ -91,20 +87,45 @@ def propose_variants(
         return Trial(variant, loss.item(), saving)
 
     found = {}
-    main = accelerator.is_main_process
-    with progress_bar(len(pool), "Variants", "expert", main) as bar:
+    with progress_bar(len(pool), "Variants", "expert", accelerator.is_main_process) as bar:
         for index, expert in enumerate(pool):
-            trials: list[Trial] = []
-            for ladder in _ladders(expert, by_time=search.latency is not None and accelerator.device.type == "cpu"):
-                for how in ladder:
-                    trial = attempt(index, how)
-                    if trial is None or trial.price >= limit:
-                        break
-                    trials.append(trial)
-            if trials:
-                found[expert.entry["name"]] = min(trials, key=lambda trial: (trial.price, -trial.saving)).expert
+            ladders = _ladders(expert, by_time=search.latency is not None and accelerator.device.type == "cpu")
+            best = best_variant(ladders, partial(attempt, index), limit)
+            if best is not None:
+                found[expert.entry["name"]] = best.variant
             bar.update(1)
     return found
+
+
+def price_of_pool(right: torch.Tensor, costs: Sequence[float]) -> float:
+    """Accuracy between the largest and the cheapest expert, for all of the largest's cost.
+
+    Args:
+        right: bool (n, N), whether each expert is right.
+        costs: of one image, by expert, rising.
+    """
+    accuracy = right.double().mean(0)
+    return (accuracy[-1] - accuracy[0]).item() / (1 - costs[0] / costs[-1])
+
+
+def best_variant(
+    ladders: Iterable[Iterable[Any]], attempt: Callable[[Any], Trial | None], limit: float
+) -> Trial | None:
+    """The variant that loses the least for its saving, and less than `limit`.
+
+    Args:
+        ladders: kinds of variants, each from the mildest on; a kind is left at the first that loses too much.
+        attempt: what a variant is found to be; None where it saves nothing.
+        limit: the price that a variant must stay below.
+    """
+    kept = []
+    for ladder in ladders:
+        for how in ladder:
+            trial = attempt(how)
+            if trial is None or trial.price >= limit:
+                break
+            kept.append(trial)
+    return min(kept, key=lambda trial: (trial.price, -trial.saving), default=None)
 
 
 def _ladders(expert: Expert, by_time: bool) -> Iterator[Iterator[dict[str, Any]]]:

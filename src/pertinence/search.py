@@ -105,7 +105,11 @@ class DispatcherSearch:
         search, report = self._predict(pool, stem, accelerator)
         smaller: dict[int, int] = {}
         if args.variants == "auto":
-            variants = propose_variants(pool, self.images, search, accelerator, args)
+
+            def measure(variant: Expert) -> None:
+                self._measure_latency([variant], folder, accelerator, f"latency of {variant.entry['name']}")
+
+            variants = propose_variants(pool, self.images, search, accelerator, args, measure)
             pool, smaller = merged(pool, variants, args.cost)
             search, report = self._predict(pool, stem, accelerator)
         predicted = time.perf_counter()
@@ -159,14 +163,16 @@ class DispatcherSearch:
             "images": {name: value.fingerprint if value else None for name, value in images.items()},
         }
 
-    def _measure_latency(self, experts: Sequence[Expert], folder: SearchFolder, accelerator: Accelerator) -> None:
+    def _measure_latency(
+        self, experts: Sequence[Expert], folder: SearchFolder, accelerator: Accelerator, kept_as: str = "latency"
+    ) -> None:
         """Note the latency of each expert in its entry: measured once, by one process while the others wait."""
 
         def measure() -> list[float]:
             (image,) = raise_or([self.images[0]])
             return measure_latency(experts, image, self.args.batch_size, accelerator.device)
 
-        latency = folder.remember("latency", measure) if accelerator.is_main_process else None
+        latency = folder.remember(kept_as.replace("/", "--"), measure) if accelerator.is_main_process else None
         (latency,) = broadcast_object_list([latency])
         for expert, milliseconds in zip(experts, latency, strict=True):
             expert.entry["latency"] = milliseconds

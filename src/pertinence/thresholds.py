@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from .dispatcher import log_softmax, mix, threshold_head
+from .dispatcher import threshold_head
 from .evaluation import evaluate_experts, summarise
+from .evidence import log_softmax, mix
 from .front import OperatingPoint, Stage
 from .genome import ThresholdSpace
 from .predictions import ROWS_AT_ONCE, Predictions
@@ -67,8 +68,8 @@ class ThresholdRecipe:
             rows = here.nonzero().squeeze(1)
             scores = self._log_probs[member][rows]
             if weights is not None:
-                stacked = torch.stack([self._log_probs[m][rows] for m in members[: position + 1]], 1)
-                scores = log_softmax(mix(stacked, weights[: position + 1]), predictions.tail)
+                known = [self._log_probs[m][rows] for m in members[: position + 1]]
+                scores = log_softmax(mix(known, weights[: position + 1]), predictions.tail)
             best, answer = scores.max(1)
             right[rows], ended[rows] = answer == self._targets[rows], member
             gmacs[rows] += predictions.gmacs[member]

@@ -1,0 +1,160 @@
+"""Serve a searched model over HTTP: single requests are grouped into batches, and too many are turned away at once.
+
+    uv run --group serving python examples/serving.py runs/cifar10 --operating-point cheapest-lossless --port 8000
+
+    curl -s localhost:8000/predict -H 'Content-Type: application/json' \
+        -d "{\"inputs\": \"$(base64 -w0 cat.jpg)\"}"
+    curl -s localhost:8000/stats
+
+Batching is LitServe's: it is made for models in Python, groups images of any sizes (our experts take those, not one
+tensor), and starts a worker process for each device with nothing but pip. Triton and TorchServe want an exported graph
+or an archive, which a model that decides as it goes is not; Ray Serve brings a cluster along.
+
+What LitServe leaves to us is to say no: `Gate` lets so many requests in at a time, answers the others with 503 instead
+of letting a queue grow without end, and counts which experts answered and what that cost.
+"""
+
+import argparse
+import base64
+import io
+import json
+
+from fastapi import HTTPException
+from litserve import LitAPI, LitServer
+from PIL import Image
+
+from pertinence import PertinenceForImageClassification, PertinenceImageProcessor
+
+
+class ImageClassification(LitAPI):
+    """`{"inputs": image in base64}` to `{"labels": [{"label", "score"}, ...], "expert", "gmacs", "batch_size"}`."""
+
+    def __init__(self, model: str, load: dict, operating_point: str | None, top_k: int, **options):
+        super().__init__(**options)
+        self.name, self.load = model, load
+        self.operating_point, self.top_k = operating_point, top_k
+
+    def setup(self, device):
+        self.model = PertinenceForImageClassification.from_pretrained(self.name, **self.load).to(device)
+        self.processor = PertinenceImageProcessor()
+
+    def decode_request(self, request):
+        try:
+            content = base64.b64decode(request["inputs"], validate=True)
+            return self.processor(Image.open(io.BytesIO(content)))["images"][0]
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise HTTPException(400, f'expected {{"inputs": an image file in base64}}: {error!r}') from error
+
+    def batch(self, inputs):
+        return inputs  # of any sizes: nothing to stack
+
+    def predict(self, images):
+        out = self.model(images, operating_point=self.operating_point)
+        scores, labels = out.logits.softmax(1).topk(min(self.top_k, out.logits.shape[1]))
+        names, experts = self.model.config.id2label, self.model.config.expert_names
+        return [
+            {
+                "labels": [{"label": names[i], "score": s} for i, s in zip(label, score, strict=True)],
+                "expert": experts[expert],
+                "gmacs": gmacs,
+                "batch_size": len(images),
+            }
+            for label, score, expert, gmacs in zip(
+                labels.tolist(), scores.tolist(), out.expert_indices.tolist(), out.gmacs.tolist(), strict=True
+            )
+        ]
+
+
+class Gate:
+    """ASGI middleware: at most `most` requests inside; 503 for the others; counts at GET /stats."""
+
+    def __init__(self, app, most: int):
+        self.app, self.most = app, most
+        self.inside = self.answered = self.turned_away = 0
+        self.gmacs, self.experts, self.batch_sizes = 0.0, {}, {}
+
+    async def __call__(self, scope, receive, send):
+        path = scope.get("path")
+        if path == "/stats":
+            await _answer(send, 200, self.stats())
+        elif path != "/predict":
+            await self.app(scope, receive, send)
+        elif self.inside >= self.most:
+            self.turned_away += 1
+            detail = f"{self.most} requests are being answered already: try again in a second"
+            await _answer(send, 503, {"detail": detail}, [(b"retry-after", b"1")])
+        else:
+            self.inside += 1
+            try:
+                await self.app(scope, receive, self.counting(send))
+            finally:
+                self.inside -= 1
+
+    def counting(self, send):
+        """`send` that also takes note of what was answered."""
+        status, body = 0, b""
+
+        async def counted(message):
+            nonlocal status, body
+            status = message.get("status", status)
+            body += message.get("body", b"")
+            if message["type"] == "http.response.body" and not message.get("more_body") and status == 200:
+                answer = json.loads(body)
+                self.answered += 1
+                self.gmacs += answer["gmacs"]
+                self.experts[answer["expert"]] = self.experts.get(answer["expert"], 0) + 1
+                size = answer["batch_size"]
+                self.batch_sizes[size] = self.batch_sizes.get(size, 0) + 1
+            await send(message)
+
+        return counted
+
+    def stats(self) -> dict:
+        answered = max(self.answered, 1)
+        return {
+            "answered": self.answered,
+            "turned_away": self.turned_away,
+            "inside": self.inside,
+            "gmacs_per_request": self.gmacs / answered,
+            "expert_shares": {name: count / answered for name, count in sorted(self.experts.items())},
+            "requests_by_batch_size": {str(size): count for size, count in sorted(self.batch_sizes.items())},
+        }
+
+
+async def _answer(send, status: int, values: dict, headers: list = ()) -> None:
+    headers = [(b"content-type", b"application/json"), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(values).encode()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="Folder or Hub id of a searched model.")
+    parser.add_argument("--operating-point", help="Default: the model's.")
+    parser.add_argument("--top-k", type=int, default=5)
+    parser.add_argument("--max-batch-size", type=int, default=32)
+    parser.add_argument("--batch-timeout", type=float, default=0.005, help="Seconds to wait for a batch to fill.")
+    parser.add_argument("--max-requests", type=int, default=256, help="Inside at a time; the others get a 503.")
+    parser.add_argument("--max-memory", help="Load experts lazily, and hold at most this of them, like 2GiB.")
+    parser.add_argument("--trust-remote-code", action="store_true", help="Run the code that experts bring with them.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    options = parser.parse_args()
+    load = {"trust_remote_code": options.trust_remote_code}
+    if options.max_memory is not None:
+        load |= {"lazy": True, "max_memory": options.max_memory}
+    api = ImageClassification(
+        options.model,
+        load,
+        options.operating_point,
+        options.top_k,
+        max_batch_size=options.max_batch_size,
+        batch_timeout=options.batch_timeout,
+    )
+    server = LitServer(api, middlewares=[(Gate, {"most": options.max_requests})])
+    # One process that lets requests in, so that one count is the whole truth.
+    server.run(host=options.host, port=options.port, num_api_servers=1, generate_client_file=False)
+
+
+if __name__ == "__main__":
+    main()

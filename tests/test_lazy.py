@@ -1,0 +1,209 @@
+"""Lazy experts: loaded when first chosen, gone when the cap demands it, answering as experts that are all there."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+from pertinence import PertinenceError, PertinenceForImageClassification
+
+
+ARCHITECTURES = ("test_convnext", "test_efficientnet", "test_resnet")
+
+
+@pytest.fixture(scope="module")
+def folders(make_expert, tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("lazy")
+    return [make_expert(folder / name, name, 64, seed=seed) for seed, name in enumerate(ARCHITECTURES)]
+
+
+@pytest.fixture(scope="module")
+def saved(folders, tmp_path_factory) -> Path:
+    """A cascade of three whose experts are references to folders."""
+    folder = tmp_path_factory.mktemp("lazy_model")
+    PertinenceForImageClassification.from_experts(folders, 0.6).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(saved) -> PertinenceForImageClassification:
+    """With every expert there."""
+    return PertinenceForImageClassification.from_pretrained(saved)
+
+
+def lazy(folder: Path | str, **options) -> PertinenceForImageClassification:
+    return PertinenceForImageClassification.from_pretrained(folder, lazy=True, **options)
+
+
+def sizes(model: PertinenceForImageClassification) -> list[int]:
+    return [4 * entry["parameters"] for entry in model.config.experts]
+
+
+def paths(model: PertinenceForImageClassification, batch: torch.Tensor) -> list[int]:
+    """How many experts each image runs; there are images of one, of two and of three."""
+    counts = model(batch).experts_run.sum(1).tolist()
+    assert set(counts) == {1, 2, 3}
+    return counts
+
+
+@pytest.fixture(scope="module")
+def batch(images) -> torch.Tensor:
+    return images(40, 64, seed=3)
+
+
+def test_an_expert_is_loaded_when_it_is_first_chosen(saved, model, batch):
+    lazily, counts = lazy(saved), paths(model, batch)
+    store = lazily.experts[0].store
+    assert store.loaded == []
+    for longest in (1, 2, 3):
+        image = batch[counts.index(longest)][None]
+        torch.testing.assert_close(lazily(image).logits, model(image).logits, atol=1e-5, rtol=0)
+        assert store.loaded == list(range(longest))
+    lazily(batch)
+    assert store.loads == 3
+
+
+def test_only_the_folder_of_a_chosen_expert_is_opened(folders, tmp_path, batch):
+    """Loading everything, or another expert, would not survive that the folders are empty."""
+    copies = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in folders]
+    whole = PertinenceForImageClassification.from_experts(copies, 0.6)
+    whole.save_pretrained(tmp_path / "model")
+    counts = paths(whole, batch)
+    order = [Path(entry["repo_id"]) for entry in whole.config.experts]
+    for folder in order[1:]:
+        (folder / "model.safetensors").unlink()
+    lazily = lazy(tmp_path / "model")
+    assert lazily(batch[counts.index(1)][None]).expert_indices.tolist() == [0]
+    with pytest.raises(PertinenceError, match=order[1].name):
+        lazily(batch[counts.index(2)][None])
+    assert lazily.experts[0].store.loaded == [0]  # what failed takes no room
+    assert lazily(batch[counts.index(1)][None]).expert_indices.tolist() == [0]
+
+
+def test_the_least_recently_used_leaves_and_the_first_stays(saved, model, batch):
+    first, second, third = sizes(model)
+    cap = first + max(second, third)
+    lazily, counts = lazy(saved, max_memory=cap), paths(model, batch)
+    store = lazily.experts[0].store
+    torch.testing.assert_close(lazily(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
+    assert store.loaded == [0, 2]
+    assert store.memory <= cap
+    lazily(batch[counts.index(2)][None])
+    assert store.loaded == [0, 1]
+    assert store.loads == 4
+    lazily(batch[counts.index(1)][None])
+    assert store.loads == 4
+
+
+def test_a_cap_that_is_too_small_says_what_is_needed(saved, model):
+    first, second, third = sizes(model)
+    needed = first + max(second, third)
+    with pytest.raises(PertinenceError, match=f"give at least {needed:,}"):
+        lazy(saved, max_memory=needed - 1)
+    lazy(saved, max_memory=needed)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lazy": True, "max_memory": "much"}, 'a size like "2GiB"'),
+        ({"lazy": True, "max_memory": -1}, "a number of bytes"),
+        ({"max_memory": "2GiB"}, "needs lazy=True"),
+        ({"lazy": True, "device_map": {"experts.0": 0}}, "lazy experts all go to one device"),
+    ],
+    ids=str,
+)
+def test_impossible_options_are_refused(saved, options, words):
+    with pytest.raises(PertinenceError, match=words):
+        PertinenceForImageClassification.from_pretrained(saved, **options)
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_threads_share_what_is_loaded_and_keep_the_cap(saved, model, batch, capped):
+    first, second, third = sizes(model)
+    cap = first + max(second, third) if capped else None
+    lazily = lazy(saved, max_memory=cap)
+    expected = model(batch).logits
+    parts = [torch.arange(start, len(batch), 8) for start in range(8)] * 3
+    held = []
+
+    def ask(rows: torch.Tensor) -> torch.Tensor:
+        logits = lazily(batch[rows]).logits
+        held.append(lazily.experts[0].store.memory)
+        return logits
+
+    with ThreadPoolExecutor(8) as threads:
+        for rows, logits in zip(parts, threads.map(ask, parts), strict=True):
+            torch.testing.assert_close(logits, expected[rows], atol=1e-4, rtol=0)
+    if capped:
+        assert max(held) <= cap
+    else:
+        assert lazily.experts[0].store.loads == 3
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_from_the_hub_only_what_is_chosen_is_fetched_and_then_works_offline(
+    hub, folders, model, batch, tmp_path, monkeypatch, embedded
+):
+    references = [f"lazy/{folder.name}-{embedded}" for folder in folders]
+    for reference, folder in zip(references, folders, strict=True):
+        hub.add_model(reference, folder)
+    whole = PertinenceForImageClassification.from_experts(folders if embedded else references, 0.6)
+    whole.save_pretrained(tmp_path / "model", save_experts=embedded)
+    name = f"lazy/composite-{embedded}"
+    hub.add_model(name, tmp_path / "model")
+    counts = paths(model, batch)
+    for cached in Path(huggingface_hub.constants.HF_HUB_CACHE).glob("models--lazy--*"):
+        shutil.rmtree(cached)
+
+    hub.requests.clear()
+    lazily = lazy(name)
+    for longest in (1, 2, 3):
+        assert lazily(batch[counts.index(longest)][None]).experts_run.sum() == longest
+        assert len({r.path for r in hub.requests if r.method == "GET" and is_expert(r.path)}) == longest
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    torch.testing.assert_close(lazy(name)(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
+    assert hub.requests == []
+
+
+def is_expert(path: str) -> bool:
+    """Whether the weights of an expert are asked for."""
+    return path.endswith("model.safetensors") and ("/experts/" in path or "composite" not in path)
+
+
+def test_experts_of_one_checkpoint_share_its_weights(folders, tmp_path, batch):
+    large = folders[2]
+    pool = [folders[0], {"repo_id": str(large), "image_size": 32}, large]
+    whole = PertinenceForImageClassification.from_experts(pool, 0.6)
+    whole.save_pretrained(tmp_path)
+    lazily = lazy(
+        tmp_path, max_memory=4 * sum({e["revision"]: e["parameters"] for e in whole.config.experts}.values())
+    )
+    torch.testing.assert_close(lazily(batch).logits, whole(batch).logits, atol=1e-5, rtol=0)
+    assert lazily.experts[0].store.loads == 2
+    sharing = [expert.model for expert in lazily.experts if expert.entry["repo_id"] == str(large)]
+    assert len(sharing) == 2
+    assert sharing[0] is sharing[1]
+
+
+def test_it_is_saved_copied_and_cast_like_any_other(saved, model, batch, tmp_path):
+    lazily = lazy(saved, max_memory=sum(sizes(model)[:2]) + sizes(model)[2])
+    lazily.save_pretrained(tmp_path / "references")
+    lazily.save_pretrained(tmp_path / "whole", save_experts=True)
+    for name in ("references", "whole"):
+        again = PertinenceForImageClassification.from_pretrained(tmp_path / name)
+        torch.testing.assert_close(again(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
+    duplicate = copy.deepcopy(lazily)
+    torch.testing.assert_close(duplicate(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
+    assert duplicate.experts[0].store is not lazily.experts[0].store
+    half = lazily.to(torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    expected = copy.deepcopy(model).to(torch.bfloat16)
+    assert torch.equal(half(batch).logits, expected(batch).logits)
