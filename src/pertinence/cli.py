@@ -119,6 +119,8 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
     if inputs.predictions is not None:
         from .tables import PredictionTable
 
+        if inputs.push_to_hub:
+            raise PertinenceError("the result of a table of predictions has no model to push: leave --push-to-hub out")
         if inputs.experts or inputs.costs is None or data.dataset or data.limit:
             raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset nor --limit")
         sources = [(inputs.predictions, data.split)]
@@ -141,6 +143,7 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
             report = load_images(report_data, args.token, needs_labels)
         searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
         is_finished, run = searcher.is_finished, searcher.run
+    # Not by PartialState, which without a device would say so in every process.
     if inputs.push_to_hub and make_accelerator(args.device).is_main_process:
         check_pushable(inputs.push_to_hub, inputs.experts or [], inputs.save_experts, args.token)
     if args.resume and is_finished():
