@@ -33,8 +33,8 @@ MIXING_ROWS = 20_000
 ROWS_AT_ONCE = 4096
 TOLERATED_MISMATCH, TOLERATED_IMAGES = 0.01, 25
 """By how much, or by how many images' worth, the heads that are saved may spend more or less than the fold heads, by
-whose decisions accuracy is estimated. Where evidence takes few values whole groups of images change their way at once, and estimate and heads come
-apart: that would look both accurate and cheap."""
+whose decisions accuracy is estimated. Where evidence takes few values whole groups of images change their way at once,
+and estimate and heads come apart: that would look both accurate and cheap."""
 CACHED_BYTES = 2**30
 """Evidence that is kept between fits."""
 

@@ -68,8 +68,8 @@ def propose_variants(
 
     Smaller images are tried from large to small, by cutting and by resizing, as long as the accuracy that is lost for
     the cost that is saved is not clearly above what the pool itself asks: the accuracy between its largest and its
-    cheapest expert for the cost between them. Of each expert the variant that loses the least for its saving is kept. 8-bit
-    layers are tried where cost is time: they take as many operations.
+    cheapest expert for the cost between them. Of each expert the variant that loses the least for its saving is kept.
+    8-bit layers are tried where cost is time: they take as many operations.
 
     Args:
         pool: experts by rising cost.
