@@ -41,7 +41,7 @@ CACHED_BYTES = 2**30
 
 @dataclass(frozen=True)
 class CascadeSettings:
-    """What the genetic algorithm searches, but for lambda.
+    """What a cascade is fitted with, but for lambda: members, which are searched, and what is as it paid.
 
     Attributes:
         members: pool indices, rising; the last answers what no other does.

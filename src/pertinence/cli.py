@@ -145,7 +145,9 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
         is_finished, run = searcher.is_finished, searcher.run
     # Not by PartialState, which without a device would say so in every process.
     if inputs.push_to_hub and make_accelerator(args.device).is_main_process:
-        check_pushable(inputs.push_to_hub, inputs.experts or [], inputs.save_experts, args.token)
+        check_pushable(
+            inputs.push_to_hub, [*(inputs.experts or []), *filter(None, [args.stem])], inputs.save_experts, args.token
+        )
     if args.resume and is_finished():
         if PartialState().is_main_process:
             print(
@@ -164,7 +166,8 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
 
 def _push_result(args: SearchArguments, inputs: SearchInputs) -> None:
     if inputs.push_to_hub:
-        push(args.output_dir, inputs.push_to_hub, PushArguments(private=inputs.private, token=args.token))
+        pushing = PushArguments(private=inputs.private, save_experts=inputs.save_experts, token=args.token)
+        push(args.output_dir, inputs.push_to_hub, pushing)
 
 
 def push(model: str, repo_id: str, args: PushArguments) -> None:

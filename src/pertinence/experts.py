@@ -54,7 +54,7 @@ class Expert(nn.Module):
         self.folder = checkpoint.folder
         self.revision = checkpoint.revision
         self.preprocess = Preprocessor(Transform.from_dict(entry["transform"]), checkpoint.processor, preprocessing)
-        self._features = FeatureTap(self.model)
+        self._features = FeatureTap.of(self.model)
         # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
         some = (p for p in self.model.parameters() if p.is_floating_point())
         self._parameter = (next(some, torch.empty(0)),)

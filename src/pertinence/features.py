@@ -28,6 +28,14 @@ class FeatureTap:
             if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == model.config.num_labels:
                 module.register_forward_pre_hook(self._remember)
 
+    @classmethod
+    def of(cls, model: PreTrainedModel | Backbone) -> FeatureTap:
+        """The one of a model, however many experts are made from it."""
+        tap = vars(model).get("_feature_tap")
+        if tap is None:
+            tap = model._feature_tap = cls(model)
+        return tap
+
     def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model}  # what a thread has seen is nothing to copy
 

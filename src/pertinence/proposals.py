@@ -52,8 +52,8 @@ class Trial:
         return max(self.loss, 0.0) / self.saving
 
     def is_dearer(self, limit: float) -> bool:
-        """Whether it clearly loses more for its saving than `limit`: by a standard error."""
-        return self.loss - self.error >= limit * self.saving
+        """Whether it clearly loses more for its saving than `limit`: by two standard errors."""
+        return self.loss - 2 * self.error >= limit * self.saving
 
 
 def propose_variants(
@@ -98,12 +98,12 @@ def propose_variants(
         answers = predict([variant], tried, accelerator, **options).experts[0].answers()
         return Trial.of(variant, answers == sample.targets, right[:, index], saving)
 
-    found = {}
-    with progress_bar(len(pool), "Variants", "expert", accelerator.is_main_process) as bar:
-        for index, expert in enumerate(pool):
+    found, there = {}, {_identity(expert) for expert in pool}
+    with progress_bar(len(pool) - 1, "Variants", "expert", accelerator.is_main_process) as bar:
+        for index, expert in enumerate(pool[:-1]):  # the largest starts no chain
             ladders = _ladders(expert, by_time=search.latency is not None and accelerator.device.type == "cpu")
             best = best_variant(ladders, partial(attempt, index), limit)
-            if best is not None:
+            if best is not None and _identity(best.variant) not in there:
                 found[expert.entry["name"]] = best.variant
             bar.update(1)
     return found
@@ -150,6 +150,11 @@ def _ladders(expert: Expert, by_time: bool) -> Iterator[Iterator[dict[str, Any]]
         yield ({"image_size": size, "image_size_by": by} for size in sizes)
     if by_time and linear_layers(expert.checkpoint.model):
         yield iter([{"quantization": "int8"}])
+
+
+def _identity(expert: Expert) -> tuple[str, str, str | None]:
+    """What tells experts of a pool apart: a variant may be there already, made by hand."""
+    return expert.entry["revision"], str(expert.entry["transform"]), expert.entry.get("quantization")
 
 
 def _variant(expert: Expert, how: dict[str, Any]) -> Expert:

@@ -92,12 +92,12 @@ def rows_of(names: list[str]) -> Iterator[tuple[str, list[Chain], dict]]:
     yield "ridge 1", plain, {"ridge": 1.0}
     yield "ridge 10,000", plain, {"ridge": 1e4}
     yield "mixing weights halved", plain, {"scale": 0.5}
-    for given in ("crop 28", "crop 24", "resize 28"):
-        yield f"every start, its first rung {given}", [chain(start, given) for start in starts], {}
+    for given, whose in (("crop 28", " (the product's)"), ("crop 24", ""), ("resize 28", "")):
+        yield f"every start, its first rung {given}{whose}", [chain(start, given) for start in starts], {}
     one_or_two = [
         chain(start, *["crop 28"] * count) for start in starts for count in (1, 2) if start + count < len(names)
     ]
-    yield "every start, the first one or two rungs crop 28 (the product's)", one_or_two, {}
+    yield "every start, the first one or two rungs crop 28", one_or_two, {}
     counts = [chain(start, *["crop 28"] * n) for start in starts for n in range(len(names) - start)]
     yield "every start, any number of rungs crop 28", counts, {}
     choices = [[(), ("crop 28",), ("whole",), ("crop 28", "whole")]] * (len(names) - 1) + [[("whole",)]]

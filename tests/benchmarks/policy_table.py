@@ -64,7 +64,7 @@ def load_variants(pool: str, names: list[str], predictions: Predictions) -> dict
     images = LabelledImages(concatenate_datasets(list(load_dataset("parquet", data_files=files).values())))
     assert torch.equal(images.labels, predictions.labels)
     ladders: dict[str, list[list[tuple]]] = {}
-    for name in names:
+    for name in names[:-1]:
         base = {"repo_id": str(ZOO / dataset / name)}
         for by in ("crop", "resize"):
             how = [{**base, "image_size": size, "image_size_by": by} for size in SIZES]
@@ -83,7 +83,7 @@ def with_variants(
     right = sample.correct()
     limit = price_of_pool(right, predictions.gmacs)
     chosen = {}
-    for index, name in enumerate(names):
+    for index, name in enumerate(names[:-1]):
 
         def attempt(variant: tuple, index: int = index) -> Trial:
             hits = variant[1].answers(sample.rows) == sample.targets
