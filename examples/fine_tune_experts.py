@@ -1,7 +1,8 @@
 """Bring your own experts: fine-tune a few checkpoints with Trainer, then search a dispatcher for them.
 
     python examples/fine_tune_experts.py
-    python examples/fine_tune_experts.py --checkpoints timm/mobilenetv3_small_100.lamb_in1k microsoft/resnet-50 --epochs 5
+    python examples/fine_tune_experts.py --checkpoints timm/mobilenetv3_small_100.lamb_in1k microsoft/resnet-50 \
+        --epochs 5
 
 Here the images are scikit-learn's digits, so that there is nothing to prepare and little to wait for. With images of
 yours keep what this keeps: one part trains the experts, another, which none of them has seen, is searched on.
@@ -45,11 +46,13 @@ def fine_tune(checkpoint: str, dataset, epochs: int, folder: Path) -> Path:
         remove_unused_columns=False,
         save_strategy="no",
         report_to="none",
+        dataloader_pin_memory=torch.accelerator.is_available(),
     )
-    # With a processor Trainer saves all that an expert consists of.
-    trainer = Trainer(model, arguments, collate, train_dataset=dataset, processing_class=processor)
-    trainer.train()
-    trainer.save_model()
+    Trainer(model, arguments, collate, train_dataset=dataset).train()
+    if hasattr(model.config, "label_names"):
+        model.config.label_names = labels  # a timm config keeps the names of before there
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 
