@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections.abc import Callable
 
 import gradio as gr
 import torch
@@ -38,7 +39,12 @@ class Explainer:
         self.largest = model.config.experts[-1]
         costs = [point.select.gmacs for point in model.front]
         self.least, self.most = min(costs), max(costs)
-        self.default = model.front.find(model.config.operating_point or model.front[-1].name)
+        self.default = model.front.find(model.config.operating_point or model.front[-1].name).select.gmacs
+        self.digits = 3 - math.floor(math.log10(self.most))  # four figures of the dearest point
+
+    def rounded(self, gmacs: float, how: Callable[[float], int]) -> float:
+        """A cost as the slider shows it, rounded by `math.floor` or `math.ceil`."""
+        return round(how(gmacs * 10**self.digits) / 10**self.digits, self.digits)
 
     def __call__(self, image: Image.Image | None, budget: float) -> tuple[dict | None, str, list[list], Figure]:
         """Labels with their probabilities, a summary, the steps as rows of `STEPS`, and the front.
@@ -47,7 +53,7 @@ class Explainer:
             image: None: nothing but the front.
             budget: GMACs that an image may cost on average.
         """
-        # A slider rounds, and the cheapest point must stay within reach.
+        # The slider begins a little below the cheapest point.
         point = self.model.front.choose(gmacs=max(budget, self.least))
         if image is None:
             return None, f"{self._describe(point)}\n\nDrop an image to see what is done for it.", [], self.plot(point)
@@ -139,12 +145,16 @@ def build(model: PertinenceForImageClassification) -> gr.Blocks:
             with gr.Column(scale=2):
                 image = gr.Image(type="pil", image_mode="RGB", label="Image", height=280)
                 budget = gr.Slider(
-                    explain.least, explain.most, explain.default.select.gmacs, label="Budget, GMACs per image"
+                    explain.rounded(explain.least, math.floor),
+                    explain.rounded(explain.most, math.ceil),
+                    explain.rounded(explain.default, math.ceil),
+                    step=10**-explain.digits,
+                    label="Budget, GMACs per image",
                 )
                 labels = gr.Label(num_top_classes=3, label="Answer")
             with gr.Column(scale=3):
                 summary = gr.Markdown()
-                front = gr.Plot(label="Front")
+                front = gr.Plot(show_label=False)
         steps = gr.Dataframe(headers=STEPS, label="Which experts ran, and why", interactive=False, wrap=True)
         shown = {"inputs": [image, budget], "outputs": [labels, summary, steps, front], "show_progress": "hidden"}
         image.change(explain, **shown, api_name="explain")
