@@ -1,4 +1,4 @@
-"""The examples, run as a user runs them, on the Hub of this machine; and the README's first blocks of code."""
+"""The examples, run as a user runs them, on the Hub of this machine; and what README and docs say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+import pertinence
 from pertinence import PertinenceForImageClassification, PertinenceImageProcessor
 
 
@@ -64,9 +66,13 @@ def pictures(digits, tmp_path) -> list[str]:
 
 def run_example(name: str, *arguments: object) -> str:
     """What an example prints."""
+    return run_script(ROOT / "examples" / f"{name}.py", *arguments)
+
+
+def run_script(path: Path, *arguments: object) -> str:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(sys, "argv", [name, *map(str, arguments)])
-        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+        patch.setattr(sys, "argv", [path.name, *map(str, arguments)])
+        runpy.run_path(str(path), run_name="__main__")
     return printed.getvalue()
 
 
@@ -169,3 +175,15 @@ def test_the_readme_says_what_works(
     assert len(names["out"].logits) == 2
     assert names["model"].config.expert_names == ["resnet8", "resnet56"]
     assert (tmp_path / "cascade" / "config.json").is_file()
+
+
+def test_the_reference_has_every_public_name():
+    named = re.findall(r"^::: pertinence\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert sorted(named) == sorted(pertinence.__all__)
+
+
+def test_the_figure_at_the_top_is_drawn_from_a_record(searched, hub, tmp_path):
+    (tmp_path / "record.json").write_bytes(hub.files(searched[0])["search_result.json"])
+    run_script(ROOT / "docs" / "front_figure.py", tmp_path / "record.json", tmp_path / "front.png")
+    with Image.open(tmp_path / "front.png") as figure:
+        assert figure.size == (880, 440)

@@ -1,0 +1,35 @@
+"""What `mkdocs build` takes from elsewhere: the README as the first page, and what `--help` says of every command."""
+
+import io
+import os
+import re
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+
+from pertinence.cli import COMMANDS, main
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = {"index.md": lambda: readme(), "command-line.md": lambda: helps()}
+
+
+def on_page_markdown(markdown: str, page, config, files) -> str:
+    """The text of a page, with its generated part where it says so."""
+    make = PARTS.get(page.file.src_uri)
+    return markdown if make is None else markdown.replace("<!-- generated -->", make())
+
+
+def readme() -> str:
+    """The README; its figures lie here, and what lies in the repository is named, not linked."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?://|#)[^)]+\)", r"\1", text)
+
+
+def helps() -> str:
+    os.environ["COLUMNS"] = "110"
+    sections = []
+    for command in COMMANDS:
+        with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
+            main([command, "--help"])
+        sections.append(f"## pertinence {command}\n\n```text\n{printed.getvalue().rstrip()}\n```\n")
+    return "\n".join(sections)
