@@ -10,13 +10,17 @@ from pertinence.cli import COMMANDS, main
 
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {"index.md": lambda: readme(), "command-line.md": lambda: helps()}
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
     """The text of a page, with its generated part where it says so."""
-    make = PARTS.get(page.file.src_uri)
+    make = {"index.md": readme, "command-line.md": helps}.get(page.file.src_uri)
     return markdown if make is None else markdown.replace("<!-- generated -->", make())
+
+
+def on_page_content(html: str, page, config, files) -> str:
+    """Docstrings name things as those of transformers do, [`~Class.method`]: here by their last name."""
+    return re.sub(r"\[<code>~?(?:\w+\.)*(\w+)</code>\]", r"<code>\1</code>", html)
 
 
 def readme() -> str:

@@ -6,18 +6,15 @@ import base64
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from servers import free_port, serving
 
 from pertinence import DispatcherSearch, PertinenceForImageClassification, PertinenceImageProcessor, SearchArguments
 
@@ -42,10 +39,9 @@ def saved(digits, digit_experts, tmp_path_factory) -> Path:
 def app(saved, tmp_path_factory) -> Iterator[str]:
     """Address of the running app."""
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     settings = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "PERTINENCE_MODEL": str(saved)}
-    with started(
-        [sys.executable, str(APP)], f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("log"), settings
-    ) as url:
+    with serving([sys.executable, APP], url, tmp_path_factory.mktemp("log") / "server.log", **settings):
         yield url
 
 
@@ -54,36 +50,6 @@ def picture(digits, tmp_path) -> Path:
     path = tmp_path / "digit.png"
     digits[2][0]["image"].convert("RGB").save(path)
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-@contextmanager
-def started(command: list[str], url: str, folder: Path, settings: dict[str, str]) -> Iterator[str]:
-    """A server, from when it answers until the block ends."""
-    log = folder / "server.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=os.environ | settings, stdout=file, stderr=file)
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(url, timeout=60).read()
-                break
-            except urllib.error.HTTPError:
-                break  # an answer, too
-            except OSError:
-                time.sleep(0.2)
-        else:
-            pytest.fail(log.read_text())
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def test_the_api_explains_what_the_model_does(app, saved, picture):
@@ -130,7 +96,7 @@ def test_in_a_browser(app, picture, tmp_path):
         pytest.skip("Debian's chromium and chromium-driver are not installed")
     port = free_port()
     driver = f"http://127.0.0.1:{port}"
-    with started(["chromedriver", f"--port={port}"], f"{driver}/status", tmp_path, {}):
+    with serving(["chromedriver", f"--port={port}"], f"{driver}/status", tmp_path / "driver.log"):
         options = {"args": ["--headless=new", "--no-sandbox", "--window-size=1280,1300", "--no-proxy-server"]}
         capabilities = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
         session = f"{driver}/session/{webdriver(f'{driver}/session', capabilities)['sessionId']}"
