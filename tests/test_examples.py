@@ -136,7 +136,9 @@ def test_three_resolutions(experts_on_hub, images_on_hub, tmp_path):
     model = PertinenceForImageClassification.from_pretrained(tmp_path / "run")
     one = sum(parameter.numel() for parameter in model.experts[0].parameters())
     assert f"3 experts, {one:,} parameters in all" in printed
-    assert [entry["transform"]["size"] for entry in model.config.experts] == [[32, 32], [48, 48], [64, 64]]
+    transforms = [entry["transform"] for entry in model.config.experts]
+    assert [transform["size"] for transform in transforms] == [[32, 32], [48, 48], [64, 64]]
+    assert [transform.get("window") for transform in transforms] == [None] * 3  # resized, not cropped
 
 
 def test_fine_tune_experts(hub, make_expert, digits, tmp_path):

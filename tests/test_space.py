@@ -86,7 +86,8 @@ def test_a_page_without_an_image_shows_the_front(app, saved):
     front = PertinenceForImageClassification.from_pretrained(saved).front
     cheapest = front[0].select.gmacs
     answers, summary, steps, _ = gradio_client.Client(app, verbose=False).predict(None, cheapest, api_name="/explain")
-    assert (answers, steps["data"]) == (None, [])
+    assert not answers
+    assert not steps["data"]
     assert f"Operating point `{front.choose(gmacs=cheapest).name}`" in summary
 
 

@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pertinence import OperatingPoint, PertinenceForImageClassification, PertinenceImageProcessor
+from pertinence import OperatingPoint, PertinenceError, PertinenceForImageClassification, PertinenceImageProcessor
 from pertinence.front import STEM
 
 
@@ -31,12 +31,17 @@ class Explainer:
 
     Args:
         model: a searched one, whose front was measured.
+
+    Raises:
+        PertinenceError: it was not searched, so that there is no front to show.
     """
 
     def __init__(self, model: PertinenceForImageClassification):
         self.model, self.processor = model, PertinenceImageProcessor()
         self.names, self.labels = model.config.expert_names, model.config.id2label
         self.largest = model.config.experts[-1]
+        if any(point.select is None for point in model.front):
+            raise PertinenceError("this page shows the front of a searched model, and this one was not searched")
         costs = [point.select.gmacs for point in model.front]
         self.least, self.most = min(costs), max(costs)
         self.default = model.front.find(model.config.operating_point or model.front[-1].name).select.gmacs
