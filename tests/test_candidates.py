@@ -10,7 +10,8 @@ import torch
 
 from pertinence import Figures, OperatingPoint, Stage
 from pertinence.candidates import Archive, Candidate, load_candidates, save_candidates
-from pertinence.dispatcher import NUM_KNOTS, Head
+from pertinence.dispatcher import Head
+from pertinence.evidence import NUM_KNOTS
 
 
 SHARES = (1 / 3, 1 / 7, 1 - 1 / 3 - 1 / 7)

@@ -10,19 +10,8 @@ import pytest
 import torch
 
 from pertinence import Front, OperatingPoint, PertinenceError, Stage
-from pertinence.dispatcher import (
-    Dispatcher,
-    Head,
-    Routing,
-    allowed_actions,
-    choose,
-    fit_knots,
-    mix,
-    mix_evidence,
-    route,
-    stage_evidence,
-    threshold_head,
-)
+from pertinence.dispatcher import Dispatcher, Head, Routing, allowed_actions, choose, route, threshold_head
+from pertinence.evidence import fit_knots, mix, mix_evidence, stage_evidence
 
 
 NUM_EXPERTS = 5

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from pertinence import Figures, OperatingPoint, PertinenceError, Stage
-from pertinence.dispatcher import Head, mix_evidence_size, route, threshold_head
+from pertinence.dispatcher import Head, route, threshold_head
 from pertinence.evaluation import (
     check_better_than_chance,
     evaluate_experts,
@@ -20,6 +20,7 @@ from pertinence.evaluation import (
     leak_warnings,
     routing_auroc,
 )
+from pertinence.evidence import mix_evidence_size
 from pertinence.front import STEM
 from pertinence.predictions import ExpertPredictions, Predictions
 

@@ -40,7 +40,8 @@ from pertinence import (
     PertinenceOutput,
     Stage,
 )
-from pertinence.dispatcher import CONFIDENCE, Head, mix_evidence
+from pertinence.dispatcher import Head
+from pertinence.evidence import CONFIDENCE, mix_evidence
 from pertinence.experts import Expert
 
 

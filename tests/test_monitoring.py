@@ -21,7 +21,7 @@ from pertinence import (
     SearchResult,
     Stage,
 )
-from pertinence.dispatcher import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins, count_answers, log_odds
+from pertinence.evidence import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins, count_answers, log_odds
 from pertinence.monitoring import BETA_PARAMETERS, START_SCALE, conformal_p_values
 
 

@@ -211,7 +211,7 @@ def test_above_256_labels_the_largest_scores_and_the_rest_are_kept(make_expert, 
 
 
 def test_evidence_of_one_expert_is_exact_above_256_labels(make_expert, images, tmp_path):
-    from pertinence.dispatcher import fit_knots, mix_evidence
+    from pertinence.evidence import fit_knots, mix_evidence
 
     names = [f"class {index}" for index in range(MAX_DENSE_LABELS + 44)]
     pool = load_pool([make_expert(tmp_path / str(seed), labels=names, seed=seed) for seed in (1, 2)], LoadOptions())

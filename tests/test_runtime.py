@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pertinence import PertinenceError, PertinenceForImageClassification
-from pertinence import experts as experts_module
+from pertinence import features as features_module
 from pertinence.checkpoints import LoadOptions
 from pertinence.experts import Expert, load_pool
 
@@ -32,9 +32,9 @@ def pool(tiny_experts) -> list[Expert]:
 def given(monkeypatch) -> list[int]:
     """How many images the networks are given at once."""
     sizes: list[int] = []
-    run = experts_module._FeatureTap.run
+    run = features_module.FeatureTap.run
     monkeypatch.setattr(
-        experts_module._FeatureTap, "run", lambda self, pixels: sizes.append(len(pixels)) or run(self, pixels)
+        features_module.FeatureTap, "run", lambda self, pixels: sizes.append(len(pixels)) or run(self, pixels)
     )
     return sizes
 

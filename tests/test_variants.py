@@ -124,14 +124,15 @@ def test_sizes_that_an_architecture_allows(folder, make_expert, tmp_path):
 def test_the_variant_that_loses_the_least_for_its_saving_is_proposed():
     """A kind is left at the first that loses more than the pool itself asks."""
     found = {
-        "a": Trial("a", 0.01, 0.2),
-        "b": Trial("b", 0.01, 0.4),
-        "c": Trial("c", 0.3, 0.6),
-        "d": Trial("d", 0.0, 0.9),
+        "a": Trial("a", 0.01, 0.0, 0.2),
+        "b": Trial("b", 0.01, 0.01, 0.4),
+        "c": Trial("c", 0.3, 0.1, 0.6),
+        "d": Trial("d", 0.0, 0.0, 0.9),
     }
     assert best_variant([["a", "b", "c", "d"]], found.get, 0.1).variant == "b", "d comes after one that loses too much"
     assert best_variant([["c"], ["d"]], found.get, 0.1).variant == "d"
     assert best_variant([["c"], []], found.get, 0.1) is None
+    assert best_variant([["c"]], found.get, 0.2).variant == "c", "0.3 ± 0.1 is not clearly above 0.12"
     right = torch.tensor([[True, True], [False, True], [False, True], [True, False]])
     assert price_of_pool(right, [1.0, 2.0]) == pytest.approx(0.25 / 0.5)
 

@@ -133,7 +133,7 @@ class SearchArguments(RuntimeArguments):
         default="none",
         metadata={
             "help": "auto: try each expert on smaller images (and, with --cost latency, in 8 bits), and let the first "
-            "experts of a chain be the variants that lose the least for what they save.",
+            "expert of a chain be the variant that loses the least for what it saves.",
             "choices": ["none", "auto"],
         },
     )

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .dispatcher import NUM_KNOTS, Head
+from .dispatcher import Head
 from .errors import PertinenceError
+from .evidence import NUM_KNOTS
 from .files import BASELINES, find_file, replaced, save_tensors
 from .front import OperatingPoint
 from .statistics import non_dominated

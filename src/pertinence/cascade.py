@@ -18,7 +18,8 @@ from scipy.optimize import minimize
 
 from .accelerators import one_thread
 from .data import assign_folds
-from .dispatcher import Head, fit_knots, log_softmax, mix_evidence, mix_evidence_size
+from .dispatcher import Head
+from .evidence import fit_knots, log_softmax, mix_evidence, mix_evidence_size
 from .front import OperatingPoint, Stage
 from .predictions import Predictions
 
@@ -30,13 +31,17 @@ WEIGHT_DECAY = 1e-3
 MIXING_ROWS = 20_000
 """Images that mixing weights are fitted to; a handful of numbers gains nothing from more."""
 ROWS_AT_ONCE = 4096
+TOLERATED_MISMATCH, TOLERATED_IMAGES = 0.01, 25
+"""By how much, or by how many images' worth, the heads that are saved may spend more or less than the fold heads, by
+whose decisions accuracy is estimated. Where evidence takes few values whole groups of images change their way at once,
+and estimate and heads come apart: that would look both accurate and cheap."""
 CACHED_BYTES = 2**30
 """Evidence that is kept between fits."""
 
 
 @dataclass(frozen=True)
 class CascadeSettings:
-    """What the genetic algorithm searches, but for lambda.
+    """What a cascade is fitted with, but for lambda: members, which are searched, and what is as it paid.
 
     Attributes:
         members: pool indices, rising; the last answers what no other does.
@@ -53,9 +58,11 @@ class CascadeSettings:
 
 @dataclass(frozen=True)
 class CascadeCurve:
-    """One fit: a dispatcher for every lambda, with what it gives on the judged images.
+    """One fit: a dispatcher for every lambda at which the saved heads do as was estimated, with what it gives on the
+    judged images.
 
     Attributes:
+        prices: int64 (L,), rising, indices of lambda.
         accuracy: float64 (L,), of out-of-fold decisions.
         cost: float64 (L,), mean of an image by the heads that are saved, in the unit of `Predictions.costs`.
         gmacs: float64 (L,), likewise.
@@ -69,6 +76,7 @@ class CascadeCurve:
         knots: float32 (stages, 8).
     """
 
+    prices: np.ndarray
     accuracy: np.ndarray
     cost: np.ndarray
     gmacs: np.ndarray
@@ -197,13 +205,18 @@ class CascadeFitter:
         bias = [w[-1] - part @ mean for part, (w, mean, _, _) in zip(weight, heads, strict=True)]
         decisions = np.minimum(np.arange(1, len(members) + 1), len(members) - 1) * head_gmacs
         gmacs = np.cumsum(self.gmacs[list(members)]) + decisions
+        counted = self._count(ends.flatten(0, 1), right)
+        spent, estimated = (self._spend(e.flatten(0, 1), list(members), gmacs) for e in (saved_ends, ends))
+        mismatch = np.abs(estimated["cost"] / spent["cost"] - 1)
+        tolerated = max(TOLERATED_MISMATCH, TOLERATED_IMAGES / self.samples, mismatch.min())
+        kept = np.flatnonzero(mismatch <= tolerated)
         return CascadeCurve(
-            **self._count(ends.flatten(0, 1), right),
-            **self._spend(saved_ends.flatten(0, 1), list(members), gmacs),
+            prices=kept,
+            **{name: values[kept] for name, values in (counted | spent).items()},
             samples=self.samples,
             point=self._point(members, scale),
-            weight=torch.stack(weight).float().cpu(),
-            bias=torch.stack(bias).float().cpu(),
+            weight=torch.stack(weight).float().cpu()[:, kept],
+            bias=torch.stack(bias).float().cpu()[:, kept],
             knots=torch.stack([knots for *_, knots in heads]).cpu(),
         )
 

@@ -1,12 +1,12 @@
 """Which experts a cascade may run one after the other: a small family of chains, each with a reason.
 
 A free choice of members fools itself: of many chains judged on the same images the luckiest wins, and drops on others.
-So a chain is described by very few bits: where it starts, how far its rungs lie apart, and how many of its first rungs
-see a smaller image.
+So a chain is described by very few bits: where it starts, and in a large pool how far its rungs lie apart.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,8 +16,6 @@ from .statistics import paired_difference
 
 MAX_MEMBERS = 8
 """Rungs of a chain; of a larger pool a chain takes some."""
-MAX_SMALLER = 2
-"""How many of the first rungs may see a smaller image: every image pays for those."""
 DOMINATED_ERRORS = 2.0
 """An expert is left out where a cheaper one is more accurate by so many paired standard errors."""
 
@@ -41,7 +39,7 @@ class ChainFamily:
         """The family for the images of a search; `smaller` as above."""
         smaller = dict(smaller or {})
         whole = [index for index in range(len(predictions.gmacs)) if index not in smaller.values()]
-        hopeless = dominated(predictions)
+        hopeless = dominated(predictions, whole)
         rungs = [index for index in whole[:-1] if index not in hopeless]
         return cls(predictions.costs, (*rungs, whole[-1]), smaller)
 
@@ -55,42 +53,19 @@ class ChainFamily:
         """How many times the cost of the rung before each rung costs at least."""
         return (1.0,) if len(self.rungs) <= MAX_MEMBERS else (1.25, 1.5, 2.0, 3.0)
 
-    @property
-    def smaller_counts(self) -> tuple[int, ...]:
-        """How many of the first rungs see a smaller image."""
-        return tuple(range(1, min(MAX_SMALLER, len(self.smaller)) + 1)) or (0,)
-
-    def chain(self, start: int, spacing: float = 1.0, smaller: int = 0) -> tuple[int, ...]:
-        """Pool indices of the members, rising.
+    def chain(self, start: int, spacing: float = 1.0) -> tuple[int, ...]:
+        """Pool indices of the members, rising; the first, for which every image pays, on a smaller image if it can.
 
         Args:
             start: position among the rungs of the first.
             spacing: see `spacings`; widened until the chain has at most eight members.
-            smaller: so many of the first members, but never the last, see a smaller image where they can.
         """
         rungs = self.rungs[start:]
         chosen = _spaced(rungs, self.costs, spacing)
         while len(chosen) > MAX_MEMBERS:
             spacing *= 1.05
             chosen = _spaced(rungs, self.costs, spacing)
-        first = min(smaller, len(chosen) - 1)
-        return tuple(sorted([*(self.smaller.get(rung, rung) for rung in chosen[:first]), *chosen[first:]]))
-
-    @property
-    def plain(self) -> list[tuple[int, ...]]:
-        """The chains that take no choice but where to start."""
-        return [self.chain(start, smaller=self.smaller_counts[0]) for start in range(self.starts)]
-
-    @property
-    def all(self) -> list[tuple[int, ...]]:
-        """Every chain of the family once."""
-        chains = [
-            self.chain(start, spacing, smaller)
-            for smaller in self.smaller_counts
-            for spacing in self.spacings
-            for start in range(self.starts)
-        ]
-        return list(dict.fromkeys(chains))
+        return (self.smaller.get(chosen[0], chosen[0]), *chosen[1:])
 
 
 def _spaced(rungs: Sequence[int], costs: Sequence[float], spacing: float) -> list[int]:
@@ -101,16 +76,16 @@ def _spaced(rungs: Sequence[int], costs: Sequence[float], spacing: float) -> lis
     return chosen if chosen[-1] == rungs[-1] else [*chosen, rungs[-1]]
 
 
-def dominated(predictions: Predictions) -> set[int]:
-    """Experts that a cheaper one clearly beats: by two paired standard errors, on the same images."""
+def dominated(predictions: Predictions, among: Sequence[int]) -> set[int]:
+    """Of some experts, by rising cost, those that a cheaper one clearly beats: by two paired standard errors, on the
+    same images."""
     correct = predictions.correct().double()
     both = correct.T @ correct
     right = correct.sum(0)
     beaten = set()
-    for index in range(1, correct.shape[1]):
-        for cheaper in range(index):
-            wins, losses = (right[[cheaper, index]] - both[cheaper, index]).tolist()
-            difference, error = paired_difference(wins, losses, len(correct))
-            if difference > DOMINATED_ERRORS * error:
-                beaten.add(index)
+    for cheaper, index in itertools.combinations(among, 2):
+        wins, losses = (right[[cheaper, index]] - both[cheaper, index]).tolist()
+        difference, error = paired_difference(wins, losses, len(correct))
+        if difference > DOMINATED_ERRORS * error:
+            beaten.add(index)
     return beaten

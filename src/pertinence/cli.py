@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .accelerators import quiet_other_processes
+from .accelerators import make_accelerator, quiet_other_processes
 from .arguments import BenchmarkArguments, DataArguments, RuntimeArguments, SearchArguments
 from .checkpoints import ExpertReference
 from .configuration_pertinence import PertinenceConfig
@@ -119,6 +119,8 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
     if inputs.predictions is not None:
         from .tables import PredictionTable
 
+        if inputs.push_to_hub:
+            raise PertinenceError("the result of a table of predictions has no model to push: leave --push-to-hub out")
         if inputs.experts or inputs.costs is None or data.dataset or data.limit:
             raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset nor --limit")
         sources = [(inputs.predictions, data.split)]
@@ -141,8 +143,11 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
             report = load_images(report_data, args.token, needs_labels)
         searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
         is_finished, run = searcher.is_finished, searcher.run
-    if inputs.push_to_hub and PartialState().is_main_process:
-        check_pushable(inputs.push_to_hub, inputs.experts or [], inputs.save_experts, args.token)
+    # Not by PartialState, which without a device would say so in every process.
+    if inputs.push_to_hub and make_accelerator(args.device).is_main_process:
+        check_pushable(
+            inputs.push_to_hub, [*(inputs.experts or []), *filter(None, [args.stem])], inputs.save_experts, args.token
+        )
     if args.resume and is_finished():
         if PartialState().is_main_process:
             print(
@@ -161,7 +166,8 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
 
 def _push_result(args: SearchArguments, inputs: SearchInputs) -> None:
     if inputs.push_to_hub:
-        push(args.output_dir, inputs.push_to_hub, PushArguments(private=inputs.private, token=args.token))
+        pushing = PushArguments(private=inputs.private, save_experts=inputs.save_experts, token=args.token)
+        push(args.output_dir, inputs.push_to_hub, pushing)
 
 
 def push(model: str, repo_id: str, args: PushArguments) -> None:

@@ -26,6 +26,7 @@ EXPERT_KEYS = {
     # Hub id, absolute folder, "./experts/<i>" inside this model, or None for a model that is in no file yet
     "repo_id",
     "origin",  # Hub id that a copy inside this model was made from
+    "origin_revision",  # and its commit there
     "revision",  # commit of the Hub repository, or content hash
     "gmacs",  # cost of one image
     "latency",  # measured milliseconds of one image, where that was the cost of the search
@@ -43,6 +44,7 @@ EXPERT_TYPES = {
     "name": str,
     "repo_id": str | None,
     "origin": str | None,
+    "origin_revision": str | None,
     "revision": str,
     "gmacs": int | float,
     "parameters": int,
@@ -59,6 +61,7 @@ REQUIRED_EXPERT_KEYS = EXPERT_KEYS - {
     "label_map",
     "licence",
     "origin",
+    "origin_revision",
     "select",
     "report",
 }

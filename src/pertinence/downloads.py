@@ -68,8 +68,9 @@ def checked_downloads(repo_id: str, cache_dir: str | None = None) -> Iterator[No
     finally:
         # The cache names large files by their sha256. What lay there before was checked when it came.
         for blob in blobs.glob("[0-9a-f]" * 64):
-            if blob.stat().st_mtime >= started and hash_file(blob) != blob.name:
-                blob.unlink()
+            # Another process may find and remove the same.
+            if blob.is_file() and blob.stat().st_mtime >= started and hash_file(blob) != blob.name:
+                blob.unlink(missing_ok=True)
                 raise PertinenceError(
                     f"a file of {repo_id} arrived damaged (it does not have the sha256 that the Hub announced), and "
                     "was removed from the cache: try again"

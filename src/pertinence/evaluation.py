@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .dispatcher import Head, allowed_actions, count_answers, route
+from .dispatcher import Head, allowed_actions, route
 from .errors import PertinenceError
+from .evidence import count_answers
 from .front import ACCURACY, Figures, OperatingPoint
 from .predictions import ROWS_AT_ONCE, Predictions
 from .statistics import auroc, bootstrap_interval, paired_difference

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .checkpoints import Backbone, Checkpoint, ExpertReference, LoadOptions, is_commit, open_checkpoint, read_licence
+from .checkpoints import Checkpoint, ExpertReference, LoadOptions, is_commit, open_checkpoint, read_licence
 from .configuration_pertinence import QUANTIZATIONS
 from .costs import count_gmacs
 from .errors import PertinenceError
+from .features import FeatureTap
 from .labels import check_same_labels, is_generic, resolve_label_map
 from .preprocessing import Images, Preprocessor, Transform
 from .variants import quantized, smaller_transform
@@ -54,7 +54,7 @@ class Expert(nn.Module):
         self.folder = checkpoint.folder
         self.revision = checkpoint.revision
         self.preprocess = Preprocessor(Transform.from_dict(entry["transform"]), checkpoint.processor, preprocessing)
-        self._features = _FeatureTap(self.model)
+        self._features = FeatureTap.of(self.model)
         # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
         some = (p for p in self.model.parameters() if p.is_floating_point())
         self._parameter = (next(some, torch.empty(0)),)
@@ -171,48 +171,6 @@ def _is_convolutional(model: nn.Module) -> bool:
     """Whether a network is laid out with channels last, in which convolutions are faster: not one that has none but to
     cut an image into patches."""
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
-
-
-class _FeatureTap:
-    """Reads the input of a classifier's final classification layer.
-
-    That layer is found by what it does, not by its name: of all linear layers and 1x1 convolutions with one output per
-    label, the one that runs last. Logits stand in for the features of a model without such a layer, and for those of a
-    backbone, whose pooled output they are.
-    """
-
-    def __init__(self, model: PreTrainedModel | Backbone):
-        self.model = model
-        self.seen = threading.local()  # one model may be called from several threads
-        for module in () if isinstance(model, Backbone) else model.modules():
-            outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == model.config.num_labels:
-                module.register_forward_pre_hook(self._remember)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model}  # what a thread has seen is nothing to copy
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.model, self.seen = state["model"], threading.local()
-
-    def _remember(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if getattr(self.seen, "is_running", False):  # another expert may run the same model
-            self.seen.module, self.seen.input = module, inputs[0]
-
-    def run(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.seen.input, self.seen.is_running = None, True
-        try:
-            logits = self.model(pixel_values=pixel_values).logits
-        finally:
-            self.seen.is_running = False
-        features, self.seen.input = self.seen.input, None
-        if features is None:
-            return logits, logits
-        if features.ndim > 2:
-            is_linear = isinstance(self.seen.module, nn.Linear)
-            positions = tuple(range(1, features.ndim - 1)) if is_linear else tuple(range(2, features.ndim))
-            features = features.mean(positions)
-        return logits, features
 
 
 def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: str = "exact") -> list[Expert]:

@@ -18,6 +18,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 
+from .errors import PertinenceError
+
 
 SUFFIX = ".incomplete"
 RECORD = "search_result.json"
@@ -104,7 +106,12 @@ def find_file(model_path: str | os.PathLike, name: str, token: str | bool | None
     if not Path(model_path).is_dir():
         try:
             path = Path(hf_hub_download(str(model_path), name, token=token))
-        except (EntryNotFoundError, LocalEntryNotFoundError):
+        except LocalEntryNotFoundError as error:
+            raise PertinenceError(
+                f"whether {model_path} has a {name} is not known, as the Hub cannot be reached and the cache does not "
+                f"say: get all of it with `hf download {model_path}` while there is a connection"
+            ) from error
+        except EntryNotFoundError:
             return None
     return path if path.is_file() else None
 

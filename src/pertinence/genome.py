@@ -82,8 +82,7 @@ class PaperSpace:
 
 @dataclass(frozen=True)
 class CascadeSpace:
-    """Genome of the recipe `cascade`: where the chain starts, how far its rungs lie apart, how many of the first see a
-    smaller image, and lambda.
+    """Genome of the recipe `cascade`: where the chain starts, how far its rungs lie apart, and lambda.
 
     Few genes, and coarse ones: every free bit costs accuracy on unseen images. What else could be searched (the blend
     of the target, the ridge, the scale of the mixing weights) gains nothing there, and is not. Lambda is one of the
@@ -97,34 +96,29 @@ class CascadeSpace:
 
     @property
     def lower(self) -> np.ndarray:
-        return np.zeros(4)
+        return np.zeros(3)
 
     @property
     def upper(self) -> np.ndarray:
         family = self.family
-        counts = [family.starts, len(family.spacings), len(family.smaller_counts), len(PRICES)]
+        counts = [family.starts, len(family.spacings), len(PRICES)]
         return np.nextafter(np.array(counts, dtype=float), 0.0)
 
     @property
     def seeds(self) -> np.ndarray:
-        """Every combination of the first three genes, the plain chains first, at a middle price."""
-        family = self.family
-        choices = itertools.product(
-            range(len(family.smaller_counts)), range(len(family.spacings)), range(family.starts), [len(PRICES) // 2]
-        )
-        return np.array([[start, spacing, smaller, price] for smaller, spacing, start, price in choices]) + 0.5
+        """Every chain, at a middle price."""
+        choices = itertools.product(range(len(self.family.spacings)), range(self.family.starts))
+        return np.array([[start, spacing, len(PRICES) // 2] for spacing, start in choices]) + 0.5
 
     @property
     def neutral(self) -> np.ndarray:
-        """Every start, with nothing else chosen."""
+        """Every start, at the first spacing."""
         return self.seeds[: self.family.starts]
 
     def decode(self, genome: np.ndarray) -> tuple[CascadeSettings, int]:
         """What to fit, and the index of the price (lambda)."""
-        start, spacing, smaller, price = (int(gene) for gene in genome)
-        family = self.family
-        members = family.chain(start, family.spacings[spacing], family.smaller_counts[smaller])
-        return CascadeSettings(members), price
+        start, spacing, price = (int(gene) for gene in genome)
+        return CascadeSettings(self.family.chain(start, self.family.spacings[spacing])), price
 
 
 @dataclass(frozen=True)

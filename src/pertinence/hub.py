@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,8 +49,8 @@ LOCAL = (
     "expert {!r} is on this machine only, so nobody could load the pushed model: push it with its experts, "
     "save_experts=True (--save-experts), or push that expert first and refer to it by its Hub id"
 )
-TEXT_SEARCHED = 2**20
-"""Bytes of each file that are searched for paths of this machine: all of any text, and the header of any weights."""
+HEADER_SEARCHED = 2**20
+"""Bytes of weights that are searched for paths of this machine: their header. Of other files all is."""
 
 
 @dataclass
@@ -143,7 +144,10 @@ def push_folder(
             bundle.files[CARD] = bundle.card(repo_id, tags).encode()
         check_no_paths(bundle.files, [Path(folder), Path(work)])
         operations: list[Any] = [CommitOperationAdd(path, content) for path, content in sorted(bundle.files.items())]
-        operations += [CommitOperationDelete(path) for path in there if path not in bundle.files and _is_ours(path)]
+        is_run = bundle.record is not None
+        operations += [
+            CommitOperationDelete(path) for path in there if path not in bundle.files and _is_ours(path, is_run)
+        ]
         with _explained(repo_id):
             return api.create_commit(
                 repo_id,
@@ -228,6 +232,11 @@ def _collect_experts(
     config = bundle.config
     names = [*map(str, range(len(config.experts))), *(["stem"] if config.stem else [])]
     entries = dict(zip(names, config.entries, strict=True))
+    if unknown := set(expert_paths) - {entry["name"] for entry in config.entries}:
+        raise PertinenceError(
+            f"expert_paths names {sorted(unknown)}, but the experts are "
+            f"{', '.join(entry['name'] for entry in config.entries)}"
+        )
     for entry in entries.values():
         if entry["name"] in expert_paths:
             entry["repo_id"] = str(Path(expert_paths[entry["name"]]).resolve())
@@ -279,9 +288,10 @@ def look_up_experts(bundle: Bundle, api: HfApi) -> None:
         if EMBEDDED.fullmatch(repo_id):
             continue
         try:
-            found = api.model_info(repo_id, revision=entry["revision"])
+            revision = entry.get("origin_revision") or entry["revision"]
+            found = api.model_info(repo_id, revision=revision)
         except Exception as error:  # whatever the Hub has against it
-            reason = explain_hub(repo_id, entry["revision"], error) or first_line(error)
+            reason = explain_hub(repo_id, revision, error) or first_line(error)
             raise PertinenceError(f"expert {entry['name']!r}: {reason}") from error
         if found.gated and EMBEDDED.fullmatch(entry["repo_id"]):
             raise PertinenceError(
@@ -333,9 +343,10 @@ def check_no_paths(files: Mapping[str, Path | bytes], folders: Sequence[Path] = 
     for name, content in files.items():
         if isinstance(content, Path):
             with content.open("rb") as file:
-                content = file.read(TEXT_SEARCHED)
+                content = file.read(HEADER_SEARCHED if content.suffix == ".safetensors" else -1)
         for path in paths:
-            if f"{path}{os.sep}".encode() in content or f'{path}"'.encode() in content:
+            # Not the end of a longer path or of a URL, and not the beginning of a longer name.
+            if re.search(rb"(?<![\w.:/-])" + re.escape(path.encode()) + rb"(?![\w.-])", content):
                 raise PertinenceError(f"{name} names a folder of this machine, {path}: take that out, then push again")
 
 
@@ -343,9 +354,10 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("./", "../", "~")))
 
 
-def _is_ours(path: str) -> bool:
-    """Whether a file of a repository is one that a push writes, so that it goes where this one does not write it."""
-    ours = (*MODEL_FILES, *RUN_FILES, RECORD, SETTINGS, EXAMPLES_FIGURE)
+def _is_ours(path: str, is_run: bool) -> bool:
+    """Whether a file of a repository is one that such a push writes, so that it goes where this one does not write it:
+    the record of a search only where that of another takes its place."""
+    ours = (*MODEL_FILES, *RUN_FILES, RECORD, SETTINGS, EXAMPLES_FIGURE) if is_run else MODEL_FILES
     return path.startswith("experts/") or any(fnmatch(path, pattern) for pattern in ours)
 
 

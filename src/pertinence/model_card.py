@@ -82,7 +82,9 @@ class Card:
         setting = "report_dataset" if settings.get("report_dataset") else "dataset"
         name = settings.get(setting)
         is_public = name is not None and setting not in self.folders
-        split = settings.get("report_split") or (settings.get("split") and f"{settings['split']} (a part held out)")
+        split = settings.get("report_split") or settings.get("split")
+        if split and not settings.get("report_split") and not settings.get("report_dataset"):
+            split = f"{split} (a part held out)"
         return {
             "dataset_type": name if is_public else "custom",
             "dataset_name": name or "report images",
@@ -241,9 +243,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _link(entry: Mapping[str, Any]) -> str:
     """Where an expert lies: in the repository itself, or on the Hub at its pinned revision."""
     origin = entry.get("origin")
+    commit = entry.get("origin_revision") or entry["revision"]
     if EMBEDDED.fullmatch(entry["repo_id"]):
         home = entry["repo_id"].removeprefix("./")
-        source = "" if origin is None else f", from [{origin}]({HUB}/{origin}/tree/{entry['revision']})"
+        source = "" if origin is None else f", from [{origin}]({HUB}/{origin}/tree/{commit})"
         return f"[{home}]({home}){source}"
     return f"[{entry['repo_id']}]({HUB}/{entry['repo_id']}/tree/{entry['revision']})"
 

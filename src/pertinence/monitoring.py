@@ -7,8 +7,9 @@ import math
 import numpy as np
 import torch
 
-from .dispatcher import CONFIDENCE_BINS, CONFIDENCE_EDGES, Routing, confidence_bins
+from .dispatcher import Routing
 from .errors import PertinenceError
+from .evidence import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins
 from .front import format_table
 from .modeling_pertinence import PertinenceForImageClassification, PertinenceOutput
 

@@ -15,7 +15,8 @@ from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
 
 from .data import LabelledImages, raise_or
-from .dispatcher import TOP_SCORES, Answer
+from .dispatcher import Answer
+from .evidence import TOP_SCORES
 from .experts import Expert
 from .front import ACCURACY, AGREEMENT, STEM
 from .prediction_store import identify, read_store, store_folder, write_store

@@ -16,6 +16,7 @@ from .data import LabelledImages
 from .experts import Expert, measured_expert
 from .predictions import Predictions, predict
 from .progress import progress_bar
+from .statistics import paired_difference
 from .variants import SIZE_MODES, linear_layers, possible_sizes
 
 
@@ -30,17 +31,29 @@ class Trial:
     Attributes:
         variant: the expert that was tried.
         loss: share of images that the whole expert gets right and the variant does not, less the reverse.
+        error: standard error of the loss.
         saving: share of the whole expert's cost.
     """
 
     variant: Any
     loss: float
+    error: float
     saving: float
+
+    @classmethod
+    def of(cls, variant: Any, right: torch.Tensor, whole_right: torch.Tensor, saving: float) -> Trial:
+        """From which of the same images the variant and the whole expert get right, bool (n,)."""
+        wins, losses = (whole_right & ~right).sum().item(), (right & ~whole_right).sum().item()
+        return cls(variant, *paired_difference(wins, losses, len(right)), saving)
 
     @property
     def price(self) -> float:
         """Accuracy that is lost for all of the cost."""
         return max(self.loss, 0.0) / self.saving
+
+    def is_dearer(self, limit: float) -> bool:
+        """Whether it clearly loses more for its saving than `limit`: by two standard errors."""
+        return self.loss - 2 * self.error >= limit * self.saving
 
 
 def propose_variants(
@@ -54,9 +67,9 @@ def propose_variants(
     """For some experts a variant, by the expert's name.
 
     Smaller images are tried from large to small, by cutting and by resizing, as long as the accuracy that is lost for
-    the cost that is saved stays below what the pool itself asks: the accuracy between its largest and its cheapest
-    expert for the cost between them. Of each expert the variant that loses the least for its saving is kept. 8-bit
-    layers are tried where cost is time: they take as many operations.
+    the cost that is saved is not clearly above what the pool itself asks: the accuracy between its largest and its
+    cheapest expert for the cost between them. Of each expert the variant that loses the least for its saving is kept.
+    8-bit layers are tried where cost is time: they take as many operations.
 
     Args:
         pool: experts by rising cost.
@@ -83,15 +96,14 @@ def propose_variants(
         if saving <= 0:
             return None
         answers = predict([variant], tried, accelerator, **options).experts[0].answers()
-        loss = right[:, index].double().mean() - (answers == sample.targets).double().mean()
-        return Trial(variant, loss.item(), saving)
+        return Trial.of(variant, answers == sample.targets, right[:, index], saving)
 
-    found = {}
-    with progress_bar(len(pool), "Variants", "expert", accelerator.is_main_process) as bar:
-        for index, expert in enumerate(pool):
+    found, there = {}, {_identity(expert) for expert in pool}
+    with progress_bar(len(pool) - 1, "Variants", "expert", accelerator.is_main_process) as bar:
+        for index, expert in enumerate(pool[:-1]):  # the largest starts no chain
             ladders = _ladders(expert, by_time=search.latency is not None and accelerator.device.type == "cpu")
             best = best_variant(ladders, partial(attempt, index), limit)
-            if best is not None:
+            if best is not None and _identity(best.variant) not in there:
                 found[expert.entry["name"]] = best.variant
             bar.update(1)
     return found
@@ -111,18 +123,18 @@ def price_of_pool(right: torch.Tensor, costs: Sequence[float]) -> float:
 def best_variant(
     ladders: Iterable[Iterable[Any]], attempt: Callable[[Any], Trial | None], limit: float
 ) -> Trial | None:
-    """The variant that loses the least for its saving, and less than `limit`.
+    """The variant that loses the least for its saving, of those that do not clearly lose more than `limit`.
 
     Args:
         ladders: kinds of variants, each from the mildest on; a kind is left at the first that loses too much.
         attempt: what a variant is found to be; None where it saves nothing.
-        limit: the price that a variant must stay below.
+        limit: see `price_of_pool`.
     """
     kept = []
     for ladder in ladders:
         for how in ladder:
             trial = attempt(how)
-            if trial is None or trial.price >= limit:
+            if trial is None or trial.is_dearer(limit):
                 break
             kept.append(trial)
     return min(kept, key=lambda trial: (trial.price, -trial.saving), default=None)
@@ -138,6 +150,11 @@ def _ladders(expert: Expert, by_time: bool) -> Iterator[Iterator[dict[str, Any]]
         yield ({"image_size": size, "image_size_by": by} for size in sizes)
     if by_time and linear_layers(expert.checkpoint.model):
         yield iter([{"quantization": "int8"}])
+
+
+def _identity(expert: Expert) -> tuple[str, str, str | None]:
+    """What tells experts of a pool apart: a variant may be there already, made by hand."""
+    return expert.entry["revision"], str(expert.entry["transform"]), expert.entry.get("quantization")
 
 
 def _variant(expert: Expert, how: dict[str, Any]) -> Expert:

@@ -15,8 +15,9 @@ from .candidates import Candidate
 from .cascade import CascadeCurve, CascadeFitter
 from .chains import ChainFamily
 from .data import stratified_split
-from .dispatcher import Head, allowed_actions, choose, fit_knots, stage_evidence
+from .dispatcher import Head, allowed_actions, choose
 from .evaluation import evaluate_experts, summarise
+from .evidence import fit_knots, stage_evidence
 from .front import STEM, Figures, OperatingPoint, Stage
 from .genome import CascadeSpace, PaperSpace, ThresholdSpace
 from .predictions import ROWS_AT_ONCE, Predictions
@@ -166,7 +167,8 @@ class CascadeRecipe:
         for genome in genomes:
             settings, price = self.space.decode(genome)
             curve = self.fit(settings)
-            yield Individual(curve.accuracy, curve.cost, price, self._maker(curve))
+            own = int(np.abs(curve.prices - price).argmin())
+            yield Individual(curve.accuracy, curve.cost, own, self._maker(curve))
 
     def _maker(self, curve: CascadeCurve) -> Callable[[int], Candidate]:
         def candidate(index: int) -> Candidate:

@@ -84,7 +84,9 @@ def as_copy(entry: dict[str, Any], home: str) -> dict[str, Any]:
     """The entry of an expert whose files are copied to `experts/<home>`; where it came from the Hub that is noted."""
     repo_id = entry["repo_id"]
     is_on_hub = repo_id is not None and not Path(repo_id).is_absolute() and not EMBEDDED.fullmatch(repo_id)
-    return {**entry, "repo_id": f"./experts/{home}"} | ({"origin": repo_id} if is_on_hub else {})
+    return {**entry, "repo_id": f"./experts/{home}"} | (
+        {"origin": repo_id, "origin_revision": entry["revision"]} if is_on_hub else {}
+    )
 
 
 def find_copies(

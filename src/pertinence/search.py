@@ -200,8 +200,11 @@ def merged(pool: Sequence[Expert], variants: Mapping[str, Expert], cost: str) ->
     key = "latency" if cost == "latency" else "gmacs"
     # The largest stays last, also where a variant costs as much.
     joined = sorted([*variants.values(), *pool[:-1]], key=lambda expert: expert.entry[key]) + [pool[-1]]
-    at = {expert.entry["name"]: index for index, expert in enumerate(joined)}
-    return joined, {at[name]: at[variant.entry["name"]] for name, variant in variants.items()}
+    return joined, {
+        joined.index(expert): joined.index(variants[name])
+        for expert in pool
+        if (name := expert.entry["name"]) in variants
+    }
 
 
 def load_stem(reference: str, pool: Sequence[Expert], args: SearchArguments) -> Expert:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from .dispatcher import log_softmax, mix, threshold_head
+from .dispatcher import threshold_head
 from .evaluation import evaluate_experts, summarise
+from .evidence import log_softmax, mix
 from .front import OperatingPoint, Stage
 from .genome import ThresholdSpace
 from .predictions import ROWS_AT_ONCE, Predictions

@@ -64,7 +64,7 @@ def load_variants(pool: str, names: list[str], predictions: Predictions) -> dict
     images = LabelledImages(concatenate_datasets(list(load_dataset("parquet", data_files=files).values())))
     assert torch.equal(images.labels, predictions.labels)
     ladders: dict[str, list[list[tuple]]] = {}
-    for name in names:
+    for name in names[:-1]:
         base = {"repo_id": str(ZOO / dataset / name)}
         for by in ("crop", "resize"):
             how = [{**base, "image_size": size, "image_size_by": by} for size in SIZES]
@@ -83,12 +83,11 @@ def with_variants(
     right = sample.correct()
     limit = price_of_pool(right, predictions.gmacs)
     chosen = {}
-    for index, name in enumerate(names):
+    for index, name in enumerate(names[:-1]):
 
         def attempt(variant: tuple, index: int = index) -> Trial:
             hits = variant[1].answers(sample.rows) == sample.targets
-            loss = (right[:, index].double().mean() - hits.double().mean()).item()
-            return Trial(variant, loss, 1 - variant[2] / predictions.gmacs[index])
+            return Trial.of(variant, hits, right[:, index], 1 - variant[2] / predictions.gmacs[index])
 
         if (best := best_variant(ladders[name], attempt, limit)) is not None:
             chosen[name] = best.variant
@@ -122,7 +121,8 @@ def measure(series: Series, select_largest: float, largest_cost: float) -> dict[
 
     order = np.argsort(-held_costs)
     curve = 100 * np.interp(SAVINGS, 1 - held_costs[order] / largest_cost, held[order])
-    spent = [costs[costs <= limit].max() / limit for limit in np.geomspace(costs[0], largest_cost, 200)]
+    most = min(costs[-1], largest_cost)  # nothing is gained by spending more
+    spent = [costs[costs <= limit].max() / limit for limit in np.geomspace(costs[0], most, 200)]
     nothing = [np.nan] * 3
     return {
         "no loss": np.array(at(lossless[0]) if lossless else nothing),

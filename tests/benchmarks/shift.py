@@ -26,8 +26,9 @@ from transformers.utils import logging
 
 from pertinence import DispatcherSearch, PertinenceForImageClassification, SearchArguments, SearchResult
 from pertinence.data import LabelledImages
-from pertinence.dispatcher import Routing, count_answers
+from pertinence.dispatcher import Routing
 from pertinence.evaluation import route_predictions
+from pertinence.evidence import count_answers
 from pertinence.monitoring import RoutingMonitor
 from pertinence.predictions import Predictions, predict
 from pertinence.report import Evaluation, Series, evaluate_front

@@ -29,6 +29,8 @@ POOLS = {"cifar10": ["8,20,32,44,56"], "cifar100": ["20,32,44,56"]}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--variants", choices=["none", "auto"], default="none")
     parser.add_argument("--population", type=int, default=50)
     parser.add_argument("--generations", type=int, default=50)
     options = parser.parse_args()
@@ -41,11 +43,16 @@ def main() -> None:
             experts = [str(ZOO / dataset / f"resnet{depth}") for depth in pool.split(",")]
             rows: dict[str, list[list[float]]] = {}
             for seed in range(options.seeds):
-                for name, settings in METHODS.items():
+                for name in options.methods:
                     args = SearchArguments(
-                        **settings, seed=seed, population=options.population, generations=options.generations,
-                        trust_remote_code=True, baselines=name == "cascade",
-                    )  # fmt: skip
+                        **METHODS[name],
+                        seed=seed,
+                        variants=options.variants,
+                        population=options.population,
+                        generations=options.generations,
+                        trust_remote_code=True,
+                        baselines=name == "cascade",
+                    )
                     found = DispatcherSearch(experts, splits[0], args, report_dataset=splits[1]).run().evaluation
                     largest, volumes = found.experts[-1].cost, found.hypervolumes
                     gap = volumes["oracle"] - volumes["random-mix"]

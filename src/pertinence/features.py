@@ -1,0 +1,62 @@
+"""Pooled features of a classifier: what goes into its final classification layer, wherever that is."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .checkpoints import Backbone
+
+
+class FeatureTap:
+    """Reads the input of a classifier's final classification layer.
+
+    That layer is found by what it does, not by its name: of all linear layers and 1x1 convolutions with one output per
+    label, the one that runs last. Logits stand in for the features of a model without such a layer, and for those of a
+    backbone, whose pooled output they are.
+    """
+
+    def __init__(self, model: PreTrainedModel | Backbone):
+        self.model = model
+        self.seen = threading.local()  # one model may be called from several threads
+        for module in () if isinstance(model, Backbone) else model.modules():
+            outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == model.config.num_labels:
+                module.register_forward_pre_hook(self._remember)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel | Backbone) -> FeatureTap:
+        """The one of a model, however many experts are made from it."""
+        tap = vars(model).get("_feature_tap")
+        if tap is None:
+            tap = model._feature_tap = cls(model)
+        return tap
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model}  # what a thread has seen is nothing to copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.model, self.seen = state["model"], threading.local()
+
+    def _remember(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if getattr(self.seen, "is_running", False):  # another expert may run the same model
+            self.seen.module, self.seen.input = module, inputs[0]
+
+    def run(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.seen.input, self.seen.is_running = None, True
+        try:
+            logits = self.model(pixel_values=pixel_values).logits
+        finally:
+            self.seen.is_running = False
+        features, self.seen.input = self.seen.input, None
+        if features is None:
+            return logits, logits
+        if features.ndim > 2:
+            is_linear = isinstance(self.seen.module, nn.Linear)
+            positions = tuple(range(1, features.ndim - 1)) if is_linear else tuple(range(2, features.ndim))
+            features = features.mean(positions)
+        return logits, features
