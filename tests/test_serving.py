@@ -5,12 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -21,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from servers import free_port, serving
 
 from pertinence import PertinenceForImageClassification
 
@@ -40,31 +36,12 @@ def saved(tiny_experts, tmp_path_factory) -> Path:
 def server(saved, tmp_path_factory) -> Iterator[str]:
     """Address of a server that lets 8 requests in at a time and waits for batches to fill."""
     pytest.importorskip("litserve", reason="serving is a dependency group of its own")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("log") / "server.log"
     options = ["--port", str(port), "--max-requests", str(MOST), "--batch-timeout", "0.2", "--max-memory", "1GB"]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, EXAMPLE, saved, *options], stdout=file, stderr=file, start_new_session=True
-        )
     url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5).read()
-                break
-            except OSError:
-                time.sleep(0.2)
-        else:
-            pytest.fail(log.read_text())
+    with serving([sys.executable, EXAMPLE, saved, *options], f"{url}/health", log):
         yield url
-    finally:
-        # The whole session: LitServe's workers are processes of their own.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
 
 
 def ask(url: str, path: str, values: dict | None = None) -> tuple[int, dict]:

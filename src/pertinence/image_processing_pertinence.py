@@ -17,7 +17,7 @@ from .errors import PertinenceError
 class PertinenceImageProcessor(BaseImageProcessor):
     r"""Decodes images to RGB uint8 tensors of their original size.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> inputs = PertinenceImageProcessor()(Image.new("L", (40, 30)))
         >>> inputs["images"][0].shape, inputs["images"][0].dtype

@@ -57,7 +57,7 @@ class RoutingMonitor:
     Raises:
         PertinenceError: nothing was counted for this operating point, or the rate is no probability.
 
-    Example:
+    Examples:
         >>> monitor = RoutingMonitor(model, false_alarm_rate=0.01)
         >>> for images in stream:
         ...     if monitor.update(model(images)):

@@ -48,7 +48,7 @@ class DispatcherSearch:
         report_dataset: images to report on; by default `args.report_fraction` of `dataset` is held out first.
         image_column, label_column: where the data sets have several.
 
-    Example:
+    Examples:
         >>> search = DispatcherSearch(["user/resnet8", "user/resnet56"], dataset, SearchArguments(seed=1))
         >>> result = search.run()
         >>> result.save("runs/cifar10")

@@ -56,7 +56,7 @@ class StreamDispatcher:
     Raises:
         PertinenceError: neither interval nor scene_change is given, or one of them is impossible.
 
-    Example:
+    Examples:
         >>> stream = StreamDispatcher(model, interval=30, scene_change=0.05)
         >>> for answer in stream(frames):
         ...     print(model.config.id2label[answer.logits.argmax().item()])

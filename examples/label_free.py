@@ -1,0 +1,40 @@
+"""Search without labels: right then means as the largest expert answers, and every figure is called agreement.
+
+    python examples/label_free.py --dataset folder/of/images
+    python examples/label_free.py --experts user/resnet8 user/resnet56 --dataset user/unlabelled --max-loss 0.01
+
+Any images like those that the model will see will do; for this search a data set needs an image column alone.
+"""
+
+import argparse
+
+from datasets import load_dataset
+
+from pertinence import DispatcherSearch, SearchArguments
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experts", nargs="+", default=["user/resnet8", "user/resnet20", "user/resnet56"])
+    parser.add_argument("--dataset", default="user/unlabelled", help="Hub name, or a folder of images.")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--max-loss", type=float, default=0.02, help="Share of answers that may differ.")
+    parser.add_argument("--population", type=int, default=50)
+    parser.add_argument("--generations", type=int, default=50)
+    parser.add_argument("--output-dir", default="runs/label-free")
+    options = parser.parse_args()
+
+    dataset = load_dataset(options.dataset, split=options.split)
+    args = SearchArguments(labels="agree", population=options.population, generations=options.generations)
+    result = DispatcherSearch(options.experts, dataset, args).run()
+    print(result.evaluation)
+
+    # Nothing agrees more with the largest expert than itself, so no point is lossless: say what may be lost.
+    point = result.model.set_budget(max_accuracy_loss=options.max_loss)
+    saved = 100 * (1 - point.report.gmacs / result.model.config.experts[-1]["gmacs"])
+    print(f"\n{point.name}: agrees on {100 * point.report.accuracy:.2f} % of unseen images, saves {saved:.0f} %")
+    result.save(options.output_dir)  # the chosen point is the saved model's default
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Search a dispatcher for checkpoints and images of the Hub; save it, and push it where a name is given.
+
+    python examples/search_from_hub.py --experts user/resnet8 user/resnet20 user/resnet56 --dataset uoft-cs/cifar10
+    python examples/search_from_hub.py --experts timm/resnet18.a1_in1k timm/resnet50.a1_in1k timm/resnet152.a1_in1k \
+        --dataset ILSVRC/imagenet-1k --split validation --image-limit 10000 --push-to-hub user/pertinence-imagenet
+
+`pertinence search` does the same from the command line. The split must hold images that no expert was trained on.
+"""
+
+import argparse
+
+from datasets import load_dataset
+
+from pertinence import DispatcherSearch, SearchArguments
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experts", nargs="+", default=["user/resnet8", "user/resnet20", "user/resnet56"])
+    parser.add_argument("--dataset", default="uoft-cs/cifar10")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--image-limit", type=int, help="Use so many images, drawn at random.")
+    parser.add_argument("--population", type=int, default=50)
+    parser.add_argument("--generations", type=int, default=50)
+    parser.add_argument("--output-dir", default="runs/from-hub")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="Repository that gets model, card and record.")
+    parser.add_argument("--trust-remote-code", action="store_true", help="Run the code that experts bring with them.")
+    options = parser.parse_args()
+
+    dataset = load_dataset(options.dataset, split=options.split)
+    if options.image_limit is not None:
+        dataset = dataset.shuffle(seed=0).select(range(min(options.image_limit, len(dataset))))
+    args = SearchArguments(
+        population=options.population,
+        generations=options.generations,
+        trust_remote_code=options.trust_remote_code,
+        output_dir=options.output_dir,  # where a killed search goes on from
+    )
+    result = DispatcherSearch(options.experts, dataset, args).run()
+    print(result.evaluation)  # on a fifth of the images, which were held out first
+    result.save(options.output_dir)
+    if options.push_to_hub is not None:
+        print(result.push_to_hub(options.push_to_hub).commit_url)
+
+
+if __name__ == "__main__":
+    main()

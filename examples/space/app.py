@@ -1,0 +1,181 @@
+"""A Space that shows a searched model at work: which experts ran for an image, why, and what that saved.
+
+    uv run --no-dev --group examples python examples/space/app.py --model runs/cifar10
+
+As a Space it shows the model that the variable `PERTINENCE_MODEL` names; see README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+
+import gradio as gr
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pertinence import OperatingPoint, PertinenceError, PertinenceForImageClassification, PertinenceImageProcessor
+from pertinence.front import STEM
+
+
+MODEL = "user/pertinence-cifar10"
+STEPS = ["after", "answer by then", "probability", "score of going on (above 0: it does)", "decision"]
+BLUE, ORANGE, RED = "#1f77b4", "#ff7f0e", "#d62728"
+
+
+class Explainer:
+    """What the page shows of a model.
+
+    Args:
+        model: a searched one, whose front was measured.
+
+    Raises:
+        PertinenceError: it was not searched, so that there is no front to show.
+    """
+
+    def __init__(self, model: PertinenceForImageClassification):
+        self.model, self.processor = model, PertinenceImageProcessor()
+        self.names, self.labels = model.config.expert_names, model.config.id2label
+        self.largest = model.config.experts[-1]
+        if any(point.select is None for point in model.front):
+            raise PertinenceError("this page shows the front of a searched model, and this one was not searched")
+        costs = [point.select.gmacs for point in model.front]
+        self.least, self.most = min(costs), max(costs)
+        self.default = model.front.find(model.config.operating_point or model.front[-1].name).select.gmacs
+        self.digits = 3 - math.floor(math.log10(self.most))  # four figures of the dearest point
+
+    def rounded(self, gmacs: float, how: Callable[[float], int]) -> float:
+        """A cost as the slider shows it, rounded by `math.floor` or `math.ceil`."""
+        return round(how(gmacs * 10**self.digits) / 10**self.digits, self.digits)
+
+    def __call__(self, image: Image.Image | None, budget: float) -> tuple[dict | None, str, list[list], Figure]:
+        """Labels with their probabilities, a summary, the steps as rows of `STEPS`, and the front.
+
+        Args:
+            image: None: nothing but the front.
+            budget: GMACs that an image may cost on average.
+        """
+        # The slider begins a little below the cheapest point.
+        point = self.model.front.choose(gmacs=max(budget, self.least))
+        if image is None:
+            return None, f"{self._describe(point)}\n\nDrop an image to see what is done for it.", [], self.plot(point)
+        images = self.processor(image)["images"]
+        out = self.model(images, operating_point=point.name)
+        scores = {self.labels[i]: value for i, value in enumerate(out.logits[0].softmax(0).tolist())}
+        ran = [index for index, did_run in enumerate(out.experts_run[0].tolist()) if did_run]
+        gmacs = out.gmacs[0].item()
+        saved = 1 - gmacs / self.largest["gmacs"]
+        comparison = "less" if saved >= 0 else "more"
+        summary = (
+            f"### Ran {' → '.join(self.names[index] for index in ran)}\n"
+            f"**{gmacs:.3g} GMACs for this image, {100 * abs(saved):.0f} % {comparison}** than {self.largest['name']} "
+            f"alone ({self.largest['gmacs']:.3g}).\n\n{self._describe(point)}"
+        )
+        return scores, summary, self._steps(point, images, ran, out.dispatcher_logits[0]), self.plot(point)
+
+    def _describe(self, point: OperatingPoint) -> str:
+        figures = point.report or point.select
+        low, high = figures.interval
+        return (
+            f"Operating point `{point.name}`: {100 * figures.accuracy:.2f} % {figures.measure} (95 % interval "
+            f"{100 * low:.2f} to {100 * high:.2f}) at {figures.gmacs:.3g} GMACs on average, on {figures.samples:,} "
+            "images."
+        )
+
+    def _steps(self, point: OperatingPoint, images: list, ran: list[int], scores: torch.Tensor) -> list[list]:
+        """A row for each decision that was taken: what was known by then, and why it went as it did."""
+        stages = {stage.after: stage for stage in point.stages}
+        decided = {stage.after: row for stage, row in zip(point.decisions, scores.tolist(), strict=True)}
+        logits = {index: self.model.experts[index](images)[0][0] for index in ran}
+        following = dict(zip([STEM, *ran], ran, strict=False))
+        rows = []
+        for after in [STEM, *ran]:
+            if after == STEM and STEM not in decided:
+                continue
+            known = ["", ""]  # a stem answers nothing
+            if after != STEM:
+                answer, mixing = logits[after], stages[after].mixing if after in stages else None
+                if mixing is not None:
+                    weights = dict(zip(point.members, mixing, strict=False))
+                    answer = sum(weights[i] * logits[i].log_softmax(0) for i in ran if i <= after)
+                best = answer.softmax(0).max(0)
+                known = [self.labels[best.indices.item()], f"{100 * best.values:.1f} %"]
+            row = decided.get(after, [])
+            answering = 0.0 if after == STEM or not row else row[after]
+            going_on = {j: score - answering for j, score in enumerate(row) if j > after and not math.isnan(score)}
+            scored = ", ".join(f"{self.names[j]} {score:+.2g}" for j, score in going_on.items())
+            decision = f"run {self.names[following[after]]}" if after in following else "answer"
+            rows.append([self._name(after), *known, scored or "nothing is left to decide", decision])
+        return rows
+
+    def _name(self, index: int) -> str:
+        return self.model.config.stem["name"] if index == STEM else self.names[index]
+
+    def plot(self, chosen: OperatingPoint) -> Figure:
+        """The front beside the experts alone, with a ring around the chosen point."""
+        figure = Figure(figsize=(7, 3.6), dpi=130, layout="constrained")
+        axes = figure.subplots()
+        front = [point.report or point.select for point in self.model.front]
+        axes.plot([f.gmacs for f in front], [100 * f.accuracy for f in front], "o-", ms=3, color=BLUE, label="front")
+        for entry in self.model.config.experts:
+            figures = entry.get("report") or entry.get("select")
+            height = 100 * figures[front[0].measure]
+            axes.plot(figures["gmacs"], height, "s", ms=7, color=ORANGE)
+            axes.annotate(entry["name"], (figures["gmacs"], height), (0, -14), textcoords="offset points",
+                          fontsize=8, ha="center")  # fmt: skip
+        axes.plot([], [], "s", color=ORANGE, label="an expert alone")
+        here = chosen.report or chosen.select
+        axes.plot(here.gmacs, 100 * here.accuracy, "o", ms=14, mew=2, mfc="none", mec=RED, label=chosen.name)
+        axes.set_xlabel("GMACs per image, on average")
+        axes.set_ylabel(f"{here.measure}, %")
+        axes.margins(0.08, 0.12)
+        axes.grid(alpha=0.25)
+        axes.legend(loc="lower right", fontsize=8)
+        return figure
+
+
+def build(model: PertinenceForImageClassification) -> gr.Blocks:
+    """The page, with the API endpoint `/explain`."""
+    explain = Explainer(model)
+    with gr.Blocks(title="pertinence") as page:
+        gr.Markdown(
+            "# For each image the cheapest expert that will get it right\n"
+            f"{len(explain.names)} classifiers, of which a learned dispatcher runs as few as an image needs. The "
+            "budget says what an image may cost on average, not what this one costs."
+        )
+        with gr.Row():
+            with gr.Column(scale=2):
+                image = gr.Image(type="pil", image_mode="RGB", label="Image", height=280)
+                budget = gr.Slider(
+                    explain.rounded(explain.least, math.floor),
+                    explain.rounded(explain.most, math.ceil),
+                    explain.rounded(explain.default, math.ceil),
+                    step=10**-explain.digits,
+                    label="Budget, GMACs per image",
+                )
+                labels = gr.Label(num_top_classes=3, label="Answer")
+            with gr.Column(scale=3):
+                summary = gr.Markdown()
+                front = gr.Plot(show_label=False)
+        steps = gr.Dataframe(headers=STEPS, label="Which experts ran, and why", interactive=False, wrap=True)
+        shown = {"inputs": [image, budget], "outputs": [labels, summary, steps, front], "show_progress": "hidden"}
+        image.change(explain, **shown, api_name="explain")
+        budget.release(explain, **shown, api_visibility="private")
+        page.load(explain, **shown, api_visibility="private")
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=os.environ.get("PERTINENCE_MODEL", MODEL), help="Default: %(default)s.")
+    parser.add_argument("--trust-remote-code", action="store_true", help="Run the code that experts bring with them.")
+    options = parser.parse_args()
+    trusts = options.trust_remote_code or os.environ.get("PERTINENCE_TRUST_REMOTE_CODE") == "1"
+    build(PertinenceForImageClassification.from_pretrained(options.model, trust_remote_code=trusts)).launch()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""One checkpoint, three resolutions: a pool of experts from a single network, which sees images at several sizes.
+
+    python examples/three_resolutions.py --expert timm/resnet50.a1_in1k --sizes 128 160 \
+        --dataset ILSVRC/imagenet-1k --split validation
+
+The smaller inputs are experts like any other, at the cost of their pixels, and share the weights of the whole one.
+`image_size_by="resize"` shows the whole image at the smaller size; "crop", the default, shows the middle of it.
+"""
+
+import argparse
+
+from datasets import load_dataset
+
+from pertinence import DispatcherSearch, SearchArguments
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--expert", default="timm/resnet50.a1_in1k", help="Hub id or folder; default: %(default)s.")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[128, 160], help="Sides in pixels, besides its own.")
+    parser.add_argument("--dataset", default="ILSVRC/imagenet-1k")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--population", type=int, default=50)
+    parser.add_argument("--generations", type=int, default=50)
+    parser.add_argument("--output-dir", default="runs/three-resolutions")
+    options = parser.parse_args()
+
+    smaller = [{"repo_id": options.expert, "image_size": size, "image_size_by": "resize"} for size in options.sizes]
+    args = SearchArguments(population=options.population, generations=options.generations)
+    dataset = load_dataset(options.dataset, split=options.split)
+    result = DispatcherSearch([*smaller, options.expert], dataset, args).run()
+    print(result.evaluation)
+    result.save(options.output_dir)
+
+    weights = {id(parameter): parameter.numel() for parameter in result.model.experts.parameters()}
+    print(f"\n{len(result.model.experts)} experts, {sum(weights.values()):,} parameters in all:")
+    for entry in result.model.config.experts:
+        print(f"  {entry['name']}: {entry['gmacs']:.4g} GMACs")
+
+
+if __name__ == "__main__":
+    main()
