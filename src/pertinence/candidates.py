@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .dispatcher import Head
+from .downloads import find_file
 from .errors import PertinenceError
 from .evidence import NUM_KNOTS
-from .files import BASELINES, find_file, replaced, save_tensors
+from .files import BASELINES, replaced, save_tensors
 from .front import OperatingPoint
 from .statistics import non_dominated
 

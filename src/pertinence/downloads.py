@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from time import sleep, time
 from typing import Any
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.utils import logging
 
 from .errors import PertinenceError, first_line
@@ -52,6 +54,22 @@ def pin(repo_id: str, revision: str | None, name: str, **options: Any) -> str:
     """The commit that a revision is now, or was when it was last seen, by a file that it must have."""
     # The cache keeps a file under its commit; one look-up pins everything that follows, online and offline.
     return _patiently(partial(hf_hub_download, repo_id, name, revision=revision, **options)).parent.name
+
+
+def find_file(model_path: str | os.PathLike, name: str, token: str | bool | None = None) -> Path | None:
+    """A file that lies beside a model, in its folder or on the Hub; None where there is none."""
+    path = Path(model_path) / name
+    if not Path(model_path).is_dir():
+        try:
+            path = Path(hf_hub_download(str(model_path), name, token=token))
+        except LocalEntryNotFoundError as error:
+            raise PertinenceError(
+                f"whether {model_path} has a {name} is not known, as the Hub cannot be reached and the cache does not "
+                f"say: get all of it with `hf download {model_path}` while there is a connection"
+            ) from error
+        except EntryNotFoundError:
+            return None
+    return path if path.is_file() else None
 
 
 @contextmanager

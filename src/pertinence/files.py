@@ -14,11 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
-
-from .errors import PertinenceError
 
 
 SUFFIX = ".incomplete"
@@ -98,22 +94,6 @@ def _is_running(process: str) -> bool:
     except (OSError, ValueError):  # somebody else's, or of a machine whose name begins like this one's
         return True
     return True
-
-
-def find_file(model_path: str | os.PathLike, name: str, token: str | bool | None = None) -> Path | None:
-    """A file that lies beside a model, in its folder or on the Hub; None where there is none."""
-    path = Path(model_path) / name
-    if not Path(model_path).is_dir():
-        try:
-            path = Path(hf_hub_download(str(model_path), name, token=token))
-        except LocalEntryNotFoundError as error:
-            raise PertinenceError(
-                f"whether {model_path} has a {name} is not known, as the Hub cannot be reached and the cache does not "
-                f"say: get all of it with `hf download {model_path}` while there is a connection"
-            ) from error
-        except EntryNotFoundError:
-            return None
-    return path if path.is_file() else None
 
 
 def hash_file(path: Path) -> str:

@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .data import LabelledImages
+from .downloads import find_file
 from .errors import PertinenceError
-from .files import SEEN, find_file, replaced, save_tensors
+from .files import SEEN, replaced, save_tensors
 
 
 TOLERATED_SHARED = 0.01
