@@ -45,8 +45,8 @@ class Expert(nn.Module):
     def __init__(self, checkpoint: Checkpoint, entry: dict[str, Any], preprocessing: str = "exact"):
         super().__init__()
         checkpoint.model.eval().requires_grad_(False)
-        is_convolutional = _is_convolutional(checkpoint.model)
-        self.memory_format = torch.channels_last if is_convolutional else torch.contiguous_format
+        convolutional = is_convolutional(checkpoint.model)
+        self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
         checkpoint.model.to(memory_format=self.memory_format)
         self.checkpoint = checkpoint
         self.model = quantized(checkpoint.model) if entry.get("quantization") else checkpoint.model
@@ -167,7 +167,7 @@ def _chunks(images: Images, size: int) -> Sequence[Images]:
     return [images[start : start + size] for start in range(0, count, size)]
 
 
-def _is_convolutional(model: nn.Module) -> bool:
+def is_convolutional(model: nn.Module) -> bool:
     """Whether a network is laid out with channels last, in which convolutions are faster: not one that has none but to
     cut an image into patches."""
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
