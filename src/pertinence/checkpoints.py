@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,14 +220,15 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             # timm >= 1.0.31 records it, and TimmWrapper then passes it to timm twice.
             config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
         is_headless = is_stem and _is_headless(config)
-        model, info = (AutoModel if is_headless else AutoModelForImageClassification).from_pretrained(
+        load = partial(
+            (AutoModel if is_headless else AutoModelForImageClassification).from_pretrained,
             folder,
-            config=config,
             use_safetensors=True,
             output_loading_info=True,
             **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
             **shared,
         )
+        model, info = _load_for_any_size(load, config)
         processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(folder, **shared)
     except PertinenceError as error:
         raise PertinenceError(f"{title}: {error}") from error
@@ -236,6 +241,28 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             "fine-tune it first"
         )
     return Checkpoint(Backbone(model) if is_headless else model, processor, revision, folder)
+
+
+def _load_for_any_size(load: Callable[..., Any], config: Any) -> Any:
+    """Load a model whose positions move to images of another size, where it is one of timm's that can do so, and was
+    not made without; at its own size that changes nothing."""
+    chosen = getattr(config, "model_args", None) or {}
+    if config.model_type == "timm_wrapper" and "dynamic_img_size" not in chosen:
+        movable = copy.deepcopy(config)
+        movable.model_args = {**chosen, "dynamic_img_size": True}
+        try:
+            return load(config=movable)
+        except TypeError as error:  # before anything is loaded
+            if "dynamic_img_size" not in str(error):
+                raise
+    return load(config=config)
+
+
+def size_options(model: nn.Module) -> dict[str, bool]:
+    """With what a model is called where its images have another size than it was made for: nothing for most, and for
+    those of timm, which are loaded for it."""
+    accepted = inspect.signature(model.forward).parameters
+    return {name: True for name in ("interpolate_pos_encoding",) if name in accepted}
 
 
 def _is_headless(config: Any) -> bool:

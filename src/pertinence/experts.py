@@ -12,7 +12,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .checkpoints import Checkpoint, ExpertReference, LoadOptions, is_commit, open_checkpoint, read_licence
+from .checkpoints import (
+    Checkpoint,
+    ExpertReference,
+    LoadOptions,
+    is_commit,
+    open_checkpoint,
+    read_licence,
+    size_options,
+)
 from .configuration_pertinence import QUANTIZATIONS
 from .costs import count_gmacs
 from .errors import PertinenceError
@@ -53,7 +61,9 @@ class Expert(nn.Module):
         self.entry = entry
         self.folder = checkpoint.folder
         self.revision = checkpoint.revision
-        self.preprocess = Preprocessor(Transform.from_dict(entry["transform"]), checkpoint.processor, preprocessing)
+        transform = Transform.from_dict(entry["transform"])
+        self.preprocess = Preprocessor(transform, checkpoint.processor, preprocessing)
+        self._options = size_options(self.model) if transform.is_smaller else {}
         self._features = FeatureTap.of(self.model)
         # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
         some = (p for p in self.model.parameters() if p.is_floating_point())
@@ -119,7 +129,7 @@ class Expert(nn.Module):
                 else [image.to(device, non_blocking=True) for image in chunk]
             )
             pixel_values = self.preprocess(chunk).to(device, dtype, memory_format=self.memory_format)
-            answers.append(self._features.run(pixel_values))
+            answers.append(self._features.run(pixel_values, **self._options))
         logits, features = answers[0] if len(answers) == 1 else map(torch.cat, zip(*answers, strict=True))
         if order is not None:
             back = torch.tensor(order).argsort().to(device, non_blocking=True)
@@ -292,7 +302,7 @@ def measured_expert(
         raise PertinenceError(f"expert {name!r}: {error}") from error
     entry = {
         **entry,
-        "gmacs": count_gmacs(model, transform.size),
+        "gmacs": count_gmacs(model, transform.size, size_options(model) if transform.is_smaller else {}),
         "transform": transform.to_dict(),
         "quantization": quantization,
     }
