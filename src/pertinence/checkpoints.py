@@ -33,10 +33,14 @@ LEGAL_FILES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How experts are loaded; every field means what it means in transformers' `from_pretrained`."""
+    """How experts are loaded; every field means what it means in transformers' `from_pretrained`.
+
+    Experts that do not know an `attn_implementation`, CNNs above all, keep their own.
+    """
 
     dtype: str | torch.dtype | None = None
     device_map: Any = None
+    attn_implementation: str | None = None
     token: str | bool | None = None
     cache_dir: str | None = None
     local_files_only: bool = False
@@ -228,7 +232,7 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
             **shared,
         )
-        model, info = _load_for_any_size(load, config)
+        model, info = _load_as_asked(partial(_load_for_any_size, load, config), options.attn_implementation)
         processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(folder, **shared)
     except PertinenceError as error:
         raise PertinenceError(f"{title}: {error}") from error
@@ -243,7 +247,18 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
     return Checkpoint(Backbone(model) if is_headless else model, processor, revision, folder)
 
 
-def _load_for_any_size(load: Callable[..., Any], config: Any) -> Any:
+def _load_as_asked(load: Callable[..., Any], attention: str | None) -> Any:
+    """Load a model that attends in a certain way, or in its own where it does not know that one."""
+    if attention is not None:
+        try:
+            return load(attn_implementation=attention)
+        except ValueError as error:  # before anything is loaded
+            if "does not support" not in str(error):
+                raise
+    return load()
+
+
+def _load_for_any_size(load: Callable[..., Any], config: Any, **options: Any) -> Any:
     """Load a model whose positions move to images of another size, where it is one of timm's that can do so, and was
     not made without; at its own size that changes nothing."""
     chosen = getattr(config, "model_args", None) or {}
@@ -251,11 +266,11 @@ def _load_for_any_size(load: Callable[..., Any], config: Any) -> Any:
         movable = copy.deepcopy(config)
         movable.model_args = {**chosen, "dynamic_img_size": True}
         try:
-            return load(config=movable)
+            return load(config=movable, **options)
         except TypeError as error:  # before anything is loaded
             if "dynamic_img_size" not in str(error):
                 raise
-    return load(config=config)
+    return load(config=config, **options)
 
 
 def size_options(model: nn.Module) -> dict[str, bool]:

@@ -141,7 +141,8 @@ class PertinenceForImageClassification(PreTrainedModel):
             experts: references (Hub id, `id@revision`, folder, mapping, or loaded model); ordered by rising cost.
             thresholds: one for each expert but the last in that order, or one for all; in [0, 1].
             preprocessing: "exact" or "fast".
-            load_options: dtype, device_map, token, cache_dir, local_files_only, force_download, trust_remote_code.
+            load_options: dtype, device_map, attn_implementation, token, cache_dir, local_files_only, force_download,
+                trust_remote_code.
         """
         pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing)
         count = len(pool) - 1
@@ -308,9 +309,9 @@ class PertinenceForImageClassification(PreTrainedModel):
             lazy: load each expert only when it is first chosen.
             max_memory: with `lazy`, bytes of experts' parameters, or a size like "2GiB": the least recently used leave
                 for others; the one that runs first, and a stem, stay. Without `lazy` as in transformers.
-            kwargs: as in transformers; `dtype`, `device_map`, `token`, `cache_dir`, `local_files_only`,
-                `force_download` and `trust_remote_code` reach every expert. `operating_point` and `preprocessing`
-                replace those of the config.
+            kwargs: as in transformers; `dtype`, `device_map`, `attn_implementation` (experts that do not know it keep
+                their own), `token`, `cache_dir`, `local_files_only`, `force_download` and `trust_remote_code` reach
+                every expert. `operating_point` and `preprocessing` replace those of the config.
 
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.
@@ -322,8 +323,8 @@ class PertinenceForImageClassification(PreTrainedModel):
             raise PertinenceError("max_memory as one size needs lazy=True: else every expert is loaded at once")
         if not lazy and max_memory is not None:
             kwargs["max_memory"] = max_memory
-        # Experts alone need it; the parent would warn that it has no effect.
-        kwargs.pop("trust_remote_code", None)
+        for alone in ("trust_remote_code", "attn_implementation"):  # for experts: the dispatcher has no use for them
+            kwargs.pop(alone, None)
         wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
         try:
             with checked_downloads(source, options.get("cache_dir")):
