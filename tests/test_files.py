@@ -15,12 +15,14 @@ from pertinence import files
 from pertinence.files import SUFFIX, beside, hash_file, replaced, share
 
 
-# Run from its path: to import the package takes seconds.
+# Without the package's own __init__, which takes seconds to import.
 WRITER = f"""
-import runpy, sys
+import sys, types
 from pathlib import Path
 
-replaced = runpy.run_path({files.__file__!r})["replaced"]
+package = sys.modules["pertinence"] = types.ModuleType("pertinence")
+package.__path__ = [{str(Path(files.__file__).parent)!r}]
+from pertinence.files import replaced
 with replaced(Path(sys.argv[1])) as temporary:
     if sys.argv[2] == "folder":
         temporary.mkdir()

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from safetensors.torch import load_file
 from transformers.utils import logging
 
 from .checkpoints import ExpertReference, LoadOptions, hash_folder
@@ -31,7 +32,9 @@ from .files import (
     SEEN,
     SETTINGS,
     SHARES_FIGURE,
+    STATE,
     find_table_record,
+    hash_tensors,
 )
 from .info import open_config
 from .licences import forbids_copies
@@ -207,6 +210,11 @@ def collect(
     files["config.json"] = _as_bytes({**values, "experts": config.experts, "stem": config.stem}, indent=2)
     if (record := _read(folder / RECORD, json.loads)) is not None:
         record.pop("run", None)
+        if _figures(record.get("front")) != _figures(config.front):
+            raise PertinenceError(
+                f"{RECORD} in {folder} is of another search than the model there: save the model to a folder of its "
+                "own, or remove the record"
+            )
         bundle.record, files[RECORD] = record, _as_bytes(record, indent=1)
     if (settings := _read(folder / SETTINGS, yaml.safe_load)) is not None:
         bundle.settings, bundle.folders = without_paths(settings)
@@ -222,7 +230,15 @@ def _read_config(folder: Path) -> PertinenceConfig:
         )
     if not (folder / "config.json").is_file():
         raise PertinenceError(f"{folder} is not the folder of a saved model: it has no config.json")
-    return open_config(folder)
+    if (folder / STATE).is_dir() and not (folder / RECORD).is_file():
+        raise PertinenceError(f"the search in {folder} has not ended: run it again, it goes on from where it stands")
+    config = open_config(folder)
+    weights = folder / "model.safetensors"
+    if config.heads_hash is not None and weights.is_file() and config.heads_hash != hash_tensors(load_file(weights)):
+        raise PertinenceError(
+            f"config.json and model.safetensors in {folder} do not belong together: save or copy the model anew"
+        )
+    return config
 
 
 def _collect_experts(
@@ -255,26 +271,26 @@ def _collect_experts(
         entries = {name: entry for name, entry in entries.items() if EMBEDDED.fullmatch(entry["repo_id"])}
     copies, folders = find_copies(entries, str(folder), options)
     for home, source in folders.items():
-        source, revision = _without_own_path(source, work / home)
-        copied = files_to_copy(source)
+        source = _without_own_path(source, work / home)
+        copied, revision = files_to_copy(source), hash_folder(source)
         bundle.files |= {f"experts/{home}/{path.name}": path for path in copied}
         for copy in (copy for copy in copies.values() if copy["repo_id"] == f"./experts/{home}"):
-            copy["revision"] = revision or copy["revision"]
+            copy["revision"] = revision
             if any(path.suffix == ".py" for path in copied):
                 bundle.needs_code.append(copy["name"])
     config.experts = [copies.get(name, entry) for name, entry in zip(names, config.experts, strict=False)]
     config.stem = copies.get("stem", config.stem)
 
 
-def _without_own_path(source: Path, work: Path) -> tuple[Path, str | None]:
-    """An expert's folder, or a copy whose config.json does not say where it was loaded from, and the hash of that."""
+def _without_own_path(source: Path, work: Path) -> Path:
+    """An expert's folder, or a copy whose config.json does not say where it was loaded from."""
     config = source / "config.json"
     values = json.loads(config.read_text())
     if not _is_path(values.get("_name_or_path")):
-        return source, None
+        return source
     shutil.copytree(source, work)
     (work / config.name).write_bytes(_as_bytes({key: v for key, v in values.items() if key != "_name_or_path"}, 2))
-    return work, hash_folder(work)
+    return work
 
 
 def look_up_experts(bundle: Bundle, api: HfApi) -> None:
@@ -371,6 +387,11 @@ def _read(path: Path, parse: Any) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise PertinenceError(f"{path} is damaged: search again, or remove it")
     return values
+
+
+def _figures(front: list[dict[str, Any]] | None) -> Any:
+    """What a search measured of its front; latency may be noted later."""
+    return [{key: value for key, value in point.items() if key != "latency"} for point in front or ()]
 
 
 def _as_bytes(values: dict[str, Any], indent: int) -> bytes:

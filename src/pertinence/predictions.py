@@ -18,8 +18,9 @@ from .data import LabelledImages, raise_or
 from .dispatcher import Answer
 from .evidence import TOP_SCORES
 from .experts import Expert
+from .files import check_writable
 from .front import ACCURACY, AGREEMENT, STEM
-from .prediction_store import identify, read_store, store_folder, write_store
+from .prediction_store import ADVICE, identify, read_store, store_folder, write_store
 from .progress import progress_bar
 
 
@@ -245,6 +246,8 @@ def predict(
             found = gather_object([tensors is not None])
             tensors = tensors if all(found) else None
         if tensors is None:
+            if accelerator.is_local_main_process:
+                check_writable(root, ADVICE)
             tensors = _run(expert, images, accelerator, with_features, batch_size, num_workers)
             if accelerator.is_local_main_process:
                 write_store(folder, identity, tensors)
