@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from PIL import UnidentifiedImageError
 
 from .arguments import DataArguments
+from .downloads import DamagedDownload, checked_downloads, explain_hub, may_pass, patiently
 from .errors import PertinenceError, first_line
 from .image_processing_pertinence import decode_image
 from .labels import check_same_labels
@@ -134,15 +137,28 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
     if name is None or split is None:
         raise PertinenceError("no images were named: give --dataset and --split")
     try:
-        dataset = datasets.load_dataset(name, arguments.dataset_config, split=split, token=token)
+        dataset = patiently(partial(_load_checked, name, arguments.dataset_config, split=split, token=token))
     except Exception as error:  # builders fail in any way; say which data set and why
-        reason = first_line(error)
+        reason = (explain_hub(name, None, error) if may_pass(error) else None) or first_line(error)
         if "Unknown split" in reason:
             raise PertinenceError(f"data set {name!r} has no split {split!r}: {reason}") from error
         raise PertinenceError(f"data set {name!r} cannot be loaded: {reason}") from error
     if arguments.limit is not None and arguments.limit < len(dataset):
         dataset = dataset.select(range(arguments.limit))
     return LabelledImages(dataset, arguments.image_column, arguments.label_column, needs_labels)
+
+
+def _load_checked(name: str, *args: Any, **options: Any) -> datasets.Dataset:
+    """`load_dataset`; what it made of a damaged download is removed with that."""
+    dataset = None
+    try:
+        with checked_downloads(name, kind="dataset"):
+            dataset = datasets.load_dataset(name, *args, **options)
+        return dataset
+    except DamagedDownload:
+        for file in dataset.cache_files if dataset is not None else ():
+            shutil.rmtree(Path(file["filename"]).parent, ignore_errors=True)
+        raise
 
 
 def _read_file(path: str) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers.utils import logging
 
 from .checkpoints import ExpertReference, LoadOptions, hash_folder
 from .configuration_pertinence import PertinenceConfig
-from .downloads import explain_hub
+from .downloads import chain, explain_hub, may_pass, patiently
 from .errors import PertinenceError, first_line
 from .files import (
     BASELINES,
@@ -137,9 +138,10 @@ def push_folder(
         bundle = collect(Path(folder), Path(work), save_experts, examples, LoadOptions(token=token), expert_paths)
         look_up_experts(bundle, api)
         with _explained(repo_id):
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            # Both may be asked for twice, which the client leaves to us; a commit may not.
+            repo_id = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
             if revision is not None and not revision.startswith("refs/pr"):
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
+                patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
             there = api.list_repo_files(repo_id, revision=revision)
         if CARD in there and not replace_card:
             logger.warning(f"The README.md of {repo_id} is kept; replace_card=True (--replace-card) writes a new one.")
@@ -151,7 +153,7 @@ def push_folder(
         operations += [
             CommitOperationDelete(path) for path in there if path not in bundle.files and _is_ours(path, is_run)
         ]
-        with _explained(repo_id):
+        with _explained(repo_id, commits=True):
             return api.create_commit(
                 repo_id,
                 operations,
@@ -305,7 +307,7 @@ def look_up_experts(bundle: Bundle, api: HfApi) -> None:
             continue
         try:
             revision = entry.get("origin_revision") or entry["revision"]
-            found = api.model_info(repo_id, revision=revision)
+            found = patiently(partial(api.model_info, repo_id, revision=revision))
         except Exception as error:  # whatever the Hub has against it
             reason = explain_hub(repo_id, revision, error) or first_line(error)
             raise PertinenceError(f"expert {entry['name']!r}: {reason}") from error
@@ -399,8 +401,8 @@ def _as_bytes(values: dict[str, Any], indent: int) -> bytes:
 
 
 @contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
-    """Errors of the Hub against a push, in a sentence."""
+def _explained(repo_id: str, commits: bool = False) -> Iterator[None]:
+    """Errors of the Hub against a push, or against its commit, in a sentence."""
     try:
         yield
     except Exception as error:  # of HTTP, of the network, of a token that is missing
@@ -409,5 +411,19 @@ def _explained(repo_id: str) -> Iterator[None]:
             raise PertinenceError(
                 f"you may not push to {repo_id}: log in with `hf auth login`, or pass a token that may write there"
             ) from error
-        reason = explain_hub(repo_id, None, error) or first_line(error)
+        reason = explain_hub(repo_id, None, error, "pushed") or first_line(error)
+        asked = [_asked(cause) for cause in chain(error)]
+        if commits and may_pass(error) and (not any(asked) or any("/commit/" in url for url in asked)):
+            raise PertinenceError(
+                f"whether {repo_id} was pushed is not known, as no answer to the commit came ({reason}); it has "
+                "all of it or nothing, and may be pushed again"
+            ) from error
         raise PertinenceError(f"{repo_id} was not pushed: {reason}") from error
+
+
+def _asked(error: BaseException) -> str:
+    """The URL that an error of the network, or of the Hub, is about."""
+    try:
+        return str(error.request.url)
+    except (AttributeError, RuntimeError):  # it has none
+        return ""

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Answer, Dispatcher, Head, Routing, route, threshold_head
-from .downloads import checked_downloads
+from .downloads import checked_downloads, explain_hub, may_pass, patiently
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels
 from .files import CONFIG, WEIGHTS, beside, hash_tensors, put, share
@@ -325,11 +325,20 @@ class PertinenceForImageClassification(PreTrainedModel):
         # Experts alone need it; the parent would warn that it has no effect.
         kwargs.pop("trust_remote_code", None)
         wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
-        try:
+        parent = super()
+
+        def load() -> tuple[PertinenceForImageClassification, dict[str, Any]]:
             with checked_downloads(source, options.get("cache_dir")):
-                model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+                return parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
+
+        try:
+            model, info = load() if Path(source).is_dir() else patiently(load)
         except RuntimeError as error:
             raise PertinenceError(f"the heads of {source} do not fit its front") from error
+        except OSError as error:
+            if Path(source).is_dir() or not may_pass(error):
+                raise
+            raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
         if not model.config.experts:
             raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:

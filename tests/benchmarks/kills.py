@@ -419,6 +419,12 @@ def comparable(path: Path) -> Any:
         return {key: value for key, value in json.loads(path.read_text()).items() if key != "run"}
     if path.name == SETTINGS_FILE:
         return [line for line in path.read_text().splitlines() if not line.startswith(("output_dir", "cache_dir"))]
+    if path.suffix == ".safetensors":  # which may note the same in another order
+        from safetensors import safe_open
+
+        with safe_open(path, framework="np") as file:
+            tensors = {key: (file.get_tensor(key).dtype, file.get_tensor(key).tobytes()) for key in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata()
     return path.read_bytes()
 
 
