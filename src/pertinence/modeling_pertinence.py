@@ -325,18 +325,20 @@ class PertinenceForImageClassification(PreTrainedModel):
         # Experts alone need it; the parent would warn that it has no effect.
         kwargs.pop("trust_remote_code", None)
         wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
-        parent = super()
+        is_folder, parent = Path(source).is_dir(), super()
+        if is_folder and not {"config", "subfolder"} & set(kwargs) and not (Path(source) / CONFIG).is_file():
+            raise PertinenceError(f"{source} holds no model: it has no {CONFIG}, which comes last when one is saved")
 
         def load() -> tuple[PertinenceForImageClassification, dict[str, Any]]:
             with checked_downloads(source, options.get("cache_dir")):
                 return parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
 
         try:
-            model, info = load() if Path(source).is_dir() else patiently(load)
+            model, info = load() if is_folder else patiently(load)
         except RuntimeError as error:
             raise PertinenceError(f"the heads of {source} do not fit its front") from error
         except OSError as error:
-            if Path(source).is_dir() or not may_pass(error):
+            if is_folder or not may_pass(error):
                 raise
             raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
         if not model.config.experts:
