@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +52,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def hub() -> LocalHub:
     """The Hub that every library talks to; `hub.requests.clear()` before counting requests."""
     return _HUB
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits between attempts to reach the Hub, neither this package nor its client."""
+    hurried = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr("pertinence.downloads.sleep", hurried.sleep)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", hurried)
 
 
 @pytest.fixture(scope="session")

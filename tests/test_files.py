@@ -6,13 +6,14 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pertinence import files
-from pertinence.files import SUFFIX, beside, hash_file, replaced, share
+from pertinence.files import FORGOTTEN, SUFFIX, beside, hash_file, replaced, share
 
 
 # Without the package's own __init__, which takes seconds to import.
@@ -176,6 +177,16 @@ def test_what_another_machine_writes_is_not_touched(tmp_path):
     with replaced(tmp_path / "file") as temporary:
         temporary.write_text("ours")
     assert theirs.exists()
+
+
+def test_what_another_machine_left_goes_a_day_later(tmp_path):
+    theirs = tmp_path / f".file.another-machine-{os.getpid()}{SUFFIX}"
+    theirs.write_text("half")
+    yesterday = time.time() - FORGOTTEN - 60
+    os.utime(theirs, (yesterday, yesterday))
+    with replaced(tmp_path / "file") as temporary:
+        temporary.write_text("ours")
+    assert names(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], ids=oct)

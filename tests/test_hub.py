@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,93 @@ def test_code_goes_along_and_runs_only_where_it_is_trusted(zoo, hub, tmp_path, i
         load(hub, "tester/coded", tmp_path)
     trusted = load(hub, "tester/coded", tmp_path, trust_remote_code=True)
     assert torch.equal(trusted(images(4, 32)).logits, model(images(4, 32)).logits)
+
+
+# What goes wrong on the way
+
+STEPS = {
+    "create": r"/api/repos/create",
+    "list": r"/api/models/tester/faulty(/.*)?/tree/.*",
+    "expert": r"/api/models/tester/test_efficientnet/.*",
+    "preupload": r".*/preupload/.*",
+    "lfs-batch": r".*/info/lfs/objects/batch",
+    "lfs-upload": r"/lfs/[0-9a-f]{64}",
+    "lfs-verify": r"/lfs/verify",
+    "commit": r"/api/models/tester/faulty/commit/.*",
+}
+"""Requests of a push, in the order in which something may happen to them."""
+FAULTS = {"500": {"status": 500}, "reset": {"reset": True}, "truncated": {"truncate": 1}, "late": {"delay": 1.5}}
+
+
+@pytest.fixture
+def faulty(experts, hub, no_pauses, tmp_path, request):
+    """A function: while something happens to some requests, pushes a model that the repository does not have; returns
+    what is said against it, and whether it is there afterwards."""
+    repo_id, seed = "tester/faulty", zlib.crc32(request.node.name.encode())
+    push(hub, save_cascade(experts, 0.5, tmp_path / "old"), repo_id)
+    before, commits = hub.files(repo_id), len(hub.commits(repo_id))
+    folder = save_cascade(experts, 0.3 + seed / 2**32 / 10, tmp_path / "new")  # so that there is something to upload
+
+    def attempt(step: str, **fault) -> tuple[str | None, bool]:
+        said = None
+        with hub.fault(STEPS[step], methods=("GET", "POST", "PUT"), **fault) as happening:
+            try:
+                push(hub, folder, repo_id)
+            except PertinenceError as error:
+                said = str(error)
+        assert happening.happened
+        made = len(hub.commits(repo_id)) - commits
+        expected = {name: (folder / name).read_bytes() for name in ("model.safetensors", "preprocessor_config.json")}
+        found = hub.files(repo_id)
+        if made:
+            assert {name: found[name] for name in expected} == expected
+            assert set(found) == set(before)
+        else:
+            assert found == before
+        assert made in (0, 1)
+        return said, bool(made)
+
+    yield attempt
+    push(hub, folder, repo_id)  # nothing stands in the way of another attempt
+    assert hub.files(repo_id)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def save_cascade(experts: list[str], threshold: float, folder: Path) -> Path:
+    model = PertinenceForImageClassification.from_experts(experts[:2], thresholds=threshold)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "commit"])
+def test_a_push_gets_over_what_passes(faulty, step, fault):
+    assert faulty(step, times=1, **FAULTS[fault]) == (None, True)
+
+
+@pytest.mark.parametrize("fault", ["500", "reset"])
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "commit"])
+def test_a_push_that_does_not_get_through_changes_nothing_and_says_so(faulty, step, fault):
+    said, is_there = faulty(step, **FAULTS[fault])
+    assert not is_there
+    expected = {
+        "500": "the Hub cannot serve {} now (it answered 500): try again later",
+        "reset": "the connection to the Hub broke while {} was {}: try again",
+    }[fault]
+    if step == "expert":
+        assert said == "expert 'test_efficientnet': " + expected.format("tester/test_efficientnet", "read")
+    else:
+        assert said == "tester/faulty was not pushed: " + expected.format("tester/faulty", "pushed")
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "corrupted"])
+def test_a_commit_is_not_sent_twice_and_is_whole_or_not_there(faulty, fault):
+    said, is_there = faulty("commit", times=1, **(FAULTS | {"corrupted": {"corrupt": True}})[fault])
+    assert is_there  # this Hub made it before the answer was lost
+    if fault == "late":
+        assert said is None
+    else:
+        assert "whether tester/faulty was pushed is not known, as no answer to the commit came" in said
+        assert "it has all of it or nothing, and may be pushed again" in said
 
 
 # What is refused

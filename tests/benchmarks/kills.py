@@ -34,7 +34,7 @@ from local_hub import LocalHub  # noqa: E402
 
 
 PHASES = ("predictions", "search", "save", "overwrite", "push")
-SETTINGS = ["--population", "6", "--generations", "3", "--device", "cpu"]
+SETTINGS = ["--population", "6", "--generations", "3", "--no-baselines", "--device", "cpu"]
 IMAGES = 300
 """Of each split."""
 REPOSITORY = "tester/killed"
