@@ -188,7 +188,7 @@ def test_code_that_arrives_damaged_is_not_run(zoo, hub, tmp_path):
     with hub.fault(code, corrupt=True) as happening:
         with pytest.raises(PertinenceError, match="expert 'coded-resnet8': a file of .* arrived damaged"):
             PertinenceForImageClassification.from_experts(experts, **options)
-    assert happening.happened == 3
+    assert happening.happened >= 3
     with hub.fault(code, corrupt=True, times=1):
         PertinenceForImageClassification.from_experts(experts, **options)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from PIL import UnidentifiedImageError
 
@@ -39,7 +40,8 @@ class LabelledImages(torch.utils.data.Dataset):
         labels: int64 (n,), or None.
         label_names: label by index, or None where the column knows no names.
         digests: int64 (m,), hashes of the encoded images; of a large split those of evenly spaced ones.
-        fingerprint: content hash of images and labels, in their order.
+        fingerprint: content hash of images and labels, in their order; of a large split of those images that are
+            hashed, of the sizes of all, and of all labels.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class LabelledImages(torch.utils.data.Dataset):
         self.digests = self._hash_images()
         digest = hashlib.sha256(f"{len(images)}".encode())
         digest.update(self.digests.numpy().tobytes())
+        if len(self.digests) < len(images):
+            digest.update(self._image_sizes().tobytes())
         digest.update(b"" if self.labels is None else self.labels.numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
@@ -100,6 +104,17 @@ class LabelledImages(torch.utils.data.Dataset):
                     content = _read_file(image["path"])
                 digests.append(hashlib.sha256(content).digest()[:8])
         return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.int64).copy())
+
+    def _image_sizes(self) -> np.ndarray:
+        """int64 (n,), bytes of every encoded image: what tells images apart that are not hashed."""
+        encoded = self._images.cast_column(self.image_column, datasets.Image(decode=False)).with_format("arrow")
+        sizes = []
+        for table in encoded.iter(10_000):
+            column = table[self.image_column].combine_chunks()
+            found = pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()
+            paths = pc.struct_field(column, "path").to_pylist()
+            sizes += [_file_size(path) if size is None else size for size, path in zip(found, paths, strict=True)]
+        return np.array(sizes, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -166,6 +181,13 @@ def _read_file(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError:
         return path.encode()  # decoding it will say what is wrong
+
+
+def _file_size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return -1  # decoding it will say what is wrong
 
 
 def _find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role: str) -> str:

@@ -45,7 +45,13 @@ FILE_EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=120, help="in all; each phase has its part")
-    parser.add_argument("--phases", nargs="+", default=PHASES, choices=PHASES)
+    parser.add_argument(
+        "--phases",
+        nargs="+",
+        default=PHASES,
+        choices=PHASES,
+        help="in turn; what is named twice is killed twice as often",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="file for the same figures")
     options = parser.parse_args()
@@ -61,6 +67,7 @@ def main() -> None:
         for kill in range(options.kills):
             phase = options.phases[kill % len(options.phases)]
             bench.kill(phase, rows[phase])
+            print(f"{kill + 1} of {options.kills}: {phase}", file=sys.stderr, flush=True)
         hub.stop()
     print(f"{'phase':12} {'kills':>5} {'by time':>8} {'at a step':>10}  stood at")
     for phase, row in rows.items():
