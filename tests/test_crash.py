@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from pertinence import PertinenceError, PertinenceForImageClassification
 from pertinence.cli import main
-from pertinence.files import RECORD, STATE
+from pertinence.files import RECORD, STATE, SUFFIX
 from pertinence.hub import push_folder
 from pertinence.result import alone
 
@@ -85,13 +86,13 @@ def only_error(capsys) -> str:
 
 def test_disk_full_of_predictions(search, expected, small_disk, tmp_path, capsys):
     cache = small_disk.path / "cache"
-    small_disk.leave(20_000)
+    small_disk.leave(8_000)
     assert search(tmp_path / "run", cache) == 1
     error = only_error(capsys)
     assert "(No space left on device): free some space, or choose another --cache-dir" in error
     assert str(cache) in error
     assert names(cache / "predictions") == set()
-    small_disk.leave(120_000)
+    small_disk.leave(50_000)
     assert search(tmp_path / "run", cache) == 1
     kept = names(cache / "predictions")
     assert kept
@@ -366,5 +367,8 @@ def test_state_that_outlived_its_search_goes(search, expected, tmp_path):
     shutil.copytree(expected, tmp_path / "run")
     (tmp_path / "run" / STATE).mkdir()
     (tmp_path / "run" / STATE / "settings.json").write_text("{}")
+    killed = subprocess.Popen([sys.executable, "-c", "pass"])
+    killed.wait()
+    (tmp_path / "run" / f".result.{platform.node()}-{killed.pid}{SUFFIX}").mkdir()
     assert search(tmp_path / "run") == 0
     assert names(tmp_path / "run") == names(expected)

@@ -25,7 +25,7 @@ from .errors import PertinenceError
 
 SUFFIX = ".incomplete"
 FORGOTTEN = 24 * 3600
-"""Seconds after which what another machine left unfinished is taken for abandoned."""
+"""Seconds after which what is unfinished is taken for abandoned."""
 CONFIG = "config.json"
 """What tells the folder of a model."""
 RECORD = "search_result.json"
@@ -56,8 +56,8 @@ UNWRITABLE = {
 def beside(path: Path, advice: str = "free some space, or choose another folder") -> Iterator[Path]:
     """A name next to `path` for what is not finished; whatever has the name in the end is removed.
 
-    What a killed process left behind is removed on the way: of this machine at once, of another (or of a container
-    that had another name) a day later.
+    What a killed process left behind is removed on the way: of this machine at once, and a day later whoever it is of:
+    of another machine, of a container that had another name, or of a process whose number another has now.
 
     Args:
         path: what is to be written.
@@ -72,9 +72,8 @@ def beside(path: Path, advice: str = "free some space, or choose another folder"
     with writing(path, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in path.parent.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
-            is_ours = stale.name.startswith(own)
             process = stale.name.removeprefix(own).removesuffix(SUFFIX)
-            if not _is_running(process) if is_ours else _is_forgotten(stale):
+            if stale.name.startswith(own) and not _is_running(process) or _is_forgotten(stale):
                 _remove(stale)
         _remove(temporary)
         try:

@@ -151,13 +151,14 @@ class SearchResult:
         check_output_dir(folder, settings)
         is_new = not folder.exists()
         try:
-            with alone(folder), beside(folder / "result", ADVICE) as temporary:
-                temporary.mkdir()
-                self._write(temporary, folder, save_experts)
-                # What an earlier result lacks when it is killed from here on, a search that has not ended lacks, too.
-                SearchFolder(folder / STATE).remember("settings", lambda: settings)
-                put(temporary, folder, (CONFIG, RECORD), WEIGHTS)
-                shutil.rmtree(folder / STATE, ignore_errors=True)
+            with alone(folder):
+                with beside(folder / "result", ADVICE) as temporary:
+                    temporary.mkdir()
+                    self._write(temporary, folder, save_experts)
+                    # From here on until its record is there the folder is that of a search that has not ended.
+                    SearchFolder(folder / STATE).remember("settings", lambda: settings)
+                    put(temporary, folder, (CONFIG, RECORD), WEIGHTS)
+                _clear(folder / STATE)  # last: it tells, too, that something may be left to remove
         finally:
             if is_new and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -302,7 +303,7 @@ def holds_result(
     if accelerator.is_main_process and output_dir is not None and (Path(output_dir) / RECORD).is_file():
         check_output_dir(output_dir, make_settings())
         if (Path(output_dir) / STATE).is_dir():  # of a search that was killed when all was done, or while done again
-            with alone(Path(output_dir)):
+            with alone(Path(output_dir)), beside(Path(output_dir) / "result", ADVICE):
                 _clear(Path(output_dir) / STATE)
         found = True
     (found,) = broadcast_object_list([found])
