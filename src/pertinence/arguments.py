@@ -8,6 +8,7 @@ from typing import Any
 from .checkpoints import LoadOptions
 from .configuration_pertinence import PREPROCESSING_MODES
 from .errors import PertinenceError
+from .front import MAX_POINTS
 
 
 def check_least(arguments: Any, **least: int) -> None:
@@ -187,6 +188,8 @@ class SearchArguments(RuntimeArguments):
     def __post_init__(self):
         super().__post_init__()
         check_least(self, population=2, generations=1, seed=0, folds=2, epochs=1, head_batch_size=1, front_size=3)
+        if self.front_size > MAX_POINTS:
+            raise PertinenceError(f"front_size must be at most {MAX_POINTS}, got {self.front_size}")
         if not 0 < self.learning_rate < float("inf"):
             raise PertinenceError(f"learning_rate must be a positive number, got {self.learning_rate}")
         for name in ("select_fraction", "report_fraction"):

@@ -75,7 +75,7 @@ class Expert(nn.Module):
     @property
     def labels(self) -> dict[int, str]:
         """Its names of the pool's labels."""
-        own, label_map = self.model.config.id2label, self.entry["label_map"]
+        own, label_map = self.model.config.id2label, self.entry.get("label_map")
         return dict(own) if label_map is None else {index: own[theirs] for index, theirs in enumerate(label_map)}
 
     def train(self, mode: bool = True) -> Expert:

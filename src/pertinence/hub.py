@@ -19,7 +19,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from transformers.utils import logging
 
 from .checkpoints import ExpertReference, LoadOptions, hash_folder
-from .configuration_pertinence import PertinenceConfig
+from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .downloads import explain_hub
 from .errors import PertinenceError, first_line
 from .files import (
@@ -36,7 +36,7 @@ from .files import (
 from .info import open_config
 from .licences import forbids_copies
 from .model_card import Card, render_card
-from .references import EMBEDDED, files_to_copy, find_copies
+from .references import files_to_copy, find_copies
 
 
 logger = logging.get_logger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image, ImageOps
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import load_image
 
-from .errors import PertinenceError
+from .errors import PertinenceError, explain
 
 
 class PertinenceImageProcessor(BaseImageProcessor):
@@ -25,6 +26,19 @@ class PertinenceImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["images"]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
+    ) -> PertinenceImageProcessor:
+        """As in transformers; raises `PertinenceError` where the file is damaged."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise PertinenceError(
+                f"the preprocessor_config.json of {pretrained_model_name_or_path} is damaged "
+                f"({explain(error)}): fetch it again"
+            ) from error
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """One image or a list: PIL, path or URL, numpy (H, W), (H, W, C) or (C, H, W), torch (C, H, W); arrays are

@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .checkpoint_checks import CONFIG, FLOATS, WEIGHTS, Tensors
 from .checkpoints import LoadOptions, hash_folder
-from .configuration_pertinence import PertinenceConfig
+from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .dispatcher import Answer, Dispatcher, Head, Routing, route, threshold_head
-from .downloads import checked_downloads
+from .downloads import checked_downloads, find_file, pin
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels
 from .files import share
@@ -28,7 +29,7 @@ from .hub import push_folder
 from .image_processing_pertinence import PertinenceImageProcessor, as_images
 from .lazy import ExpertStore, LazyExpert, SavedPool, parse_memory
 from .preprocessing import stacked, take
-from .references import EMBEDDED, as_copy, save_components
+from .references import as_copy, save_components
 
 
 COUNTED = "dispatcher.answers"
@@ -325,8 +326,10 @@ class PertinenceForImageClassification(PreTrainedModel):
         # Experts alone need it; the parent would warn that it has no effect.
         kwargs.pop("trust_remote_code", None)
         wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
+        kwargs["use_safetensors"] = True  # never a pickle
         try:
             with checked_downloads(source, options.get("cache_dir")):
+                cls._check_files(source, kwargs)
                 model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         except RuntimeError as error:
             raise PertinenceError(f"the heads of {source} do not fit its front") from error
@@ -334,6 +337,7 @@ class PertinenceForImageClassification(PreTrainedModel):
             raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
             raise PertinenceError(f"the heads of {source} do not fit its front")
+        model.dispatcher.check(source)
         if options.get("dtype") == "auto":
             del options["dtype"]  # each expert's own, as the config notes it
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
@@ -345,6 +349,46 @@ class PertinenceForImageClassification(PreTrainedModel):
         model.dispatcher.requires_grad_(False)
         model.eval()
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _check_files(cls, source: str, kwargs: dict[str, Any]) -> None:
+        """Refuse a config, or weights that are not those of its front, before transformers takes memory for them.
+
+        On the Hub all that follows is pinned to one commit.
+
+        Args:
+            source: Hub id or folder.
+            kwargs: of `from_pretrained`.
+        """
+        if (Path(source) / "adapter_config.json").exists():
+            raise PertinenceError(
+                f"{source} has an adapter_config.json, by which another model would be loaded: remove it"
+            )
+        hub = {
+            key: kwargs[key]
+            for key in ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+            if kwargs.get(key) is not None
+        }
+        config = kwargs.get("config")
+        if not isinstance(config, PertinenceConfig):
+            config = PertinenceConfig.from_pretrained(config or source, **hub)
+        if not config.experts:
+            raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
+        if kwargs.get("state_dict") is not None:
+            return
+        if not Path(source).is_dir() and not kwargs.get("subfolder"):
+            hub["revision"] = kwargs["revision"] = pin(source, hub.pop("revision", None), CONFIG, **hub)
+        name = f"model.{kwargs['variant']}.safetensors" if kwargs.get("variant") else WEIGHTS
+        path = find_file(source, name, **hub)
+        if path is None:
+            raise PertinenceError(f"{source} has no {name}; pickles (pytorch_model.bin) are never opened")
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
+        found = Tensors.of(path)
+        if COUNTED not in found.shapes:
+            expected.pop(COUNTED)
+        if found.shapes != expected or not set(found.dtypes.values()) <= FLOATS:
+            raise PertinenceError(f"the heads of {source} do not fit its front")
 
     def save_pretrained(
         self,

@@ -20,7 +20,8 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
-from .errors import PertinenceError
+from .errors import PertinenceError, explain, shown
+from .values import is_number, is_whole
 
 
 Images = torch.Tensor | Sequence[torch.Tensor]
@@ -28,6 +29,8 @@ Images = torch.Tensor | Sequence[torch.Tensor]
 
 
 LIBRARIES = ("timm", "transformers", "own")
+MAX_SIDE = 2048
+"""Pixels of a side that an expert may receive: beyond it a batch takes more memory than anybody's file may ask for."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,31 @@ class Transform:
 
     def __post_init__(self):
         if self.library not in LIBRARIES or self.interpolation not in [mode.value for mode in InterpolationMode]:
-            raise PertinenceError(
-                f"an expert's `transform` is malformed: library {self.library!r}, interpolation {self.interpolation!r}"
-            )
+            self._refuse("library", "interpolation")
+        sizes = {name: getattr(self, name) for name in ("size", "resize", "crop", "window", "processor_size")}
+        if is_whole(self.resize):
+            sizes["resize"] = (self.resize, self.resize)
+        for name, size in sizes.items():
+            if not (size is None and name != "size") and not _is_size(size):
+                self._refuse(name, expected=f", expected (height, width) from 1 to {MAX_SIDE}")
+        constants = [value for value in (self.mean, self.std) if value is not None]
+        if (self.mean is None) != (self.std is None) or not all(
+            isinstance(value, tuple) and len(value) == 3 and all(map(is_number, value)) for value in constants
+        ):
+            self._refuse("mean", "std", expected=", expected three numbers each")
+        if 0 in (self.std or ()) or not (self.rescale is None or (is_number(self.rescale) and self.rescale)):
+            self._refuse("rescale", "std", expected=", expected none that are zero")
+
+    def _refuse(self, *names: str, expected: str = "") -> None:
+        values = ", ".join(f"{name} {shown(getattr(self, name))}" for name in names)
+        raise PertinenceError(f"an expert's `transform` is malformed: {values}{expected}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Transform:
         try:
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
         except (TypeError, AttributeError) as error:
-            raise PertinenceError(f"an expert's `transform` is malformed: {error}") from error
+            raise PertinenceError(f"an expert's `transform` is malformed ({explain(error)})") from error
 
     def to_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -134,6 +152,10 @@ class Transform:
             mean, std = _constants(self.mean, self.std, 1.0, images.device)
             images = images.sub_(mean).div_(std)
         return images
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(is_whole(side, 1, MAX_SIDE) for side in value)
 
 
 @lru_cache
