@@ -13,7 +13,7 @@ import math
 import resource
 import signal
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from time import process_time
 from typing import Any
 
 import torch
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import strategies as st
 from safetensors import SafetensorError
@@ -54,6 +55,7 @@ WATCHDOG = 300
 LABELS = ["cat", "dog", "ship", "tree"]
 CONFIGS = ("config.json", "experts/0/config.json", "experts/1/config.json", "experts/stem/config.json")
 PROCESSORS = ("preprocessor_config.json", "experts/1/preprocessor_config.json")
+RECORDS = ("search_result.json", "search.yaml", "baselines.safetensors", "seen_images.safetensors")
 WEIGHTS = ("model.safetensors", "experts/0/model.safetensors", "experts/1/model.safetensors")
 
 
@@ -233,31 +235,35 @@ def with_header(header: Any, data: bytes) -> bytes:
 
 
 @st.composite
-def damage(draw: st.DrawFn, files: dict[str, bytes]) -> dict[str, bytes | None]:
-    """Files of a model that are others now, or gone (None), by their names."""
-    changed: dict[str, bytes | None] = {}
-    for _ in range(draw(st.sampled_from([1, 1, 1, 2]))):
-        name = draw(
-            st.one_of(
-                st.just("config.json"), st.just("config.json"), *map(st.sampled_from, (CONFIGS, PROCESSORS, WEIGHTS))
-            )
-        )
-        content = files[name]
-        if name.endswith(".json"):
-            how = draw(st.sampled_from(["values"] * 12 + ["bytes", "gone"]))
-        else:
-            how = draw(st.sampled_from(["values", "values", "bytes", "bytes", "bytes", "gone"]))
-        if how == "gone":
-            changed[name] = None
-        elif how == "bytes":
-            head = len(content) if name.endswith(".json") else 8 + struct.unpack("<Q", content[:8])[0]
-            changed[name] = draw(damaged_bytes(content, head))
-        elif name.endswith(".json"):
-            changed[name] = dumped(draw(damaged_json(json.loads(content))))
-        else:
-            header, data = header_of(content)
-            changed[name] = with_header(draw(damaged_json(header)), data)
-    return changed
+def damaged_file(draw: st.DrawFn, name: str, content: bytes) -> bytes | None:
+    """What stands in the place of a file now; None: nothing."""
+    is_text = name.endswith((".json", ".yaml"))
+    how = draw(st.sampled_from(["values"] * (12 if is_text else 2) + ["bytes"] * (1 if is_text else 3) + ["gone"]))
+    if how == "gone":
+        return None
+    if how == "bytes":
+        head = len(content) if is_text else 8 + struct.unpack("<Q", content[:8])[0]
+        return draw(damaged_bytes(content, head))
+    if is_text:
+        return dumped(draw(damaged_json(yaml.safe_load(content))))  # JSON is YAML, too
+    header, data = header_of(content)
+    return with_header(draw(damaged_json(header)), data)
+
+
+@st.composite
+def damage_to(draw: st.DrawFn, files: dict[str, bytes], groups: Sequence[Sequence[str]]) -> dict[str, bytes | None]:
+    """One or two files, of groups that are drawn first, and what stands in their places."""
+    names = st.one_of(*map(st.sampled_from, groups))
+    chosen = [draw(names) for _ in range(draw(st.sampled_from([1, 1, 1, 2])))]
+    return {name: draw(damaged_file(name, files[name])) for name in chosen}
+
+
+def damage_to_model(files: dict[str, bytes]) -> st.SearchStrategy[dict[str, bytes | None]]:
+    return damage_to(files, [["config.json"], ["config.json"], CONFIGS, PROCESSORS, WEIGHTS])
+
+
+def damage_to_record(files: dict[str, bytes]) -> st.SearchStrategy[dict[str, bytes | None]]:
+    return damage_to(files, [[name] for name in RECORDS])
 
 
 # Using it
@@ -276,31 +282,28 @@ class TookTooLong(BaseException):
     """More than `SECONDS` of computing."""
 
 
-class DamagedModel:
-    """A model's files in a folder, that are damaged for a case and put back after it."""
+class DamagedFiles:
+    """The files of a folder, some of which are damaged for a case and put back after it."""
 
-    def __init__(self, folder: Path, images: torch.Tensor):
-        self.folder, self.images = folder, images
-        self.said: list[str] = []
+    def __init__(self, folder: Path):
+        self.folder = folder
         paths = [path for path in folder.rglob("*") if path.is_file()]
         self.files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
-    def use(self, changed: dict[str, bytes | None], saved: Path) -> Case:
-        """Load it and work with it; raises whatever is raised that is not clear."""
+    def use(self, changed: dict[str, bytes | None], work: Callable[[], None]) -> Case:
+        """Work with them; raises whatever is raised that is not clear."""
         try:
             for name, content in changed.items():
                 if content is None:
                     (self.folder / name).unlink()
                 else:
                     (self.folder / name).write_bytes(content)
-            before, started = _memory("VmRSS"), process_time()
+            before, started, outcome = _memory("VmRSS"), process_time(), "loaded"
             Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
-            outcome = "loaded"
             try:
                 with bounded():
-                    self._work(saved)
+                    work()
             except CLEAR as error:
-                self.said.append(str(error))
                 if isinstance(error, PertinenceError) and not is_a_sentence(str(error)):
                     raise AssertionError(f"no sentence: {str(error)!r}") from error
                 outcome = type(error).__name__
@@ -309,16 +312,18 @@ class DamagedModel:
             for name in changed:
                 (self.folder / name).write_bytes(self.files[name])
 
-    def _work(self, saved: Path) -> None:
-        PertinenceImageProcessor.from_pretrained(self.folder)
-        model = PertinenceForImageClassification.from_pretrained(self.folder)
-        logits = model(self.images).logits
-        assert logits.shape == (len(self.images), model.config.num_labels)
-        assert logits.isfinite().all()
-        assert repr(model.front)
-        model.save_pretrained(saved)
-        again = PertinenceForImageClassification.from_pretrained(saved)
-        assert torch.equal(again(self.images).logits, logits)
+
+def use_model(folder: Path, images: torch.Tensor, saved: Path) -> None:
+    """Load a model, classify, and see that it comes back from `saved` as it was."""
+    PertinenceImageProcessor.from_pretrained(folder)
+    model = PertinenceForImageClassification.from_pretrained(folder)
+    logits = model(images).logits
+    assert logits.shape == (len(images), model.config.num_labels)
+    assert logits.isfinite().all()
+    assert repr(model.front)
+    model.save_pretrained(saved)
+    again = PertinenceForImageClassification.from_pretrained(saved)
+    assert torch.equal(again(images).logits, logits)
 
 
 def is_a_sentence(text: str) -> bool:

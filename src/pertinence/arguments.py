@@ -51,6 +51,13 @@ class RuntimeArguments:
 
     batch_size: int = field(default=64, metadata={"help": "Images that an expert receives at once."})
     num_workers: int = field(default=0, metadata={"help": "Processes that decode images; 0: this one."})
+    on_bad_image: str = field(
+        default="stop",
+        metadata={
+            "help": "stop: an image that cannot be decoded ends the run; skip: it is left out, counted and named.",
+            "choices": ["stop", "skip"],
+        },
+    )
     device: str | None = field(
         default=None, metadata={"help": "cpu, cuda, ...; default: an accelerator if there is one."}
     )
@@ -67,6 +74,8 @@ class RuntimeArguments:
 
     def __post_init__(self):
         check_least(self, batch_size=1, num_workers=0)
+        if self.on_bad_image not in ("stop", "skip"):
+            raise PertinenceError(f"on_bad_image={self.on_bad_image!r} is not one of stop, skip")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise PertinenceError(f"dtype {self.dtype!r} is not one of float32, bfloat16, float16")
 

@@ -152,16 +152,19 @@ def find_weights(folder: Path) -> list[Path]:
 
 
 def check_contained(folder: Path, root: Path) -> None:
-    """Refuse a folder that lies outside of another, and files in it that are links to outside.
+    """Refuse a folder that lies outside of another, and files in it that are links to outside."""
+    for path in (folder, *folder.glob("*")):
+        if not is_contained(path, root):
+            raise PertinenceError(f"{path} is a link that leads out of {root}: put the files themselves there")
 
-    Files of the Hub's cache are links to the same repository's blobs there.
-    """
+
+def is_contained(path: Path, root: Path) -> bool:
+    """Whether a file lies in a folder, also where links are followed; those of the Hub's cache lead to the blobs of
+    the same repository."""
     home = root.resolve()
     if home.parent.name == "snapshots":
         home = home.parent.parent
-    for path in (folder, *folder.glob("*")):
-        if not path.resolve().is_relative_to(home):
-            raise PertinenceError(f"{path} leads out of {root}: put the files themselves there")
+    return path.resolve().is_relative_to(home)
 
 
 @contextmanager
@@ -230,7 +233,7 @@ def _settings(values: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _numbers(values: Any) -> Iterator[tuple[str, float]]:
-    """Those settings that are numbers; of a mapping like {"height": 64} also under the name of the mapping's key."""
+    """Those settings that are numbers."""
     for key, value in _settings(values):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             yield key, value

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from .errors import PertinenceError, explain, shown
+from .errors import MALFORMED, PertinenceError, explain, shown
 from .front import STEM, Figures, Front, OperatingPoint
 from .guarantee import Guarantee
 from .preprocessing import Transform
@@ -125,7 +125,7 @@ class PertinenceConfig(PreTrainedConfig):
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except MALFORMED as error:
             if isinstance(error, (PertinenceError, HFValidationError)):
                 raise
             raise PertinenceError(
@@ -140,6 +140,12 @@ class PertinenceConfig(PreTrainedConfig):
     @property
     def expert_names(self) -> list[str]:
         return [entry["name"] for entry in self.experts or []]
+
+    @property
+    def feature_sizes(self) -> dict[int, int]:
+        """Width of the pooled features of each expert by its index, and of a separate stem by `STEM`."""
+        entries = dict(enumerate(self.experts or [])) | ({STEM: self.stem} if self.stem else {})
+        return {index: entry["features"] for index, entry in entries.items()}
 
     def build_front(self) -> Front:
         """The front as objects; raises `PertinenceError` where an entry is malformed."""
@@ -231,7 +237,7 @@ def _check_expert(where: str, entry: Any) -> None:
 def _check_figures(where: str, values: dict[str, Any], num_experts: int) -> None:
     try:
         figures = Figures.from_dict(values)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except MALFORMED as error:
         raise PertinenceError(f"{where}: its figures are malformed ({explain(error)})") from error
     figures.check(where, num_experts)
 

@@ -5,6 +5,10 @@ class PertinenceError(ValueError):
     """Something the user can mend: the message says what is wrong, what was expected and what to do."""
 
 
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
+"""What is raised where values from a file are not of the shape that they are used in."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .errors import PertinenceError, explain, shown
+from .errors import MALFORMED, PertinenceError, explain, shown
 from .values import is_name, is_number, is_whole
 
 
@@ -226,7 +226,7 @@ class OperatingPoint:
             latency = tuple(Latency.from_dict(entry) for entry in values.get("latency") or ())
             members = tuple(int(i) for i in values["members"])
             return cls(values["name"], values["recipe"], members, stages, **figures, latency=latency)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except MALFORMED as error:
             raise PertinenceError(f"an entry of `front` is malformed ({explain(error)})") from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -255,6 +255,9 @@ class Front(Sequence[OperatingPoint]):
             if point.name in names:
                 raise PertinenceError(f"two operating points are called {point.name!r}: names must be unique")
             names.add(point.name)
+        figures = [one for point in self._points for one in (point.select, point.report) if one is not None]
+        if len({(one.measure, one.latency is None) for one in figures}) > 1:
+            raise PertinenceError("all figures of a front must have one measure, and the same kinds of cost")
 
     def __getitem__(self, index):
         return self._points[index]

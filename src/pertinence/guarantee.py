@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .errors import PertinenceError, explain, shown
+from .errors import MALFORMED, PertinenceError, explain, shown
 from .front import ACCURACY, AGREEMENT, Front, as_plain, format_table
 
 
@@ -104,7 +104,7 @@ class Guarantee:
                 None if shared is None else float(shared),
                 tuple(map(str, values.get("assumptions", ()))),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except MALFORMED as error:
             if isinstance(error, PertinenceError):
                 raise
             raise PertinenceError(f"`guarantee` is malformed ({explain(error)})") from error

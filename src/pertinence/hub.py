@@ -18,10 +18,11 @@ import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers.utils import logging
 
+from .checkpoint_checks import is_contained
 from .checkpoints import ExpertReference, LoadOptions, hash_folder
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .downloads import explain_hub
-from .errors import PertinenceError, first_line
+from .errors import MALFORMED, PertinenceError, explain, first_line
 from .files import (
     BASELINES,
     CONVERGENCE_FIGURE,
@@ -87,7 +88,13 @@ class Bundle:
             tuple(self.needs_code),
             tuple(tags),
         )
-        return render_card(card)
+        try:
+            return render_card(card)
+        except (*MALFORMED, yaml.YAMLError) as error:
+            raise PertinenceError(
+                f"no card can be written from {RECORD} and {SETTINGS} ({explain(error)}): they are damaged; search "
+                "again, or remove them"
+            ) from error
 
 
 def push_folder(
@@ -198,6 +205,9 @@ def collect(
     files: dict[str, Path | bytes] = {
         path.name: path for pattern in (*MODEL_FILES, *RUN_FILES) for path in sorted(folder.glob(pattern))
     }
+    for path in files.values():
+        if not is_contained(path, folder):
+            raise PertinenceError(f"{path} is a link that leads out of {folder}: put the file itself there")
     if examples and (folder / EXAMPLES_FIGURE).is_file():
         files[EXAMPLES_FIGURE] = folder / EXAMPLES_FIGURE
     bundle = Bundle(config, files)
@@ -366,7 +376,7 @@ def _read(path: Path, parse: Any) -> dict[str, Any] | None:
         return None
     try:
         values = parse(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise PertinenceError(f"{path} is damaged ({first_line(error)}): search again, or remove it") from error
     if not isinstance(values, dict):
         raise PertinenceError(f"{path} is damaged: search again, or remove it")

@@ -28,7 +28,7 @@ from .front import STEM, Figures, Front, OperatingPoint, Stage
 from .hub import push_folder
 from .image_processing_pertinence import PertinenceImageProcessor, as_images
 from .lazy import ExpertStore, LazyExpert, SavedPool, parse_memory
-from .preprocessing import stacked, take
+from .preprocessing import UnfitImage, stacked, take
 from .references import as_copy, save_components
 
 
@@ -78,9 +78,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         if config.experts:
             config.check()  # again: options of from_pretrained replace what the file says
         self._front = config.build_front()
-        entries = dict(enumerate(config.experts or [])) | ({STEM: config.stem} if config.stem else {})
-        feature_sizes = {index: entry["features"] for index, entry in entries.items()}
-        self.dispatcher = Dispatcher(self._front, len(config.experts or []), feature_sizes)
+        self.dispatcher = Dispatcher(self._front, len(config.experts or []), config.feature_sizes)
         # Experts are references: attached after the dispatcher's weights are loaded, and never saved with them.
         self.experts = nn.ModuleList()
         self.stem: Expert | LazyExpert | None = None
@@ -255,7 +253,11 @@ class PertinenceForImageClassification(PreTrainedModel):
         if not len(self._front):
             raise PertinenceError("this model has no operating points: its config.json lists no `front`")
         point = self._front.find(operating_point or self.config.operating_point or self._front[-1].name)
-        routing = self._route(point, batch)
+        try:
+            routing = self._route(point, batch)
+        except UnfitImage as error:
+            index = next(index for index, image in enumerate(batch) if tuple(image.shape[-2:]) == error.size)
+            raise PertinenceError(f"image {index} of {len(batch)}: {error}") from error
         loss = None
         if labels is not None:
             loss = self.loss_function(labels.to(routing.logits.device), routing.logits, self.config)

@@ -8,6 +8,7 @@ torchvision resizes for all.
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ Images = torch.Tensor | Sequence[torch.Tensor]
 """uint8 images: one tensor (B, 3, H, W), or B tensors (3, H, W) of any sizes."""
 
 
+MAX_RESIZED_PIXELS = 2**26
 LIBRARIES = ("timm", "transformers", "own")
 MAX_SIDE = 2048
 """Pixels of a side that an expert may receive: beyond it a batch takes more memory than anybody's file may ask for."""
@@ -125,6 +127,22 @@ class Transform:
         length = int(self.resize * long / short)
         return (self.resize, length) if height <= width else (length, self.resize)
 
+    def check_image(self, height: int, width: int) -> None:
+        """Raise `UnfitImage` where an image of (height, width) would be made a very large one.
+
+        So it is where the shortest edge decides: 224 pixels of 1 x 20,000 are 224 x 4,480,000.
+        """
+        if self.library == "own":  # as if its shortest edge decided, with some more for a crop
+            pixels = 1.5 * self.size[0] * self.size[1] * max(height, width) / min(height, width)
+        else:
+            pixels = math.prod(self.resized(height, width))
+        if pixels > MAX_RESIZED_PIXELS:
+            raise UnfitImage(
+                f"{height} x {width} pixels would be resized to about {pixels:,.0f}: cut it to a less narrow shape, "
+                "or leave it out",
+                (height, width),
+            )
+
     def _center_crop(self, images: torch.Tensor) -> torch.Tensor:
         (height, width), (crop_height, crop_width) = images.shape[-2:], self.crop
         if self.library == "transformers" and height >= crop_height and width >= crop_width:
@@ -185,6 +203,7 @@ class Preprocessor:
         return by_shape(images, self._apply)
 
     def _apply(self, images: torch.Tensor) -> torch.Tensor:
+        self.transform.check_image(*images.shape[-2:])
         if self.is_vectorised(*images.shape[-2:]):
             return self.transform.apply(images)
         return self.transform.cut(run_processor(self.processor, images))
@@ -213,6 +232,18 @@ def by_shape(images: Images, function: Callable[[torch.Tensor], torch.Tensor]) -
         results.append(function(torch.stack([images[i] for i in indices])))
     joined = torch.cat(results)
     return joined[torch.tensor(order, device=joined.device).argsort()]
+
+
+class UnfitImage(PertinenceError):
+    """An image that an expert cannot be given.
+
+    Attributes:
+        size: (height, width) of the image.
+    """
+
+    def __init__(self, message: str, size: tuple[int, int]):
+        super().__init__(message)
+        self.size = size
 
 
 STACKED_BYTES = 2**28

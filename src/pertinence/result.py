@@ -22,7 +22,7 @@ from transformers.utils import logging
 from .candidates import save_candidates
 from .data import LabelledImages
 from .dispatcher import Head
-from .errors import PertinenceError
+from .errors import MALFORMED, PertinenceError
 from .evaluation import route_predictions
 from .files import (
     BASELINES,
@@ -298,7 +298,9 @@ def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) ->
                 f"the output folder {folder} holds something else: choose another --output-dir, or empty it"
             )
         differences = _differences(stored, settings)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except PertinenceError:
+        raise
+    except MALFORMED as error:
         raise PertinenceError(
             f"the search in the output folder {folder} is damaged: choose another --output-dir, or remove it"
         ) from error
