@@ -25,7 +25,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import strategies as st
 from safetensors import SafetensorError
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 from pertinence import (
     Figures,
@@ -54,7 +54,11 @@ WATCHDOG = 300
 
 LABELS = ["cat", "dog", "ship", "tree"]
 CONFIGS = ("config.json", "experts/0/config.json", "experts/1/config.json", "experts/stem/config.json")
-PROCESSORS = ("preprocessor_config.json", "experts/1/preprocessor_config.json")
+PROCESSORS = (
+    "preprocessor_config.json",
+    "experts/1/preprocessor_config.json",
+    "experts/stem/preprocessor_config.json",
+)
 RECORDS = ("search_result.json", "search.yaml", "baselines.safetensors", "seen_images.safetensors")
 WEIGHTS = ("model.safetensors", "experts/0/model.safetensors", "experts/1/model.safetensors")
 
@@ -66,18 +70,16 @@ def save_whole_model(folder: Path, make_expert: Callable[..., Path]) -> Path:
     """A model with copies of its tiny experts: of timm and of transformers, with a stem, every kind of stage, figures,
     latencies and a guarantee."""
     timm_expert = make_expert(folder / "of-timm", "test_resnet", 32, LABELS)
-    stem = load_expert(
-        ExpertReference.parse(make_expert(folder / "stem", "test_efficientnet", 32, LABELS)),
-        LoadOptions(),
-        is_stem=True,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = ViTConfig(hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=192,
                            image_size=64, patch_size=8, id2label=dict(enumerate(LABELS)))  # fmt: skip
         config.label2id = {label: index for index, label in enumerate(LABELS)}
         ViTForImageClassification(config).save_pretrained(folder / "of-transformers")
-    ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "of-transformers")
+        ViTModel(config).save_pretrained(folder / "stem")
+    for name in ("of-transformers", "stem"):
+        ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / name)
+    stem = load_expert(ExpertReference.parse(folder / "stem"), LoadOptions(), is_stem=True)
     pool = load_pool([timm_expert, folder / "of-transformers"], LoadOptions())
     figures = Figures(0.9, (0.88, 0.92), 0.01, (0.5, 0.5), 1000)
     points = [
@@ -313,14 +315,16 @@ class DamagedFiles:
                 (self.folder / name).write_bytes(self.files[name])
 
 
-def use_model(folder: Path, images: torch.Tensor, saved: Path) -> None:
-    """Load a model, classify, and see that it comes back from `saved` as it was."""
+def use_model(folder: Path, images: torch.Tensor, saved: Path | None = None) -> None:
+    """Load a model and classify; where `saved` is given also see that it comes back from there as it was."""
     PertinenceImageProcessor.from_pretrained(folder)
     model = PertinenceForImageClassification.from_pretrained(folder)
     logits = model(images).logits
     assert logits.shape == (len(images), model.config.num_labels)
     assert logits.isfinite().all()
     assert repr(model.front)
+    if saved is None:
+        return
     model.save_pretrained(saved)
     again = PertinenceForImageClassification.from_pretrained(saved)
     assert torch.equal(again(images).logits, logits)

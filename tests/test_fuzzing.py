@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable
 
@@ -66,7 +67,13 @@ def model(make_expert, tmp_path_factory) -> DamagedFiles:
 @pytest.fixture(scope="module")
 def use(model, images, tmp_path_factory) -> Callable[[Changed], Case]:
     photos, saved = images(2, 40), tmp_path_factory.mktemp("saved")
-    return lambda changed: model.use(changed, lambda: use_model(model.folder, photos, saved))
+
+    def use(changed: Changed) -> Case:
+        # Saved and loaded again is every fourth, by its bytes: the dearest part of a case that loads.
+        is_saved = zlib.crc32(repr(sorted(changed.items())).encode()) % 4 == 0
+        return model.use(changed, lambda: use_model(model.folder, photos, saved if is_saved else None))
+
+    return use
 
 
 def test_the_undamaged_model_works(use):

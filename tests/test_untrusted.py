@@ -77,11 +77,13 @@ def refusal(folder: Path | str, **options: Any) -> str:
 # No code
 
 
-def test_heads_in_a_pickle_are_not_opened(changed, tmp_path):
+def test_heads_in_a_pickle_are_not_opened(changed, whole, tmp_path):
     folder = changed()
     (folder / "model.safetensors").unlink()
     torch.save({"dispatcher.answers": TouchOnLoad(tmp_path / "opened")}, folder / "pytorch_model.bin")
     assert "has no model.safetensors; pickles (pytorch_model.bin) are never opened" in refusal(folder)
+    shutil.copyfile(whole / "model.safetensors", folder / "model.safetensors")
+    assert load(folder, use_safetensors=False).config.num_labels == len(LABELS)
     assert not (tmp_path / "opened").exists()
 
 

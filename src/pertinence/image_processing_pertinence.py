@@ -78,9 +78,13 @@ def decode_image(image: Any) -> torch.Tensor:
     """
     if isinstance(image, (str, Path)):
         try:
+            if os.path.isfile(image):
+                with Image.open(image) as opened:  # closed again, also where it cannot be decoded
+                    return decode_image(opened)
             image = load_image(str(image))
         except Exception as error:  # Pillow's readers fail in any way: say which file and why
-            raise PertinenceError(f"{shown(str(image), 300)} cannot be read as an image ({explain(error)})") from error
+            reason = str(error) if isinstance(error, PertinenceError) else explain(error)
+            raise PertinenceError(f"{shown(str(image), 300)} cannot be read as an image ({reason})") from error
     if isinstance(image, Image.Image):
         try:
             if image.mode.startswith(("I", "F")) and image.getextrema()[1] > 255:
