@@ -397,8 +397,8 @@ def test_two_processes_skip_the_same_images(parquet, digit_experts, tmp_path, ca
     def command(name: str) -> list[str]:
         return [
             "search", "--experts", *map(str, digit_experts[1:]), "--dataset", parquet, "--split", "validation",
-            "--on-bad-image", "skip", "--population", "6", "--generations", "1", "--batch-size", "16", "--device", "cpu",
-            "--output-dir", str(tmp_path / name), "--cache-dir", str(tmp_path / f"{name}-cache"),
+            "--on-bad-image", "skip", "--population", "6", "--generations", "1", "--batch-size", "16", "--device",
+            "cpu", "--output-dir", str(tmp_path / name), "--cache-dir", str(tmp_path / f"{name}-cache"),
         ]  # fmt: skip
 
     assert main(command("alone")) == 0
