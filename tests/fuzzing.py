@@ -332,7 +332,7 @@ def use_model(folder: Path, images: torch.Tensor, saved: Path | None = None) -> 
 
 def is_a_sentence(text: str) -> bool:
     """Whether it is one line that can be read, whatever was in the file that it speaks of."""
-    return text.isprintable() and len(text) < 1000
+    return text.isprintable() and len(text) < 2000
 
 
 def _memory(key: str) -> int:

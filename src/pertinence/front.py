@@ -18,6 +18,7 @@ STEM = -1
 CHEAPEST_LOSSLESS = "cheapest-lossless"
 BEST_BELOW_LARGEST = "best-below-largest"
 MAX_POINTS = 10_000
+SHOWN_NAMES = 100
 FASTEST = "fastest"
 MOST_ACCURATE = "most-accurate"
 _BUDGETS = ("gmacs", "latency_ms", "accuracy", "operating_point")
@@ -294,8 +295,9 @@ class Front(Sequence[OperatingPoint]):
             return self._points[0]
         if name == MOST_ACCURATE and self._points:
             return max(self._points, key=lambda point: point.select.accuracy if point.select else 0.0)
-        known = ", ".join(point.name for point in self._points)
-        raise PertinenceError(f"there is no operating point {shown(name)}; this model has: {known}")
+        known = ", ".join(point.name for point in self._points[:SHOWN_NAMES])
+        more = ", ..." if len(self) > SHOWN_NAMES else ""
+        raise PertinenceError(f"there is no operating point {shown(name)}; this model has: {known}{more}")
 
     def choose(
         self,

@@ -125,8 +125,8 @@ def as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
         if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             found = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise PertinenceError(
-                f"expected image tensors (3, H, W), got {found} (image {index} of {len(flat)}): decode with "
-                "PertinenceImageProcessor"
+                f"expected image tensors (3, H, W), got {found}: decode with PertinenceImageProcessor (image "
+                f"{index} of {len(flat)})"
             )
     return [to_uint8(image) for image in flat]
 
