@@ -38,6 +38,7 @@ from pertinence import (
 )
 from pertinence.checkpoints import ExpertReference, LoadOptions
 from pertinence.dispatcher import Head
+from pertinence.downloads import chain
 from pertinence.evidence import CONFIDENCE, evidence_size
 from pertinence.experts import load_expert, load_pool
 from pertinence.front import STEM, Latency
@@ -308,6 +309,8 @@ class DamagedFiles:
             except CLEAR as error:
                 if isinstance(error, PertinenceError) and not is_a_sentence(str(error)):
                     raise AssertionError(f"no sentence: {str(error)!r}") from error
+                if any(isinstance(one, MemoryError) or "allocate memory" in str(one) for one in chain(error)):
+                    raise AssertionError("it took more memory than it may") from error
                 outcome = type(error).__name__
             return Case(outcome, process_time() - started, _memory("VmHWM") - before)
         finally:

@@ -453,6 +453,28 @@ def test_an_expert_of_nan_is_named(changed, images):
         load(folder)(images(2, 40), operating_point="first")
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        (
+            "experts/0/config.json",
+            {"pretrained_cfg__input_size": [3, 32, 0.5]},
+            "'?TimmWrapperImageProcessor fails on",
+        ),
+        (
+            "config.json",
+            {"experts__1__transform__size": [40, 40], "experts__1__transform__resize": [40, 40]},
+            "fails on",
+        ),
+    ],
+    ids=["processor", "network"],
+)
+def test_an_expert_that_does_not_fit_its_settings_is_said(changed, images, name, values, words):
+    model = load(changed(name, **values))
+    with pytest.raises(PertinenceError, match=words):
+        model(images(2, 40), operating_point="both")
+
+
 def test_what_is_sound_stays_so(whole, images):
     model = load(whole)
     assert model.config.num_labels == len(LABELS)

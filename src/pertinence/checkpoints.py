@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .checkpoint_checks import building_from, check_checkpoint
 from .downloads import chain, explain_hub, fetch, pin
 from .errors import PertinenceError, explain
+from .values import LONGEST_NAME
 
 
 logger = logging.get_logger(__name__)
@@ -319,4 +320,6 @@ def read_licence(checkpoint: Checkpoint, title: str) -> str | None:
     except Exception as error:  # a licence is worth showing, not worth failing for
         logger.info(f"The licence of expert {title!r} is unknown: {error}")
     licence = licence or (getattr(checkpoint.model.config, "pretrained_cfg", None) or {}).get("license")
-    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    licence = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    # A card may say anything; what is stored is one line.
+    return " ".join(str(licence).split())[:LONGEST_NAME] if licence else None

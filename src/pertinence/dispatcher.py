@@ -193,7 +193,8 @@ def route(
         if position is None:
             continue
         head = heads[position]
-        known = known_of(stage.evidence, own, answer, features, tail).cpu().numpy()
+        # What a stem gives in the place of logits is no answer.
+        known = known_of(stage.evidence, None if member == STEM else own, answer, features, tail).cpu().numpy()
         if member != STEM:
             votes[here, member], known = known[:, 0], known[:, 1:]
         evidence = stage_evidence(stage.evidence, known, votes[here], ran[here], head.knots)

@@ -206,7 +206,16 @@ class Preprocessor:
         self.transform.check_image(*images.shape[-2:])
         if self.is_vectorised(*images.shape[-2:]):
             return self.transform.apply(images)
-        return self.transform.cut(run_processor(self.processor, images))
+        try:
+            pixel_values = run_processor(self.processor, images)
+        except Exception as error:  # somebody's settings of somebody's processor
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                raise
+            raise PertinenceError(
+                f"an expert's {type(self.processor).__name__} fails on images of shape {tuple(images.shape)} "
+                f"({explain(error)})"
+            ) from error
+        return self.transform.cut(pixel_values)
 
     def is_vectorised(self, height: int, width: int) -> bool:
         """Whether images of this size are transformed as one tensor rather than one by one."""
