@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging
 
+from .checkpoint_checks import building_from, check_checkpoint
 from .downloads import chain, explain_hub, fetch, pin
-from .errors import PertinenceError, first_line
+from .errors import PertinenceError, explain
+from .values import LONGEST_NAME
 
 
 logger = logging.get_logger(__name__)
@@ -218,6 +221,7 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             # By its folder from here on: transformers would prefer a local directory that happens to have the same
             # name.
             folder = fetch(reference.repo_id, revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
+        tensors = check_checkpoint(folder)
         shared = {**options.hub, "trust_remote_code": options.trust_remote_code}
         config = AutoConfig.from_pretrained(folder, **shared)
         if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
@@ -232,7 +236,8 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
             **shared,
         )
-        model, info = _load_as_asked(partial(_load_for_any_size, load, config), options.attn_implementation)
+        with nullcontext() if tensors is None else building_from(tensors):
+            model, info = _load_as_asked(partial(_load_for_any_size, load, config), options.attn_implementation)
         processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(folder, **shared)
     except PertinenceError as error:
         raise PertinenceError(f"{title}: {error}") from error
@@ -303,7 +308,7 @@ def _explain(title: str, reference: ExpertReference, error: Exception) -> str:
         )
     if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
         return f"{title}: weights and config.json of {reference.repo_id} do not have the same shapes"
-    return f"{title} cannot be loaded from {reference.repo_id}: {first_line(error)}"
+    return f"{title} cannot be loaded from {reference.repo_id} ({explain(error)})"
 
 
 def _timm_processor(config: Any) -> Any:
@@ -357,4 +362,6 @@ def read_licence(checkpoint: Checkpoint, title: str) -> str | None:
     except Exception as error:  # a licence is worth showing, not worth failing for
         logger.info(f"The licence of expert {title!r} is unknown: {error}")
     licence = licence or (getattr(checkpoint.model.config, "pretrained_cfg", None) or {}).get("license")
-    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    licence = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    # A card may say anything; what is stored is one line.
+    return " ".join(str(licence).split())[:LONGEST_NAME] if licence else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,11 @@ from .checkpoints import (
 )
 from .configuration_pertinence import QUANTIZATIONS
 from .costs import count_gmacs
-from .errors import PertinenceError
+from .errors import PertinenceError, shown
 from .features import FeatureTap
 from .labels import check_same_labels, is_generic, resolve_label_map
 from .preprocessing import Images, Preprocessor, Transform
+from .values import is_name
 from .variants import quantized, smaller_transform
 
 
@@ -85,7 +87,7 @@ class Expert(nn.Module):
     @property
     def labels(self) -> dict[int, str]:
         """Its names of the pool's labels."""
-        own, label_map = self.model.config.id2label, self.entry["label_map"]
+        own, label_map = self.model.config.id2label, self.entry.get("label_map")
         return dict(own) if label_map is None else {index: own[theirs] for index, theirs in enumerate(label_map)}
 
     def train(self, mode: bool = True) -> Expert:
@@ -107,13 +109,13 @@ class Expert(nn.Module):
         Raises:
             PertinenceError: the expert answered with NaN or infinity.
         """
-        logits, features, is_finite = self.answer(images, max_batch)
-        self.check(is_finite)
+        logits, features, total = self.answer(images, max_batch)
+        self.check(total)
         return logits, features
 
     def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The same as `forward`, and whether all scores are finite, bool (): still on the device, where reading it
-        would wait for everything before."""
+        """The same as `forward`, but what `check` looks at, the sum of all scores, float32 (), is still on the device:
+        reading it would wait for everything before."""
         device, dtype = self.device, self.dtype
         if self.entry.get("quantization") and device.type != "cpu":
             raise PertinenceError(
@@ -123,25 +125,25 @@ class Expert(nn.Module):
         answers = []
         images, order = _by_size(images)
         for chunk in _chunks(images, max_batch or self.chunk_size(device)):
-            chunk = (
-                chunk.to(device, non_blocking=True)
-                if isinstance(chunk, torch.Tensor)
-                else [image.to(device, non_blocking=True) for image in chunk]
-            )
+            if isinstance(chunk, torch.Tensor):
+                chunk = chunk.to(device, non_blocking=True)
+            else:
+                chunk = [image.to(device, non_blocking=True) for image in chunk]
             pixel_values = self.preprocess(chunk).to(device, dtype, memory_format=self.memory_format)
             answers.append(self._features.run(pixel_values, **self._options))
         logits, features = answers[0] if len(answers) == 1 else map(torch.cat, zip(*answers, strict=True))
         if order is not None:
             back = torch.tensor(order).argsort().to(device, non_blocking=True)
             logits, features = logits[back], features[back]
-        is_finite = torch.isfinite(logits).all()
+        logits, features = logits.float(), features.float()
+        total = logits.sum()
         if self.entry.get("label_map") is not None:
             logits = logits[:, self.entry["label_map"]]
-        return logits.float(), features.float(), is_finite
+        return logits, features, total
 
-    def check(self, is_finite: torch.Tensor) -> None:
-        """Raise `PertinenceError` where `answer` gave scores that are not finite."""
-        if not is_finite:
+    def check(self, total: torch.Tensor) -> None:
+        """Raise `PertinenceError` where `answer` gave scores that are not finite, and so have no finite sum."""
+        if not math.isfinite(total):
             raise PertinenceError(
                 f"expert {self.entry['name']!r} answers with NaN or infinite scores: check its weights, and its "
                 f"dtype ({self.dtype})"
@@ -250,8 +252,11 @@ def load_expert(
     opened: dict[Any, Checkpoint] | None = None,
 ) -> Expert:
     """Load one expert, or a stem, whose labels do not matter, and measure what the config stores of it."""
+    name = reference.display_name
+    if not is_name(name):
+        raise PertinenceError(f"expert {shown(name)} needs a name of one line: give one with {{'name': ...}}")
     checkpoint = open_checkpoint(reference, options, is_stem, opened)
-    name, model = reference.display_name, checkpoint.model
+    model = checkpoint.model
     if not is_stem:
         _check_single_label(name, model.config)
     entry = {
