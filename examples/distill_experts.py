@@ -151,7 +151,10 @@ def run(settings: Distillation) -> list[Path]:
     if not (settings.teacher and settings.dataset and settings.students):
         raise PertinenceError("name --teacher, --dataset and --students, or a --config that does")
     students = [Student.parse(student) for student in settings.students]
-    if unknown := set(settings.only or ()) - {student.name for student in students}:
+    names = [student.name for student in students]
+    if len(set(names)) < len(names):
+        raise PertinenceError(f"two students have the same name: {', '.join(names)}")
+    if unknown := set(settings.only or ()) - set(names):
         raise PertinenceError(f"there is no student {', '.join(sorted(unknown))}")
     students = [student for student in students if not settings.only or student.name in settings.only]
     folder = Path(settings.output_dir)
@@ -171,10 +174,13 @@ def run(settings: Distillation) -> list[Path]:
     images.check_labels(teacher.labels)
     with accelerator.main_process_first():  # the others then find them made
         views = make_views(settings, teacher, images, folder / "views")
+    accuracy = (
+        {} if validation is None else {teacher.entry["name"]: measure(lambda seen: teacher(seen)[0], validation)}
+    )
     for student in missing:
         model = train(student, settings, views, validation, accelerator, folder / f"{student.name}.training")
         if accelerator.is_main_process:
-            save(student, settings, model, teacher, validation, folder / student.name)
+            save(student, settings, model, teacher, validation, accuracy, folder / student.name)
         accelerator.wait_for_everyone()
     return made
 
@@ -365,9 +371,15 @@ def save(
     model: nn.Module,
     teacher: Expert,
     validation: LabelledImages | None,
+    accuracy: dict[str, float],
     folder: Path,
 ) -> None:
-    """Write a student as timm's repositories on the Hub are, load it as an expert, measure it, and write its card."""
+    """Write a student as timm's repositories on the Hub are, load it as an expert, measure it, and write its card.
+
+    Args:
+        accuracy: of the teacher, by its name; empty where there are no validation images.
+        folder: which must not be there yet, or is replaced.
+    """
     labels, size = list(teacher.labels.values()), student.transform(settings.image_size).size
     for stale in ("license", "tag", "origin_url", "paper_ids"):  # of weights that it does not have
         model.pretrained_cfg.pop(stale, None)
@@ -380,10 +392,8 @@ def save(
         # timm >= 1.0.31 adds `num_classes`, which transformers gives timm by itself.
         update_config(temporary / "config.json", {"model_args": student.model_args})
         expert = load_expert(ExpertReference.parse(temporary), LoadOptions())
-        accuracy = {}
         if validation is not None:
-            for name, network in ((student.name, expert), (teacher.entry["name"], teacher)):
-                accuracy[name] = measure(lambda images, answer=network: answer(images)[0], validation)
+            accuracy = accuracy | {student.name: measure(lambda seen: expert(seen)[0], validation)}
         (temporary / "README.md").write_text(card(student, settings, expert, teacher, accuracy))
 
 

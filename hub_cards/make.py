@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 ZOO = HERE.parents[1] / "shared" / "zoo"
 STUDENTS = HERE.parent / "runs" / "vit" / "experts"
 RESNETS = {"resnet8": "apache-2.0"} | {f"resnet{depth}": "bsd-3-clause" for depth in (20, 32, 44, 56)}
-TRANSFORMERS = dict.fromkeys(("vit-6m", "swin-12m", "coatnet-22m", "coatnet-47m"), "apache-2.0")
+TRANSFORMERS = dict.fromkeys(("vit-6m", "swin-12m", "coatnet-47m"), "apache-2.0")
 POOLS = {
     "cifar10": RESNETS,
     "cifar100": {name: RESNETS[name] for name in ("resnet20", "resnet32", "resnet44", "resnet56")},

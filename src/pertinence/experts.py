@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ PIXELS_AT_ONCE = 2**16
 """What a CPU thread is given at once: 64 images of 32 x 32. With more the activations leave its cache, and every image
 takes up to twice as long."""
 LEAST_AT_ONCE = 4
+ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
 ACCELERATED_PIXELS_AT_ONCE = 2**25
 """The same for an accelerator, where only memory bounds it: 668 images of 224 x 224."""
 
@@ -151,7 +153,10 @@ class Expert(nn.Module):
 
     def compile_network(self, options: dict[str, Any]) -> None:
         """Compile the network, in place, with options of `torch.compile`."""
-        self.model.compile(**options)
+        # Else all experts that share code, as those of timm do, share one count of recompilations: the last of a large
+        # pool would stay eager.
+        isolated = {"isolate_recompiles": True} if ISOLATES else {}
+        self.model.compile(**isolated, **options)
 
     def chunk_size(self, device: torch.device) -> int:
         """Images that the network receives at once on a device."""
