@@ -14,11 +14,10 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from PIL import UnidentifiedImageError
 
 from .arguments import DataArguments
 from .downloads import DamagedDownload, checked_downloads, explain_hub, may_pass, patiently
-from .errors import PertinenceError, first_line
+from .errors import PertinenceError, explain, first_line
 from .image_processing_pertinence import decode_image
 from .labels import check_same_labels
 
@@ -122,11 +121,9 @@ class LabelledImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> torch.Tensor | PertinenceError:
         try:
             return decode_image(self._images[index][self.image_column])
-        except (PertinenceError, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            reason = first_line(error)
-            return PertinenceError(
-                f"image {index} of column {self.image_column!r} cannot be decoded ({reason}): remove it"
-            )
+        except Exception as error:  # Pillow's readers, and those of data sets, fail in any way
+            reason = first_line(error) if isinstance(error, PertinenceError) else explain(error)
+            return unusable(index, self.image_column, reason)
 
     def check_labels(self, labels: dict[int, str]) -> None:
         """Refuse images whose labels cannot be those that an expert answers with."""
@@ -250,6 +247,21 @@ def assign_folds(labels: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
         mine = shuffled[fold_of[shuffled] == fold]
         dealt[fold, : len(mine)] = mine
     return torch.from_numpy(dealt)
+
+
+def unusable(index: int, column: str, reason: str) -> PertinenceError:
+    """What to say of an image that cannot be used."""
+    return PertinenceError(
+        f"image {index} of column {column!r} cannot be decoded ({reason}): remove it, or skip such images with "
+        "--on-bad-image skip"
+    )
+
+
+def first_readable(images: LabelledImages) -> torch.Tensor:
+    """The first image that can be decoded; raises what is wrong with the first of all where none can."""
+    decoded = (images[index] for index in range(len(images)))
+    found = next((image for image in decoded if not isinstance(image, PertinenceError)), None)
+    return raise_or([images[0]])[0] if found is None else found
 
 
 def raise_or(items: Sequence[Any]) -> list[torch.Tensor]:

@@ -78,12 +78,21 @@ def pin(repo_id: str, revision: str | None, name: str, **options: Any) -> str:
     return Path(patiently(download)).parent.name
 
 
-def find_file(model_path: str | os.PathLike, name: str, token: str | bool | None = None) -> Path | None:
-    """A file that lies beside a model, in its folder or on the Hub; None where there is none."""
-    path = Path(model_path) / name
+def find_file(
+    model_path: str | os.PathLike, name: str, token: str | bool | None = None, **options: Any
+) -> Path | None:
+    """A file that lies beside a model, in its folder or on the Hub; None where there is none.
+
+    Args:
+        model_path: folder or Hub id.
+        name: of the file.
+        token: of the Hub.
+        options: of `hf_hub_download`.
+    """
+    path = Path(model_path) / options.get("subfolder", "") / name
     if not Path(model_path).is_dir():
         try:
-            path = Path(hf_hub_download(str(model_path), name, token=token))
+            path = Path(hf_hub_download(str(model_path), name, token=token, **options))
         except LocalEntryNotFoundError as error:
             raise PertinenceError(
                 f"whether {model_path} has a {name} is not known, as the Hub cannot be reached and the cache does not "

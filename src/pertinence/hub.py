@@ -20,10 +20,11 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from safetensors.torch import load_file
 from transformers.utils import logging
 
+from .checkpoint_checks import is_contained
 from .checkpoints import ExpertReference, LoadOptions, hash_folder
-from .configuration_pertinence import PertinenceConfig
+from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .downloads import chain, explain_hub, may_pass, patiently
-from .errors import PertinenceError, first_line
+from .errors import MALFORMED, PertinenceError, explain, first_line
 from .files import (
     BASELINES,
     CONVERGENCE_FIGURE,
@@ -40,7 +41,7 @@ from .files import (
 from .info import open_config
 from .licences import forbids_copies
 from .model_card import Card, render_card
-from .references import EMBEDDED, files_to_copy, find_copies
+from .references import files_to_copy, find_copies
 
 
 logger = logging.get_logger(__name__)
@@ -91,7 +92,13 @@ class Bundle:
             tuple(self.needs_code),
             tuple(tags),
         )
-        return render_card(card)
+        try:
+            return render_card(card)
+        except (*MALFORMED, yaml.YAMLError) as error:
+            raise PertinenceError(
+                f"no card can be written from {RECORD} and {SETTINGS} ({explain(error)}): they are damaged; search "
+                "again, or remove them"
+            ) from error
 
 
 def push_folder(
@@ -203,6 +210,9 @@ def collect(
     files: dict[str, Path | bytes] = {
         path.name: path for pattern in (*MODEL_FILES, *RUN_FILES) for path in sorted(folder.glob(pattern))
     }
+    for path in files.values():
+        if not is_contained(path, folder):
+            raise PertinenceError(f"{path} is a link that leads out of {folder}: put the file itself there")
     if examples and (folder / EXAMPLES_FIGURE).is_file():
         files[EXAMPLES_FIGURE] = folder / EXAMPLES_FIGURE
     bundle = Bundle(config, files)
@@ -384,7 +394,7 @@ def _read(path: Path, parse: Any) -> dict[str, Any] | None:
         return None
     try:
         values = parse(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise PertinenceError(f"{path} is damaged ({first_line(error)}): search again, or remove it") from error
     if not isinstance(values, dict):
         raise PertinenceError(f"{path} is damaged: search again, or remove it")

@@ -16,12 +16,12 @@ from accelerate.utils import convert_file_size_to_int
 from torch import nn
 
 from .checkpoints import Checkpoint, LoadOptions, is_commit
-from .configuration_pertinence import PertinenceConfig
+from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .errors import PertinenceError
 from .experts import Expert, reload_expert
 from .front import STEM
 from .preprocessing import Images
-from .references import EMBEDDED, locate
+from .references import locate
 
 
 Experts = dict[int, "Expert | LazyExpert"]
@@ -52,6 +52,12 @@ class SavedPool:
         entries = {entry["name"]: entry for entry in self.entries.values()}
         if unknown := set(paths) - set(entries):
             raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(entries)}")
+        for name, entry in entries.items() if not Path(self.source).is_dir() else ():
+            if Path(entry["repo_id"] or "").is_absolute() and name not in paths:
+                raise PertinenceError(
+                    f"expert {name!r} of {self.source} is in the folder {entry['repo_id']} of somebody's machine: "
+                    f"tell where it is on yours with expert_paths={{{name!r}: folder}}"
+                )
         for name, folder in paths.items():
             entries[name]["repo_id"] = str(Path(folder).resolve())
 

@@ -72,7 +72,9 @@ def read_store(folder: Path, identity: dict[str, Any], with_features: bool) -> d
             if (store.metadata() or {}).get("fingerprint") != metadata["fingerprint"]:
                 raise ValueError("it holds what another expert or split was asked")
             tensors = {key: store.get_tensor(key) for key in store.keys()}  # noqa: SIM118
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if not {len(tensor) for tensor in tensors.values()} == {identity["count"]} or "scores" not in tensors:
+            raise ValueError("it speaks of other images")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         logger.warning(f"The predictions in {folder} are stale or damaged ({error}): computing them again.")
         return None
     return tensors if "features" in tensors or not with_features else None
@@ -98,5 +100,5 @@ def write_store(folder: Path, identity: dict[str, Any], tensors: dict[str, torch
 def _has_fingerprint(folder: Path, identity: dict[str, Any]) -> bool:
     try:
         return json.loads((folder / "metadata.json").read_text())["fingerprint"] == _digest(identity)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

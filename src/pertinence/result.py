@@ -24,7 +24,7 @@ from transformers.utils import logging
 from .candidates import save_candidates
 from .data import LabelledImages
 from .dispatcher import Head
-from .errors import PertinenceError
+from .errors import MALFORMED, PertinenceError
 from .evaluation import route_predictions
 from .files import (
     BASELINES,
@@ -38,7 +38,7 @@ from .files import (
     STATE,
     SUFFIX,
     UNWRITABLE,
-    WEIGHTS,
+    WEIGHT_PATTERNS,
     beside,
     check_writable,
     put,
@@ -157,7 +157,7 @@ class SearchResult:
                     self._write(temporary, folder, save_experts)
                     # From here on until its record is there the folder is that of a search that has not ended.
                     SearchFolder(folder / STATE).remember("settings", lambda: settings)
-                    put(temporary, folder, (CONFIG, RECORD), WEIGHTS)
+                    put(temporary, folder, (CONFIG, RECORD), WEIGHT_PATTERNS)
                 _clear(folder / STATE)  # last: it tells, too, that something may be left to remove
         finally:
             if is_new and folder.is_dir() and not any(folder.iterdir()):
@@ -354,7 +354,9 @@ def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) ->
                 f"the output folder {folder} holds something else: choose another --output-dir, or empty it"
             )
         differences = _differences(stored, settings)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except PertinenceError:
+        raise
+    except MALFORMED as error:
         raise PertinenceError(
             f"the search in the output folder {folder} is damaged: choose another --output-dir, or remove it"
         ) from error

@@ -23,7 +23,7 @@ from .accelerators import device_name, make_accelerator
 from .arguments import SearchArguments
 from .checkpoints import ExpertReference
 from .costs import measure_latency
-from .data import LabelledImages, raise_or, stratified_split
+from .data import LabelledImages, first_readable, raise_or, stratified_split
 from .errors import PertinenceError
 from .experts import Expert, list_references, load_expert, load_pool, pool_labels
 from .front_search import FoundFront, search_front
@@ -181,7 +181,7 @@ class DispatcherSearch:
         """Note the latency of each expert in its entry: measured once, by one process while the others wait."""
 
         def measure() -> list[float]:
-            (image,) = raise_or([self.images[0]])
+            image = first_readable(self.images) if self.args.on_bad_image == "skip" else raise_or([self.images[0]])[0]
             return measure_latency(experts, image, self.args.batch_size, accelerator.device)
 
         latency = folder.remember(kept_as.replace("/", "--"), measure) if accelerator.is_main_process else None
@@ -193,7 +193,7 @@ class DispatcherSearch:
         self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator
     ) -> tuple[Predictions, Predictions]:
         """Predictions of the search images and of the report images."""
-        options = {key: getattr(self.args, key) for key in ("batch_size", "num_workers", "cache_dir")}
+        options = {key: getattr(self.args, key) for key in ("batch_size", "num_workers", "cache_dir", "on_bad_image")}
         reads_features = [0] if self.args.recipe != "cascade" and stem is None else []
         parts = []
         for images in filter(None, (self.images, self.report_images)):
