@@ -23,11 +23,12 @@ from torch.nn.modules import module as registration
 
 from .configuration_pertinence import ATTENTION, MAX_LABELS, MEANINGLESS, PertinenceConfig
 from .errors import PertinenceError, explain, shown
+from .files import CONFIG
 from .preprocessing import MAX_SIDE
 from .values import is_number
 
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 MAX_JSON = 2**26
 LEAST_CROP = 0.05
@@ -140,8 +141,8 @@ def find_weights(folder: Path) -> list[Path]:
     Raises:
         PertinenceError: its index names anything but safetensors files beside it.
     """
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         return []
     places = read_json(folder / INDEX).get("weight_map")

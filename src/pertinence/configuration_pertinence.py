@@ -83,6 +83,8 @@ class PertinenceConfig(PreTrainedConfig):
             `"exact"`: each expert sees the pixels of its own processor; `"fast"`: torchvision on uint8 for all.
         guarantee (`dict`, *optional*):
             What `pertinence calibrate` promised of an operating point, see `Guarantee`.
+        heads_hash (`str`, *optional*):
+            Of the weights that were saved with this file, see `files.hash_tensors`: others are refused.
         format_version (`int`, defaults to 1):
             Version of this format.
     """
@@ -96,6 +98,7 @@ class PertinenceConfig(PreTrainedConfig):
     operating_point: str | None = None
     preprocessing: str = "exact"
     guarantee: dict[str, Any] | None = None
+    heads_hash: str | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):

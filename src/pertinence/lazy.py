@@ -15,13 +15,13 @@ import torch
 from accelerate.utils import convert_file_size_to_int
 from torch import nn
 
-from .checkpoints import Checkpoint, LoadOptions
+from .checkpoints import Checkpoint, LoadOptions, is_commit
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError
 from .experts import Expert, reload_expert
 from .front import STEM
 from .preprocessing import Images
-from .references import locate
+from .references import EMBEDDED, locate
 
 
 Experts = dict[int, "Expert | LazyExpert"]
@@ -66,6 +66,12 @@ class SavedPool:
         entry = self.entries[index]
         place = locate(entry, self.source, self.revision, self.options)
         expert = reload_expert(entry, place, self.options, self.config.preprocessing, index == STEM, opened)
+        is_copy = EMBEDDED.fullmatch(entry["repo_id"])
+        if is_copy and not is_commit(entry["revision"]) and expert.revision != entry["revision"]:
+            raise PertinenceError(
+                f"the copy of expert {entry['name']!r} in {self.source} does not belong to config.json: it has "
+                "changed, or was read while another model was saved there; load it again, or save or copy it anew"
+            )
         if index != STEM and len(expert.labels) != self.config.num_labels:
             raise PertinenceError(
                 f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, hf_hub_download
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .checkpoint_checks import CONFIG, FLOATS, WEIGHTS, Tensors
+from .checkpoint_checks import FLOATS, Tensors, find_weights
 from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .dispatcher import Answer, Dispatcher, Head, Routing, route, threshold_head
-from .downloads import checked_downloads, find_file, pin
+from .downloads import checked_downloads, explain_hub, fetch, may_pass, patiently
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels
-from .files import share
+from .files import CONFIG, WEIGHTS, beside, hash_tensors, put, share
 from .front import STEM, Figures, Front, OperatingPoint, Stage
 from .hub import push_folder
 from .image_processing_pertinence import PertinenceImageProcessor, as_images
@@ -329,12 +329,23 @@ class PertinenceForImageClassification(PreTrainedModel):
         kwargs.pop("trust_remote_code", None)
         wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
         kwargs["use_safetensors"] = True  # never a pickle
-        try:
+        is_folder, parent = Path(source).is_dir(), super()
+        if is_folder and not {"config", "subfolder"} & set(kwargs) and not (Path(source) / CONFIG).is_file():
+            raise PertinenceError(f"{source} holds no model: it has no {CONFIG}, which comes last when one is saved")
+
+        def load() -> tuple[PertinenceForImageClassification, dict[str, Any]]:
             with checked_downloads(source, options.get("cache_dir")):
                 cls._check_files(source, kwargs)
-                model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+                return parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
+
+        try:
+            model, info = load() if is_folder else patiently(load)
         except RuntimeError as error:
             raise PertinenceError(f"the heads of {source} do not fit its front") from error
+        except OSError as error:
+            if is_folder or not may_pass(error):
+                raise
+            raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
         if not model.config.experts:
             raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
@@ -342,6 +353,12 @@ class PertinenceForImageClassification(PreTrainedModel):
         model.dispatcher.check(source)
         if options.get("dtype") == "auto":
             del options["dtype"]  # each expert's own, as the config notes it
+        expected = model.config.heads_hash
+        if expected is not None and kwargs.get("state_dict") is None and expected != hash_tensors(model._own()):
+            raise PertinenceError(
+                f"config.json and the weights of {source} do not belong together: it was read while another model was "
+                "saved there, or copied in part; load it again, or save or copy it anew"
+            )
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
         pool = SavedPool(model.config, source, revision, LoadOptions.parse(options))
         pool.move(expert_paths or {})
@@ -378,15 +395,23 @@ class PertinenceForImageClassification(PreTrainedModel):
             raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if kwargs.get("state_dict") is not None:
             return
-        if not Path(source).is_dir() and not kwargs.get("subfolder"):
-            hub["revision"] = kwargs["revision"] = pin(source, hub.pop("revision", None), CONFIG, **hub)
-        name = f"model.{kwargs['variant']}.safetensors" if kwargs.get("variant") else WEIGHTS
-        path = find_file(source, name, **hub)
-        if path is None:
-            raise PertinenceError(f"{source} has no {name}; pickles (pytorch_model.bin) are never opened")
+        subfolder, folder = kwargs.get("subfolder") or "", Path(source)
+        if not folder.is_dir():
+            hub.pop("force_download", None)  # what was loaded anew a moment ago
+            known = Path(hf_hub_download(source, CONFIG, **hub))
+            hub.pop("subfolder", None)
+            revision = hub.pop("revision", None)
+            if not subfolder:
+                revision = kwargs["revision"] = known.parent.name
+            folder = fetch(source, revision, [f"{subfolder}/{one}" if subfolder else one for one in WEIGHTS], **hub)
+        variant = kwargs.get("variant")
+        single = folder / subfolder / f"model.{variant}.safetensors"
+        paths = [single] if variant and single.is_file() else find_weights(folder / subfolder)
+        if not paths:
+            raise PertinenceError(f"{source} has no model.safetensors; pickles (pytorch_model.bin) are never opened")
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
-        found = Tensors.of(path)
+        found = Tensors.of(*paths)
         if COUNTED not in found.shapes:
             expected.pop(COUNTED)
         if found.shapes != expected or not set(found.dtypes.values()) <= FLOATS:
@@ -403,13 +428,16 @@ class PertinenceForImageClassification(PreTrainedModel):
         """Save config, dispatcher and image processor; of the experts only the references.
 
         Args:
-            save_directory: folder to write to.
+            save_directory: folder to write to. What it holds of another model stays whole until all is written.
             save_experts: also copy each expert's own files to `experts/<i>/` and refer to them there.
             kwargs: as in transformers.
 
         Raises:
-            PertinenceError: an expert was passed as a loaded model, is in no file yet, and `save_experts` is not set.
+            PertinenceError: an expert was passed as a loaded model, is in no file yet, and `save_experts` is not set;
+                or the folder cannot be written to.
         """
+        if not kwargs.get("is_main_process", True):
+            return
         if not self.config.experts or len(self.experts) != len(self.config.experts):
             raise PertinenceError("this model has no experts, so there is nothing to save: load or make it first")
         entries = self.config.entries
@@ -423,11 +451,7 @@ class PertinenceForImageClassification(PreTrainedModel):
                 "save_experts=True, or save that model first and give its folder"
             )
         folder = Path(save_directory)
-        own = {
-            key: value
-            for key, value in (state_dict or self.state_dict()).items()
-            if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
-        }
+        own = self._own(state_dict)
         # Experts that share their weights share a folder: that of the first of them.
         homes: dict[Any, str] = {}
         names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
@@ -435,26 +459,40 @@ class PertinenceForImageClassification(PreTrainedModel):
             expert.folder == (folder / "experts" / name).resolve()
             for name, expert in zip(names, components.values(), strict=True)
         )
-        if save_experts and not here:
-            save_components({name: components[name] for name in names}, folder / "experts")
-        saved = []
-        for entry, name, expert in zip(entries, names, components.values(), strict=True):
-            if save_experts or here:
-                entry = as_copy(entry, name)
-                if expert.folder is None:
-                    entry["revision"] = hash_folder(folder / entry["repo_id"])
-            elif EMBEDDED.fullmatch(entry["repo_id"]):
-                entry = {**entry, "repo_id": str(expert.folder)}
-            saved.append(entry)
-        experts, stem = self.config.experts, self.config.stem
-        try:
-            self.config.experts, self.config.stem = saved[: len(experts)], saved[-1] if stem else None
-            super().save_pretrained(folder, state_dict=own, **kwargs)
-            for path in folder.glob("model*.safetensors"):
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", folder.resolve().name)
+        config = self.config
+        with beside(folder / "model") as staged:
+            staged.mkdir()
+            if save_experts and not here:
+                save_components({name: components[name] for name in names}, staged / "experts")
+            saved = []
+            for entry, name, expert in zip(entries, names, components.values(), strict=True):
+                if save_experts or here:
+                    copy = as_copy(entry, name)
+                    entry = {**copy, "revision": hash_folder((folder if here else staged) / copy["repo_id"])}
+                elif EMBEDDED.fullmatch(entry["repo_id"]):
+                    entry = {**entry, "repo_id": str(expert.folder)}
+                saved.append(entry)
+            before = config.experts, config.stem, config.heads_hash
+            try:
+                config.experts, config.stem = saved[: len(config.experts)], saved[-1] if config.stem else None
+                config.heads_hash = hash_tensors(own)
+                super().save_pretrained(staged, state_dict=own, **kwargs)
+            finally:
+                config.experts, config.stem, config.heads_hash = before
+            for path in staged.glob("model*.safetensors"):
                 share(path)
-        finally:
-            self.config.experts, self.config.stem = experts, stem
-        PertinenceImageProcessor().save_pretrained(folder)
+            PertinenceImageProcessor().save_pretrained(staged)
+            put(staged, folder, (CONFIG,), () if kwargs.get("variant") else WEIGHTS)
+
+    def _own(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """What is saved of a state: the dispatcher."""
+        return {
+            key: value
+            for key, value in (state_dict or self.state_dict()).items()
+            if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
+        }
 
     def push_to_hub(self, repo_id: str, *, save_experts: bool = False, **options: Any) -> CommitInfo:
         """Push model, image processor and a model card, in one commit.

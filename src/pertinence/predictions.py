@@ -20,8 +20,9 @@ from .dispatcher import Answer
 from .errors import PertinenceError
 from .evidence import TOP_SCORES
 from .experts import Expert
+from .files import check_writable
 from .front import ACCURACY, AGREEMENT, STEM
-from .prediction_store import identify, read_store, store_folder, write_store
+from .prediction_store import ADVICE, identify, read_store, store_folder, write_store
 from .progress import progress_bar
 
 
@@ -265,6 +266,8 @@ def predict(
             found = gather_object([tensors is not None])
             tensors = tensors if all(found) else None
         if tensors is None:
+            if accelerator.is_local_main_process:
+                check_writable(root, ADVICE)
             stops = on_bad_image == "stop"
             tensors = _run(expert, images, accelerator, with_features, batch_size, num_workers, stops)
             if accelerator.is_local_main_process:

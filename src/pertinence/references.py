@@ -51,15 +51,9 @@ def locate(entry: dict[str, Any], source: str, revision: str | None, options: Lo
 
 
 def save_components(components: dict[str, Expert], folder: Path) -> None:
-    """Copy the files of experts to folders of their names; replaces `folder` as a whole, so that nothing of another
-    pool stays in it."""
-    fresh = folder.with_name(".experts-incomplete")
-    shutil.rmtree(fresh, ignore_errors=True)
+    """Copy the files of experts to folders of their names in `folder`."""
     for name, expert in components.items():
-        _save_expert(expert, fresh / name)
-    if folder.exists():
-        shutil.rmtree(folder)
-    fresh.rename(folder)
+        _save_expert(expert, folder / name)
 
 
 def _save_expert(expert: Expert, folder: Path) -> None:

@@ -98,7 +98,19 @@ class DispatcherSearch:
         accelerator = make_accelerator(args.device)
         pool, stem = self._load()
         settings = self._settings(pool, stem, accelerator)
-        folder = SearchFolder.prepare(args.output_dir, settings, args.resume, accelerator)
+        with SearchFolder.opened(args.output_dir, settings, args.resume, accelerator) as folder:
+            return self._search(pool, stem, settings, folder, accelerator, start)
+
+    def _search(
+        self,
+        pool: list[Expert],
+        stem: Expert | None,
+        settings: dict[str, Any],
+        folder: SearchFolder,
+        accelerator: Accelerator,
+        start: float,
+    ) -> SearchResult:
+        args = self.args
         if args.cost == "latency":
             self._measure_latency([*pool, *filter(None, [stem])], folder, accelerator)
             pool.sort(key=lambda expert: expert.entry["latency"])
@@ -244,12 +256,12 @@ def search_predictions(
         if getattr(args, setting) != value:
             raise PertinenceError(f"a table of predictions has no models to run: leave {setting} out")
     settings = _table_settings(table, args, report)
-    folder = SearchFolder.prepare(args.output_dir, settings, args.resume, accelerator)
-    parts = [part.predictions for part in (table, report) if part is not None]
-    if args.labels == "agree":
-        parts = [part.agreeing() for part in parts]
-    search, held = parts if len(parts) > 1 else hold_out(parts[0], args)
-    found = search_front(table.names, search, held, args, accelerator, folder.state_dir)
+    with SearchFolder.opened(args.output_dir, settings, args.resume, accelerator) as folder:
+        parts = [part.predictions for part in (table, report) if part is not None]
+        if args.labels == "agree":
+            parts = [part.agreeing() for part in parts]
+        search, held = parts if len(parts) > 1 else hold_out(parts[0], args)
+        found = search_front(table.names, search, held, args, accelerator, folder.state_dir)
     record = {**_record(found, settings, args), "run": _run_facts(start, start, accelerator, args)}
     return SearchResult(None, found.evaluation, found, record, is_main_process=accelerator.is_main_process)
 
