@@ -11,7 +11,7 @@ import torch
 
 from pertinence import Front, OperatingPoint, PertinenceError, Stage
 from pertinence.dispatcher import Dispatcher, Head, Routing, allowed_actions, choose, route, threshold_head
-from pertinence.evidence import fit_knots, mix, mix_evidence, stage_evidence
+from pertinence.evidence import fit_knots, known_of, mix, mix_evidence, stage_evidence
 
 
 NUM_EXPERTS = 5
@@ -104,8 +104,10 @@ def test_evidence_of_a_stage_is_features_then_mixture(kind, order):
     mixed, votes, features = random(6, 10), random(6, NUM_EXPERTS).long(), random(6, 7, seed=1)
     ran = torch.ones(6, NUM_EXPERTS, dtype=torch.bool)
     parts = {"f": features, "m": mix_evidence(mixed, votes, ran, KNOTS)}
-    actual = stage_evidence(kind, mixed, votes, ran, features, KNOTS)
-    torch.testing.assert_close(actual, torch.cat([parts[part] for part in order], 1))
+    known = known_of(kind, mixed, mixed, features).numpy()
+    assert known[:, 0].tolist() == mixed.argmax(1).tolist()
+    actual = stage_evidence(kind, known[:, 1:], votes.numpy(), ran.numpy(), KNOTS)
+    torch.testing.assert_close(torch.from_numpy(actual), torch.cat([parts[part] for part in order], 1))
 
 
 def test_knots_are_low_quantiles_of_the_logit_of_the_largest_probability():

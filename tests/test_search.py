@@ -507,7 +507,25 @@ def test_latency_is_measured_with_all_threads_and_a_bar(digit_experts, monkeypat
     costs.measure_latency(
         load_pool(digit_experts[:2], LoadOptions()), torch.zeros(3, 8, 8, dtype=torch.uint8), 2, torch.device("cpu")
     )
-    assert (threads, bars, updates) == ([3, 3], [2], [1, 1])
+    assert (set(threads), bars, updates) == ({3}, [len(threads)], [1] * len(threads))
+
+
+def test_latency_is_measured_in_turns(digit_experts, monkeypatch):
+    from pertinence import costs
+    from pertinence.checkpoints import LoadOptions
+    from pertinence.experts import load_pool
+
+    timed = []
+
+    class Timer(costs.Timer):
+        def blocked_autorange(self, **options):
+            timed.append(self._globals["expert"].entry["name"])
+            return super().blocked_autorange(min_run_time=0.01)
+
+    monkeypatch.setattr(costs, "Timer", Timer)
+    pool = load_pool(digit_experts[:2], LoadOptions())
+    costs.measure_latency(pool, torch.zeros(3, 8, 8, dtype=torch.uint8), 2, torch.device("cpu"))
+    assert timed == [expert.entry["name"] for expert in pool] * costs.TURNS
 
 
 def test_first_image_that_is_broken_is_named_where_latency_is_measured(search, digits):

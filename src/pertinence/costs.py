@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from statistics import median
 
 import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 
 from .errors import PertinenceError
+
+
+TURNS, TURN_SECONDS = 9, 0.1
 
 
 def count_gmacs(model: nn.Module, size: tuple[int, int]) -> float:
@@ -45,7 +49,9 @@ def count_gmacs(model: nn.Module, size: tuple[int, int]) -> float:
 def measure_latency(
     experts: Sequence[nn.Module], image: torch.Tensor, batch_size: int, device: torch.device
 ) -> list[float]:
-    """Milliseconds that each expert takes for one image on a device, preprocessing included: medians of many runs.
+    """Milliseconds that each expert takes for one image on a device, preprocessing included: medians of several turns.
+
+    Experts take turns, so that a machine that slows down slows all of them.
 
     Args:
         experts: modules that take a list of images.
@@ -56,20 +62,24 @@ def measure_latency(
     # Imported here: running a saved model must not need datasets.
     from .progress import progress_bar
 
-    milliseconds = []
-    with progress_bar(len(experts), "Latency", "expert") as bar:
-        for expert in experts:
-            home = expert.device
-            expert.to(device)
-            timer = Timer(
-                "expert(images)",
-                globals={"expert": expert, "images": [image] * batch_size},
-                num_threads=torch.get_num_threads(),  # its default is one
-            )
-            milliseconds.append(1000 * timer.blocked_autorange(min_run_time=1.0).median / batch_size)
-            expert.to(home)
-            bar.update(1)
-    return milliseconds
+    homes = [expert.device for expert in experts]
+    timers = [
+        Timer(
+            "expert(images)",
+            globals={"expert": expert.to(device), "images": [image] * batch_size},
+            num_threads=torch.get_num_threads(),  # its default is one
+        )
+        for expert in experts
+    ]
+    seconds: list[list[float]] = [[] for _ in timers]
+    with progress_bar(TURNS * len(timers), "Latency", "turn") as bar:
+        for _ in range(TURNS):
+            for timer, turns in zip(timers, seconds, strict=True):
+                turns.append(timer.blocked_autorange(min_run_time=TURN_SECONDS).median)
+                bar.update(1)
+    for expert, home in zip(experts, homes, strict=True):
+        expert.to(home)
+    return [1000 * median(turns) / batch_size for turns in seconds]
 
 
 class _LogitsOf(nn.Module):

@@ -21,6 +21,7 @@ from .evidence import (
     CONFIDENCE_BINS,
     NUM_KNOTS,
     evidence_size,
+    known_of,
     log_softmax,
     mix,
     mix_evidence_size,
@@ -50,6 +51,8 @@ class Head:
 
     def scores(self, evidence: torch.Tensor) -> torch.Tensor:
         """Evidence (B, E) to scores (B, N); of P heads at once (P, B, N)."""
+        if self.weight.ndim == 2:
+            return nn.functional.linear(evidence, self.weight, self.bias)
         return evidence @ self.weight.mT + self.bias.unsqueeze(-2)
 
     @property
@@ -94,9 +97,9 @@ def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> to
 
 
 @lru_cache(maxsize=4096)
-def _forbidden_on(members: tuple[int, ...], after: int, num_experts: int, device: torch.device) -> torch.Tensor:
-    """All but `allowed_actions`, where decisions are taken: made and sent there once, not for every batch."""
-    return ~allowed_actions(OperatingPoint("", "", members), Stage(after), num_experts).to(device)
+def _forbidden_on(members: tuple[int, ...], after: int, num_experts: int) -> torch.Tensor:
+    """All but `allowed_actions`: made once, not for every batch."""
+    return ~allowed_actions(OperatingPoint("", "", members), Stage(after), num_experts)
 
 
 def threshold_head(point: OperatingPoint, stage: Stage, threshold: float, num_experts: int) -> Head:
@@ -130,47 +133,38 @@ def route(
 
     Args:
         point: where to go and how to mix.
-        heads: one for each of `point.decisions`.
+        heads: one for each of `point.decisions`, on the CPU.
         run: answers for expert i (`STEM`: the stem) on the images of the given rows (rising, int64 (b,), on the CPU);
             called at most once per expert.
         count: number of images, B.
         expert_gmacs: cost of each expert of the pool.
-        device: where decisions are taken.
+        device: where answers are mixed.
         tail: how many labels the last column of the answers stands for: predictions that are kept of many labels have
             one column for all those that no expert thought likely.
         stem_gmacs: cost of the separate stem.
     """
     num_experts, device = len(expert_gmacs), torch.device(device)
-    stages = {stage.after: stage for stage in point.stages}
-    decisions = {
-        stage.after: (position, head)
-        for position, (stage, head) in enumerate(zip(point.decisions, heads, strict=True))
-    }
-    compares = any(stage.mixing is not None or stage.evidence != "features" for stage in point.stages)
-    first = STEM if STEM in decisions else point.members[0]
-
-    # Who goes where is kept by the host: a decision is copied there once, and nothing else waits for a device.
-    following = np.full(count, first)
+    # Who goes where, and why, is the host's to know: what a decision needs is copied there at once, and nothing else
+    # waits for a device.
+    following = np.full(count, point.order[0])
     ran = np.zeros((count, num_experts), dtype=bool)
-    last = np.full(count, point.members[0])
-    gmacs = np.zeros(count)
-    scores = torch.full((count, len(decisions), num_experts), torch.nan, device=device)
-    logits = votes = None
+    votes = np.zeros((count, num_experts), dtype=np.int64)
+    scores = np.full((count, len(heads), num_experts), np.nan, dtype=np.float32)
+    costs, for_all = np.array(expert_gmacs, dtype=float), 0.0
+    logits = None
     log_probs: dict[int, torch.Tensor] = {}
 
-    for member in dict.fromkeys([first, *point.members]):
-        if member == first:
-            rows, here, there = torch.arange(count), slice(None), slice(None)
-        else:
-            here = np.flatnonzero(following == member)
-            if not len(here):
-                continue
-            rows = torch.from_numpy(here)
-            there = rows.to(device, non_blocking=True)
+    for member in point.order:
+        rows = np.flatnonzero(following == member)
+        if not len(rows):
+            continue
+        # Where everybody is meant nothing is gathered or scattered.
+        here, rows = slice(None) if len(rows) == count else rows, torch.from_numpy(rows)
+        there = here if isinstance(here, slice) else rows.to(device, non_blocking=True)
 
         def spread(values: torch.Tensor, of_all: torch.Tensor | None, there=there) -> torch.Tensor:
             """Put values of some images among those of all."""
-            if of_all is None and isinstance(there, slice):
+            if isinstance(there, slice):
                 return values
             if of_all is None:
                 of_all = values.new_zeros(count, *values.shape[1:])
@@ -178,46 +172,39 @@ def route(
             return of_all
 
         own, features = run(member, rows)
-        gmacs[here] += stem_gmacs if member == STEM else expert_gmacs[member]
-        answer, stage = own, stages.get(member)
-        if member != STEM:
+        answer, stage = own, point.stage_after.get(member)
+        if member == STEM:
+            for_all += stem_gmacs
+        else:
             own = answer = own.to(device)
             ran[here, member] = True
-            last[here] = member
-            if compares:
-                own_log_probs = log_softmax(own, tail)
-                log_probs[member] = spread(own_log_probs, None)
-                if votes is None:
-                    votes = torch.zeros(count, num_experts, dtype=torch.int64, device=device)
-                votes[there, member] = own_log_probs.argmax(-1)
+            if point.mixes:
+                log_probs[member] = spread(log_softmax(own, tail), None)
             if stage is not None and stage.mixing is not None:
                 # Of a member that nobody was sent to nothing is known, and nothing is mixed.
                 mixed = [(m, w) for m, w in zip(point.members, stage.mixing, strict=False) if m in log_probs]
                 answer = mix([log_probs[m][there] for m, _ in mixed], [weight for _, weight in mixed])
             # A copy: what `run` gave may be somebody else's.
-            logits = answer.clone() if logits is None and answer is own and member == first else spread(answer, logits)
-        if member not in decisions:
+            logits = spread(answer.clone() if answer is own else answer, logits)
+        position = point.decision_after.get(member)
+        if position is None:
             continue
-        position, head = decisions[member]
-        evidence = stage_evidence(
-            stage.evidence,
-            answer,
-            None if votes is None else votes[there],
-            torch.from_numpy(ran[here]).to(device, non_blocking=True),
-            None if features is None else features.to(device),
-            head.knots,
-            tail,
-            len(log_probs) == 1,
-        )
-        stage_scores = head.scores(evidence)
-        forbidden = _forbidden_on(point.members, stage.after, num_experts, device)
-        following[here] = _choose_but(stage_scores, forbidden).cpu().numpy()
-        scores[there, position] = stage_scores.masked_fill(forbidden, torch.nan)
-        gmacs[here] += head.gmacs
-        if not (following > member).any():
-            break
-    last, ran = (torch.from_numpy(values).to(device) for values in (last, ran))
-    return Routing(logits, last, ran, torch.from_numpy(gmacs), scores)
+        head = heads[position]
+        known = known_of(stage.evidence, own, answer, features, tail).cpu().numpy()
+        if member != STEM:
+            votes[here, member], known = known[:, 0], known[:, 1:]
+        evidence = stage_evidence(stage.evidence, known, votes[here], ran[here], head.knots)
+        stage_scores = head.scores(torch.from_numpy(evidence))
+        forbidden = _forbidden_on(point.members, member, num_experts)
+        following[here] = _choose_but(stage_scores, forbidden).numpy()
+        scores[here, position] = stage_scores.masked_fill_(forbidden, torch.nan).numpy()
+        if member == STEM:
+            for_all += head.gmacs
+        else:
+            costs[member] += head.gmacs
+    last = num_experts - 1 - ran[:, ::-1].argmax(1)  # members come in pool order
+    last, experts_run, scores = (torch.from_numpy(values).to(device) for values in (last, ran, scores))
+    return Routing(logits, last, experts_run, torch.from_numpy(ran @ costs + for_all), scores)
 
 
 class Dispatcher(nn.Module):
@@ -248,34 +235,36 @@ class Dispatcher(nn.Module):
                 len(names), num_experts, size, evidence != "features"
             )
         self._names = [point.name for point in front]
-        self._views: dict[str, tuple[list[int], list[Head]]] = {}
+        self._heads: dict[str, tuple[list[_StackedHeads], list[int], list[Head]]] = {}
+        self.register_load_state_dict_post_hook(_forget_heads)
         # Where a file has none, nothing casts it back from the default type that transformers sets for the experts.
         counts = torch.zeros(len(front), num_experts, CONFIDENCE_BINS, dtype=torch.float32)
         self.answers = nn.Parameter(counts, requires_grad=False)
 
     def heads(self, point: OperatingPoint) -> list[Head]:
-        """The heads of one point, one for each of its decisions, in float32."""
-        stacks = [self._stack(stage) for stage in point.decisions]
-        # Heads are views, which stay true as long as the stacks lie where they lie.
-        places = [stack.weight.data_ptr() for stack in stacks]
-        known, heads = self._views.get(point.name, (None, []))
-        if known != places:
+        """The heads of one point, one for each of its decisions, in float32 on the CPU, where decisions are taken."""
+        stacks, places, heads = self._heads.get(point.name, ((), (), ()))
+        # On the CPU heads are views, which stay true as long as the stacks lie where they lie.
+        if not heads or places != [stack.weight.data_ptr() for stack in stacks]:
+            stacks = [self._stack(stage) for stage in point.decisions]
+            places = [stack.weight.data_ptr() for stack in stacks]
             with torch.inference_mode(False):
                 heads = [
                     stack[self.rows[point.name, stage.after, stage.evidence]]
                     for stack, stage in zip(stacks, point.decisions, strict=True)
                 ]
-            self._views[point.name] = places, heads
+            self._heads[point.name] = stacks, places, heads
         return heads
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_views": {}}
+        return {**super().__getstate__(), "_heads": {}}
 
     @torch.no_grad()
     def set_heads(self, point: OperatingPoint, heads: Sequence[Head]) -> None:
         """Store the heads of one point; raises `PertinenceError` where a shape does not fit its stage."""
         for stage, head in zip(point.decisions, heads, strict=True):
             self._stack(stage).store(self.rows[point.name, stage.after, stage.evidence], head, point.name)
+        _forget_heads(self)
 
     def answers_of(self, point: OperatingPoint) -> torch.Tensor:
         """How the report images were answered at one point, see `count_answers`: int64 (N, 32)."""
@@ -288,10 +277,16 @@ class Dispatcher(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Dispatcher:
         """Moved with the model, but never cast with it: decisions stay float32 whatever the experts are."""
+        _forget_heads(self)
         return super()._apply(lambda t: fn(t) if t.is_meta else t.to(fn(t[:0]).device), recurse)
 
     def _stack(self, stage: Stage) -> _StackedHeads:
         return self.stages[_stack_name(stage.after, stage.evidence)]
+
+
+def _forget_heads(dispatcher: Dispatcher, *_: Any) -> None:
+    """Those of an accelerator are copies, which do not follow when the stacks change."""
+    dispatcher._heads.clear()
 
 
 def _stack_name(after: int, evidence: str) -> str:
@@ -306,8 +301,8 @@ class _StackedHeads(nn.Module):
         self.knots = nn.Parameter(torch.zeros(count, NUM_KNOTS), requires_grad=False) if has_knots else None
 
     def __getitem__(self, row: int) -> Head:
-        knots = None if self.knots is None else self.knots[row].float()
-        return Head(self.weight[row].float(), self.bias[row].float(), knots)
+        tensors = (self.weight, self.bias, self.knots)
+        return Head(*(None if values is None else values[row].float().cpu() for values in tensors))
 
     def store(self, row: int, head: Head, name: str) -> None:
         if head.weight.shape != self.weight.shape[1:] or head.bias.shape != self.bias.shape[1:]:

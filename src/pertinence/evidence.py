@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,7 @@ CONFIDENCE = TOP_SCORES
 KNOT_QUANTILES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 NUM_KNOTS = len(KNOT_QUANTILES)
 LOG_FLOOR = -30.0
+LEAST = math.exp(LOG_FLOOR)
 CONFIDENCE_EDGES = tuple(edge / 2 for edge in range(-4, 27))
 """Where bins of confidence meet: half steps of logit(p1) from -2 (p1 = 0.12) to 13 (1 - p1 = 2e-6), so that answers of
 0.99 and of 0.9999 are told apart as those of 0.5 and of 0.99 are."""
@@ -53,7 +55,6 @@ def mix_evidence(
     ran: torch.Tensor,
     knots: torch.Tensor,
     tail: int = 1,
-    is_first: bool = False,
 ) -> torch.Tensor:
     """Statistics of a mixed answer.
 
@@ -63,74 +64,127 @@ def mix_evidence(
         ran: bool (b, N), whether it was run.
         knots: (8,) where the hinges of logit(p1) stand.
         tail: how many labels the last column stands for, see `route`.
-        is_first: says that of no image more than one expert was run: then there is nothing to compare.
 
     Returns:
-        (b, 5 + 5 + N + 1 + 16): five largest log-probabilities; p1, p2, p1 - p2, entropy (all labels but the five
-        count as one), log(1 - p1); whether each expert that was run agrees with the mixture; mean agreement of pairs;
-        eight hinges of logit(p1), and the same times whether the last two experts agree.
+        (b, 5 + 5 + N + 1 + 16), on the CPU: five largest log-probabilities; p1, p2, p1 - p2, entropy (all labels but
+        the five count as one), log(1 - p1); whether each expert that was run agrees with the mixture; mean agreement
+        of pairs; eight hinges of logit(p1), and the same times whether the last two experts agree.
+    """
+    on_host = (tensor.cpu().numpy() for tensor in (summary(mixed, tail), votes, ran, knots))
+    return torch.from_numpy(evidence_of_summary(*on_host))
+
+
+SUMMARY_SIZE = TOP_SCORES + 2
+
+
+def summary(mixed: torch.Tensor, tail: int = 1) -> torch.Tensor:
+    """All that evidence needs of an answer over many labels, computed where the answer is.
+
+    Args:
+        mixed: (b, C) logits.
+        tail: see `route`.
+
+    Returns:
+        (b, 7), in the dtype of the logits: the five largest log-probabilities, the probability of all other labels,
+        the label.
     """
     log_probs = log_softmax(mixed, tail)
-    answer = log_probs.argmax(-1, keepdim=True)
     best, labels = log_probs.topk(min(TOP_SCORES, log_probs.shape[-1]))
-    rest = _log_of_the_others(log_probs, answer, tail)
-    others = _log_of_the_others(log_probs, labels, tail)
-    outcomes = torch.cat([best, others.unsqueeze(1)], 1).clamp_min(LOG_FLOOR)
-    likely = outcomes.exp()
-    entropy = -(likely * outcomes).sum(-1)
-    p1, p2 = likely[:, 0], likely[:, 1]
-    summary = torch.stack([p1, p2, p1 - p2, entropy, rest], 1)
-    top = outcomes[:, :-1]
-    if top.shape[1] < TOP_SCORES:
-        top = nn.functional.pad(top, (0, TOP_SCORES - top.shape[1]), value=LOG_FLOOR)
-    agrees = ((votes == answer) & ran).to(mixed.dtype)
-    hinges = ((top[:, 0] - rest).unsqueeze(1) - knots).clamp_min(0)
-    if is_first:
-        agreement, agreeing = hinges.new_ones(len(hinges), 1), torch.zeros_like(hinges)
-    else:
-        agreement, last_agree = _compare(votes, ran)
-        agreeing = hinges * last_agree
-    return torch.cat([top, summary, agrees, agreement, hinges, agreeing], 1)
+    others = _mass_of_the_others(log_probs, labels, tail)
+    if best.shape[1] < TOP_SCORES:
+        best = nn.functional.pad(best, (0, TOP_SCORES - best.shape[1]), value=-torch.inf)
+    return torch.cat([best, others, log_probs.argmax(-1, keepdim=True).to(best.dtype)], 1)
 
 
-def _compare(votes: torch.Tensor, ran: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean agreement of pairs of experts that were run, and whether the last two agree: float32 and bool (b, 1)."""
-    pairs = ran.unsqueeze(2) & ran.unsqueeze(1)
-    same = (votes.unsqueeze(2) == votes.unsqueeze(1)) & pairs
-    run = ran.sum(-1)
-    # Of n experts the n x n table holds each pair twice and n trivial agreements; one expert agrees with itself.
-    agreement = torch.where(run > 1, (same.sum((1, 2)) - run) / (run * (run - 1)).clamp_min(1), 1.0)
-    positions = torch.arange(ran.shape[1], device=ran.device)
-    last_two = torch.where(ran, positions, -1).topk(min(2, ran.shape[1])).indices
-    last_agree = (votes.gather(1, last_two[:, :1]) == votes.gather(1, last_two[:, -1:])) & (run > 1).unsqueeze(1)
-    return agreement.unsqueeze(1), last_agree
+def evidence_of_summary(summary: np.ndarray, votes: np.ndarray, ran: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """`mix_evidence` of the `summary` of a mixture: a few numbers of an image, which the host is quickest with."""
+    (count, num_experts), top = votes.shape, TOP_SCORES
+    best, others, label = summary[:, :top], summary[:, top], summary[:, top + 1 :]
+    evidence = np.zeros((count, mix_evidence_size(num_experts)), summary.dtype)
+    evidence[:, :top] = outcomes = np.maximum(best, LOG_FLOOR)
+    likely = np.exp(outcomes)
+    rest = np.log(np.maximum(others + np.exp(best[:, 1:]).sum(1), LEAST))
+    others = np.log(np.maximum(others, LEAST))
+    evidence[:, top] = likely[:, 0]
+    evidence[:, top + 1] = likely[:, 1]
+    evidence[:, top + 2] = likely[:, 0] - likely[:, 1]
+    evidence[:, top + 3] = -(likely * outcomes).sum(1) - others * np.exp(others)
+    evidence[:, top + 4] = rest
+    after = top + 5 + num_experts
+    evidence[:, top + 5 : after] = (votes == label) & ran
+    hinges = np.maximum((outcomes[:, 0] - rest)[:, None] - knots, 0)
+    evidence[:, after + 1 : after + 1 + NUM_KNOTS] = hinges
+    if (run := ran.sum(1)).max() > 1:
+        evidence[:, after], last_agree = _compare(votes, ran, run)
+        evidence[:, after + 1 + NUM_KNOTS :] = hinges * last_agree[:, None]
+    else:  # one expert agrees with itself, and there are no last two
+        evidence[:, after] = 1
+    return evidence
 
 
-def _log_of_the_others(log_probs: torch.Tensor, labels: torch.Tensor, tail: int) -> torch.Tensor:
-    """Log of the probability of all labels (b, C) but those given (b, k): (b,), not below the floor."""
-    others = log_probs.scatter(1, labels, -torch.inf)
+def _compare(votes: np.ndarray, ran: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean agreement of pairs of experts that were run, and whether the last two agree: float64 and bool (b,)."""
+    num_experts = ran.shape[1]
+    # Who was not run agrees with itself alone: the N x N table then holds N ones and each agreeing pair twice.
+    votes = np.where(ran, votes, -1 - np.arange(num_experts))
+    agreeing = (votes[:, :, None] == votes[:, None, :]).sum((1, 2)) - num_experts
+    agreement = np.where(run > 1, agreeing / np.maximum(run * (run - 1), 1), 1)
+    from_last = np.where(ran, ran[:, ::-1].cumsum(1)[:, ::-1], 0)
+    last, before = (np.where(from_last == place, votes, 0).sum(1) for place in (1, 2))
+    return agreement, (last == before) & (run > 1)
+
+
+def _mass_of_the_others(log_probs: torch.Tensor, labels: torch.Tensor, tail: int) -> torch.Tensor:
+    """Probability of all labels (b, C) but those given (b, k): (b, 1)."""
+    others = log_probs.exp()
     if tail > 1:
-        others[:, -1] += math.log(tail)
-    return others.logsumexp(-1).clamp_min(LOG_FLOOR)
+        others[:, -1] *= tail
+    return others.scatter_(1, labels, 0.0).sum(1, keepdim=True)
+
+
+def known_of(
+    kind: str,
+    own: torch.Tensor | None,
+    answer: torch.Tensor | None,
+    features: torch.Tensor | None,
+    tail: int = 1,
+) -> torch.Tensor:
+    """What a stage has to know, in one tensor, which is copied to the host at once.
+
+    Args:
+        kind: of the evidence: "features", "mix" or "both".
+        own: (b, C) logits of the expert that has just run; None: the separate stem, which has none.
+        answer: (b, C) logits of the mixture.
+        features: (b, F) of what has just run; read by "features" and "both" only.
+        tail: see `route`.
+
+    Returns:
+        (b, K): the label of `own`, the `summary` of the answer, and the features, as far as they are there or read.
+    """
+    parts = [] if own is None else [own.argmax(-1, keepdim=True)]
+    if kind != "features":
+        parts.append(summary(answer, tail))
+    if kind != "mix":
+        parts.append(features)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def stage_evidence(
-    kind: str,
-    answer: torch.Tensor,
-    votes: torch.Tensor | None,
-    ran: torch.Tensor,
-    features: torch.Tensor | None,
-    knots: torch.Tensor | None,
-    tail: int = 1,
-    is_first: bool = False,
-) -> torch.Tensor:
-    """What the head of a stage reads: (b, F) for "features", `mix_evidence` for "mix", side by side for "both"."""
-    parts = []
-    if kind in ("features", "both"):
-        parts.append(features)
-    if kind in ("mix", "both"):
-        parts.append(mix_evidence(answer, votes, ran, knots, tail, is_first))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    kind: str, known: np.ndarray, votes: np.ndarray, ran: np.ndarray, knots: torch.Tensor | None
+) -> np.ndarray:
+    """What the head of a stage reads: (b, F) for "features", `mix_evidence` for "mix", side by side for "both".
+
+    Args:
+        kind: of the evidence.
+        known: what `known_of` gives, without the label.
+        votes: int64 (b, N), the label that each expert answers with.
+        ran: bool (b, N), whether it was run.
+        knots: (8,), see `mix_evidence`.
+    """
+    if kind == "features":
+        return known
+    mixture = evidence_of_summary(known[:, :SUMMARY_SIZE], votes, ran, knots.numpy())
+    return mixture if kind == "mix" else np.concatenate([known[:, SUMMARY_SIZE:], mixture], 1)
 
 
 def evidence_size(kind: str, num_experts: int, num_features: int) -> int:
@@ -147,7 +201,7 @@ def log_odds(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
     """logit(p1), how sure answers (b, C) are of their label: (b,)."""
     log_probs = log_softmax(logits, tail)
     best, labels = log_probs.max(-1, keepdim=True)
-    return best.squeeze(1) - _log_of_the_others(log_probs, labels, tail)
+    return (best - _mass_of_the_others(log_probs, labels, tail).log_().clamp_min_(LOG_FLOOR)).squeeze(1)
 
 
 def confidence_bins(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,13 +98,13 @@ class Expert(nn.Module):
         Raises:
             PertinenceError: the expert answered with NaN or infinity.
         """
-        logits, features, is_finite = self.answer(images, max_batch)
-        self.check(is_finite)
+        logits, features, total = self.answer(images, max_batch)
+        self.check(total)
         return logits, features
 
     def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The same as `forward`, and whether all scores are finite, bool (): still on the device, where reading it
-        would wait for everything before."""
+        """The same as `forward`, but what `check` looks at, the sum of all scores, float32 (), is still on the device:
+        reading it would wait for everything before."""
         device, dtype = self.device, self.dtype
         if self.entry.get("quantization") and device.type != "cpu":
             raise PertinenceError(
@@ -113,25 +114,25 @@ class Expert(nn.Module):
         answers = []
         images, order = _by_size(images)
         for chunk in _chunks(images, max_batch or self.chunk_size(device)):
-            chunk = (
-                chunk.to(device, non_blocking=True)
-                if isinstance(chunk, torch.Tensor)
-                else [image.to(device, non_blocking=True) for image in chunk]
-            )
+            if isinstance(chunk, torch.Tensor):
+                chunk = chunk.to(device, non_blocking=True)
+            else:
+                chunk = [image.to(device, non_blocking=True) for image in chunk]
             pixel_values = self.preprocess(chunk).to(device, dtype, memory_format=self.memory_format)
             answers.append(self._features.run(pixel_values))
         logits, features = answers[0] if len(answers) == 1 else map(torch.cat, zip(*answers, strict=True))
         if order is not None:
             back = torch.tensor(order).argsort().to(device, non_blocking=True)
             logits, features = logits[back], features[back]
-        is_finite = torch.isfinite(logits).all()
+        logits, features = logits.float(), features.float()
+        total = logits.sum()
         if self.entry.get("label_map") is not None:
             logits = logits[:, self.entry["label_map"]]
-        return logits.float(), features.float(), is_finite
+        return logits, features, total
 
-    def check(self, is_finite: torch.Tensor) -> None:
-        """Raise `PertinenceError` where `answer` gave scores that are not finite."""
-        if not is_finite:
+    def check(self, total: torch.Tensor) -> None:
+        """Raise `PertinenceError` where `answer` gave scores that are not finite, and so have no finite sum."""
+        if not math.isfinite(total):
             raise PertinenceError(
                 f"expert {self.entry['name']!r} answers with NaN or infinite scores: check its weights, and its "
                 f"dtype ({self.dtype})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from .errors import PertinenceError
@@ -137,10 +138,30 @@ class OperatingPoint:
     report: Figures | None = None
     latency: tuple[Latency, ...] = ()
 
-    @property
+    @cached_property
     def decisions(self) -> tuple[Stage, ...]:
         """The stages at which there is something to decide: a member stands later in the pool."""
         return tuple(stage for stage in self.stages if stage.after < self.members[-1])
+
+    @cached_property
+    def decision_after(self) -> dict[int, int]:
+        """Positions among `decisions` by the expert, or `STEM`, that they follow."""
+        return {stage.after: position for position, stage in enumerate(self.decisions)}
+
+    @cached_property
+    def stage_after(self) -> dict[int, Stage]:
+        """The stages by the expert, or `STEM`, that they follow."""
+        return {stage.after: stage for stage in self.stages}
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """Who may run, first to last: a separate stem, then the members."""
+        return ((STEM,) if STEM in self.stage_after else ()) + self.members
+
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether any answer is a mixture."""
+        return any(stage.mixing is not None for stage in self.stages)
 
     def validate(self, num_experts: int) -> None:
         """Raise `PertinenceError` where this cannot be an operating point of a pool of `num_experts`."""
@@ -213,11 +234,12 @@ class Front(Sequence[OperatingPoint]):
     def __init__(self, points: Iterable[OperatingPoint], expert_names: Sequence[str]):
         self._points = tuple(points)
         self.expert_names = tuple(expert_names)
-        names = [point.name for point in self._points]
+        self._by_name: dict[str, OperatingPoint] = {}
         for point in self._points:
             point.validate(len(self.expert_names))
-            if names.count(point.name) > 1:
+            if point.name in self._by_name:
                 raise PertinenceError(f"two operating points are called {point.name!r}: names must be unique")
+            self._by_name[point.name] = point
 
     def __getitem__(self, index):
         return self._points[index]
@@ -227,9 +249,8 @@ class Front(Sequence[OperatingPoint]):
 
     def find(self, name: str) -> OperatingPoint:
         """The point of that name; `fastest` and `most-accurate` always exist."""
-        for point in self._points:
-            if point.name == name:
-                return point
+        if name in self._by_name:
+            return self._by_name[name]
         if name == FASTEST and self._points:
             return self._points[0]
         if name == MOST_ACCURATE and self._points:

@@ -274,8 +274,8 @@ class PertinenceForImageClassification(PreTrainedModel):
 
         def run(index: int, rows: torch.Tensor) -> Answer:
             expert = self.stem if index == STEM else self.experts[index]
-            logits, features, is_finite = expert.answer(take(batch, rows))
-            answered.append((expert, is_finite))
+            logits, features, total = expert.answer(take(batch, rows))
+            answered.append((expert, total))
             return logits, features
 
         gmacs = [entry["gmacs"] for entry in self.config.experts]
@@ -283,8 +283,8 @@ class PertinenceForImageClassification(PreTrainedModel):
         with torch.inference_mode():
             heads = self.dispatcher.heads(point)
             routing = route(point, heads, run, len(batch), gmacs, self.device, stem_gmacs=stem_gmacs)
-        for expert, is_finite in answered:
-            expert.check(is_finite)
+        for expert, total in answered:
+            expert.check(total)
         # Ordinary tensors again, which may go into a computation that is differentiated.
         return Routing(*(value.clone() for value in vars(routing).values()))
 

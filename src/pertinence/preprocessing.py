@@ -201,7 +201,10 @@ def stacked(images: Images) -> Images:
     """Images of one size as one tensor, so that some of them are gathered at once; others as they are."""
     if isinstance(images, torch.Tensor):
         return images
-    first, size = images[0], sum(image.nbytes for image in images)
+    first = images[0]
+    if len(images) == 1:
+        return first.unsqueeze(0)
+    size = sum(image.nbytes for image in images)
     same = all(image.shape == first.shape and image.device == first.device for image in images)
     return torch.stack(list(images)) if same and size <= STACKED_BYTES else images
 

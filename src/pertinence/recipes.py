@@ -17,7 +17,7 @@ from .chains import ChainFamily
 from .data import stratified_split
 from .dispatcher import Head, allowed_actions, choose
 from .evaluation import evaluate_experts, summarise
-from .evidence import fit_knots, stage_evidence
+from .evidence import fit_knots, known_of, stage_evidence
 from .front import STEM, Figures, OperatingPoint, Stage
 from .genome import CascadeSpace, PaperSpace, ThresholdSpace
 from .predictions import ROWS_AT_ONCE, Predictions
@@ -105,11 +105,12 @@ class PaperRecipe:
         parts = []
         for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE):
             answer, features = predictions.answer(stage.after, rows)
-            ran = torch.zeros(len(rows), self.num_experts, dtype=torch.bool)
-            votes = torch.zeros(len(rows), self.num_experts, dtype=torch.int64)
+            known = known_of(stage.evidence, answer, answer, features, predictions.tail).numpy()
+            ran = np.zeros((len(rows), self.num_experts), dtype=bool)
+            votes = np.zeros((len(rows), self.num_experts), dtype=np.int64)
             if answer is not None:
-                ran[:, 0], votes[:, 0] = True, answer.argmax(1)
-            parts.append(stage_evidence(stage.evidence, answer, votes, ran, features, self.knots, predictions.tail))
+                ran[:, 0], votes[:, 0], known = True, known[:, 0], known[:, 1:]
+            parts.append(torch.from_numpy(stage_evidence(stage.evidence, known, votes, ran, self.knots)))
         return torch.cat(parts)
 
     def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
