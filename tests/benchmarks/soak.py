@@ -70,7 +70,9 @@ def main() -> None:
     chosen = np.unique(np.linspace(0, len(front) - 1, options.points).round().astype(int))
     load = MixedLoad(options.model, real_images(options.images), [front[index].name for index in chosen])
     for (form, point), rows in sorted(load.asked.items()):
-        print(f"{form} at {point}: {len(rows)} of {options.images} images are decided clearly enough to be asked about")
+        print(
+            f"{form} at {point}: {len(rows)} of {options.images} images are decided clearly enough to be asked about"
+        )
 
     seconds = 60 * options.minutes
     every = min(60.0, seconds / 10)
