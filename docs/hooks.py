@@ -24,9 +24,10 @@ def on_page_content(html: str, page, config, files) -> str:
 
 
 def readme() -> str:
-    """The README; its figures lie here, and what lies in the repository is named, not linked."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
-    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?://|#)[^)]+\)", r"\1", text)
+    """The README, whose pages and figures lie here; what lies elsewhere in the repository is named, not linked."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?://|#|docs/)[^)]+\)", r"\1", text)
+    return re.sub(r"(\[)(?:docs/)?([^\]]+\]\()docs/", r"\1\2", text)
 
 
 def helps() -> str:

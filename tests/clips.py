@@ -11,13 +11,16 @@ from pertinence.image_processing_pertinence import decode_image
 MARGIN = 3
 
 
-def camera_clip(zoo: Path, scenes: int, frames: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Over each of so many CIFAR-10 test images a hand-held camera wanders for so many frames, then cuts to the next.
+def camera_clip(
+    zoo: Path, scenes: int, frames: int, seed: int, split: str = "test"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over each of so many CIFAR-10 images of a split a hand-held camera wanders for so many frames, then cuts to the
+    next.
 
     Returns:
         uint8 (scenes * frames, 3, 32, 32) and int64 (scenes * frames,), the label of each frame.
     """
-    dataset = load_dataset("parquet", data_files={"test": str(zoo / "cifar10" / "data" / "test-*.parquet")})["test"]
+    dataset = load_dataset("parquet", data_files={split: str(zoo / "cifar10" / "data" / f"{split}-*.parquet")})[split]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(dataset), generator=generator)[:scenes].tolist()
     clip, labels = [], []

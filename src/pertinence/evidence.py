@@ -85,46 +85,46 @@ def summary(mixed: torch.Tensor, tail: int = 1) -> torch.Tensor:
         tail: see `route`.
 
     Returns:
-        (b, 7), in the dtype of the logits: the five largest log-probabilities, the probability of all other labels,
-        the label.
+        (b, 7), in the dtype of the logits: the five largest log-probabilities, that of all other labels together, the
+        label.
     """
     log_probs = log_softmax(mixed, tail)
     best, labels = log_probs.topk(min(TOP_SCORES, log_probs.shape[-1]))
-    others = _mass_of_the_others(log_probs, labels, tail)
     if best.shape[1] < TOP_SCORES:
         best = nn.functional.pad(best, (0, TOP_SCORES - best.shape[1]), value=-torch.inf)
+    others = _mass_of_the_others(log_probs, labels, tail).log_()
     return torch.cat([best, others, log_probs.argmax(-1, keepdim=True).to(best.dtype)], 1)
 
 
 def evidence_of_summary(summary: np.ndarray, votes: np.ndarray, ran: np.ndarray, knots: np.ndarray) -> np.ndarray:
     """`mix_evidence` of the `summary` of a mixture: a few numbers of an image, which the host is quickest with."""
-    (count, num_experts), top = votes.shape, TOP_SCORES
-    best, others, label = summary[:, :top], summary[:, top], summary[:, top + 1 :]
+    count, num_experts = ran.shape
     evidence = np.zeros((count, mix_evidence_size(num_experts)), summary.dtype)
-    evidence[:, :top] = outcomes = np.maximum(best, LOG_FLOOR)
-    likely = np.exp(outcomes)
-    rest = np.log(np.maximum(others + np.exp(best[:, 1:]).sum(1), LEAST))
-    others = np.log(np.maximum(others, LEAST))
-    evidence[:, top] = likely[:, 0]
-    evidence[:, top + 1] = likely[:, 1]
-    evidence[:, top + 2] = likely[:, 0] - likely[:, 1]
-    evidence[:, top + 3] = -(likely * outcomes).sum(1) - others * np.exp(others)
-    evidence[:, top + 4] = rest
-    after = top + 5 + num_experts
-    evidence[:, top + 5 : after] = (votes == label) & ran
+    outcomes = summary[:, :-1]
+    likely, outcomes = np.exp(outcomes), np.maximum(outcomes, LOG_FLOOR)
+    rest = np.log(np.maximum(likely[:, 1:].sum(1), LEAST))
     hinges = np.maximum((outcomes[:, 0] - rest)[:, None] - knots, 0)
-    evidence[:, after + 1 : after + 1 + NUM_KNOTS] = hinges
-    if (run := ran.sum(1)).max() > 1:
-        evidence[:, after], last_agree = _compare(votes, ran, run)
-        evidence[:, after + 1 + NUM_KNOTS :] = hinges * last_agree[:, None]
+    at = TOP_SCORES
+    evidence[:, :at] = outcomes[:, :-1]
+    evidence[:, at : at + 2] = likely[:, :2]
+    evidence[:, at + 2] = likely[:, 0] - likely[:, 1]
+    evidence[:, at + 3] = -(likely * outcomes).sum(1)
+    evidence[:, at + 4] = rest
+    at += 5
+    evidence[:, at : at + num_experts] = (votes == summary[:, -1:]) & ran
+    at += num_experts
+    evidence[:, at + 1 : at + 1 + NUM_KNOTS] = hinges
+    if np.count_nonzero(ran) > count:
+        evidence[:, at], last_agree = _compare(votes, ran)
+        evidence[:, at + 1 + NUM_KNOTS :] = hinges * last_agree[:, None]
     else:  # one expert agrees with itself, and there are no last two
-        evidence[:, after] = 1
+        evidence[:, at] = 1
     return evidence
 
 
-def _compare(votes: np.ndarray, ran: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _compare(votes: np.ndarray, ran: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean agreement of pairs of experts that were run, and whether the last two agree: float64 and bool (b,)."""
-    num_experts = ran.shape[1]
+    num_experts, run = ran.shape[1], ran.sum(1)
     # Who was not run agrees with itself alone: the N x N table then holds N ones and each agreeing pair twice.
     votes = np.where(ran, votes, -1 - np.arange(num_experts))
     agreeing = (votes[:, :, None] == votes[:, None, :]).sum((1, 2)) - num_experts
