@@ -75,7 +75,9 @@ class World:
     def __init__(self, point: OperatingPoint, num_experts: int, num_labels: int, seed: int, count: int = 12):
         rng = np.random.default_rng(seed)
         self.point, self.num_labels = point, num_labels
-        self.logits = rng.normal(scale=rng.choice([0.5, 3.0]), size=(num_experts, count, num_labels)).astype(np.float32)
+        self.logits = rng.normal(scale=rng.choice([0.5, 3.0]), size=(num_experts, count, num_labels)).astype(
+            np.float32
+        )
         self.features = rng.normal(size=(num_experts, count, NUM_FEATURES)).astype(np.float32)
         self.stem = rng.normal(size=(count, NUM_FEATURES)).astype(np.float32)
         self.gmacs = np.cumsum(rng.random(num_experts) + 0.1).tolist()
@@ -97,9 +99,7 @@ class World:
 
     def route(self, tail: int = 1) -> Routing:
         count = len(self.stem)
-        return route(
-            self.point, self.heads, self.run, count, self.gmacs, tail=tail, stem_gmacs=self.stem_gmacs
-        )
+        return route(self.point, self.heads, self.run, count, self.gmacs, tail=tail, stem_gmacs=self.stem_gmacs)
 
     def by_hand(self, image: int) -> tuple[np.ndarray, list[int], float, float]:
         """What becomes of one image: answer (C,), the experts that ran, cost, and the least distance of two actions."""
