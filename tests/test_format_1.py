@@ -1,4 +1,4 @@
-"""A model of format version 1, as it was saved once (tests/fixtures/make_format_1.py): it loads, and answers as then."""
+"""A model of format version 1, saved once by tests/fixtures/make_format_1.py: it loads, and answers as it did then."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class World:
         return route(self.point, self.heads, self.run, count, self.gmacs, tail=tail, stem_gmacs=self.stem_gmacs)
 
     def by_hand(self, image: int) -> tuple[np.ndarray, list[int], float, float]:
-        """What becomes of one image: answer (C,), the experts that ran, cost, and the least distance of two actions."""
+        """What becomes of one image: answer (C,), the experts that ran, cost, and how close two actions came."""
         point, heads = self.point, dict(zip((s.after for s in self.point.decisions), self.heads, strict=True))
         stages = {stage.after: stage for stage in point.stages}
         log_probs = self.logits.astype(float)

@@ -81,8 +81,8 @@ def main() -> None:
         minutes, memory = (time.monotonic() - start) / 60, resident()
         samples.append((minutes, memory))
         print(
-            f"{minutes:6.1f} min: {counts.requests:8,} requests, {counts.images:9,} images, {len(counts.wrong)} wrong, "
-            f"{memory:.1f} MiB, lazy loads {load.forms['lazy'].experts[0].store.loads}",
+            f"{minutes:6.1f} min: {counts.requests:8,} requests, {counts.images:9,} images, {len(counts.wrong)} "
+            f"wrong, {memory:.1f} MiB, lazy loads {load.forms['lazy'].experts[0].store.loads}",
             flush=True,
         )
 
@@ -95,8 +95,8 @@ def main() -> None:
     print(f"wrong: {len(counts.wrong)}", *dict.fromkeys(counts.wrong), sep="\n  ")
     print("largest difference of a logit:", ", ".join(f"{form} {d:.2g}" for form, d in counts.worst.items()))
     print(
-        f"memory after {WARM_UP:.0%} of the time: {memory[settled].min():.1f} to {memory[settled].max():.1f} MiB, slope "
-        f"{fit.slope:+.2f} ± {fit.stderr:.2f} MiB an hour ({grows:+.2f} %)"
+        f"memory after {WARM_UP:.0%} of the time: {memory[settled].min():.1f} to {memory[settled].max():.1f} MiB, "
+        f"slope {fit.slope:+.2f} ± {fit.stderr:.2f} MiB an hour ({grows:+.2f} %)"
     )
     leaks = grows > MAX_GROWTH and fit.slope > 2 * fit.stderr
     print("verdict:", "wrong answers" if counts.wrong else "memory grows" if leaks else "no wrong answer, flat memory")
