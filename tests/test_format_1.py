@@ -21,8 +21,8 @@ from pertinence.seen import SeenImages
 FOLDER = Path(__file__).parent / "fixtures" / "format_1"
 POINTS = [
     "fastest",
-    "point-01",
     "cheapest-lossless",
+    "point-02",
     "point-03",
     "point-04",
     "most-accurate",
@@ -64,7 +64,7 @@ def test_it_loads_without_a_warning(caplog):
     assert not caplog.records
     assert not any(info.values())
     assert [point.name for point in model.front] == POINTS
-    assert model.config.operating_point == "point-03"  # chosen by the guarantee
+    assert model.config.operating_point == "cheapest-lossless"  # chosen by the guarantee
     assert model.config.id2label == {index: str(index) for index in range(10)}
 
 
@@ -84,14 +84,14 @@ def test_what_this_version_makes_of_it_says_the_same(model, expected, tmp_path):
 
 
 def test_what_was_measured_and_promised_is_there(model, capsys):
-    assert model.config.build_guarantee().operating_point == "point-03"
+    assert model.config.build_guarantee().operating_point == "cheapest-lossless"
     assert model.front.choose(latency_ms=1e6).name == "most-accurate"
-    assert model.front.choose(gmacs=1e-4).name == "point-01"
-    shares = model.front.find("point-03").report.expert_shares
+    assert model.front.choose(gmacs=1e-4).name == "cheapest-lossless"
+    shares = model.front.find("cheapest-lossless").report.expert_shares
     assert RoutingMonitor(model).expected_shares == pytest.approx(shares, abs=0.01)
     assert main(["info", str(FOLDER)]) == 0
     shown = capsys.readouterr().out
-    assert "Guarantee: 'point-03' loses less than 10 points of accuracy" in shown
+    assert "Guarantee: 'cheapest-lossless' loses less than 10 points of accuracy" in shown
 
 
 def test_what_lies_beside_it_is_read(digits):
