@@ -3,10 +3,13 @@
 import atexit
 import json
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +54,14 @@ def hub() -> LocalHub:
     return _HUB
 
 
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits between attempts to reach the Hub, neither this package nor its client."""
+    hurried = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr("pertinence.downloads.sleep", hurried.sleep)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", hurried)
+
+
 @pytest.fixture(scope="session")
 def zoo() -> Path:
     """Folder of real pre-trained experts and real images; not a part of the repository."""
@@ -64,6 +75,51 @@ def zoo() -> Path:
 def images() -> Callable[..., torch.Tensor]:
     """A function: so many uint8 images (count, 3, size, size) of coloured blobs, the same for the same seed."""
     return _blobs
+
+
+class SmallDisk:
+    """A file system in memory that can be filled up.
+
+    Attributes:
+        path: where it is mounted.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._ballast = path, path / ".ballast"
+
+    def leave(self, count: int | None) -> None:
+        """Leave so many bytes of it free; None: all that there are."""
+        self._ballast.unlink(missing_ok=True)
+        if count is not None:
+            free = os.statvfs(self.path).f_bavail * os.statvfs(self.path).f_frsize
+            with self._ballast.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, free - count)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A real file system of 4 MB (tmpfs), which only root may mount."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield SmallDisk(path)
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder that cannot be written to; for root, who may write anywhere, on a disk that is mounted read-only."""
+    if os.geteuid():
+        path = tmp_path / "read-only"
+        path.mkdir(mode=0o555)
+    else:
+        path = request.getfixturevalue("small_disk").path
+        subprocess.run(["mount", "-o", "remount,ro", path], check=True)
+    yield path
+    if os.geteuid():
+        path.chmod(0o755)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -101,7 +102,7 @@ class LocalHub:
         self._repositories: dict[tuple[str, str], _Repository] = {}
         self._uploads: dict[str, bytes] = {}
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -213,6 +214,12 @@ def _route(methods: str, pattern: str):
         return function
 
     return register
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that went away is none of the Hub's errors
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -20,8 +20,8 @@ from PIL import Image
 from pertinence import PertinenceError, PertinenceForImageClassification, PertinenceImageProcessor, StreamDispatcher
 
 
-TOLERANCE = {"whole": 1e-4, "lazy": 1e-4, "bfloat16": 0.15}
-"""How far a logit may lie from that of the image alone."""
+BFLOAT16 = 0.15
+"""How far a logit of bfloat16 may lie from that of the image alone."""
 LEAST_MARGIN = {"whole": 1e-4, "lazy": 1e-4, "bfloat16": 0.01}
 """Where two actions are closer than this, rounding may decide: such an image is not asked about at that point."""
 INVALID: dict[str, Callable[[torch.Tensor], dict[str, Any]]] = {
@@ -71,9 +71,10 @@ class MixedLoad:
         images: uint8 tensors (3, H, W) of several sizes, some of each size.
         points: names of the operating points that are asked for.
         seed: of the requests.
+        tolerance: how far a logit of float32 may lie from that of the image alone.
     """
 
-    def __init__(self, folder: Path | str, images: Sequence[torch.Tensor], points: Sequence[str], seed: int = 0):
+    def __init__(self, folder: Path | str, images: Sequence[torch.Tensor], points: Sequence[str], seed: int = 0, tolerance: float = 1e-4):
         def load(**options: Any) -> PertinenceForImageClassification:
             return PertinenceForImageClassification.from_pretrained(folder, trust_remote_code=True, **options)
 
@@ -82,6 +83,7 @@ class MixedLoad:
         entries, default = alone.config.experts, alone.front.find(alone.config.operating_point)
         cap = 4 * (max(e["parameters"] for e in entries) + entries[default.members[0]]["parameters"])
         self.forms = {"whole": load(), "lazy": load(lazy=True, max_memory=cap), "bfloat16": load(dtype="bfloat16")}
+        self._tolerance = {"whole": tolerance, "lazy": tolerance, "bfloat16": BFLOAT16}
         self.default = default.name
         self._other, self._other_lock = load(), threading.Lock()
         self._processor = PertinenceImageProcessor()
@@ -200,7 +202,7 @@ class MixedLoad:
         difference = (logits - expected).abs().max().item()
         with self._lock:
             self.counts.worst[form] = max(self.counts.worst[form], difference)
-        return difference <= TOLERANCE[form]
+        return difference <= self._tolerance[form]
 
     def _answers(self, model: PertinenceForImageClassification) -> dict[str, list[Expected]]:
         return {

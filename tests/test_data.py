@@ -1,5 +1,7 @@
 """Which images, which columns, which division."""
 
+import zlib
+
 import datasets
 import pytest
 import torch
@@ -121,6 +123,46 @@ def test_data_set_from_the_hub_loads(hub):
     assert len(load_images(DataArguments("tester/pets", "test"))) == 6
 
 
+FILES = r"/datasets/tester/{}/resolve/.*\.parquet"
+LISTS = r"/api/datasets/tester/{}.*"
+
+
+def push_pets(hub, tmp_path, name: str) -> None:
+    make_dataset().to_parquet(tmp_path / "test.parquet")
+    hub.add_dataset(f"tester/{name}", tmp_path)
+
+
+@pytest.mark.parametrize("what", [{"status": 500}, {"reset": True}, {"truncate": 100}, {"corrupt": True}], ids=str)
+@pytest.mark.parametrize("path", [FILES, LISTS], ids=["file", "list"])
+def test_a_data_set_that_does_not_come_at_once_is_tried_again(hub, no_pauses, tmp_path, path, what, request):
+    name = f"pets-{zlib.crc32(request.node.name.encode())}"
+    push_pets(hub, tmp_path, name)
+    with hub.fault(path.format(name), times=1, **what) as happening:
+        images = load_images(DataArguments(f"tester/{name}", "test"))
+    assert happening.happened == 1
+    assert images.fingerprint == LabelledImages(make_dataset()).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("path", "what", "words"),
+    [
+        (LISTS, {"status": 503}, "the Hub cannot serve .* now .it answered 503.: try again later"),
+        (LISTS, {"reset": True}, "the connection to the Hub broke while .* was read: try again"),
+        (FILES, {"truncate": 100}, "the connection to the Hub broke while .* was read: try again"),
+        (FILES, {"corrupt": True}, "a file of .* arrived damaged"),
+    ],
+    ids=["503", "reset", "truncated", "corrupted"],
+)
+def test_a_data_set_that_does_not_come_is_named_and_comes_later(hub, no_pauses, tmp_path, path, what, words, request):
+    name = f"pets-{zlib.crc32(request.node.name.encode())}"
+    push_pets(hub, tmp_path, name)
+    with hub.fault(path.format(name), **what):
+        with pytest.raises(PertinenceError, match=f"^data set 'tester/{name}' cannot be loaded: {words}"):
+            load_images(DataArguments(f"tester/{name}", "test"))
+    images = load_images(DataArguments(f"tester/{name}", "test"))
+    assert images.fingerprint == LabelledImages(make_dataset()).fingerprint
+
+
 def test_split_that_does_not_exist_is_named_with_those_that_do(tmp_path):
     save_image_folder(tmp_path)
     with pytest.raises(PertinenceError, match=r"no split 'valid'.*train.*test"):
@@ -138,6 +180,26 @@ def test_same_files_have_the_same_fingerprint_and_others_another(tmp_path):
     first, second = (load_images(DataArguments(str(tmp_path), "test")).fingerprint for _ in range(2))
     make_dataset(5).to_parquet(tmp_path / "test.parquet")
     assert first == second != load_images(DataArguments(str(tmp_path), "test")).fingerprint
+
+
+@pytest.mark.parametrize("kept_as", ["bytes", "files"])
+def test_large_splits_are_told_apart_by_images_that_are_not_hashed(tmp_path, monkeypatch, kept_as):
+    monkeypatch.setattr("pertinence.data.HASHED_IMAGES", 5)
+
+    def fingerprint(second: Image.Image) -> str:
+        pictures = [Image.new("RGB", (8 + index, 8)) for index in range(12)]
+        pictures[1] = second
+        if kept_as == "files":
+            for index, picture in enumerate(pictures):
+                picture.save(tmp_path / f"{index}.png")
+            pictures = [str(tmp_path / f"{index}.png") for index in range(12)]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat"])})
+        images = LabelledImages(datasets.Dataset.from_dict({"image": pictures, "label": [0] * 12}, features=features))
+        assert len(images.digests) == 4
+        return images.fingerprint
+
+    same, other = Image.new("RGB", (9, 8)), Image.effect_noise((9, 8), 50).convert("RGB")
+    assert fingerprint(same) == fingerprint(same) != fingerprint(other)
 
 
 def test_division_is_disjoint_complete_seeded_and_stratified():

@@ -294,6 +294,88 @@ def test_code_goes_along_and_runs_only_where_it_is_trusted(zoo, hub, tmp_path, i
     assert torch.equal(trusted(images(4, 32)).logits, model(images(4, 32)).logits)
 
 
+# What goes wrong on the way
+
+STEPS = {
+    "create": r"/api/repos/create",
+    "list": r"/api/models/tester/faulty(/.*)?/tree/.*",
+    "expert": r"/api/models/tester/test_efficientnet/.*",
+    "preupload": r".*/preupload/.*",
+    "lfs-batch": r".*/info/lfs/objects/batch",
+    "lfs-upload": r"/lfs/[0-9a-f]{64}",
+    "lfs-verify": r"/lfs/verify",
+    "commit": r"/api/models/tester/faulty/commit/.*",
+}
+"""Requests of a push, in the order in which something may happen to them."""
+FAULTS = {"500": {"status": 500}, "reset": {"reset": True}, "truncated": {"truncate": 1}, "late": {"delay": 0.3}}
+
+
+@pytest.fixture(scope="module")
+def cascade(experts, hub) -> PertinenceForImageClassification:
+    model = PertinenceForImageClassification.from_experts(experts[:2], thresholds=0.5)
+    model.push_to_hub("tester/faulty", token=hub.token)
+    return model
+
+
+@pytest.fixture
+def faulty(cascade, hub, no_pauses, tmp_path):
+    """A function: while something happens to some requests, pushes a model that the repository does not have; returns
+    what is said against it, and whether it is there afterwards."""
+    repo_id = "tester/faulty"
+    cascade.dispatcher.get_parameter("stages.0_mix.bias").data += 1e-3  # so that there is something to upload
+    cascade.save_pretrained(tmp_path)
+    expected = (tmp_path / "model.safetensors").read_bytes()
+
+    def attempt(step: str, **fault) -> tuple[str | None, bool]:
+        before, commits, said = hub.files(repo_id), len(hub.commits(repo_id)), None
+        with hub.fault(STEPS[step], methods=("GET", "POST", "PUT"), **fault) as happening:
+            try:
+                push(hub, tmp_path, repo_id)
+            except PertinenceError as error:
+                said = str(error)
+        assert happening.happened
+        made, found = len(hub.commits(repo_id)) - commits, hub.files(repo_id)
+        assert made in (0, 1)
+        assert set(found) == set(before) if made else found == before
+        assert (found["model.safetensors"] == expected) is bool(made)
+        return said, bool(made)
+
+    return attempt
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "commit"])
+def test_a_push_gets_over_what_passes(faulty, step, fault):
+    assert faulty(step, times=1, **FAULTS[fault]) == (None, True)
+
+
+@pytest.mark.parametrize("fault", ["500", "reset"])
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "commit"])
+def test_a_push_that_does_not_get_through_changes_nothing_and_says_so(faulty, hub, tmp_path, step, fault):
+    said, is_there = faulty(step, **FAULTS[fault])
+    assert not is_there
+    expected = {
+        "500": "the Hub cannot serve {} now (it answered 500): try again later",
+        "reset": "the connection to the Hub broke while {} was {}: try again",
+    }[fault]
+    if step == "expert":
+        assert said == "expert 'test_efficientnet': " + expected.format("tester/test_efficientnet", "read")
+    else:
+        assert said == "tester/faulty was not pushed: " + expected.format("tester/faulty", "pushed")
+    push(hub, tmp_path, "tester/faulty")
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "corrupted"])
+def test_a_commit_is_not_sent_twice_and_is_whole_or_not_there(faulty, fault):
+    said, is_there = faulty("commit", times=1, **(FAULTS | {"corrupted": {"corrupt": True}})[fault])
+    assert is_there  # this Hub made it before the answer was lost
+    if fault == "late":
+        assert said is None
+    else:
+        assert "whether tester/faulty was pushed is not known, as no answer to the commit came" in said
+        assert "it has all of it or nothing, and may be pushed again" in said
+
+
 # What is refused
 
 

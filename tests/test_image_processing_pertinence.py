@@ -183,7 +183,6 @@ def test_a_truncated_image_is_refused(truncated):
         PertinenceImageProcessor()(opened)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Pillow leaves the file open
 def test_a_truncated_file_is_refused_by_its_name(truncated):
     with pytest.raises(PertinenceError, match=r"truncated\.png"):
         PertinenceImageProcessor()(str(truncated))

@@ -13,7 +13,7 @@ POINTS = ["fastest", "point-03", "most-accurate", "by-features", "by-both"]
 
 def test_mixed_requests_from_eight_threads_get_no_wrong_answer(images):
     pictures = [image for size in (16, 24, 32, 41) for image in images(12, size, seed=size)]
-    load = MixedLoad(FOLDER, pictures, POINTS)
+    load = MixedLoad(FOLDER, pictures, POINTS, tolerance=5e-3)  # its last layers have large weights
     assert all(len(rows) > len(pictures) / 4 for rows in load.asked.values())
     for counts in load.run(threads=8, seconds=6, every=6):
         assert not counts.wrong

@@ -115,7 +115,9 @@ def test_answers_of_another_device_are_others_of_another_batch_size_are_not(pool
     assert not runs
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "metadata", "missing", "foreign"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "metadata", "missing", "foreign", "swapped", "swapped-as-if-whole"]
+)
 def test_damaged_store_is_detected_and_computed_again(pool, images, tmp_path, runs, damage):
     expected = predict_all(pool, images, tmp_path)
     store = stores(tmp_path)[0]
@@ -128,6 +130,12 @@ def test_damaged_store_is_detected_and_computed_again(pool, images, tmp_path, ru
         path.write_bytes(content)
     elif damage == "metadata":
         (store / "metadata.json").write_text("{")
+    elif damage.startswith("swapped"):  # by the files of another expert
+        other = stores(tmp_path)[1]
+        shutil.copy(other / "predictions.safetensors", store)
+        if damage == "swapped-as-if-whole":
+            metadata, theirs = (json.loads((folder / "metadata.json").read_text()) for folder in (store, other))
+            (store / "metadata.json").write_text(json.dumps({**metadata, "sha256": theirs["sha256"]}))
     elif damage == "missing":
         path.unlink()
     else:
@@ -163,9 +171,15 @@ def test_store_that_cannot_be_written_is_said(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(PertinenceError, match="No space left on device.: choose another --cache-dir"):
+    with pytest.raises(PertinenceError, match="No space left on device.: .* another --cache-dir"):
         write_store(tmp_path / "store", {"count": 3}, {"scores": torch.zeros(3, 2)})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_to_is_said_before_any_work(pool, images, read_only, runs):
+    with pytest.raises(PertinenceError, match=f"predictions cannot be written to {read_only}.*another --cache-dir"):
+        predict_all(pool, images, read_only)
+    assert not runs
 
 
 def test_interrupted_run_leaves_whole_stores_only(pool, images, tmp_path, monkeypatch):

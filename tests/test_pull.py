@@ -29,9 +29,8 @@ def repository(hub, tiny_experts) -> str:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def quick(no_pauses):
     """The client waits between its attempts; not here."""
-    monkeypatch.setattr("pertinence.downloads.sleep", lambda seconds: None)
 
 
 def load(repo_id: str, cache: Path, **options) -> PertinenceForImageClassification:
@@ -135,6 +134,63 @@ def test_what_stays_is_said_and_the_cache_heals(repository, hub, tmp_path, image
         assert re.search(words, refusal(repository, tmp_path))
     expected = load(repository, tmp_path / "sound")(images(2, 96)).logits
     assert torch.equal(load(repository, tmp_path)(images(2, 96)).logits, expected)
+
+
+PLACES = {
+    "config": r"/tester/pulled/resolve/[^/]+/config\.json",
+    "heads": r"/tester/pulled/resolve/[^/]+/model\.safetensors",
+    "expert-config": r"/tester/small/resolve/[^/]+/config\.json",
+    "expert-list": r"/api/models/tester/small/.*",
+}
+"""Files of the model itself, and of an expert."""
+FAULTS = {
+    "500": {"status": 500},
+    "truncated": {"truncate": 100},
+    "reset": {"reset": True},
+    "corrupted": {"corrupt": True},
+    "late": {"delay": 1.5},
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """What takes half a second is too late."""
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", 0.5)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("place", PLACES)
+def test_every_file_is_tried_again(repository, hub, tmp_path, images, place, fault, request):
+    if fault == "late":
+        request.getfixturevalue("impatient")
+    with hub.fault(PLACES[place], times=1, **FAULTS[fault]) as happening:
+        model = load(repository, tmp_path)
+    assert happening.happened == 1
+    model(images(1, 96))
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name != "late"])
+@pytest.mark.parametrize("place", PLACES)
+def test_every_file_that_does_not_come_is_said_to_be_of_somebody(repository, hub, tmp_path, place, fault):
+    with hub.fault(PLACES[place], **FAULTS[fault]):
+        message = refusal(repository, tmp_path)
+    assert ("expert 'small'" if place.startswith("expert") else "tester/pulled") in message
+    assert "try again" in message
+    load(repository, tmp_path)
+
+
+def test_code_that_arrives_damaged_is_not_run(zoo, hub, tmp_path):
+    for name in ("resnet8", "resnet20"):
+        hub.add_model(f"tester/coded-{name}", zoo / "cifar10" / name)
+    experts, code = ["tester/coded-resnet8", "tester/coded-resnet20"], r"/tester/coded-resnet8/resolve/.*\.py"
+    options = {"thresholds": 0.5, "trust_remote_code": True, "cache_dir": str(tmp_path)}
+    with hub.fault(code, corrupt=True) as happening:
+        with pytest.raises(PertinenceError, match="expert 'coded-resnet8': a file of .* arrived damaged"):
+            PertinenceForImageClassification.from_experts(experts, **options)
+    assert happening.happened >= 3
+    with hub.fault(code, corrupt=True, times=1):
+        PertinenceForImageClassification.from_experts(experts, **options)
 
 
 def test_damage_in_the_heads_is_said(repository, hub, tmp_path):

@@ -268,7 +268,8 @@ def test_other_processes_wait_for_the_one_that_saves(result, tmp_path, monkeypat
     other = dataclasses.replace(result, is_main_process=False)
     other.save(tmp_path)
     accelerator = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: waited.append(True))
-    SearchFolder.prepare(tmp_path, result.record["settings"], False, accelerator)
+    with SearchFolder.opened(tmp_path, result.record["settings"], False, accelerator):
+        pass
     assert waited == [True, True]
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -319,9 +320,10 @@ def test_another_search_is_told_in_a_readable_sentence(changes, words, tmp_path)
 def test_finished_search_is_run_again_only_after_saying_so(tmp_path, caplog):
     (tmp_path / "search_result.json").write_text(json.dumps({"settings": SETTINGS}))
     alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
-    SearchFolder.prepare(tmp_path, SETTINGS, False, alone)
-    assert not caplog.records
-    SearchFolder.prepare(tmp_path, SETTINGS, True, alone)
+    with SearchFolder.opened(tmp_path, SETTINGS, False, alone):
+        assert not caplog.records
+    with SearchFolder.opened(tmp_path, SETTINGS, True, alone):
+        pass
     assert f"{tmp_path} holds the result of this very search, which is run again" in caplog.text
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from .checkpoints import LoadOptions
 from .configuration_pertinence import PREPROCESSING_MODES
 from .errors import PertinenceError
+from .front import MAX_POINTS
 
 
 def check_least(arguments: Any, **least: int) -> None:
@@ -50,6 +51,13 @@ class RuntimeArguments:
 
     batch_size: int = field(default=64, metadata={"help": "Images that an expert receives at once."})
     num_workers: int = field(default=0, metadata={"help": "Processes that decode images; 0: this one."})
+    on_bad_image: str = field(
+        default="stop",
+        metadata={
+            "help": "stop: an image that cannot be decoded ends the run; skip: it is left out, counted and named.",
+            "choices": ["stop", "skip"],
+        },
+    )
     device: str | None = field(
         default=None, metadata={"help": "cpu, cuda, ...; default: an accelerator if there is one."}
     )
@@ -66,6 +74,8 @@ class RuntimeArguments:
 
     def __post_init__(self):
         check_least(self, batch_size=1, num_workers=0)
+        if self.on_bad_image not in ("stop", "skip"):
+            raise PertinenceError(f"on_bad_image={self.on_bad_image!r} is not one of stop, skip")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise PertinenceError(f"dtype {self.dtype!r} is not one of float32, bfloat16, float16")
 
@@ -187,6 +197,8 @@ class SearchArguments(RuntimeArguments):
     def __post_init__(self):
         super().__post_init__()
         check_least(self, population=2, generations=1, seed=0, folds=2, epochs=1, head_batch_size=1, front_size=3)
+        if self.front_size > MAX_POINTS:
+            raise PertinenceError(f"front_size must be at most {MAX_POINTS}, got {self.front_size}")
         if not 0 < self.learning_rate < float("inf"):
             raise PertinenceError(f"learning_rate must be a positive number, got {self.learning_rate}")
         for name in ("select_fraction", "report_fraction"):

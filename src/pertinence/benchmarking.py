@@ -54,7 +54,10 @@ def benchmark(
     else:
         source = load_images(data, args.token, needs_labels=False)
         rows = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-        images, kind = raise_or([source[row] for row in rows]), "given"
+        images, kind = [source[row] for row in rows], "given"
+        if args.on_bad_image == "skip":
+            images = [image for image in images if not isinstance(image, PertinenceError)] or images
+        images = raise_or(images)
     with progress_bar(args.rounds * len(timed) * len(args.batch_size), "Latency", "round") as bar:
         seconds = time_points(model, timed, images, args.batch_size, args.rounds, bar.update)
     name = device_name(device)

@@ -64,7 +64,8 @@ def calibrate(
     model = open_model(model_path, args, expert_paths)
     images = open_images(model, data, args.token)
     shared, rows = check_unseen(model_path, images, args.token)
-    predictions = predict_images(model, images, args).subset(rows)
+    predictions = predict_images(model, images, args)
+    predictions = predictions.subset(torch.isin(predictions.rows, rows).nonzero().squeeze(1))
     largest = evaluate_experts(predictions)[-1]
     order = by_falling_cost(model.front)
     approximate = False
@@ -101,6 +102,8 @@ def calibrate(
         dtype=str(model.dtype).removeprefix("torch."), preprocessing=model.config.preprocessing
     )
     assumptions = [EXCHANGEABLE, LABELS_RIGHT] if predictions.measure == ACCURACY else [EXCHANGEABLE]
+    if predictions.skipped:
+        assumptions.append(f"images that cannot be decoded are none of them; {len(predictions.skipped)} were left out")
     assumptions += [CHOSEN_BEFORE, as_calibrated, *([SCORES_CUT] if approximate else [])]
     return Guarantee(
         qualified[-1].operating_point,

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from .dispatcher import Head
 from .downloads import find_file
 from .errors import PertinenceError
-from .evidence import NUM_KNOTS
+from .evidence import NUM_KNOTS, evidence_size
 from .files import BASELINES, replaced, save_tensors
 from .front import OperatingPoint
 from .statistics import non_dominated
+from .values import is_whole
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,20 @@ class Candidate:
     point: OperatingPoint
     heads: tuple[Head, ...]
     versus_largest: tuple[float, float]
+
+    def check(self, num_experts: int, feature_sizes: Mapping[int, int]) -> None:
+        """Raise `ValueError` where this cannot be a dispatcher of a pool of `num_experts` that was measured."""
+        replace(self.point, name="candidate").validate(num_experts)
+        shapes = [
+            (num_experts, evidence_size(stage.evidence, num_experts, feature_sizes.get(stage.after, 0)))
+            for stage in self.point.decisions
+        ]
+        if [tuple(head.weight.shape) for head in self.heads] != shapes or self.point.select is None:
+            raise ValueError("its heads do not fit the pool")
+        for head, stage in zip(self.heads, self.point.decisions, strict=True):
+            is_finite = head.weight.isfinite().all() and head.bias.isfinite().all()
+            if not is_finite or (head.knots is None) != (stage.evidence == "features"):
+                raise ValueError("its heads hold impossible numbers")
 
     @property
     def accuracy(self) -> float:
@@ -111,18 +126,42 @@ def load_candidates(path: Path) -> tuple[dict[str, list[Candidate]], Any]:
 
 
 def load_baselines(
-    model_path: str | os.PathLike, token: str | bool | None = None
+    model_path: str | os.PathLike,
+    num_experts: int,
+    feature_sizes: Mapping[int, int],
+    token: str | bool | None = None,
 ) -> dict[str, tuple[list[Candidate], int]]:
     """The baselines that were tuned when a model was searched; none where they are not stored with it.
 
+    Args:
+        model_path: folder or Hub id.
+        num_experts: size of the model's pool.
+        feature_sizes: width of the pooled features of each expert by its index, and of the `STEM`.
+        token: of the Hub.
+
     Raises:
-        PertinenceError: the file is damaged.
+        PertinenceError: the file is damaged, or belongs to another model.
     """
     path = find_file(model_path, BASELINES, token)
     if path is None:
         return {}
     try:
         groups, chosen = load_candidates(path)
+        for name, candidates in groups.items():
+            if not is_whole(chosen[name], 0, len(candidates) - 1):
+                raise ValueError(f"it chooses none of the baselines {name!r}")
+            for candidate in candidates:
+                candidate.check(num_experts, feature_sizes)
         return {name: (candidates, chosen[name]) for name, candidates in groups.items()}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+    ) as error:
         raise PertinenceError(f"{path} is damaged: fetch it again, or remove it to go on without baselines") from error

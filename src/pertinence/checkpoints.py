@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging
 
+from .checkpoint_checks import building_from, check_checkpoint
 from .downloads import chain, explain_hub, fetch, pin
-from .errors import PertinenceError, first_line
+from .errors import PertinenceError, explain
+from .values import LONGEST_NAME
 
 
 logger = logging.get_logger(__name__)
@@ -210,20 +213,22 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             # By its folder from here on: transformers would prefer a local directory that happens to have the same
             # name.
             folder = fetch(reference.repo_id, revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
+        tensors = check_checkpoint(folder)
         shared = {**options.hub, "trust_remote_code": options.trust_remote_code}
         config = AutoConfig.from_pretrained(folder, **shared)
         if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
             # timm >= 1.0.31 records it, and TimmWrapper then passes it to timm twice.
             config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
         is_headless = is_stem and _is_headless(config)
-        model, info = (AutoModel if is_headless else AutoModelForImageClassification).from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            output_loading_info=True,
-            **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
-            **shared,
-        )
+        with nullcontext() if tensors is None else building_from(tensors):
+            model, info = (AutoModel if is_headless else AutoModelForImageClassification).from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
+                **shared,
+            )
         processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(folder, **shared)
     except PertinenceError as error:
         raise PertinenceError(f"{title}: {error}") from error
@@ -261,7 +266,7 @@ def _explain(title: str, reference: ExpertReference, error: Exception) -> str:
         )
     if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
         return f"{title}: weights and config.json of {reference.repo_id} do not have the same shapes"
-    return f"{title} cannot be loaded from {reference.repo_id}: {first_line(error)}"
+    return f"{title} cannot be loaded from {reference.repo_id} ({explain(error)})"
 
 
 def _timm_processor(config: Any) -> Any:
@@ -315,4 +320,6 @@ def read_licence(checkpoint: Checkpoint, title: str) -> str | None:
     except Exception as error:  # a licence is worth showing, not worth failing for
         logger.info(f"The licence of expert {title!r} is unknown: {error}")
     licence = licence or (getattr(checkpoint.model.config, "pretrained_cfg", None) or {}).get("license")
-    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    licence = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    # A card may say anything; what is stored is one line.
+    return " ".join(str(licence).split())[:LONGEST_NAME] if licence else None

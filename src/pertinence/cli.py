@@ -356,7 +356,7 @@ def read_config(path: str, known: set[str]) -> dict[str, Any]:
     """Settings from a YAML file; raises `PertinenceError` where it holds anything else."""
     try:
         values = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise PertinenceError(f"the settings in {path} cannot be read: {reason}") from error
     if not isinstance(values, dict):

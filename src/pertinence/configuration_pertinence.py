@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import os
+import re
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from .errors import PertinenceError
-from .front import STEM, Front, OperatingPoint
+from .errors import MALFORMED, PertinenceError, explain, shown
+from .front import STEM, Figures, Front, OperatingPoint
 from .guarantee import Guarantee
+from .preprocessing import Transform
+from .values import is_name, is_number, is_whole
 
 
 logger = logging.get_logger(__name__)
@@ -18,6 +24,21 @@ logger = logging.get_logger(__name__)
 FORMAT_VERSION = 1
 MAX_EXPERTS = 256
 MAX_LABELS = 1_000_000
+MAX_FEATURES = 1_000_000
+EMBEDDED = re.compile(r"\./experts/([0-9]{1,3}|stem)")
+"""Reference to an expert inside the model's own folder."""
+REVISION = re.compile("[0-9a-f]{40}|sha256:[0-9a-f]{64}")
+"""A commit, or a content hash."""
+ATTENTION = (None, "eager", "sdpa", "flex_attention")
+"""Implementations that are a part of torch; another one may be code that transformers fetches from the Hub."""
+MEANINGLESS = (
+    "quantization_config",
+    "transformers_weights",
+    "fusion_config",
+    "per_layer_config",
+    "experts_implementation",
+)
+"""Settings of transformers that have it fetch, import or replace something, and that this model has no use for."""
 PREPROCESSING_MODES = ("exact", "fast")
 QUANTIZATIONS = ("int8",)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -40,31 +61,7 @@ EXPERT_KEYS = {
     "select",
     "report",
 }
-EXPERT_TYPES = {
-    "name": str,
-    "repo_id": str | None,
-    "origin": str | None,
-    "origin_revision": str | None,
-    "revision": str,
-    "gmacs": int | float,
-    "parameters": int,
-    "features": int,
-    "transform": dict,
-    "dtype": str | None,
-    "quantization": str | None,
-    "label_map": list | None,
-}
-REQUIRED_EXPERT_KEYS = EXPERT_KEYS - {
-    "dtype",
-    "latency",
-    "quantization",
-    "label_map",
-    "licence",
-    "origin",
-    "origin_revision",
-    "select",
-    "report",
-}
+REQUIRED_EXPERT_KEYS = {"name", "repo_id", "revision", "gmacs", "parameters", "features", "transform"}
 
 
 class PertinenceConfig(PreTrainedConfig):
@@ -86,6 +83,8 @@ class PertinenceConfig(PreTrainedConfig):
             `"exact"`: each expert sees the pixels of its own processor; `"fast"`: torchvision on uint8 for all.
         guarantee (`dict`, *optional*):
             What `pertinence calibrate` promised of an operating point, see `Guarantee`.
+        heads_hash (`str`, *optional*):
+            Of the weights that were saved with this file, see `files.hash_tensors`: others are refused.
         format_version (`int`, defaults to 1):
             Version of this format.
     """
@@ -99,13 +98,18 @@ class PertinenceConfig(PreTrainedConfig):
     operating_point: str | None = None
     preprocessing: str = "exact"
     guarantee: dict[str, Any] | None = None
+    heads_hash: str | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
         # Before the parent builds label maps: a number from a file must not decide how much memory is taken.
-        labels = kwargs.get("id2label") or self.id2label or ()
-        if (kwargs.get("num_labels") or 0) > MAX_LABELS or len(labels) > MAX_LABELS:
-            raise PertinenceError(f"config.json claims more than {MAX_LABELS} labels")
+        _check_settings(type(self), kwargs)
+        labels = kwargs.get("id2label") or self.id2label
+        _check_labels(labels, kwargs.get("num_labels"))
+        if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in DTYPES:
+            raise PertinenceError(
+                f"config.json has dtype {shown(self.dtype)}, which is not one of {', '.join(DTYPES)}"
+            )
         if self.experts is not None:
             self.check()
             for entry in self.experts:
@@ -115,6 +119,22 @@ class PertinenceConfig(PreTrainedConfig):
                     )
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PertinenceConfig:
+        """As in transformers.
+
+        Raises:
+            PertinenceError: the file is not the config of such a model.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except MALFORMED as error:
+            if isinstance(error, (PertinenceError, HFValidationError)):
+                raise
+            raise PertinenceError(
+                f"the config.json of {pretrained_model_name_or_path} is damaged ({explain(error)}): fetch it again"
+            ) from error
+
     @property
     def entries(self) -> list[dict[str, Any]]:
         """What is known of every expert, and last of the stem where there is one."""
@@ -123,6 +143,12 @@ class PertinenceConfig(PreTrainedConfig):
     @property
     def expert_names(self) -> list[str]:
         return [entry["name"] for entry in self.experts or []]
+
+    @property
+    def feature_sizes(self) -> dict[int, int]:
+        """Width of the pooled features of each expert by its index, and of a separate stem by `STEM`."""
+        entries = dict(enumerate(self.experts or [])) | ({STEM: self.stem} if self.stem else {})
+        return {index: entry["features"] for index, entry in entries.items()}
 
     def build_front(self) -> Front:
         """The front as objects; raises `PertinenceError` where an entry is malformed."""
@@ -138,10 +164,10 @@ class PertinenceConfig(PreTrainedConfig):
             raise PertinenceError(f"`experts` has {len(self.experts)} entries, expected 1 to {MAX_EXPERTS}")
         if self.preprocessing not in PREPROCESSING_MODES:
             raise PertinenceError(
-                f"preprocessing={self.preprocessing!r} is not one of {', '.join(map(repr, PREPROCESSING_MODES))}"
+                f"preprocessing={shown(self.preprocessing)} is not one of {', '.join(map(repr, PREPROCESSING_MODES))}"
             )
         if not isinstance(self.format_version, int):
-            raise PertinenceError(f"format_version must be a number, got {self.format_version!r}")
+            raise PertinenceError(f"format_version must be a number, got {shown(self.format_version)}")
         if self.format_version > FORMAT_VERSION:
             logger.warning(
                 f"This model has format version {self.format_version}, newer than {FORMAT_VERSION}, which this "
@@ -149,6 +175,8 @@ class PertinenceConfig(PreTrainedConfig):
             )
         for index, entry in enumerate(self.experts):
             _check_expert(f"expert {index} of config.json", entry)
+            for figures in filter(None, (entry.get("select"), entry.get("report"))):
+                _check_figures(f"expert {index} of config.json", figures, len(self.experts))
         names = self.expert_names
         if self.stem is not None:
             _check_expert("the stem of config.json", self.stem)
@@ -165,23 +193,101 @@ class PertinenceConfig(PreTrainedConfig):
             front.find(tested.operating_point)
 
 
+def _check_settings(cls: type[PertinenceConfig], settings: dict[str, Any]) -> None:
+    """Refuse what transformers would do because of a setting in a file, and settings that take a method's place."""
+    if settings.get("attn_implementation") not in ATTENTION:
+        raise PertinenceError(
+            f"config.json asks for the attention {shown(settings['attn_implementation'])}, which may be code from "
+            f"somewhere else; known: {', '.join(filter(None, ATTENTION))}"
+        )
+    for key in MEANINGLESS:
+        if settings.get(key) is not None:
+            raise PertinenceError(f"config.json has {key}, which a pertinence model has no use for: take it out")
+    for key in settings:
+        if callable(getattr(cls, key, None)):
+            raise PertinenceError(f"config.json has the key {shown(key)}, which is the name of a method: take it out")
+
+
+def _check_labels(labels: Any, count: Any) -> None:
+    if count is not None and not is_whole(count, 0, MAX_LABELS):
+        raise PertinenceError(f"config.json claims {shown(count)} labels, more than {MAX_LABELS} labels")
+    if labels is None:
+        return
+    if not isinstance(labels, dict) or len(labels) > MAX_LABELS:
+        raise PertinenceError(f"id2label must map up to {MAX_LABELS} indices to labels, got {type(labels).__name__}")
+    if {str(index) for index in labels} != set(map(str, range(len(labels)))):
+        raise PertinenceError(f"id2label must have the indices 0 to {len(labels) - 1}")
+    if not all(isinstance(label, (str, int)) for label in labels.values()):
+        raise PertinenceError("id2label must map indices to text")
+
+
 def _check_expert(where: str, entry: Any) -> None:
     if not isinstance(entry, dict):
         raise PertinenceError(f"{where} must be a mapping, got {type(entry).__name__}")
     missing = REQUIRED_EXPERT_KEYS - set(entry)
     if missing:
         raise PertinenceError(f"{where} has no {', '.join(sorted(missing))}")
-    for key, kind in EXPERT_TYPES.items():
-        if not isinstance(entry.get(key), kind):
-            raise PertinenceError(f"{where} has {key} {entry.get(key)!r}, which is not of its type")
-    if not (math.isfinite(entry["gmacs"]) and entry["gmacs"] >= 0 and entry["features"] >= 1):
-        raise PertinenceError(f"{where} has impossible gmacs {entry['gmacs']} or features {entry['features']}")
-    if entry.get("dtype") not in (None, *DTYPES):
-        raise PertinenceError(f"{where} has dtype {entry['dtype']!r}, which is not one of {', '.join(DTYPES)}")
-    if entry.get("quantization") not in (None, *QUANTIZATIONS):
-        raise PertinenceError(
-            f"{where} has quantization {entry['quantization']!r}, which is not one of {', '.join(QUANTIZATIONS)}"
-        )
+    for key, (is_right, expected) in EXPERT_VALUES.items():
+        value = entry.get(key)
+        if not (is_right(value) or (value is None and key not in NEVER_NONE)):
+            raise PertinenceError(f"{where} has {key} {shown(value)}, expected {expected}")
+    Transform.from_dict(entry["transform"])
     unknown = set(entry) - EXPERT_KEYS
     if unknown:
-        logger.warning(f"Expert {entry['name']!r} has unknown keys, which are ignored: {sorted(unknown)}.")
+        logger.warning(f"Expert {entry['name']!r} has unknown keys, which are ignored: {shown(sorted(unknown), 200)}.")
+
+
+def _check_figures(where: str, values: dict[str, Any], num_experts: int) -> None:
+    try:
+        figures = Figures.from_dict(values)
+    except MALFORMED as error:
+        raise PertinenceError(f"{where}: its figures are malformed ({explain(error)})") from error
+    figures.check(where, num_experts)
+
+
+def _is_reference(value: Any) -> bool:
+    if not isinstance(value, str) or not value.isprintable():
+        return False
+    if EMBEDDED.fullmatch(value) or (Path(value).is_absolute() and ".." not in Path(value).parts):
+        return True
+    return _is_hub_id(value)
+
+
+def _is_hub_id(value: Any) -> bool:
+    try:
+        validate_repo_id(value)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _is_revision(value: Any) -> bool:
+    return isinstance(value, str) and REVISION.fullmatch(value) is not None
+
+
+def _is_label_map(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) <= MAX_LABELS and all(is_whole(index, 0, MAX_LABELS) for index in value)
+    )
+
+
+EXPERT_VALUES = {
+    "name": (is_name, "a line of text"),
+    "repo_id": (_is_reference, "a Hub id, an absolute folder, or ./experts/<i>"),
+    "origin": (_is_hub_id, "a Hub id"),
+    "origin_revision": (_is_revision, "a commit"),
+    "revision": (_is_revision, "a commit, or sha256: and a content hash"),
+    "gmacs": (lambda value: is_number(value, 0), "a number that is not negative"),
+    "latency": (lambda value: is_number(value, 0), "a number that is not negative"),
+    "parameters": (lambda value: is_whole(value, 0), "a count"),
+    "features": (lambda value: is_whole(value, 1, MAX_FEATURES), f"a width from 1 to {MAX_FEATURES}"),
+    "transform": (lambda value: isinstance(value, dict), "a mapping"),
+    "dtype": (lambda value: value in DTYPES, f"one of {', '.join(DTYPES)}"),
+    "quantization": (lambda value: value in QUANTIZATIONS, f"one of {', '.join(QUANTIZATIONS)}"),
+    "label_map": (_is_label_map, "a list of indices"),
+    "licence": (lambda value: isinstance(value, str) and value.isprintable(), "a line of text"),
+    "select": (lambda value: isinstance(value, dict), "a mapping"),
+    "report": (lambda value: isinstance(value, dict), "a mapping"),
+}
+"""For each key of an expert whether a value is right, and what is."""
+NEVER_NONE = REQUIRED_EXPERT_KEYS - {"repo_id"}

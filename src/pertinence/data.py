@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
-from PIL import UnidentifiedImageError
 
 from .arguments import DataArguments
-from .errors import PertinenceError, first_line
+from .downloads import DamagedDownload, checked_downloads, explain_hub, may_pass, patiently
+from .errors import PertinenceError, explain, first_line
 from .image_processing_pertinence import decode_image
 from .labels import check_same_labels
 
@@ -36,7 +39,8 @@ class LabelledImages(torch.utils.data.Dataset):
         labels: int64 (n,), or None.
         label_names: label by index, or None where the column knows no names.
         digests: int64 (m,), hashes of the encoded images; of a large split those of evenly spaced ones.
-        fingerprint: content hash of images and labels, in their order.
+        fingerprint: content hash of images and labels, in their order; of a large split of those images that are
+            hashed, of the sizes of all, and of all labels.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class LabelledImages(torch.utils.data.Dataset):
         self.digests = self._hash_images()
         digest = hashlib.sha256(f"{len(images)}".encode())
         digest.update(self.digests.numpy().tobytes())
+        if len(self.digests) < len(images):
+            digest.update(self._image_sizes().tobytes())
         digest.update(b"" if self.labels is None else self.labels.numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
@@ -98,17 +104,26 @@ class LabelledImages(torch.utils.data.Dataset):
                 digests.append(hashlib.sha256(content).digest()[:8])
         return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.int64).copy())
 
+    def _image_sizes(self) -> np.ndarray:
+        """int64 (n,), bytes of every encoded image: what tells images apart that are not hashed."""
+        encoded = self._images.cast_column(self.image_column, datasets.Image(decode=False)).with_format("arrow")
+        sizes = []
+        for table in encoded.iter(10_000):
+            column = table[self.image_column].combine_chunks()
+            found = pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()
+            paths = pc.struct_field(column, "path").to_pylist()
+            sizes += [_file_size(path) if size is None else size for size, path in zip(found, paths, strict=True)]
+        return np.array(sizes, dtype=np.int64)
+
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> torch.Tensor | PertinenceError:
         try:
             return decode_image(self._images[index][self.image_column])
-        except (PertinenceError, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            reason = first_line(error)
-            return PertinenceError(
-                f"image {index} of column {self.image_column!r} cannot be decoded ({reason}): remove it"
-            )
+        except Exception as error:  # Pillow's readers, and those of data sets, fail in any way
+            reason = first_line(error) if isinstance(error, PertinenceError) else explain(error)
+            return unusable(index, self.image_column, reason)
 
     def check_labels(self, labels: dict[int, str]) -> None:
         """Refuse images whose labels cannot be those that an expert answers with."""
@@ -134,9 +149,9 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
     if name is None or split is None:
         raise PertinenceError("no images were named: give --dataset and --split")
     try:
-        dataset = datasets.load_dataset(name, arguments.dataset_config, split=split, token=token)
+        dataset = patiently(partial(_load_checked, name, arguments.dataset_config, split=split, token=token))
     except Exception as error:  # builders fail in any way; say which data set and why
-        reason = first_line(error)
+        reason = (explain_hub(name, None, error) if may_pass(error) else None) or first_line(error)
         if "Unknown split" in reason:
             raise PertinenceError(f"data set {name!r} has no split {split!r}: {reason}") from error
         raise PertinenceError(f"data set {name!r} cannot be loaded: {reason}") from error
@@ -145,11 +160,31 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
     return LabelledImages(dataset, arguments.image_column, arguments.label_column, needs_labels)
 
 
+def _load_checked(name: str, *args: Any, **options: Any) -> datasets.Dataset:
+    """`load_dataset`; what it made of a damaged download is removed with that."""
+    dataset = None
+    try:
+        with checked_downloads(name, kind="dataset"):
+            dataset = datasets.load_dataset(name, *args, **options)
+        return dataset
+    except DamagedDownload:
+        for file in dataset.cache_files if dataset is not None else ():
+            shutil.rmtree(Path(file["filename"]).parent, ignore_errors=True)
+        raise
+
+
 def _read_file(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError:
         return path.encode()  # decoding it will say what is wrong
+
+
+def _file_size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return -1  # decoding it will say what is wrong
 
 
 def _find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role: str) -> str:
@@ -212,6 +247,21 @@ def assign_folds(labels: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
         mine = shuffled[fold_of[shuffled] == fold]
         dealt[fold, : len(mine)] = mine
     return torch.from_numpy(dealt)
+
+
+def unusable(index: int, column: str, reason: str) -> PertinenceError:
+    """What to say of an image that cannot be used."""
+    return PertinenceError(
+        f"image {index} of column {column!r} cannot be decoded ({reason}): remove it, or skip such images with "
+        "--on-bad-image skip"
+    )
+
+
+def first_readable(images: LabelledImages) -> torch.Tensor:
+    """The first image that can be decoded; raises what is wrong with the first of all where none can."""
+    decoded = (images[index] for index in range(len(images)))
+    found = next((image for image in decoded if not isinstance(image, PertinenceError)), None)
+    return raise_or([images[0]])[0] if found is None else found
 
 
 def raise_or(items: Sequence[Any]) -> list[torch.Tensor]:

@@ -30,6 +30,9 @@ from .evidence import (
 from .front import STEM, Front, OperatingPoint, Stage
 
 
+MAX_ELEMENTS = 2**27
+"""Weights of all heads together: what a file claims must not decide how much memory is taken."""
+
 Answer = tuple[torch.Tensor | None, torch.Tensor | None]
 """Logits (b, C) and pooled features (b, F) of one expert; features may be None where no head reads them, logits are
 None for the stem."""
@@ -190,7 +193,8 @@ def route(
         if position is None:
             continue
         head = heads[position]
-        known = known_of(stage.evidence, own, answer, features, tail).cpu().numpy()
+        # What a stem gives in the place of logits is no answer.
+        known = known_of(stage.evidence, None if member == STEM else own, answer, features, tail).cpu().numpy()
         if member != STEM:
             votes[here, member], known = known[:, 0], known[:, 1:]
         evidence = stage_evidence(stage.evidence, known, votes[here], ran[here], head.knots)
@@ -227,6 +231,15 @@ class Dispatcher(nn.Module):
         for point in front:
             for stage in point.decisions:
                 stacked.setdefault((stage.after, stage.evidence), []).append(point.name)
+        elements = len(front) * num_experts * CONFIDENCE_BINS + sum(
+            len(names) * num_experts * evidence_size(evidence, num_experts, feature_sizes.get(after, 0))
+            for (after, evidence), names in stacked.items()
+        )
+        if elements > MAX_ELEMENTS:
+            raise PertinenceError(
+                f"the heads of {len(front)} operating points would take {elements:,} weights, more than "
+                f"{MAX_ELEMENTS:,}"
+            )
         self.rows = {(name, *key): row for key, names in stacked.items() for row, name in enumerate(names)}
         self.stages = nn.ModuleDict()
         for (after, evidence), names in stacked.items():
@@ -240,6 +253,12 @@ class Dispatcher(nn.Module):
         # Where a file has none, nothing casts it back from the default type that transformers sets for the experts.
         counts = torch.zeros(len(front), num_experts, CONFIDENCE_BINS, dtype=torch.float32)
         self.answers = nn.Parameter(counts, requires_grad=False)
+
+    def check(self, source: str) -> None:
+        """Raise `PertinenceError` where weights that came from `source` are NaN or infinite, or counts negative."""
+        for name, values in self.named_parameters():
+            if not values.isfinite().all() or (values is self.answers and (values < 0).any()):
+                raise PertinenceError(f"the heads of {source} hold impossible numbers ({name}): fetch them again")
 
     def heads(self, point: OperatingPoint) -> list[Head]:
         """The heads of one point, one for each of its decisions, in float32 on the CPU, where decisions are taken."""

@@ -5,6 +5,25 @@ class PertinenceError(ValueError):
     """Something the user can mend: the message says what is wrong, what was expected and what to do."""
 
 
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
+"""What is raised where values from a file are not of the shape that they are used in."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shown(value: object, most: int = 80) -> str:
+    """What a value looks like, as a part of one line: however large it is and whatever it holds."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def explain(error: BaseException) -> str:
+    """What kind of error it is and what it says, as a part of one line."""
+    text = "".join(letter if letter.isprintable() else " " for letter in first_line(error))
+    return f"{type(error).__name__}: {text[:200]}"

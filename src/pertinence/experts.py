@@ -16,10 +16,11 @@ from transformers.utils import logging
 from .checkpoints import Checkpoint, ExpertReference, LoadOptions, is_commit, open_checkpoint, read_licence
 from .configuration_pertinence import QUANTIZATIONS
 from .costs import count_gmacs
-from .errors import PertinenceError
+from .errors import PertinenceError, shown
 from .features import FeatureTap
 from .labels import check_same_labels, is_generic, resolve_label_map
 from .preprocessing import Images, Preprocessor, Transform
+from .values import is_name
 from .variants import quantized, smaller_transform
 
 
@@ -76,7 +77,7 @@ class Expert(nn.Module):
     @property
     def labels(self) -> dict[int, str]:
         """Its names of the pool's labels."""
-        own, label_map = self.model.config.id2label, self.entry["label_map"]
+        own, label_map = self.model.config.id2label, self.entry.get("label_map")
         return dict(own) if label_map is None else {index: own[theirs] for index, theirs in enumerate(label_map)}
 
     def train(self, mode: bool = True) -> Expert:
@@ -241,8 +242,11 @@ def load_expert(
     opened: dict[Any, Checkpoint] | None = None,
 ) -> Expert:
     """Load one expert, or a stem, whose labels do not matter, and measure what the config stores of it."""
+    name = reference.display_name
+    if not is_name(name):
+        raise PertinenceError(f"expert {shown(name)} needs a name of one line: give one with {{'name': ...}}")
     checkpoint = open_checkpoint(reference, options, is_stem, opened)
-    name, model = reference.display_name, checkpoint.model
+    model = checkpoint.model
     if not is_stem:
         _check_single_label(name, model.config)
     entry = {

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .checkpoints import Backbone
+from .errors import MALFORMED, PertinenceError, explain
 
 
 class FeatureTap:
@@ -50,6 +51,11 @@ class FeatureTap:
         self.seen.input, self.seen.is_running = None, True
         try:
             logits = self.model(pixel_values=pixel_values).logits
+        except torch.OutOfMemoryError:
+            raise
+        except (*MALFORMED, RuntimeError) as error:  # somebody's settings may not fit somebody's network
+            kind, shape = type(getattr(self.model, "timm_model", self.model)).__name__, tuple(pixel_values.shape)
+            raise PertinenceError(f"an expert ({kind}) fails on pixels of shape {shape} ({explain(error)})") from error
         finally:
             self.seen.is_running = False
         features, self.seen.input = self.seen.input, None

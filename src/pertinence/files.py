@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+
+from .errors import PertinenceError
 
 
 SUFFIX = ".incomplete"
+FORGOTTEN = 24 * 3600
+"""Seconds after which what is unfinished is taken for abandoned."""
+CONFIG = "config.json"
+"""What tells the folder of a model."""
 RECORD = "search_result.json"
 """What tells the folder of a result."""
+WEIGHT_PATTERNS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+"""Patterns of what holds the weights of a model: of one that is saved over another all of the other's goes."""
+STATE = "search_state"
+"""Folder, within that of the result, of a search that has not ended."""
 SETTINGS = "search.yaml"
 BASELINES = "baselines.safetensors"
 SEEN = "seen_images.safetensors"
@@ -30,34 +44,100 @@ FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE = (
     "examples.png",
 )
 
+UNWRITABLE = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
+    if hasattr(errno, name)
+}
+"""Numbers of the errors of a disk, or of the right to write to it."""
+
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def beside(path: Path, advice: str = "free some space, or choose another folder") -> Iterator[Path]:
     """A name next to `path` for what is not finished; whatever has the name in the end is removed.
 
-    What a killed process of this machine left behind is removed on the way.
+    What a killed process left behind is removed on the way: of this machine at once, and a day later whoever it is of:
+    of another machine, of a container that had another name, or of a process whose number another has now.
+
+    Args:
+        path: what is to be written.
+        advice: what to do where it cannot be written.
+
+    Raises:
+        PertinenceError: the disk is full, the folder read-only, or the like.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}.{platform.node()}-"
-    for stale in path.parent.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
-        if not _is_running(stale.name.removeprefix(prefix).removesuffix(SUFFIX)):
-            _remove(stale)
-    temporary = path.with_name(f"{prefix}{os.getpid()}{SUFFIX}")
-    _remove(temporary)
-    try:
-        yield temporary
-    finally:
+    prefix = f".{path.name}."
+    own = f"{prefix}{platform.node()}-"
+    temporary = path.with_name(f"{own}{os.getpid()}{SUFFIX}")
+    with writing(path, advice):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
+            process = stale.name.removeprefix(own).removesuffix(SUFFIX)
+            if stale.name.startswith(own) and not _is_running(process) or _is_forgotten(stale):
+                _remove(stale)
         _remove(temporary)
+        try:
+            yield temporary
+        finally:
+            _remove(temporary)
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A name to write a file or a folder to, which takes the place of `path` when all went well."""
-    with beside(path) as temporary:
+def replaced(path: Path, advice: str = "free some space, or choose another folder") -> Iterator[Path]:
+    """A name to write a file or a folder to, which takes the place of `path` when all went well; see `beside`."""
+    with beside(path, advice) as temporary:
         yield temporary
         if temporary.is_dir() and path.exists():
             _remove(path)
         os.replace(temporary, path)  # onto a folder that another process has put there since: an OSError
+
+
+@contextmanager
+def writing(path: Path, advice: str) -> Iterator[None]:
+    """Say in a sentence where the disk, or the right to it, is at an end meanwhile; other errors pass."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors has an error of its own, which says the number of the system's.
+        found = re.search(r"os error (\d+)", str(error))
+        number = getattr(error, "errno", None) or (int(found[1]) if found else None)
+        if number not in UNWRITABLE:
+            raise
+        folder = next(parent for parent in path.parents if not parent.name.endswith(SUFFIX))
+        raise PertinenceError(
+            f"{path.name} cannot be written to {folder} ({os.strerror(number)}): {advice}"
+        ) from error
+
+
+def put(staged: Path, folder: Path, marks: Sequence[str], obsolete: Sequence[str] = ()) -> None:
+    """Move all that lies in a folder to another, where it takes the place of what has the same names.
+
+    Whoever is killed on the way leaves no mixture of old and new that could be taken for a whole: the files that tell
+    what the folder is go first and come last.
+
+    Args:
+        staged: where it lies, on the same disk.
+        folder: where it goes.
+        marks: names of those files, in the order in which they come.
+        obsolete: patterns of what goes, also where nothing takes its place.
+    """
+    for mark in reversed(marks):
+        (folder / mark).unlink(missing_ok=True)
+    for path in (path for pattern in obsolete for path in folder.glob(pattern)):
+        path.unlink()
+    places = {mark: place for place, mark in enumerate(marks)}
+    for path in sorted(staged.iterdir(), key=lambda path: places.get(path.name, -1)):
+        if path.is_dir():
+            _remove(folder / path.name)
+        os.replace(path, folder / path.name)
+
+
+def check_writable(folder: Path, advice: str) -> None:
+    """Refuse, before long work for it, a folder that cannot be made or written to."""
+    with writing(folder, advice):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def update_config(path: Path, values: Mapping[str, Any]) -> None:
@@ -84,6 +164,22 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict
     """Write a safetensors file with the mode of any new file."""
     save_file(dict(tensors), path, metadata=metadata)
     share(path)
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of names and numbers, those of floating point as float32, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        values = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        digest.update(f"{name}\0{tuple(values.shape)}\0".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_forgotten(path: Path) -> bool:
+    with suppress(OSError):  # another process may be removing the same
+        return time.time() - path.stat().st_mtime > FORGOTTEN
+    return False
 
 
 def _is_running(process: str) -> bool:

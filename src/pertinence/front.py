@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from .errors import PertinenceError
+from .errors import MALFORMED, PertinenceError, explain, shown
+from .values import is_name, is_number, is_whole
 
 
 EVIDENCE_KINDS = ("features", "mix", "both")
@@ -16,6 +17,8 @@ STEM = -1
 """Stands for the separate stem where an expert's pool index is expected."""
 CHEAPEST_LOSSLESS = "cheapest-lossless"
 BEST_BELOW_LARGEST = "best-below-largest"
+MAX_POINTS = 10_000
+SHOWN_NAMES = 100
 FASTEST = "fastest"
 MOST_ACCURATE = "most-accurate"
 _BUDGETS = ("gmacs", "latency_ms", "accuracy", "operating_point")
@@ -57,6 +60,23 @@ class Figures:
         values = as_plain(asdict(self))
         return {values.pop("measure"): values.pop("accuracy"), **values}
 
+    def check(self, where: str, num_experts: int) -> None:
+        """Raise `PertinenceError` where this was not measured of a pool of `num_experts`."""
+        if len(self.interval) != 2 or len(self.expert_shares) != num_experts:
+            raise PertinenceError(f"{where}: its figures need an interval of two and {num_experts} shares")
+        shares = (self.accuracy, *self.expert_shares)
+        costs = (self.gmacs, 0.0 if self.latency is None else self.latency)
+        if not (
+            all(is_number(share, 0, 1) for share in shares)
+            and all(map(is_number, self.interval))
+            and all(is_number(cost, 0) for cost in costs)
+        ):
+            raise PertinenceError(
+                f"{where}: its figures need shares between 0 and 1 and costs that are not negative, all of them finite"
+            )
+        if not is_whole(self.samples, 1):
+            raise PertinenceError(f"{where}: its figures are of {shown(self.samples)} images, expected at least 1")
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Figures:
         measure = AGREEMENT if AGREEMENT in values else ACCURACY
@@ -92,6 +112,15 @@ class Latency:
     low: float
     high: float
     images: str = "given"
+
+    def check(self, where: str) -> None:
+        """Raise `PertinenceError` where this was not measured."""
+        times = self.milliseconds, self.low, self.high
+        texts = self.device, self.images
+        if not (is_whole(self.batch_size, 1) and all(is_number(t, 0) for t in times) and all(map(is_name, texts))):
+            raise PertinenceError(
+                f"{where}: a latency must name device, batch size and milliseconds, got {shown(self)}"
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Latency:
@@ -165,31 +194,37 @@ class OperatingPoint:
 
     def validate(self, num_experts: int) -> None:
         """Raise `PertinenceError` where this cannot be an operating point of a pool of `num_experts`."""
-        where = f"operating point {self.name!r}"
-        if not isinstance(self.name, str) or not isinstance(self.recipe, str):
-            raise PertinenceError(f"{where}: name and recipe must be text, got recipe {self.recipe!r}")
+        where = f"operating point {shown(self.name)}"
+        if not is_name(self.name) or not is_name(self.recipe):
+            raise PertinenceError(f"{where}: name and recipe must be a line of text, got recipe {shown(self.recipe)}")
         for figures in filter(None, (self.select, self.report)):
-            if len(figures.interval) != 2 or len(figures.expert_shares) != num_experts:
-                raise PertinenceError(f"{where}: its figures need an interval of two and {num_experts} shares")
+            figures.check(where, num_experts)
+        for latency in self.latency:
+            latency.check(where)
+        members = shown(list(self.members))
         if not self.members or list(self.members) != sorted(set(self.members)):
-            raise PertinenceError(f"{where}: members {list(self.members)} must be rising pool indices, at least one")
+            raise PertinenceError(f"{where}: members {members} must be rising pool indices, at least one")
         if self.members[0] < 0 or self.members[-1] >= num_experts:
-            raise PertinenceError(f"{where}: members {list(self.members)} do not fit a pool of {num_experts} experts")
+            raise PertinenceError(f"{where}: members {members} do not fit a pool of {num_experts} experts")
         after = [stage.after for stage in self.stages]
         if after != sorted(set(after)) or not set(after) <= {STEM, *self.members}:
-            raise PertinenceError(f"{where}: stages follow {after}, but each must follow one of the members, in order")
+            raise PertinenceError(
+                f"{where}: stages follow {shown(after)}, but each must follow one of the members, in order"
+            )
         if len(self.members) > 1 and not {STEM, self.members[0]} & set(after):
             raise PertinenceError(f"{where}: there is no stage after its first member {self.members[0]}")
         for stage in self.stages:
             if stage.evidence not in EVIDENCE_KINDS:
                 raise PertinenceError(
-                    f"{where}: evidence {stage.evidence!r} is not one of {', '.join(EVIDENCE_KINDS)}"
+                    f"{where}: evidence {shown(stage.evidence)} is not one of {', '.join(EVIDENCE_KINDS)}"
                 )
             if stage.after == STEM:
                 if stage.evidence != "features" or stage.mixing is not None:
                     raise PertinenceError(f"{where}: a stem answers nothing, so its stage can only read its features")
                 continue
             expected = self.members.index(stage.after) + 1
+            if not all(map(is_number, stage.mixing or ())):
+                raise PertinenceError(f"{where}: the stage after expert {stage.after} has weights that are not finite")
             if stage.mixing is not None and len(stage.mixing) != expected:
                 raise PertinenceError(
                     f"{where}: the stage after expert {stage.after} has {len(stage.mixing)} mixing weights, "
@@ -213,8 +248,8 @@ class OperatingPoint:
             latency = tuple(Latency.from_dict(entry) for entry in values.get("latency") or ())
             members = tuple(int(i) for i in values["members"])
             return cls(values["name"], values["recipe"], members, stages, **figures, latency=latency)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PertinenceError(f"an entry of `front` is malformed ({type(error).__name__}: {error})") from error
+        except MALFORMED as error:
+            raise PertinenceError(f"an entry of `front` is malformed ({explain(error)})") from error
 
     def to_dict(self) -> dict[str, Any]:
         figures = {key: value and value.to_dict() for key, value in (("select", self.select), ("report", self.report))}
@@ -234,12 +269,17 @@ class Front(Sequence[OperatingPoint]):
     def __init__(self, points: Iterable[OperatingPoint], expert_names: Sequence[str]):
         self._points = tuple(points)
         self.expert_names = tuple(expert_names)
+        if len(self._points) > MAX_POINTS:
+            raise PertinenceError(f"a front has at most {MAX_POINTS} operating points, got {len(self._points)}")
         self._by_name: dict[str, OperatingPoint] = {}
         for point in self._points:
             point.validate(len(self.expert_names))
             if point.name in self._by_name:
                 raise PertinenceError(f"two operating points are called {point.name!r}: names must be unique")
             self._by_name[point.name] = point
+        figures = [one for point in self._points for one in (point.select, point.report) if one is not None]
+        if len({(one.measure, one.latency is None) for one in figures}) > 1:
+            raise PertinenceError("all figures of a front must have one measure, and the same kinds of cost")
 
     def __getitem__(self, index):
         return self._points[index]
@@ -255,8 +295,9 @@ class Front(Sequence[OperatingPoint]):
             return self._points[0]
         if name == MOST_ACCURATE and self._points:
             return max(self._points, key=lambda point: point.select.accuracy if point.select else 0.0)
-        known = ", ".join(point.name for point in self._points)
-        raise PertinenceError(f"there is no operating point {name!r}; this model has: {known}")
+        known = ", ".join(point.name for point in self._points[:SHOWN_NAMES])
+        more = ", ..." if len(self) > SHOWN_NAMES else ""
+        raise PertinenceError(f"there is no operating point {shown(name)}; this model has: {known}{more}")
 
     def choose(
         self,

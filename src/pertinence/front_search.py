@@ -47,7 +47,7 @@ class FoundFront:
         select_experts: figures of the experts on the search images.
         evaluated: every genome and its objectives.
         hypervolumes: of the archive after each generation, by recipe.
-        images: how many images did what.
+        images: how many images did what, and rows of those that could not be decoded.
     """
 
     evaluation: Evaluation
@@ -56,7 +56,7 @@ class FoundFront:
     select_experts: tuple[Figures, ...]
     evaluated: list[dict[str, Any]]
     hypervolumes: dict[str, list[float]]
-    images: dict[str, int]
+    images: dict[str, Any]
 
 
 @one_thread()
@@ -87,6 +87,9 @@ def search_front(
     warnings = leak_warnings(names, search, report)
     for warning in warnings:
         logger.warning(warning)
+    skipped = {"search": search} | ({} if report.labels is search.labels else {"report": report})
+    skipped = {kind: part for kind, part in skipped.items() if part.skipped}
+    warnings = [f"{part.describe_skipped(f'{kind} images')}." for kind, part in skipped.items()] + warnings
     mixing = args.mixing if args.mixing is not None else search.measure == ACCURACY
     recipes, judged, images = make_recipes(search, args, mixing, accelerator.device, smaller)
     statics = static_candidates(judged)
@@ -124,7 +127,14 @@ def search_front(
     select_experts = tuple(candidate.point.select for candidate in statics)
     evaluation = evaluate_front(front, heads, report, default, chosen, select_experts, warnings)
     return FoundFront(
-        evaluation, heads, chosen, select_experts, evaluated, hypervolumes, {**images, "report": len(report)}
+        evaluation,
+        heads,
+        chosen,
+        select_experts,
+        evaluated,
+        hypervolumes,
+        {**images, "report": len(report)}
+        | ({"skipped": {kind: list(part.skipped) for kind, part in skipped.items()}} if skipped else {}),
     )
 
 

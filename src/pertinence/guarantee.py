@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .errors import PertinenceError
+from .errors import MALFORMED, PertinenceError, explain, shown
 from .front import ACCURACY, AGREEMENT, Front, as_plain, format_table
 
 
@@ -61,11 +61,13 @@ class Guarantee:
         if self.samples < 1:
             raise PertinenceError(f"a guarantee needs calibration images, got {self.samples}")
         if self.measure not in (ACCURACY, AGREEMENT):
-            raise PertinenceError(f"a guarantee is of {ACCURACY} or {AGREEMENT}, got {self.measure!r}")
+            raise PertinenceError(f"a guarantee is of {ACCURACY} or {AGREEMENT}, got {shown(self.measure)}")
         if self.operating_point not in [tested.operating_point for tested in self.tested]:
-            raise PertinenceError(f"the guarantee names {self.operating_point!r}, which was not tested")
+            raise PertinenceError(f"the guarantee names {shown(self.operating_point)}, which was not tested")
         if not all(0 <= t.losses + t.wins <= self.samples and min(t.losses, t.wins) >= 0 for t in self.tested):
             raise PertinenceError(f"the guarantee counts more losses and wins than its {self.samples} images")
+        if not all(0 <= t.p_value <= 1 for t in self.tested) or not 0 <= (self.shared or 0.0) <= 1:
+            raise PertinenceError("the guarantee has p-values or a share that do not lie between 0 and 1")
         if self.proof.p_value > 1 - self.confidence + 1e-12:
             raise PertinenceError(
                 f"the guarantee has a p-value of {self.proof.p_value:.3g}, too large for a confidence of "
@@ -102,10 +104,10 @@ class Guarantee:
                 None if shared is None else float(shared),
                 tuple(map(str, values.get("assumptions", ()))),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except MALFORMED as error:
             if isinstance(error, PertinenceError):
                 raise
-            raise PertinenceError(f"`guarantee` is malformed ({type(error).__name__}: {error})") from error
+            raise PertinenceError(f"`guarantee` is malformed ({explain(error)})") from error
 
     @property
     def sentence(self) -> str:

@@ -11,17 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from safetensors.torch import load_file
 from transformers.utils import logging
 
+from .checkpoint_checks import is_contained
 from .checkpoints import ExpertReference, LoadOptions, hash_folder
-from .configuration_pertinence import PertinenceConfig
-from .downloads import explain_hub
-from .errors import PertinenceError, first_line
+from .configuration_pertinence import EMBEDDED, PertinenceConfig
+from .downloads import chain, explain_hub, may_pass, patiently
+from .errors import MALFORMED, PertinenceError, explain, first_line
 from .files import (
     BASELINES,
     CONVERGENCE_FIGURE,
@@ -31,12 +34,14 @@ from .files import (
     SEEN,
     SETTINGS,
     SHARES_FIGURE,
+    STATE,
     find_table_record,
+    hash_tensors,
 )
 from .info import open_config
 from .licences import forbids_copies
 from .model_card import Card, render_card
-from .references import EMBEDDED, files_to_copy, find_copies
+from .references import files_to_copy, find_copies
 
 
 logger = logging.get_logger(__name__)
@@ -87,7 +92,13 @@ class Bundle:
             tuple(self.needs_code),
             tuple(tags),
         )
-        return render_card(card)
+        try:
+            return render_card(card)
+        except (*MALFORMED, yaml.YAMLError) as error:
+            raise PertinenceError(
+                f"no card can be written from {RECORD} and {SETTINGS} ({explain(error)}): they are damaged; search "
+                "again, or remove them"
+            ) from error
 
 
 def push_folder(
@@ -134,9 +145,10 @@ def push_folder(
         bundle = collect(Path(folder), Path(work), save_experts, examples, LoadOptions(token=token), expert_paths)
         look_up_experts(bundle, api)
         with _explained(repo_id):
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            # Both may be asked for twice, which the client leaves to us; a commit may not.
+            repo_id = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
             if revision is not None and not revision.startswith("refs/pr"):
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
+                patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
             there = api.list_repo_files(repo_id, revision=revision)
         if CARD in there and not replace_card:
             logger.warning(f"The README.md of {repo_id} is kept; replace_card=True (--replace-card) writes a new one.")
@@ -148,7 +160,7 @@ def push_folder(
         operations += [
             CommitOperationDelete(path) for path in there if path not in bundle.files and _is_ours(path, is_run)
         ]
-        with _explained(repo_id):
+        with _explained(repo_id, commits=True):
             return api.create_commit(
                 repo_id,
                 operations,
@@ -198,6 +210,9 @@ def collect(
     files: dict[str, Path | bytes] = {
         path.name: path for pattern in (*MODEL_FILES, *RUN_FILES) for path in sorted(folder.glob(pattern))
     }
+    for path in files.values():
+        if not is_contained(path, folder):
+            raise PertinenceError(f"{path} is a link that leads out of {folder}: put the file itself there")
     if examples and (folder / EXAMPLES_FIGURE).is_file():
         files[EXAMPLES_FIGURE] = folder / EXAMPLES_FIGURE
     bundle = Bundle(config, files)
@@ -207,6 +222,11 @@ def collect(
     files["config.json"] = _as_bytes({**values, "experts": config.experts, "stem": config.stem}, indent=2)
     if (record := _read(folder / RECORD, json.loads)) is not None:
         record.pop("run", None)
+        if _figures(record.get("front")) != _figures(config.front):
+            raise PertinenceError(
+                f"{RECORD} in {folder} is of another search than the model there: save the model to a folder of its "
+                "own, or remove the record"
+            )
         bundle.record, files[RECORD] = record, _as_bytes(record, indent=1)
     if (settings := _read(folder / SETTINGS, yaml.safe_load)) is not None:
         bundle.settings, bundle.folders = without_paths(settings)
@@ -222,7 +242,15 @@ def _read_config(folder: Path) -> PertinenceConfig:
         )
     if not (folder / "config.json").is_file():
         raise PertinenceError(f"{folder} is not the folder of a saved model: it has no config.json")
-    return open_config(folder)
+    if (folder / STATE).is_dir() and not (folder / RECORD).is_file():
+        raise PertinenceError(f"the search in {folder} has not ended: run it again, it goes on from where it stands")
+    config = open_config(folder)
+    weights = folder / "model.safetensors"
+    if config.heads_hash is not None and weights.is_file() and config.heads_hash != hash_tensors(load_file(weights)):
+        raise PertinenceError(
+            f"config.json and model.safetensors in {folder} do not belong together: save or copy the model anew"
+        )
+    return config
 
 
 def _collect_experts(
@@ -255,26 +283,26 @@ def _collect_experts(
         entries = {name: entry for name, entry in entries.items() if EMBEDDED.fullmatch(entry["repo_id"])}
     copies, folders = find_copies(entries, str(folder), options)
     for home, source in folders.items():
-        source, revision = _without_own_path(source, work / home)
-        copied = files_to_copy(source)
+        source = _without_own_path(source, work / home)
+        copied, revision = files_to_copy(source), hash_folder(source)
         bundle.files |= {f"experts/{home}/{path.name}": path for path in copied}
         for copy in (copy for copy in copies.values() if copy["repo_id"] == f"./experts/{home}"):
-            copy["revision"] = revision or copy["revision"]
+            copy["revision"] = revision
             if any(path.suffix == ".py" for path in copied):
                 bundle.needs_code.append(copy["name"])
     config.experts = [copies.get(name, entry) for name, entry in zip(names, config.experts, strict=False)]
     config.stem = copies.get("stem", config.stem)
 
 
-def _without_own_path(source: Path, work: Path) -> tuple[Path, str | None]:
-    """An expert's folder, or a copy whose config.json does not say where it was loaded from, and the hash of that."""
+def _without_own_path(source: Path, work: Path) -> Path:
+    """An expert's folder, or a copy whose config.json does not say where it was loaded from."""
     config = source / "config.json"
     values = json.loads(config.read_text())
     if not _is_path(values.get("_name_or_path")):
-        return source, None
+        return source
     shutil.copytree(source, work)
     (work / config.name).write_bytes(_as_bytes({key: v for key, v in values.items() if key != "_name_or_path"}, 2))
-    return work, hash_folder(work)
+    return work
 
 
 def look_up_experts(bundle: Bundle, api: HfApi) -> None:
@@ -289,7 +317,7 @@ def look_up_experts(bundle: Bundle, api: HfApi) -> None:
             continue
         try:
             revision = entry.get("origin_revision") or entry["revision"]
-            found = api.model_info(repo_id, revision=revision)
+            found = patiently(partial(api.model_info, repo_id, revision=revision))
         except Exception as error:  # whatever the Hub has against it
             reason = explain_hub(repo_id, revision, error) or first_line(error)
             raise PertinenceError(f"expert {entry['name']!r}: {reason}") from error
@@ -366,11 +394,16 @@ def _read(path: Path, parse: Any) -> dict[str, Any] | None:
         return None
     try:
         values = parse(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise PertinenceError(f"{path} is damaged ({first_line(error)}): search again, or remove it") from error
     if not isinstance(values, dict):
         raise PertinenceError(f"{path} is damaged: search again, or remove it")
     return values
+
+
+def _figures(front: list[dict[str, Any]] | None) -> Any:
+    """What a search measured of its front; latency may be noted later."""
+    return [{key: value for key, value in point.items() if key != "latency"} for point in front or ()]
 
 
 def _as_bytes(values: dict[str, Any], indent: int) -> bytes:
@@ -378,8 +411,8 @@ def _as_bytes(values: dict[str, Any], indent: int) -> bytes:
 
 
 @contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
-    """Errors of the Hub against a push, in a sentence."""
+def _explained(repo_id: str, commits: bool = False) -> Iterator[None]:
+    """Errors of the Hub against a push, or against its commit, in a sentence."""
     try:
         yield
     except Exception as error:  # of HTTP, of the network, of a token that is missing
@@ -388,5 +421,19 @@ def _explained(repo_id: str) -> Iterator[None]:
             raise PertinenceError(
                 f"you may not push to {repo_id}: log in with `hf auth login`, or pass a token that may write there"
             ) from error
-        reason = explain_hub(repo_id, None, error) or first_line(error)
+        reason = explain_hub(repo_id, None, error, "pushed") or first_line(error)
+        asked = [_asked(cause) for cause in chain(error)]
+        if commits and may_pass(error) and (not any(asked) or any("/commit/" in url for url in asked)):
+            raise PertinenceError(
+                f"whether {repo_id} was pushed is not known, as no answer to the commit came ({reason}); it has "
+                "all of it or nothing, and may be pushed again"
+            ) from error
         raise PertinenceError(f"{repo_id} was not pushed: {reason}") from error
+
+
+def _asked(error: BaseException) -> str:
+    """The URL that an error of the network, or of the Hub, is about."""
+    try:
+        return str(error.request.url)
+    except (AttributeError, RuntimeError):  # it has none
+        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from PIL import Image, ImageOps
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import load_image
+from transformers.utils import logging
 
-from .errors import PertinenceError
+from .errors import MALFORMED, PertinenceError, explain, shown
+
+
+logger = logging.get_logger(__name__)
 
 
 class PertinenceImageProcessor(BaseImageProcessor):
@@ -25,6 +30,19 @@ class PertinenceImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["images"]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
+    ) -> PertinenceImageProcessor:
+        """As in transformers; raises `PertinenceError` where the file is damaged."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except MALFORMED as error:
+            raise PertinenceError(
+                f"the preprocessor_config.json of {pretrained_model_name_or_path} is damaged "
+                f"({explain(error)}): fetch it again"
+            ) from error
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """One image or a list: PIL, path or URL, numpy (H, W), (H, W, C) or (C, H, W), torch (C, H, W); arrays are
@@ -41,7 +59,15 @@ class PertinenceImageProcessor(BaseImageProcessor):
             images = list(images)
         if not isinstance(images, (list, tuple)):
             images = [images]
-        return BatchFeature({"images": [decode_image(image) for image in images]})
+        decoded = []
+        for index, image in enumerate(images):
+            try:
+                decoded.append(decode_image(image))
+            except PertinenceError as error:
+                if len(images) == 1:
+                    raise
+                raise PertinenceError(f"image {index} of {len(images)}: {error}") from error
+        return BatchFeature({"images": decoded})
 
 
 def decode_image(image: Any) -> torch.Tensor:
@@ -52,17 +78,26 @@ def decode_image(image: Any) -> torch.Tensor:
     """
     if isinstance(image, (str, Path)):
         try:
+            if os.path.isfile(image):
+                with Image.open(image) as opened:  # closed again, also where it cannot be decoded
+                    return decode_image(opened)
             image = load_image(str(image))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise PertinenceError(
-                f"{image} cannot be read as an image ({type(error).__name__}): replace it"
-            ) from error
+        except Exception as error:  # Pillow's readers fail in any way: say which file and why
+            reason = str(error) if isinstance(error, PertinenceError) else explain(error)
+            raise PertinenceError(f"{shown(str(image), 300)} cannot be read as an image ({reason})") from error
     if isinstance(image, Image.Image):
         try:
+            if image.mode.startswith(("I", "F")) and image.getextrema()[1] > 255:
+                logger.warning_once(
+                    "An image has more than 8 bits a channel: what lies above 255 is cut off, as transformers does. "
+                    "Scale such images down before."
+                )
             # As transformers' `load_image` does, so that an expert sees the same pixels inside as alone.
             image = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise PertinenceError(f"an image cannot be decoded ({error}): replace it or leave it out") from error
+        except Exception as error:  # as above
+            raise PertinenceError(
+                f"an image cannot be decoded ({explain(error)}): replace it or leave it out"
+            ) from error
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.ascontiguousarray(image))
@@ -86,11 +121,12 @@ def as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
     flat = [image for item in images for image in (item if isinstance(item, (list, tuple)) else [item])]
     if not flat:
         raise PertinenceError("got an empty batch: expected at least one image")
-    for image in flat:
+    for index, image in enumerate(flat):
         if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
             found = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise PertinenceError(
-                f"expected image tensors (3, H, W), got {found}: decode with PertinenceImageProcessor"
+                f"expected image tensors (3, H, W), got {found}: decode with PertinenceImageProcessor (image "
+                f"{index} of {len(flat)})"
             )
     return [to_uint8(image) for image in flat]
 

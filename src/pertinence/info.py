@@ -9,7 +9,7 @@ from typing import Any
 
 from .configuration_pertinence import PertinenceConfig
 from .downloads import explain_hub
-from .errors import PertinenceError, first_line
+from .errors import MALFORMED, PertinenceError, first_line
 from .files import find_table_record
 from .front import Front, OperatingPoint, format_table
 
@@ -69,7 +69,7 @@ def _describe_table_record(path: Path) -> tuple[dict[str, Any], str]:
         names = [entry["name"] for entry in experts]
         front = Front([OperatingPoint.from_dict(point) for point in record["front"]], names)
         default = record["report"]["operating_point"]
-    except (ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise PertinenceError(f"{path} is damaged: search again") from error
     parts = [
         f"{len(names)} models, known by a table of their predictions",

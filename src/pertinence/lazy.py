@@ -15,8 +15,8 @@ import torch
 from accelerate.utils import convert_file_size_to_int
 from torch import nn
 
-from .checkpoints import Checkpoint, LoadOptions
-from .configuration_pertinence import PertinenceConfig
+from .checkpoints import Checkpoint, LoadOptions, is_commit
+from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .errors import PertinenceError
 from .experts import Expert, reload_expert
 from .front import STEM
@@ -52,6 +52,12 @@ class SavedPool:
         entries = {entry["name"]: entry for entry in self.entries.values()}
         if unknown := set(paths) - set(entries):
             raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(entries)}")
+        for name, entry in entries.items() if not Path(self.source).is_dir() else ():
+            if Path(entry["repo_id"] or "").is_absolute() and name not in paths:
+                raise PertinenceError(
+                    f"expert {name!r} of {self.source} is in the folder {entry['repo_id']} of somebody's machine: "
+                    f"tell where it is on yours with expert_paths={{{name!r}: folder}}"
+                )
         for name, folder in paths.items():
             entries[name]["repo_id"] = str(Path(folder).resolve())
 
@@ -60,6 +66,12 @@ class SavedPool:
         entry = self.entries[index]
         place = locate(entry, self.source, self.revision, self.options)
         expert = reload_expert(entry, place, self.options, self.config.preprocessing, index == STEM, opened)
+        is_copy = EMBEDDED.fullmatch(entry["repo_id"])
+        if is_copy and not is_commit(entry["revision"]) and expert.revision != entry["revision"]:
+            raise PertinenceError(
+                f"the copy of expert {entry['name']!r} in {self.source} does not belong to config.json: it has "
+                "changed, or was read while another model was saved there; load it again, or save or copy it anew"
+            )
         if index != STEM and len(expert.labels) != self.config.num_labels:
             raise PertinenceError(
                 f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"

@@ -13,11 +13,10 @@ import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from .configuration_pertinence import PertinenceConfig
+from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .files import EXAMPLES_FIGURE, FRONT_FIGURE, SHARES_FIGURE
 from .front import ACCURACY, Figures, Front, OperatingPoint, figure_cells, figure_header
 from .licences import most_restrictive
-from .references import EMBEDDED
 
 
 TEMPLATE = "model_card.md.jinja"

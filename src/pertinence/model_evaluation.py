@@ -44,19 +44,23 @@ def evaluate_model(
     if operating_point is not None:
         default = front.find(operating_point).name
         front = Front([front.find(default)], front.expert_names)
-    baselines = {} if operating_point is not None else load_baselines(model_path, args.token)
+    baselines = (
+        {}
+        if operating_point is not None
+        else load_baselines(model_path, len(front.expert_names), model.config.feature_sizes, args.token)
+    )
     tuned = [candidate.point for candidates, _ in baselines.values() for candidate in candidates]
     predictions = predict_images(model, images, args, [*front, *tuned])
     heads = {point.name: model.dispatcher.heads(point) for point in front}
     select = [entry["select"] and Figures.from_dict(entry["select"]) for entry in model.config.experts]
     select = select if all(select) else []
-    warnings = []
+    warnings = [f"{predictions.describe_skipped('images')}."] if predictions.skipped else []
     seen = SeenImages.load(model_path, args.token)
     if seen is not None and seen.shared(images, "search") > TOLERATED_SHARED:
         warnings.append(f"{model_path} was searched on these very images: its figures on them are optimistic.")
     elif select and not _agrees(model):
         measured = [outcome.figures for outcome in evaluate_experts(predictions)]
-        warnings = looks_trained(front.expert_names, select, measured, "these images")
+        warnings += looks_trained(front.expert_names, select, measured, "these images")
     return evaluate_front(front, heads, predictions, default, baselines, select, warnings)
 
 
@@ -112,6 +116,7 @@ def predict_images(
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         cache_dir=args.cache_dir,
+        on_bad_image=args.on_bad_image,
     )
     if _agrees(model):
         predictions = predictions.agreeing()

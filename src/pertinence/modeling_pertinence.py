@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .checkpoints import LoadOptions, hash_folder
+from .checkpoints import LoadOptions
 from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Answer, Dispatcher, Head, Routing, route, threshold_head
-from .downloads import checked_downloads
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels
-from .files import share
 from .front import STEM, Figures, Front, OperatingPoint, Stage
-from .hub import push_folder
-from .image_processing_pertinence import PertinenceImageProcessor, as_images
-from .lazy import ExpertStore, LazyExpert, SavedPool, parse_memory
-from .preprocessing import stacked, take
-from .references import EMBEDDED, as_copy, save_components
-
-
-COUNTED = "dispatcher.answers"
-"""The one tensor that a model may lack: where nothing was counted there is nothing to save."""
+from .image_processing_pertinence import as_images
+from .lazy import LazyExpert
+from .preprocessing import UnfitImage, stacked, take
+from .pretrained import COUNTED, PertinencePreTrainedModel
 
 
 @dataclass
@@ -57,14 +45,13 @@ class PertinenceOutput(ModelOutput):
     dispatcher_logits: torch.Tensor | None = None
 
 
-class PertinenceForImageClassification(PreTrainedModel):
+class PertinenceForImageClassification(PertinencePreTrainedModel):
     r"""Image classifiers that exist already, and a dispatcher that runs for each image the cheapest that will do.
 
     Make one with [`DispatcherSearch`], with [`~PertinenceForImageClassification.from_experts`] (a confidence cascade,
     no search), or load one with [`~PertinenceForImageClassification.from_pretrained`].
     """
 
-    config_class = PertinenceConfig
     base_model_prefix = ""
     main_input_name = "images"
     input_modalities = ("image",)
@@ -77,9 +64,7 @@ class PertinenceForImageClassification(PreTrainedModel):
         if config.experts:
             config.check()  # again: options of from_pretrained replace what the file says
         self._front = config.build_front()
-        entries = dict(enumerate(config.experts or [])) | ({STEM: config.stem} if config.stem else {})
-        feature_sizes = {index: entry["features"] for index, entry in entries.items()}
-        self.dispatcher = Dispatcher(self._front, len(config.experts or []), feature_sizes)
+        self.dispatcher = Dispatcher(self._front, len(config.experts or []), config.feature_sizes)
         # Experts are references: attached after the dispatcher's weights are loaded, and never saved with them.
         self.experts = nn.ModuleList()
         self.stem: Expert | LazyExpert | None = None
@@ -254,7 +239,11 @@ class PertinenceForImageClassification(PreTrainedModel):
         if not len(self._front):
             raise PertinenceError("this model has no operating points: its config.json lists no `front`")
         point = self._front.find(operating_point or self.config.operating_point or self._front[-1].name)
-        routing = self._route(point, batch)
+        try:
+            routing = self._route(point, batch)
+        except UnfitImage as error:
+            index = next(index for index, image in enumerate(batch) if tuple(image.shape[-2:]) == error.size)
+            raise PertinenceError(f"image {index} of {len(batch)}: {error}") from error
         loss = None
         if labels is not None:
             loss = self.loss_function(labels.to(routing.logits.device), routing.logits, self.config)
@@ -287,141 +276,3 @@ class PertinenceForImageClassification(PreTrainedModel):
             expert.check(total)
         # Ordinary tensors again, which may go into a computation that is differentiated.
         return Routing(*(value.clone() for value in vars(routing).values()))
-
-    # Loading and saving
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *args: Any,
-        expert_paths: dict[str, str | os.PathLike] | None = None,
-        lazy: bool = False,
-        max_memory: int | str | dict | None = None,
-        **kwargs: Any,
-    ) -> PertinenceForImageClassification:
-        """Load a model and its experts, each at its pinned revision.
-
-        Args:
-            pretrained_model_name_or_path: Hub id or folder.
-            expert_paths: where local experts have moved to, folder by expert name.
-            lazy: load each expert only when it is first chosen.
-            max_memory: with `lazy`, bytes of experts' parameters, or a size like "2GiB": the least recently used leave
-                for others; the one that runs first, and a stem, stay. Without `lazy` as in transformers.
-            kwargs: as in transformers; `dtype`, `device_map`, `token`, `cache_dir`, `local_files_only`,
-                `force_download` and `trust_remote_code` reach every expert. `operating_point` and `preprocessing`
-                replace those of the config.
-
-        Raises:
-            PertinenceError: an expert cannot be found or loaded; the message names it.
-        """
-        options = {
-            field.name: kwargs[field.name] for field in fields(LoadOptions) if kwargs.get(field.name) is not None
-        }
-        if not lazy and isinstance(max_memory, (int, str)):
-            raise PertinenceError("max_memory as one size needs lazy=True: else every expert is loaded at once")
-        if not lazy and max_memory is not None:
-            kwargs["max_memory"] = max_memory
-        # Experts alone need it; the parent would warn that it has no effect.
-        kwargs.pop("trust_remote_code", None)
-        wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
-        try:
-            with checked_downloads(source, options.get("cache_dir")):
-                model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
-        except RuntimeError as error:
-            raise PertinenceError(f"the heads of {source} do not fit its front") from error
-        if not model.config.experts:
-            raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
-        if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
-            raise PertinenceError(f"the heads of {source} do not fit its front")
-        if options.get("dtype") == "auto":
-            del options["dtype"]  # each expert's own, as the config notes it
-        revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
-        pool = SavedPool(model.config, source, revision, LoadOptions.parse(options))
-        pool.move(expert_paths or {})
-        experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
-        model.stem = experts.pop(STEM, None)
-        model.experts.extend(experts.values())
-        model.dispatcher.requires_grad_(False)
-        model.eval()
-        return (model, info) if wants_info else model
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        *,
-        save_experts: bool = False,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Save config, dispatcher and image processor; of the experts only the references.
-
-        Args:
-            save_directory: folder to write to.
-            save_experts: also copy each expert's own files to `experts/<i>/` and refer to them there.
-            kwargs: as in transformers.
-
-        Raises:
-            PertinenceError: an expert was passed as a loaded model, is in no file yet, and `save_experts` is not set.
-        """
-        if not self.config.experts or len(self.experts) != len(self.config.experts):
-            raise PertinenceError("this model has no experts, so there is nothing to save: load or make it first")
-        entries = self.config.entries
-        components = {str(index): expert for index, expert in enumerate(self.experts)}
-        if self.stem is not None:
-            components["stem"] = self.stem
-        unsaved = [entry["name"] for entry in entries if entry["repo_id"] is None]
-        if unsaved and not save_experts:
-            raise PertinenceError(
-                f"expert {unsaved[0]!r} was given as a loaded model, so there is nothing to refer to: save with "
-                "save_experts=True, or save that model first and give its folder"
-            )
-        folder = Path(save_directory)
-        own = {
-            key: value
-            for key, value in (state_dict or self.state_dict()).items()
-            if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
-        }
-        # Experts that share their weights share a folder: that of the first of them.
-        homes: dict[Any, str] = {}
-        names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
-        here = all(
-            expert.folder == (folder / "experts" / name).resolve()
-            for name, expert in zip(names, components.values(), strict=True)
-        )
-        if save_experts and not here:
-            save_components({name: components[name] for name in names}, folder / "experts")
-        saved = []
-        for entry, name, expert in zip(entries, names, components.values(), strict=True):
-            if save_experts or here:
-                entry = as_copy(entry, name)
-                if expert.folder is None:
-                    entry["revision"] = hash_folder(folder / entry["repo_id"])
-            elif EMBEDDED.fullmatch(entry["repo_id"]):
-                entry = {**entry, "repo_id": str(expert.folder)}
-            saved.append(entry)
-        experts, stem = self.config.experts, self.config.stem
-        try:
-            self.config.experts, self.config.stem = saved[: len(experts)], saved[-1] if stem else None
-            super().save_pretrained(folder, state_dict=own, **kwargs)
-            for path in folder.glob("model*.safetensors"):
-                share(path)
-        finally:
-            self.config.experts, self.config.stem = experts, stem
-        PertinenceImageProcessor().save_pretrained(folder)
-
-    def push_to_hub(self, repo_id: str, *, save_experts: bool = False, **options: Any) -> CommitInfo:
-        """Push model, image processor and a model card, in one commit.
-
-        Args:
-            repo_id: of the model repository, which is created where there is none.
-            save_experts: also push a copy of each expert's own files; copies that the model has go along anyway.
-            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.hub.push_folder`.
-
-        Raises:
-            PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.
-        """
-        save_experts |= any(EMBEDDED.fullmatch(entry["repo_id"] or "") for entry in self.config.entries)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, save_experts=save_experts)
-            return push_folder(folder, repo_id, **options)

@@ -23,6 +23,7 @@ from .files import hash_file, replaced, save_tensors
 logger = logging.get_logger(__name__)
 
 STORE_VERSION = 3
+ADVICE = "free some space, or choose another --cache-dir; what is finished is kept"
 
 
 def store_folder(root: Path, expert: Expert, identity: dict[str, Any]) -> Path:
@@ -63,11 +64,17 @@ def read_store(folder: Path, identity: dict[str, Any], with_features: bool) -> d
     try:
         metadata = json.loads((folder / "metadata.json").read_text())
         path = folder / "predictions.safetensors"
-        if metadata["identity"] != identity or metadata["sha256"] != hash_file(path):
+        if metadata["identity"] != identity or metadata["fingerprint"] != _digest(identity):
+            raise ValueError("it is of something else")
+        if metadata["sha256"] != hash_file(path):
             raise ValueError("its fingerprint does not match")
         with safe_open(path, framework="pt") as store:
+            if (store.metadata() or {}).get("fingerprint") != metadata["fingerprint"]:
+                raise ValueError("it holds what another expert or split was asked")
             tensors = {key: store.get_tensor(key) for key in store.keys()}  # noqa: SIM118
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if not {len(tensor) for tensor in tensors.values()} == {identity["count"]} or "scores" not in tensors:
+            raise ValueError("it speaks of other images")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         logger.warning(f"The predictions in {folder} are stale or damaged ({error}): computing them again.")
         return None
     return tensors if "features" in tensors or not with_features else None
@@ -76,11 +83,11 @@ def read_store(folder: Path, identity: dict[str, Any], with_features: bool) -> d
 def write_store(folder: Path, identity: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Write a store; whole or not at all. Where another process has just written the same, that one stays."""
     try:
-        with replaced(folder) as temporary:
+        with replaced(folder, ADVICE) as temporary:
             temporary.mkdir()
-            path = temporary / "predictions.safetensors"
-            save_tensors(tensors, path)
-            metadata = {"fingerprint": _digest(identity), "identity": identity, "sha256": hash_file(path)}
+            path, fingerprint = temporary / "predictions.safetensors", _digest(identity)
+            save_tensors(tensors, path, {"fingerprint": fingerprint})
+            metadata = {"fingerprint": fingerprint, "identity": identity, "sha256": hash_file(path)}
             (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2))
     except OSError as error:
         if _has_fingerprint(folder, identity):
@@ -93,5 +100,5 @@ def write_store(folder: Path, identity: dict[str, Any], tensors: dict[str, torch
 def _has_fingerprint(folder: Path, identity: dict[str, Any]) -> bool:
     try:
         return json.loads((folder / "metadata.json").read_text())["fingerprint"] == _digest(identity)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -13,22 +13,30 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
+from transformers.utils import logging
 
-from .data import LabelledImages, raise_or
+from .data import LabelledImages, raise_or, unusable
 from .dispatcher import Answer
+from .errors import PertinenceError
 from .evidence import TOP_SCORES
 from .experts import Expert
+from .files import check_writable
 from .front import ACCURACY, AGREEMENT, STEM
-from .prediction_store import identify, read_store, store_folder, write_store
+from .prediction_store import ADVICE, identify, read_store, store_folder, write_store
 from .progress import progress_bar
 
 
+logger = logging.get_logger(__name__)
+
 MAX_DENSE_LABELS = 256
+BAD = "unreadable"
+"""The tensor of a store that marks images of which an expert could be given nothing."""
 KEPT_SCORES = 20
 """Scores of each expert that are kept where there are more labels."""
 CANDIDATES = 40
 """Labels of an image that a pool's answers then tell apart."""
 ROWS_AT_ONCE = 8192
+SHOWN_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ class Predictions:
         stem: what the separate stem says; None without one.
         stem_gmacs, stem_latency: its cost.
         measure: "accuracy", or "agreement" where the labels are the largest expert's answers.
+        skipped: rows of the split that cannot be decoded, and of which nothing is said.
     """
 
     experts: tuple[ExpertPredictions, ...]
@@ -118,6 +127,7 @@ class Predictions:
     stem_gmacs: float = 0.0
     stem_latency: float = 0.0
     measure: str = ACCURACY
+    skipped: tuple[int, ...] = ()
 
     @classmethod
     def of_pool(
@@ -156,6 +166,11 @@ class Predictions:
             return self.targets
         match = self.candidates[self.rows] == self.targets.unsqueeze(1)
         return torch.where(match.any(1), match.int().argmax(1), match.shape[1])
+
+    def describe_skipped(self, kind: str) -> str:
+        """How many images of the split are skipped, and which."""
+        rows = ", ".join(map(str, self.skipped[:SHOWN_ROWS])) + (", ..." if len(self.skipped) > SHOWN_ROWS else "")
+        return f"{len(self.skipped)} of {len(self.labels)} {kind} cannot be decoded and are skipped (rows {rows})"
 
     def subset(self, rows: torch.Tensor) -> Predictions:
         """The same of some of these images; `rows` counts within this object."""
@@ -219,6 +234,7 @@ def predict(
     batch_size: int = 64,
     num_workers: int = 0,
     cache_dir: str | os.PathLike | None = None,
+    on_bad_image: str = "stop",
 ) -> Predictions:
     """Run every expert over the images, or take what the cache has.
 
@@ -230,25 +246,35 @@ def predict(
         features_of: experts whose pooled features are kept, too.
         batch_size, num_workers: images that an expert receives at once; processes that decode.
         cache_dir: default `$HF_HOME/pertinence`.
+        on_bad_image: "stop", or "skip": predictions are of the images that can be decoded, and name the others.
 
     Raises:
-        PertinenceError: an image that cannot be decoded, or an expert that answers with NaN.
+        PertinenceError: an image that cannot be decoded (with "skip": none that can), or an expert that answers with
+            NaN.
     """
     root = Path(cache_dir or Path(HF_HOME) / "pertinence") / "predictions"
+    is_bad = torch.zeros(len(images), dtype=torch.bool)
 
     def ask(expert: Expert, with_features: bool) -> ExpertPredictions:
         identity = identify(expert, images, accelerator.device)
         folder = store_folder(root, expert, identity)
         tensors = read_store(folder, identity, with_features)
+        if tensors is not None and BAD in tensors and _has_healed(expert, images, tensors[BAD]):
+            tensors = None
         if accelerator.num_processes > 1:
             # All processes must agree on who has to run: one whose disk has no copy makes everybody run.
             found = gather_object([tensors is not None])
             tensors = tensors if all(found) else None
         if tensors is None:
-            tensors = _run(expert, images, accelerator, with_features, batch_size, num_workers)
+            if accelerator.is_local_main_process:
+                check_writable(root, ADVICE)
+            stops = on_bad_image == "stop"
+            tensors = _run(expert, images, accelerator, with_features, batch_size, num_workers, stops)
             if accelerator.is_local_main_process:
                 write_store(folder, identity, tensors)
             accelerator.wait_for_everyone()
+        if BAD in tensors:
+            is_bad.logical_or_(tensors[BAD])
         if not with_features:
             tensors.pop("features", None)
         return ExpertPredictions.from_tensors(tensors, len(expert.labels))
@@ -258,7 +284,40 @@ def predict(
     predictions = Predictions.of_pool(experts, labels, [expert.entry["gmacs"] for expert in pool])
     if stem is not None:
         predictions = replace(predictions, stem=ask(stem, True), stem_gmacs=stem.entry["gmacs"])
+    if not is_bad.any():
+        return predictions
+    bad = is_bad.nonzero().squeeze(1).tolist()
+    reason = _why(images, bad[0], [*pool, *filter(None, [stem])])
+    if on_bad_image == "stop" or is_bad.all():
+        raise reason
+    predictions = replace(predictions.subset((~is_bad).nonzero().squeeze(1)), skipped=tuple(bad))
+    if accelerator.is_main_process:
+        logger.warning(f"{predictions.describe_skipped('images')}: {reason}")
     return predictions
+
+
+def _has_healed(expert: Expert, images: LabelledImages, is_bad: torch.Tensor) -> bool:
+    """Whether an image that could not be decoded can be now: a disk or a network was away."""
+    rows = is_bad.nonzero().squeeze(1).tolist()
+    return any(_problem(expert, images[row], images, row) is None for row in rows)
+
+
+def _why(images: LabelledImages, row: int, experts: Sequence[Expert]) -> PertinenceError:
+    """What is wrong with an image that at least one expert could not be given."""
+    decoded = images[row]
+    errors = (_problem(expert, decoded, images, row) for expert in experts)
+    return next(error for error in errors if error is not None)
+
+
+def _problem(expert: Expert, decoded: Any, images: LabelledImages, row: int) -> PertinenceError | None:
+    """Why an expert cannot be given an image, if so."""
+    if isinstance(decoded, PertinenceError):
+        return decoded
+    try:
+        expert.preprocess.transform.check_image(*decoded.shape[-2:])
+    except PertinenceError as error:
+        return unusable(row, images.image_column, str(error))
+    return None
 
 
 def _run(
@@ -268,6 +327,7 @@ def _run(
     with_features: bool,
     batch_size: int,
     workers: int,
+    stops: bool,
 ) -> dict[str, torch.Tensor]:
     batches = [list(range(start, min(start + batch_size, len(images)))) for start in range(0, len(images), batch_size)]
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
@@ -281,19 +341,29 @@ def _run(
     count = sum(len(batches[i]) for i in mine)
     with progress_bar(count, f"Predictions of {name}", "image", accelerator.is_local_main_process) as bar:
         for index, batch in zip(mine, loader, strict=True):
-            decoded = raise_or(batch)
+            problems = [_problem(expert, image, images, row) for image, row in zip(batch, batches[index], strict=True)]
+            if stops:
+                raise_or(problems)
+            # In the place of what cannot be read stands an image that can: its answers are marked, and not used.
+            usable = [image for image, problem in zip(batch, problems, strict=True) if problem is None]
+            blank = usable[0] if usable else torch.zeros(3, *expert.preprocess.transform.size, dtype=torch.uint8)
+            decoded = [blank if problem else image for image, problem in zip(batch, problems, strict=True)]
             # A batch of another size may run other kernels, whose last bits depend on what the process did before.
             filled = decoded + decoded[:1] * (batch_size - len(batch))
             logits, features = (values[: len(batch)].cpu() for values in expert(filled, batch_size))
             kept = compress(logits)
             if with_features:
                 kept["features"] = features
+            kept[BAD] = torch.tensor([problem is not None for problem in problems])
             results.append((index, kept))
             bar.update(len(batch))
     expert.to(home)
     if accelerator.num_processes > 1:
         results = sorted(gather_object(results), key=lambda item: item[0])
-    return {key: torch.cat([kept[key] for _, kept in results]) for key in results[0][1]}
+    joined = {key: torch.cat([kept[key] for _, kept in results]) for key in results[0][1]}
+    if not joined[BAD].any():
+        del joined[BAD]
+    return joined
 
 
 def _no_collate(batch: list[Any]) -> list[Any]:

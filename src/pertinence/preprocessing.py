@@ -8,6 +8,7 @@ torchvision resizes for all.
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,14 +21,18 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
-from .errors import PertinenceError
+from .errors import PertinenceError, explain, shown
+from .values import is_number, is_whole
 
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 """uint8 images: one tensor (B, 3, H, W), or B tensors (3, H, W) of any sizes."""
 
 
+MAX_RESIZED_PIXELS = 2**26
 LIBRARIES = ("timm", "transformers", "own")
+MAX_SIDE = 2048
+"""Pixels of a side that an expert may receive: beyond it a batch takes more memory than anybody's file may ask for."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +67,31 @@ class Transform:
 
     def __post_init__(self):
         if self.library not in LIBRARIES or self.interpolation not in [mode.value for mode in InterpolationMode]:
-            raise PertinenceError(
-                f"an expert's `transform` is malformed: library {self.library!r}, interpolation {self.interpolation!r}"
-            )
+            self._refuse("library", "interpolation")
+        sizes = {name: getattr(self, name) for name in ("size", "resize", "crop", "window", "processor_size")}
+        if is_whole(self.resize):
+            sizes["resize"] = (self.resize, self.resize)
+        for name, size in sizes.items():
+            if not (size is None and name != "size") and not _is_size(size):
+                self._refuse(name, expected=f", expected (height, width) from 1 to {MAX_SIDE}")
+        constants = [value for value in (self.mean, self.std) if value is not None]
+        if (self.mean is None) != (self.std is None) or not all(
+            isinstance(value, tuple) and len(value) == 3 and all(map(is_number, value)) for value in constants
+        ):
+            self._refuse("mean", "std", expected=", expected three numbers each")
+        if 0 in (self.std or ()) or not (self.rescale is None or (is_number(self.rescale) and self.rescale)):
+            self._refuse("rescale", "std", expected=", expected none that are zero")
+
+    def _refuse(self, *names: str, expected: str = "") -> None:
+        values = ", ".join(f"{name} {shown(getattr(self, name))}" for name in names)
+        raise PertinenceError(f"an expert's `transform` is malformed: {values}{expected}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Transform:
         try:
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
         except (TypeError, AttributeError) as error:
-            raise PertinenceError(f"an expert's `transform` is malformed: {error}") from error
+            raise PertinenceError(f"an expert's `transform` is malformed ({explain(error)})") from error
 
     def to_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -107,6 +127,22 @@ class Transform:
         length = int(self.resize * long / short)
         return (self.resize, length) if height <= width else (length, self.resize)
 
+    def check_image(self, height: int, width: int) -> None:
+        """Raise `UnfitImage` where an image of (height, width) would be made a very large one.
+
+        So it is where the shortest edge decides: 224 pixels of 1 x 20,000 are 224 x 4,480,000.
+        """
+        if self.library == "own":  # as if its shortest edge decided, with some more for a crop
+            pixels = 1.5 * self.size[0] * self.size[1] * max(height, width) / min(height, width)
+        else:
+            pixels = math.prod(self.resized(height, width))
+        if pixels > MAX_RESIZED_PIXELS:
+            raise UnfitImage(
+                f"{height} x {width} pixels would be resized to about {pixels:,.0f}: cut it to a less narrow shape, "
+                "or leave it out",
+                (height, width),
+            )
+
     def _center_crop(self, images: torch.Tensor) -> torch.Tensor:
         (height, width), (crop_height, crop_width) = images.shape[-2:], self.crop
         if self.library == "transformers" and height >= crop_height and width >= crop_width:
@@ -136,6 +172,10 @@ class Transform:
         return images
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(is_whole(side, 1, MAX_SIDE) for side in value)
+
+
 @lru_cache
 def _constants(
     mean: tuple[float, ...], std: tuple[float, ...], scale: float, device: torch.device
@@ -163,9 +203,19 @@ class Preprocessor:
         return by_shape(images, self._apply)
 
     def _apply(self, images: torch.Tensor) -> torch.Tensor:
+        self.transform.check_image(*images.shape[-2:])
         if self.is_vectorised(*images.shape[-2:]):
             return self.transform.apply(images)
-        return self.transform.cut(run_processor(self.processor, images))
+        try:
+            pixel_values = run_processor(self.processor, images)
+        except Exception as error:  # somebody's settings of somebody's processor
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                raise
+            raise PertinenceError(
+                f"an expert's {type(self.processor).__name__} fails on images of shape {tuple(images.shape)} "
+                f"({explain(error)})"
+            ) from error
+        return self.transform.cut(pixel_values)
 
     def is_vectorised(self, height: int, width: int) -> bool:
         """Whether images of this size are transformed as one tensor rather than one by one."""
@@ -191,6 +241,18 @@ def by_shape(images: Images, function: Callable[[torch.Tensor], torch.Tensor]) -
         results.append(function(torch.stack([images[i] for i in indices])))
     joined = torch.cat(results)
     return joined[torch.tensor(order, device=joined.device).argsort()]
+
+
+class UnfitImage(PertinenceError):
+    """An image that an expert cannot be given.
+
+    Attributes:
+        size: (height, width) of the image.
+    """
+
+    def __init__(self, message: str, size: tuple[int, int]):
+        super().__init__(message)
+        self.size = size
 
 
 STACKED_BYTES = 2**28

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from .checkpoint_checks import check_contained
 from .checkpoints import (
     CHECKPOINT_FILES,
     LEGAL_FILES,
@@ -15,15 +15,12 @@ from .checkpoints import (
     hash_folder,
     is_commit,
 )
+from .configuration_pertinence import EMBEDDED
 from .downloads import explain_hub, fetch
 from .errors import PertinenceError, first_line
 from .experts import Expert
 from .files import share
 from .preprocessing import is_timm_processor
-
-
-EMBEDDED = re.compile(r"\./experts/(\d+|stem)")
-"""Reference to an expert inside the model's own folder."""
 
 
 def locate(entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions) -> str:
@@ -40,6 +37,10 @@ def locate(entry: dict[str, Any], source: str, revision: str | None, options: Lo
             except Exception as error:  # whatever the Hub has against it: say whose files they are
                 reason = explain_hub(source, revision, error) or first_line(error)
                 raise PertinenceError(f"expert {name!r}: {reason}") from error
+        try:
+            check_contained(root / repo_id, root)
+        except PertinenceError as error:
+            raise PertinenceError(f"expert {name!r}: {error}") from error
         return str((root / repo_id).resolve())
     if Path(repo_id).is_absolute() and not Path(repo_id).is_dir():
         raise PertinenceError(
@@ -50,15 +51,9 @@ def locate(entry: dict[str, Any], source: str, revision: str | None, options: Lo
 
 
 def save_components(components: dict[str, Expert], folder: Path) -> None:
-    """Copy the files of experts to folders of their names; replaces `folder` as a whole, so that nothing of another
-    pool stays in it."""
-    fresh = folder.with_name(".experts-incomplete")
-    shutil.rmtree(fresh, ignore_errors=True)
+    """Copy the files of experts to folders of their names in `folder`."""
     for name, expert in components.items():
-        _save_expert(expert, fresh / name)
-    if folder.exists():
-        shutil.rmtree(folder)
-    fresh.rename(folder)
+        _save_expert(expert, folder / name)
 
 
 def _save_expert(expert: Expert, folder: Path) -> None:

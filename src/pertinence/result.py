@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +17,33 @@ import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from huggingface_hub import CommitInfo
 from transformers.utils import logging
 
 from .candidates import save_candidates
 from .data import LabelledImages
 from .dispatcher import Head
-from .errors import PertinenceError
+from .errors import MALFORMED, PertinenceError
 from .evaluation import route_predictions
 from .files import (
     BASELINES,
+    CONFIG,
     CONVERGENCE_FIGURE,
     EXAMPLES_FIGURE,
     FRONT_FIGURE,
     RECORD,
     SETTINGS,
     SHARES_FIGURE,
+    STATE,
     SUFFIX,
+    UNWRITABLE,
+    WEIGHT_PATTERNS,
     beside,
+    check_writable,
+    put,
     replaced,
+    writing,
 )
 from .front import Front, OperatingPoint
 from .front_search import FoundFront
@@ -48,8 +57,11 @@ from .seen import SeenImages
 
 logger = logging.get_logger(__name__)
 
-STATE = "search_state"
 EXAMPLES_SHOWN = 8
+LOCK = "lock"
+PATIENCE = 10
+"""Seconds that a search waits for a folder: workers of a killed one may outlive it by a few."""
+ADVICE = "free some space, or choose another --output-dir; the same search goes on from where it stands"
 
 
 @dataclass(frozen=True)
@@ -135,24 +147,21 @@ class SearchResult:
         return pushed
 
     def _save(self, folder: Path, save_experts: bool) -> None:
-        check_output_dir(folder, self.record["settings"])
+        settings = self.record["settings"]
+        check_output_dir(folder, settings)
         is_new = not folder.exists()
         try:
-            self._fill(folder, save_experts)
+            with alone(folder):
+                with beside(folder / "result", ADVICE) as temporary:
+                    temporary.mkdir()
+                    self._write(temporary, folder, save_experts)
+                    # From here on until its record is there the folder is that of a search that has not ended.
+                    SearchFolder(folder / STATE).remember("settings", lambda: settings)
+                    put(temporary, folder, (CONFIG, RECORD), WEIGHT_PATTERNS)
+                _clear(folder / STATE)  # last: it tells, too, that something may be left to remove
         finally:
             if is_new and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-
-    def _fill(self, folder: Path, save_experts: bool) -> None:
-        with beside(folder / "result") as temporary:
-            temporary.mkdir()
-            self._write(temporary, folder, save_experts)
-            # The record is what tells a result: it comes last.
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == RECORD):
-                if path.is_dir():
-                    shutil.rmtree(folder / path.name, ignore_errors=True)
-                os.replace(path, folder / path.name)
-            shutil.rmtree(folder / STATE, ignore_errors=True)
 
     def _write(self, folder: Path, final: Path, save_experts: bool) -> None:
         if self.model is not None:
@@ -198,6 +207,37 @@ def pick_examples(
     return examples
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other searches out of an output folder while this lasts, or until this process ends, however it ends.
+
+    Raises:
+        PertinenceError: another process searches there, or nobody can write there.
+    """
+    state = folder / STATE
+    check_writable(state, ADVICE)
+    lock = FileLock(state / LOCK)
+    with writing(state, ADVICE):
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout as error:
+            raise PertinenceError(
+                f"another search is running in {folder}: wait for its end, or choose another --output-dir"
+            ) from error
+        except (NotImplementedError, OSError) as error:
+            if getattr(error, "errno", None) in UNWRITABLE:
+                raise
+            logger.warning(f"{folder} cannot be locked ({error}): see to it that no other search uses it meanwhile.")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (state / LOCK).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # there is something to continue, or all of it is gone
+            state.rmdir()
+
+
 class SearchFolder:
     """The folder of a search while it runs: settings and state, so that a killed search can be continued.
 
@@ -209,26 +249,30 @@ class SearchFolder:
         self.state_dir = state_dir
 
     @classmethod
-    def prepare(
+    @contextmanager
+    def opened(
         cls, output_dir: str | os.PathLike | None, settings: dict[str, Any], resume: bool, accelerator: Accelerator
-    ) -> SearchFolder:
-        """Check that a search with these settings may use the folder, and note them there.
+    ) -> Iterator[SearchFolder]:
+        """Check that a search with these settings may use the folder, note them there, and keep others out meanwhile.
 
         Raises:
-            PertinenceError: it holds something else.
+            PertinenceError: it holds something else, cannot be written to, or another search is running there.
         """
         if output_dir is None:
-            return cls(None)
+            yield cls(None)
+            return
         folder = cls(Path(output_dir) / STATE)
-        if accelerator.is_main_process:
-            check_output_dir(output_dir, settings)
-            if resume and (Path(output_dir) / RECORD).is_file():
-                logger.warning(f"{output_dir} holds the result of this very search, which is run again.")
-            if not (resume and _has_generations(folder.state_dir)):
-                shutil.rmtree(folder.state_dir, ignore_errors=True)
-            folder.remember("settings", lambda: settings)
-        accelerator.wait_for_everyone()
-        return folder
+        with ExitStack() as until_the_end:
+            if accelerator.is_main_process:
+                check_output_dir(output_dir, settings)
+                until_the_end.enter_context(alone(Path(output_dir)))
+                if resume and (Path(output_dir) / RECORD).is_file():
+                    logger.warning(f"{output_dir} holds the result of this very search, which is run again.")
+                if not (resume and _has_generations(folder.state_dir)):
+                    _clear(folder.state_dir)
+                folder.remember("settings", lambda: settings)
+            accelerator.wait_for_everyone()
+            yield folder
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
         """What was kept under this name, or what `make` makes, which is kept."""
@@ -237,7 +281,7 @@ class SearchFolder:
         path = self.state_dir / f"{name}.json"
         if not path.is_file():
             value = make()
-            with replaced(path) as temporary:
+            with replaced(path, ADVICE) as temporary:
                 temporary.write_text(json.dumps(value, indent=1))
         return json.loads(path.read_text())
 
@@ -258,9 +302,21 @@ def holds_result(
     found = False
     if accelerator.is_main_process and output_dir is not None and (Path(output_dir) / RECORD).is_file():
         check_output_dir(output_dir, make_settings())
+        if (Path(output_dir) / STATE).is_dir():  # of a search that was killed when all was done, or while done again
+            with alone(Path(output_dir)), beside(Path(output_dir) / "result", ADVICE):
+                _clear(Path(output_dir) / STATE)
         found = True
     (found,) = broadcast_object_list([found])
     return found
+
+
+def _clear(state_dir: Path) -> None:
+    """Remove everything but the lock, which this process holds."""
+    for path in state_dir.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _has_generations(state_dir: Path) -> bool:
@@ -298,7 +354,9 @@ def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) ->
                 f"the output folder {folder} holds something else: choose another --output-dir, or empty it"
             )
         differences = _differences(stored, settings)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except PertinenceError:
+        raise
+    except MALFORMED as error:
         raise PertinenceError(
             f"the search in the output folder {folder} is damaged: choose another --output-dir, or remove it"
         ) from error

@@ -23,7 +23,7 @@ from .accelerators import device_name, make_accelerator
 from .arguments import SearchArguments
 from .checkpoints import ExpertReference
 from .costs import measure_latency
-from .data import LabelledImages, raise_or, stratified_split
+from .data import LabelledImages, first_readable, raise_or, stratified_split
 from .errors import PertinenceError
 from .experts import Expert, list_references, load_expert, load_pool, pool_labels
 from .front_search import FoundFront, search_front
@@ -98,7 +98,19 @@ class DispatcherSearch:
         accelerator = make_accelerator(args.device)
         pool, stem = self._load()
         settings = self._settings(pool, stem, accelerator)
-        folder = SearchFolder.prepare(args.output_dir, settings, args.resume, accelerator)
+        with SearchFolder.opened(args.output_dir, settings, args.resume, accelerator) as folder:
+            return self._search(pool, stem, settings, folder, accelerator, start)
+
+    def _search(
+        self,
+        pool: list[Expert],
+        stem: Expert | None,
+        settings: dict[str, Any],
+        folder: SearchFolder,
+        accelerator: Accelerator,
+        start: float,
+    ) -> SearchResult:
+        args = self.args
         if args.cost == "latency":
             self._measure_latency([*pool, *filter(None, [stem])], folder, accelerator)
             pool.sort(key=lambda expert: expert.entry["latency"])
@@ -169,7 +181,7 @@ class DispatcherSearch:
         """Note the latency of each expert in its entry: measured once, by one process while the others wait."""
 
         def measure() -> list[float]:
-            (image,) = raise_or([self.images[0]])
+            image = first_readable(self.images) if self.args.on_bad_image == "skip" else raise_or([self.images[0]])[0]
             return measure_latency(experts, image, self.args.batch_size, accelerator.device)
 
         latency = folder.remember(kept_as.replace("/", "--"), measure) if accelerator.is_main_process else None
@@ -181,7 +193,7 @@ class DispatcherSearch:
         self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator
     ) -> tuple[Predictions, Predictions]:
         """Predictions of the search images and of the report images."""
-        options = {key: getattr(self.args, key) for key in ("batch_size", "num_workers", "cache_dir")}
+        options = {key: getattr(self.args, key) for key in ("batch_size", "num_workers", "cache_dir", "on_bad_image")}
         reads_features = [0] if self.args.recipe != "cascade" and stem is None else []
         parts = []
         for images in filter(None, (self.images, self.report_images)):
@@ -244,12 +256,12 @@ def search_predictions(
         if getattr(args, setting) != value:
             raise PertinenceError(f"a table of predictions has no models to run: leave {setting} out")
     settings = _table_settings(table, args, report)
-    folder = SearchFolder.prepare(args.output_dir, settings, args.resume, accelerator)
-    parts = [part.predictions for part in (table, report) if part is not None]
-    if args.labels == "agree":
-        parts = [part.agreeing() for part in parts]
-    search, held = parts if len(parts) > 1 else hold_out(parts[0], args)
-    found = search_front(table.names, search, held, args, accelerator, folder.state_dir)
+    with SearchFolder.opened(args.output_dir, settings, args.resume, accelerator) as folder:
+        parts = [part.predictions for part in (table, report) if part is not None]
+        if args.labels == "agree":
+            parts = [part.agreeing() for part in parts]
+        search, held = parts if len(parts) > 1 else hold_out(parts[0], args)
+        found = search_front(table.names, search, held, args, accelerator, folder.state_dir)
     record = {**_record(found, settings, args), "run": _run_facts(start, start, accelerator, args)}
     return SearchResult(None, found.evaluation, found, record, is_main_process=accelerator.is_main_process)
 

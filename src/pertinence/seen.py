@@ -60,7 +60,11 @@ class SeenImages:
         try:
             with safe_open(path, framework="pt") as file:
                 counts = {name: int(count) for name, count in (file.metadata() or {}).items()}
-                return cls({name: file.get_tensor(name) for name in counts}, counts)
+                digests = {name: file.get_tensor(name) for name in counts}
+                for name, values in digests.items():
+                    if values.dtype != torch.int64 or values.ndim != 1 or not len(values) <= counts[name]:
+                        raise ValueError(f"{name} holds no hashes of {counts[name]} images")
+                return cls(digests, counts)
         except (SafetensorError, ValueError, OSError) as error:
             raise PertinenceError(f"{path} is damaged: fetch it again, or remove it to go on unchecked") from error
 

@@ -1,0 +1,251 @@
+"""What somebody's checkpoint may say of itself: checked before transformers and timm build anything from it.
+
+Their loaders follow what a folder says: to other repositories (adapters, architectures like `hf-hub:...`), to other
+files (shards), to code (attention from the Hub, quantisers), and to as much memory as a number asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn.modules import module as registration
+
+from .configuration_pertinence import ATTENTION, MAX_LABELS, MEANINGLESS, PertinenceConfig
+from .errors import PertinenceError, explain, shown
+from .files import CONFIG
+from .preprocessing import MAX_SIDE
+from .values import is_number
+
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+MAX_JSON = 2**26
+LEAST_CROP = 0.05
+MOST_LAYERS = 1000
+"""What a setting that counts layers may say, unless there are as many tensors."""
+SPARE_ELEMENTS = 2**24
+"""Elements that a network may have beyond four times those of its files: buffers that are not saved."""
+SPARE_MODULES = 10_000
+DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+FLOATS = {"F64", "F32", "F16", "BF16"}
+
+LABELS = ("id2label", "label2id", "label_names")
+COUNTS = ("num_labels", "num_classes")
+LAYERS = re.compile("depth|layer|block|stage|repeat", re.IGNORECASE)
+SIDES = ("image_size", "img_size", "input_size", "test_input_size", "min_input_size")
+PROCESSOR_SIDES = (*SIDES, "size", "crop_size", "pad_size", "height", "width", "shortest_edge", "longest_edge")
+OF_FACTORY = {
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_model_args",
+    "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit",
+}  # fmt: skip
+"""Arguments of `timm.create_model` that are none of the network's: they read other files."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What the headers of a checkpoint's safetensors files say.
+
+    Attributes:
+        shapes, dtypes: by tensor; dtypes as safetensors names them.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+    @property
+    def elements(self) -> int:
+        return sum(map(math.prod, self.shapes.values()))
+
+    @classmethod
+    def of(cls, *paths: Path) -> Tensors:
+        """Of some files, of which nothing but the header is read; raises `PertinenceError` where one is damaged."""
+        shapes, dtypes = {}, {}
+        for path in paths:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118
+                        part = file.get_slice(name)
+                        shapes[name], dtypes[name] = tuple(part.get_shape()), part.get_dtype()
+            except (SafetensorError, OSError) as error:
+                raise PertinenceError(f"{path} is damaged ({explain(error)}): fetch it again") from error
+        return cls(shapes, dtypes)
+
+
+def check_checkpoint(folder: Path) -> Tensors | None:
+    """Check the files of a checkpoint; nothing is built, and of the weights only the headers are read.
+
+    Returns:
+        What the headers say; None where there are no weights in safetensors.
+
+    Raises:
+        PertinenceError: it leads to code or to other files, or its numbers cannot be those of an image classifier.
+    """
+    config = read_json(folder / CONFIG)
+    if config.get("model_type") == PertinenceConfig.model_type:
+        raise PertinenceError("it is itself a pertinence model: give its experts instead")
+    if (folder / "adapter_config.json").exists():
+        raise PertinenceError("it is an adapter of another model: merge it into that, and save the whole")
+    _check_code(config)
+    for key in LABELS:
+        if isinstance(config.get(key), (dict, list)) and len(config[key]) > MAX_LABELS:
+            raise PertinenceError(f"its config.json has more than {MAX_LABELS} labels")
+    for key in COUNTS:
+        if config.get(key) is not None and not is_number(config[key], 0, MAX_LABELS):
+            raise PertinenceError(f"its config.json claims {shown(config[key])} labels, more than {MAX_LABELS}")
+    paths = find_weights(folder)
+    tensors = Tensors.of(*paths) if paths else None
+    most = max(MOST_LAYERS, len(tensors.shapes) if tensors else 0)
+    for key, value in _numbers({key: value for key, value in config.items() if key not in LABELS}):
+        if LAYERS.search(key) and isinstance(value, int) and value > most:
+            raise PertinenceError(f"its config.json has {key} {shown(value)}, but only {most} would have weights")
+        _check_side(key, value, SIDES, "config.json")
+    for name in PROCESSORS:
+        if (folder / name).is_file():
+            for key, value in _numbers(read_json(folder / name)):
+                _check_side(key, value, PROCESSOR_SIDES, name)
+    unknown = sorted(set(tensors.dtypes.values()) - DTYPES) if tensors else []
+    if unknown:
+        raise PertinenceError(f"its weights are {shown(unknown)}, expected floating-point numbers")
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A mapping from a file of a moderate size; raises `PertinenceError` where there is none."""
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise PertinenceError(f"{path.name} has more than {MAX_JSON:,} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, PertinenceError):
+            raise
+        raise PertinenceError(f"{path.name} is damaged ({explain(error)})") from error
+    if not isinstance(values, dict):
+        raise PertinenceError(f"{path.name} is damaged: it holds no mapping")
+    return values
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; none where it has only others.
+
+    Raises:
+        PertinenceError: its index names anything but safetensors files beside it.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    return [folder / name for name in read_index(folder / INDEX)] if (folder / INDEX).is_file() else []
+
+
+def read_index(path: Path) -> list[str]:
+    """Names of the files that hold the parts of a checkpoint.
+
+    Raises:
+        PertinenceError: it names anything but safetensors files beside it.
+    """
+    places = read_json(path).get("weight_map")
+    names = set(places.values()) if isinstance(places, dict) and all(map(_is_text, places.values())) else {""}
+    if not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
+        raise PertinenceError(f"its {path.name} names files that are no safetensors files beside it")
+    return sorted(names)
+
+
+def check_contained(folder: Path, root: Path) -> None:
+    """Refuse a folder that lies outside of another, and files in it that are links to outside."""
+    for path in (folder, *folder.glob("*")):
+        if not is_contained(path, root):
+            raise PertinenceError(f"{path} is a link that leads out of {root}: put the files themselves there")
+
+
+def is_contained(path: Path, root: Path) -> bool:
+    """Whether a file lies in a folder, also where links are followed; those of the Hub's cache lead to the blobs of
+    the same repository."""
+    home = root.resolve()
+    if home.parent.name == "snapshots":
+        home = home.parent.parent
+    return path.resolve().is_relative_to(home)
+
+
+@contextmanager
+def building_from(tensors: Tensors) -> Iterator[None]:
+    """Within it this thread builds no network that is much larger than its weights are.
+
+    Raises:
+        PertinenceError: it has far more parameters, buffers or modules.
+    """
+    elements = 4 * tensors.elements + SPARE_ELEMENTS
+    modules = 50 * len(tensors.shapes) + SPARE_MODULES
+    left, thread = {"elements": elements, "modules": modules}, threading.get_ident()
+
+    def count(kind: str, amount: int) -> None:
+        if threading.get_ident() == thread:
+            left[kind] -= amount
+            if left[kind] < 0:
+                raise PertinenceError("its config.json describes a much larger network than its weights are")
+
+    def tensor(_: nn.Module, __: str, value: torch.Tensor | None) -> None:
+        count("elements", 0 if value is None else value.numel())
+
+    hooks = [
+        registration.register_module_parameter_registration_hook(tensor),
+        registration.register_module_buffer_registration_hook(tensor),
+        registration.register_module_module_registration_hook(lambda *_: count("modules", 1)),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_code(config: dict[str, Any]) -> None:
+    """Refuse settings that have transformers or timm fetch or import something."""
+    for key, value in _settings(config):
+        if key.lstrip("_").startswith("attn_implementation") and value not in ATTENTION:
+            raise PertinenceError(f"its config.json asks for the attention {shown(value)}, which may be code")
+        if (key.lstrip("_") in MEANINGLESS or key == "use_pretrained_backbone") and value:
+            raise PertinenceError(f"its config.json has {key}, which has other files or packages loaded")
+    architecture, arguments = config.get("architecture"), config.get("model_args")
+    if architecture is not None and not (_is_text(architecture) and re.fullmatch(r"[\w.-]+", architecture)):
+        raise PertinenceError(f"its architecture {shown(architecture)} is not the name of a network of timm")
+    if isinstance(arguments, dict) and (others := sorted(OF_FACTORY & set(arguments))):
+        raise PertinenceError(f"its model_args have {', '.join(others)}, which would read other files")
+
+
+def _check_side(key: str, value: float, sides: tuple[str, ...], name: str) -> None:
+    if (key in sides and not is_number(value, -1, MAX_SIDE)) or (
+        key.endswith("crop_pct") and not is_number(value, LEAST_CROP)
+    ):
+        raise PertinenceError(f"its {name} has {key} {shown(value)}, expected up to {MAX_SIDE} pixels")
+
+
+def _settings(values: Any) -> Iterator[tuple[str, Any]]:
+    """Every setting of a document, however deep it stands: the key that is nearest, and a value."""
+    waiting = [("", values)]
+    while waiting:
+        key, value = waiting.pop()
+        yield key, value
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += ((key, item) for item in value)
+
+
+def _numbers(values: Any) -> Iterator[tuple[str, float]]:
+    """Those settings that are numbers."""
+    for key, value in _settings(values):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield key, value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

@@ -1,0 +1,25 @@
+"""Whether a value that stands in somebody's file is what it should be: JSON knows NaN, and numbers of any size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+LARGEST = 1e15
+"""What no count, cost or weight comes near; above it float arithmetic goes wrong."""
+LONGEST_NAME = 200
+
+
+def is_whole(value: Any, least: float = 0, most: float = LARGEST) -> bool:
+    """Whether it is a whole number between two others, and not a truth value."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_number(value: Any, least: float = -LARGEST, most: float = LARGEST) -> bool:
+    """Whether it is a number between two others; NaN and infinity are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_name(value: Any) -> bool:
+    """Whether it is one line of text of a moderate length, which does nothing to a terminal that shows it."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
