@@ -59,9 +59,9 @@ class PertinencePreTrainedModel(PreTrainedModel):
             lazy: load each expert only when it is first chosen.
             max_memory: with `lazy`, bytes of experts' parameters, or a size like "2GiB": the least recently used leave
                 for others; the one that runs first, and a stem, stay. Without `lazy` as in transformers.
-            kwargs: as in transformers; `dtype`, `device_map`, `token`, `cache_dir`, `local_files_only`,
-                `force_download` and `trust_remote_code` reach every expert. `operating_point` and `preprocessing`
-                replace those of the config.
+            kwargs: as in transformers; `dtype`, `device_map`, `attn_implementation` (experts that do not know it keep
+                their own), `token`, `cache_dir`, `local_files_only`, `force_download` and `trust_remote_code` reach
+                every expert. `operating_point` and `preprocessing` replace those of the config.
 
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.
@@ -73,8 +73,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
             raise PertinenceError("max_memory as one size needs lazy=True: else every expert is loaded at once")
         if not lazy and max_memory is not None:
             kwargs["max_memory"] = max_memory
-        # Experts alone need it; the parent would warn that it has no effect.
-        kwargs.pop("trust_remote_code", None)
+        for alone in ("trust_remote_code", "attn_implementation"):  # for experts: the dispatcher has no use for them
+            kwargs.pop(alone, None)
         wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
         is_folder, parent = Path(source).is_dir(), super()
         if is_folder and not {"config", "subfolder"} & set(kwargs) and not (Path(source) / CONFIG).is_file():
