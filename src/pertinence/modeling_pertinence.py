@@ -126,7 +126,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             experts: references (Hub id, `id@revision`, folder, mapping, or loaded model); ordered by rising cost.
             thresholds: one for each expert but the last in that order, or one for all; in [0, 1].
             preprocessing: "exact" or "fast".
-            load_options: dtype, device_map, token, cache_dir, local_files_only, force_download, trust_remote_code.
+            load_options: dtype, device_map, attn_implementation, token, cache_dir, local_files_only, force_download,
+                trust_remote_code.
         """
         pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing)
         count = len(pool) - 1
