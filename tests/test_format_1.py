@@ -95,8 +95,8 @@ def test_what_was_measured_and_promised_is_there(model, capsys):
     assert "Guarantee: 'cheapest-lossless' loses less than 10 points of accuracy" in shown
 
 
-def test_what_lies_beside_it_is_read(digits):
-    baselines = load_baselines(FOLDER)
+def test_what_lies_beside_it_is_read(model, digits):
+    baselines = load_baselines(FOLDER, len(model.experts), model.config.feature_sizes)
     assert {name.split(" of ")[0] for name in baselines} >= {"max-softmax chain", "cascade without search"}
     seen = SeenImages.load(FOLDER)
     assert seen.shared(LabelledImages(digits[1].select(range(500)))) == 1.0
