@@ -126,5 +126,5 @@ def test_damaged_records_are_read_or_refused(record, tmp_path):
                 raise PertinenceError("usage") from usage
         assert collect(folder, tmp_path).card("someone/model").startswith("---")
 
-    fuzz(lambda changed: record.use(changed, read), damage_to_record(record.files), 150)
+    fuzz(lambda changed: record.use(changed, read), damage_to_record(record.files), 100)
     assert yaml.safe_load((folder / "search.yaml").read_text())["population"] == 4  # put back

@@ -28,7 +28,7 @@ from .preprocessing import MAX_SIDE
 from .values import is_number
 
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 MAX_JSON = 2**26
 LEAST_CROP = 0.05
@@ -141,22 +141,15 @@ def find_weights(folder: Path) -> list[Path]:
     Raises:
         PertinenceError: its index names anything but safetensors files beside it.
     """
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    return [folder / name for name in read_index(folder / INDEX)] if (folder / INDEX).is_file() else []
-
-
-def read_index(path: Path) -> list[str]:
-    """Names of the files that hold the parts of a checkpoint.
-
-    Raises:
-        PertinenceError: it names anything but safetensors files beside it.
-    """
-    places = read_json(path).get("weight_map")
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        return []
+    places = read_json(folder / INDEX).get("weight_map")
     names = set(places.values()) if isinstance(places, dict) and all(map(_is_text, places.values())) else {""}
     if not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
-        raise PertinenceError(f"its {path.name} names files that are no safetensors files beside it")
-    return sorted(names)
+        raise PertinenceError(f"its {INDEX} names files that are no safetensors files beside it")
+    return [folder / name for name in sorted(names)]
 
 
 def check_contained(folder: Path, root: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from .errors import PertinenceError
 
@@ -61,7 +60,9 @@ def measure_latency(
         batch_size: images of a batch; its time is divided by it.
         device: where experts are run; they are put back after.
     """
-    # Imported here: running a saved model must not need datasets.
+    # Imported here: running a saved model must need neither datasets nor what torch compiles extensions with.
+    from torch.utils.benchmark import Timer
+
     from .progress import progress_bar
 
     homes = [expert.device for expert in experts]

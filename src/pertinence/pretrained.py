@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, hf_hub_download
 from torch import nn
 from transformers import PreTrainedModel
 
-from .checkpoint_checks import FLOATS, INDEX, WEIGHTS, Tensors, read_index
+from .checkpoint_checks import FLOATS, Tensors, find_weights
 from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .dispatcher import Dispatcher
-from .downloads import checked_downloads, explain_hub, find_file, may_pass, patiently, pin
+from .downloads import checked_downloads, explain_hub, fetch, may_pass, patiently
 from .errors import PertinenceError
 from .experts import Expert
 from .files import CONFIG, WEIGHT_PATTERNS, beside, hash_tensors, put, share
@@ -91,8 +91,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
             model, info = load() if is_folder else patiently(load)
         except RuntimeError as error:
             raise PertinenceError(f"the heads of {source} do not fit its front") from error
-        except OSError as error:
-            if is_folder or not may_pass(error):
+        except Exception as error:  # of transformers an OSError; of the Hub's client also its HTTP library's
+            if is_folder or isinstance(error, PertinenceError) or not may_pass(error):
                 raise
             raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
         if not model.config.experts:
@@ -144,9 +144,22 @@ class PertinencePreTrainedModel(PreTrainedModel):
             raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if kwargs.get("state_dict") is not None:
             return
-        if not Path(source).is_dir() and not kwargs.get("subfolder"):
-            hub["revision"] = kwargs["revision"] = pin(source, hub.pop("revision", None), CONFIG, **hub)
-        found = Tensors.of(*_find_weights(source, kwargs.get("variant"), hub))
+        subfolder, folder = kwargs.get("subfolder") or "", Path(source)
+        if not folder.is_dir():
+            hub.pop("force_download", None)  # what was loaded anew a moment ago
+            known = Path(hf_hub_download(source, CONFIG, **hub))
+            hub.pop("subfolder", None)
+            revision = hub.pop("revision", None)
+            if not subfolder:
+                revision = kwargs["revision"] = known.parent.name
+            patterns = [f"{subfolder}/{one}" if subfolder else one for one in WEIGHT_PATTERNS]
+            folder = fetch(source, revision, patterns, **hub)
+        variant = kwargs.get("variant")
+        single = folder / subfolder / f"model.{variant}.safetensors"
+        paths = [single] if variant and single.is_file() else find_weights(folder / subfolder)
+        if not paths:
+            raise PertinenceError(f"{source} has no model.safetensors; pickles (pytorch_model.bin) are never opened")
+        found = Tensors.of(*paths)
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
         if COUNTED not in found.shapes:
@@ -248,16 +261,3 @@ class PertinencePreTrainedModel(PreTrainedModel):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, save_experts=save_experts)
             return push_folder(folder, repo_id, **options)
-
-
-def _find_weights(source: str, variant: str | None, hub: dict[str, Any]) -> list[Path]:
-    """The files of a model's heads: one, or the parts that an index names."""
-    name = f"model.{variant}.safetensors" if variant else WEIGHTS
-    whole = find_file(source, name, **hub)
-    if whole is not None:
-        return [whole]
-    index = None if variant else find_file(source, INDEX, **hub)
-    parts = [find_file(source, part, **hub) for part in read_index(index)] if index else [None]
-    if None in parts:
-        raise PertinenceError(f"{source} has no {name}; pickles (pytorch_model.bin) are never opened")
-    return parts
