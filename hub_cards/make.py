@@ -4,7 +4,11 @@ search of each zoo, without the experts' own files.
     uv run python hub_cards/make.py
     uv run python hub_cards/make.py --population 20 --generations 5 cifar10
 
-Needs the zoo of this project's development. Searched on `validation`, reported on `test`; predictions are cached.
+Needs the zoo of this project's development, and for the pools with transformers these, which are made first, with
+
+    uv run python examples/distill_experts.py --config examples/distill_cifar10.yaml
+
+Searched on `validation`, reported on `test`; predictions are cached.
 """
 
 from __future__ import annotations
@@ -22,11 +26,29 @@ from pertinence.hub import CARD, check_no_paths, collect
 
 HERE = Path(__file__).resolve().parent
 ZOO = HERE.parents[1] / "shared" / "zoo"
+STUDENTS = HERE.parent / "runs" / "vit" / "experts"
+RESNETS = {"resnet8": "apache-2.0"} | {f"resnet{depth}": "bsd-3-clause" for depth in (20, 32, 44, 56)}
+TRANSFORMERS = dict.fromkeys(("vit-6m", "swin-12m", "coatnet-47m"), "apache-2.0")
 POOLS = {
-    "cifar10": {"resnet8": "apache-2.0"} | {f"resnet{depth}": "bsd-3-clause" for depth in (20, 32, 44, 56)},
-    "cifar100": {f"resnet{depth}": "bsd-3-clause" for depth in (20, 32, 44, 56)},
+    "cifar10": RESNETS,
+    "cifar100": {name: RESNETS[name] for name in ("resnet20", "resnet32", "resnet44", "resnet56")},
+    "cifar10-vit": TRANSFORMERS,
+    "cifar10-vit-cnn": TRANSFORMERS | {name: RESNETS[name] for name in ("resnet8", "resnet20", "resnet56")},
+    "cifar10-vit-teacher": TRANSFORMERS | {"resnet56": RESNETS["resnet56"]},
 }
-"""Experts and their licences, which the zoo's own cards say in words alone."""
+"""Experts and their licences, which the zoo's own cards say in words alone. The images are those of the first word."""
+HOW_MADE = """
+## The experts that are not on the Hub
+
+{names} were made from ResNet-56, on `train`, where this dispatcher was neither searched nor reported. In a clone of
+the repository of `pertinence`, with the teacher and the images that the file names,
+
+```console
+uv run python examples/distill_experts.py --config examples/distill_cifar10.yaml
+```
+
+makes them again, with the same seed; `examples/distill_cifar10.log` has the accuracy on the way.
+"""
 KEPT = (".md", ".json", ".png", ".yaml")
 """What is kept here of a push: everything but weights."""
 
@@ -45,24 +67,27 @@ def main() -> None:
 
 def make(pool: str, work: Path, settings: list[str]) -> None:
     """Search one pool and write what would be pushed to a folder of its name."""
-    experts = []
+    experts, dataset = [], pool.split("-")[0]
     for name, licence in POOLS[pool].items():
         experts.append(work / name)
-        shutil.copytree(ZOO / pool / name, work / name)
+        shutil.copytree((STUDENTS if name in TRANSFORMERS else ZOO / dataset) / name, work / name)
         metadata_save(work / name / CARD, {"license": licence})
-    (work / pool).mkdir()
-    for path in (ZOO / pool / "data").iterdir():
-        (work / pool / path.name).symlink_to(path)
+    (work / dataset).mkdir()
+    for path in (ZOO / dataset / "data").iterdir():
+        (work / dataset / path.name).symlink_to(path)
     run = work / f"pertinence-{pool}"
     arguments = [
-        "search", "--experts", *map(str, experts), "--dataset", str(work / pool), "--split", "validation",
+        "search", "--experts", *map(str, experts), "--dataset", str(work / dataset), "--split", "validation",
         "--report-split", "test", "--trust-remote-code", "--output-dir", str(run), *settings,
     ]  # fmt: skip
     if pertinence(arguments):
         raise SystemExit(f"the search of {pool} failed")
     bundle = collect(run, work / "changed", save_experts=True, examples=True)
     files = {path: content for path, content in bundle.files.items() if "/" not in path and path.endswith(KEPT)}
-    files[CARD] = bundle.card(f"pertinence/{run.name}").encode()
+    card = bundle.card(f"pertinence/{run.name}")
+    if made := [name for name in POOLS[pool] if name in TRANSFORMERS]:
+        card = card.rstrip() + "\n" + HOW_MADE.format(names=", ".join(made))
+    files[CARD] = card.encode()
     check_no_paths(files, [work])
     folder = HERE / run.name
     shutil.rmtree(folder, ignore_errors=True)

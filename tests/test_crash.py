@@ -60,7 +60,7 @@ def search(data, digit_experts, tmp_path_factory):
         return main([
             "search", "--experts", *map(str, digit_experts), "--dataset", str(data), "--split", "validation",
             "--report-split", "test", "--output-dir", str(output_dir), "--cache-dir", str(cache_dir), "--population",
-            "6", "--generations", "2", "--device", "cpu",
+            "4", "--generations", "1", "--no-baselines", "--device", "cpu",
         ])  # fmt: skip
 
     return run

@@ -25,8 +25,13 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     EvalPrediction,
+    ResNetConfig,
+    ResNetForImageClassification,
     Trainer,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
 )
 
 from pertinence import (
@@ -846,3 +851,32 @@ def test_every_expert_is_loaded_in_the_dtype_that_it_was_measured_in(make_expert
     assert torch.equal(again(batch).logits, model(batch).logits)
     asked = load(tmp_path / "model", dtype=torch.float32)
     assert [expert.model.dtype for expert in asked.experts] == [torch.float32] * 2
+
+
+def test_every_expert_attends_in_its_own_way_unless_told_otherwise(tmp_path, images):
+    """A ViT in torch's fused attention beside a CNN that knows none."""
+    options = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
+    vit = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=5, **options))
+    cnn = ResNetForImageClassification(
+        ResNetConfig(hidden_sizes=[64, 128], depths=[1, 1], embedding_size=32, num_labels=5)
+    )
+    for name, model in (("vit", vit), ("cnn", cnn)):
+        model.save_pretrained(tmp_path / name)
+        ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / name)
+    model = PertinenceForImageClassification.from_experts([tmp_path / "vit", tmp_path / "cnn"], thresholds=1.0)
+    model.save_pretrained(tmp_path / "model")
+
+    def ways(**options):
+        loaded = load(tmp_path / "model", **options)
+        found = {expert.entry["name"]: expert.model.config._attn_implementation for expert in loaded.experts}
+        return loaded, found
+
+    own, found = ways()
+    assert found == {"vit": "sdpa", "cnn": "eager"}
+    assert ways(attn_implementation="sdpa")[1] == found
+    eager, found = ways(attn_implementation="eager")
+    assert found == {"vit": "eager", "cnn": "eager"}
+    batch = images(4, 40)
+    torch.testing.assert_close(eager(batch).logits, own(batch).logits, atol=1e-5, rtol=0)
+    with pytest.raises(PertinenceError, match="expert 'vit'.*no_such_way"):
+        ways(attn_implementation="no_such_way")

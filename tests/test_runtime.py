@@ -13,8 +13,8 @@ import torch
 
 from pertinence import PertinenceError, PertinenceForImageClassification
 from pertinence import features as features_module
-from pertinence.checkpoints import LoadOptions
-from pertinence.experts import Expert, load_pool
+from pertinence.checkpoints import ExpertReference, LoadOptions
+from pertinence.experts import ISOLATES, Expert, load_expert, load_pool
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_an_answer_may_be_differentiated(model, images):
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.parametrize("lazy", [False, True])
-def test_compiled_experts_answer_the_same(model, images, tmp_path, lazy):
+def test_compiled_experts_answer_the_same_and_are_one_graph(model, images, tmp_path, lazy):
     model.save_pretrained(tmp_path)
     compiled = PertinenceForImageClassification.from_pretrained(tmp_path, lazy=lazy)
     calls = []
@@ -111,11 +111,52 @@ def test_compiled_experts_answer_the_same(model, images, tmp_path, lazy):
         calls.append(graph)
         return graph.forward
 
-    compiled.compile_experts(backend=backend)
+    compiled.compile_experts(backend=backend, fullgraph=True)  # which refuses a break
     batch = images(12, 64)
     for size in (12, 5, 1):
         torch.testing.assert_close(compiled(batch[:size]).logits, model(batch[:size]).logits, atol=1e-4, rtol=0)
     assert calls
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", {"window_size": 4, "depths": [2], "num_heads": [3], "embed_dim": 24}),
+        ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 1, "embed_dim": 48, "num_heads": 2}),
+    ],
+)
+def test_a_transformer_on_smaller_images_is_one_graph(make_expert, images, tmp_path, architecture, arguments):
+    """Masks and positions that are made for the size of the images do not break it."""
+    torch.compiler.reset()
+    folder = make_expert(tmp_path / "expert", architecture, 32, model_args={"img_size": 32, **arguments})
+    small, _ = load_pool([{"repo_id": str(folder), "image_size": 24}, str(folder)], LoadOptions())
+    batch = images(5, 32)
+    expected = small(batch)
+    small.compile_network({"dynamic": True, "fullgraph": True, "backend": "eager"})
+    for actual, wanted in zip(small(batch), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.skipif(not ISOLATES, reason="this torch counts recompilations of all experts together")
+def test_every_expert_of_a_large_pool_is_compiled(make_expert, images, tmp_path):
+    """However many share their code."""
+    torch.compiler.reset()
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _):
+        calls.append(index)
+        return graph.forward
+
+    for index in range(6):
+        arguments = {"img_size": 32, "patch_size": 16, "depth": 1, "embed_dim": 16 * (index + 1), "num_heads": 1}
+        folder = make_expert(tmp_path / str(index), "vit_tiny_patch16_224", 32, model_args=arguments)
+        expert = load_expert(ExpertReference.parse(folder), LoadOptions())
+        expert.compile_network({"dynamic": True, "fullgraph": True, "backend": backend})
+        for count in (3, 1):
+            expert(images(count, 32))
+    assert sorted(set(calls)) == list(range(6))
 
 
 @pytest.mark.parametrize("lazy", [False, True])

@@ -10,6 +10,7 @@ import datasets
 import pytest
 import timm
 import torch
+from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessor, ViTModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
@@ -498,12 +499,12 @@ def test_latency_is_measured_with_all_threads_and_a_bar(digit_experts, monkeypat
     class Bar(contextlib.nullcontext):
         update = staticmethod(updates.append)
 
-    class Timer(costs.Timer):
+    class Timer(benchmark.Timer):
         def blocked_autorange(self, **options):
             threads.append(self._task_spec.num_threads)
             return super().blocked_autorange(min_run_time=0.01)
 
-    monkeypatch.setattr(costs, "Timer", Timer)
+    monkeypatch.setattr(benchmark, "Timer", Timer)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(progress, "progress_bar", lambda total, *_: bars.append(total) or Bar(Bar))
     costs.measure_latency(
@@ -519,12 +520,12 @@ def test_latency_is_measured_in_turns(digit_experts, monkeypatch):
 
     timed = []
 
-    class Timer(costs.Timer):
+    class Timer(benchmark.Timer):
         def blocked_autorange(self, **options):
             timed.append(self._globals["expert"].entry["name"])
             return super().blocked_autorange(min_run_time=0.01)
 
-    monkeypatch.setattr(costs, "Timer", Timer)
+    monkeypatch.setattr(benchmark, "Timer", Timer)
     pool = load_pool(digit_experts[:2], LoadOptions())
     costs.measure_latency(pool, torch.zeros(3, 8, 8, dtype=torch.uint8), 2, torch.device("cpu"))
     assert timed == [expert.entry["name"] for expert in pool] * costs.TURNS

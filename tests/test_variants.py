@@ -8,7 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
-from transformers import CLIPImageProcessor, ViTImageProcessor
+from transformers import (
+    AutoModelForImageClassification,
+    CLIPImageProcessor,
+    SwinForImageClassification,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from pertinence import (
@@ -115,7 +121,7 @@ def test_eight_bits_without_a_linear_layer_are_refused(folder, make_expert, tmp_
 
 def test_sizes_that_an_architecture_allows(folder, make_expert, tmp_path):
     assert possible_sizes(load_expert(ExpertReference.parse(str(folder)), LoadOptions()).checkpoint) == [32]
-    vit = make_expert(tmp_path / "vit", "test_vit", 96, model_args={"img_size": 96, "dynamic_img_size": True})
+    vit = make_expert(tmp_path / "vit", "vit_tiny_patch16_224", 96, model_args={"img_size": 96, "depth": 1})
     assert possible_sizes(load_expert(ExpertReference.parse(str(vit)), LoadOptions()).checkpoint) == [80, 64, 48]
     fixed = make_expert(tmp_path / "fixed", "test_vit", 96, model_args={"img_size": 96, "dynamic_img_size": False})
     assert possible_sizes(load_expert(ExpertReference.parse(str(fixed)), LoadOptions()).checkpoint) == []
@@ -235,18 +241,89 @@ def test_a_size_that_is_not_smaller_is_refused(folder, size):
         load_pool([{"repo_id": str(folder), "image_size": size}, str(folder)], LoadOptions())
 
 
-@pytest.mark.parametrize("is_dynamic", [True, False])
-def test_what_an_architecture_does_not_take_is_refused(make_expert, tmp_path, is_dynamic):
-    """A ViT has a position for each patch; some can move them, but none cuts a patch in two."""
-    folder = make_expert(tmp_path / "vit", "test_vit", 96, model_args={"img_size": 96, "dynamic_img_size": is_dynamic})
-    takes, refuses = ([80], [84]) if is_dynamic else ([], [80, 84])
-    for size in takes:
-        assert len(load_pool([{"repo_id": str(folder), "image_size": size}, str(folder)], LoadOptions())) == 2
-    for size in refuses:
-        with pytest.raises(
-            PertinenceError, match=f"'vit-{size}px': it does not take images of {size} pixels, only of 96x96"
-        ):
-            load_pool([{"repo_id": str(folder), "image_size": size}, str(folder)], LoadOptions())
+def timm_folder(make_expert, folder, architecture="test_vit", **model_args):
+    return make_expert(folder, architecture, 64, model_args={"img_size": 64, **model_args})
+
+
+def native_folder(folder, model_class, **config):
+    """A transformer of transformers' own, with random weights, for 64 pixels."""
+    torch.manual_seed(0)
+    model = model_class(model_class.config_class(image_size=64, patch_size=8, num_labels=10, **config))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # positions begin at zero
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+TIMM_VIT = {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 2}
+NATIVE = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
+
+
+@pytest.mark.parametrize("by", ["crop", "resize"])
+@pytest.mark.parametrize("kind", ["timm ViT", "timm Swin", "ViT", "Swin"])
+def test_a_transformer_moves_its_positions_to_smaller_images(make_expert, images, tmp_path, kind, by):
+    """As its own library does when told so; the whole one keeps its answers, and both share the weights."""
+    if kind == "timm ViT":
+        folder = timm_folder(make_expert, tmp_path / kind, "vit_tiny_patch16_224", **TIMM_VIT)
+    elif kind == "timm Swin":
+        options = {"depths": (1, 2), "num_heads": (3, 6), "embed_dim": 48, "window_size": 4}
+        folder = timm_folder(make_expert, tmp_path / kind, "swin_tiny_patch4_window7_224", **options)
+    elif kind == "ViT":
+        folder = native_folder(tmp_path / kind, ViTForImageClassification, **NATIVE)
+    else:
+        options = {
+            "embed_dim": 48,
+            "depths": [2],
+            "num_heads": [3],
+            "window_size": 4,
+            "use_absolute_embeddings": True,
+        }
+        folder = native_folder(tmp_path / kind, SwinForImageClassification, **options)
+    model = PertinenceForImageClassification.from_experts(
+        [{"repo_id": str(folder), "image_size": 48, "image_size_by": by}, str(folder)], thresholds=1.0
+    )
+    small, whole = model.experts
+    assert small.model is whole.model
+    assert small.entry["gmacs"] < 0.7 * whole.entry["gmacs"]
+    batch = images(4, 64)
+    alone = AutoModelForImageClassification.from_pretrained(folder)
+    with torch.no_grad():
+        assert torch.equal(whole(batch)[0], alone(pixel_values=whole.preprocess(batch)).logits)
+        with pytest.raises((ValueError, AssertionError, RuntimeError)):
+            alone(pixel_values=small.preprocess(batch))
+        if kind.startswith("timm"):
+            config = copy.deepcopy(alone.config)
+            config.model_args["dynamic_img_size"] = True
+            told = AutoModelForImageClassification.from_pretrained(folder, config=config)
+            expected = told(pixel_values=small.preprocess(batch)).logits
+        else:
+            expected = alone(pixel_values=small.preprocess(batch), interpolate_pos_encoding=True).logits
+    assert torch.equal(small(batch)[0], expected)
+    assert not torch.allclose(small(batch)[0], whole(batch)[0], atol=1e-2)
+    model.save_pretrained(tmp_path / "model")
+    again = PertinenceForImageClassification.from_pretrained(tmp_path / "model")
+    for expert, before in zip(again.experts, model.experts, strict=True):
+        assert torch.equal(expert(batch)[0], before(batch)[0])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "size"),
+    [
+        ("vit_tiny_patch16_224", TIMM_VIT, 52),  # none cuts a patch in two
+        ("test_vit", {"dynamic_img_size": False}, 48),  # its maker did not want it
+        ("test_vit_relpos", {}, 48),
+        ("coatnet_nano_rw_224", {"embed_dim": [32, 64], "depths": [1, 1], "block_type": ["C", "T"]}, 48),
+    ],
+)
+def test_what_an_architecture_does_not_take_is_refused(make_expert, tmp_path, architecture, arguments, size):
+    folder = timm_folder(make_expert, tmp_path / "vit", architecture, **arguments)
+    whole = load_expert(ExpertReference.parse(str(folder)), LoadOptions())
+    assert size not in possible_sizes(whole.checkpoint)
+    with pytest.raises(
+        PertinenceError, match=f"'vit-{size}px': it does not take images of {size} pixels, only of 64x64"
+    ):
+        load_pool([{"repo_id": str(folder), "image_size": size}, str(folder)], LoadOptions())
 
 
 def test_the_same_size_twice_is_refused(references):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import inspect
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +36,14 @@ LEGAL_FILES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How experts are loaded; every field means what it means in transformers' `from_pretrained`."""
+    """How experts are loaded; every field means what it means in transformers' `from_pretrained`.
+
+    Experts that do not know an `attn_implementation`, CNNs above all, keep their own.
+    """
 
     dtype: str | torch.dtype | None = None
     device_map: Any = None
+    attn_implementation: str | None = None
     token: str | bool | None = None
     cache_dir: str | None = None
     local_files_only: bool = False
@@ -220,15 +228,16 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             # timm >= 1.0.31 records it, and TimmWrapper then passes it to timm twice.
             config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
         is_headless = is_stem and _is_headless(config)
+        load = partial(
+            (AutoModel if is_headless else AutoModelForImageClassification).from_pretrained,
+            folder,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
+            **shared,
+        )
         with nullcontext() if tensors is None else building_from(tensors):
-            model, info = (AutoModel if is_headless else AutoModelForImageClassification).from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                output_loading_info=True,
-                **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
-                **shared,
-            )
+            model, info = _load_as_asked(partial(_load_for_any_size, load, config), options.attn_implementation)
         processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(folder, **shared)
     except PertinenceError as error:
         raise PertinenceError(f"{title}: {error}") from error
@@ -241,6 +250,39 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             "fine-tune it first"
         )
     return Checkpoint(Backbone(model) if is_headless else model, processor, revision, folder)
+
+
+def _load_as_asked(load: Callable[..., Any], attention: str | None) -> Any:
+    """Load a model that attends in a certain way, or in its own where it does not know that one."""
+    if attention is not None:
+        try:
+            return load(attn_implementation=attention)
+        except ValueError as error:  # before anything is loaded
+            if "does not support" not in str(error):
+                raise
+    return load()
+
+
+def _load_for_any_size(load: Callable[..., Any], config: Any, **options: Any) -> Any:
+    """Load a model whose positions move to images of another size, where it is one of timm's that can do so, and was
+    not made without; at its own size that changes nothing."""
+    chosen = getattr(config, "model_args", None) or {}
+    if config.model_type == "timm_wrapper" and "dynamic_img_size" not in chosen:
+        movable = copy.deepcopy(config)
+        movable.model_args = {**chosen, "dynamic_img_size": True}
+        try:
+            return load(config=movable, **options)
+        except TypeError as error:  # before anything is loaded
+            if "dynamic_img_size" not in str(error):
+                raise
+    return load(config=config, **options)
+
+
+def size_options(model: nn.Module) -> dict[str, bool]:
+    """With what a model is called where its images have another size than it was made for: nothing for most, and for
+    those of timm, which are loaded for it."""
+    accepted = inspect.signature(model.forward).parameters
+    return {name: True for name in ("interpolate_pos_encoding",) if name in accepted}
 
 
 def _is_headless(config: Any) -> bool:

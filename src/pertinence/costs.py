@@ -6,10 +6,10 @@ import math
 import warnings
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from .errors import PertinenceError
 
@@ -17,13 +17,14 @@ from .errors import PertinenceError
 TURNS, TURN_SECONDS = 9, 0.1
 
 
-def count_gmacs(model: nn.Module, size: tuple[int, int]) -> float:
+def count_gmacs(model: nn.Module, size: tuple[int, int], options: dict[str, Any] | None = None) -> float:
     """GMACs of one image of (3, height, width) through an image classifier; preprocessing is not counted.
 
     Args:
         model: a transformers image classifier, or a backbone that answers as one; it is traced alone, on its own
             device.
         size: (height, width) in pixels of what the model receives.
+        options: what else it is called with.
 
     Raises:
         PertinenceError: the model cannot be traced on such an image.
@@ -35,7 +36,7 @@ def count_gmacs(model: nn.Module, size: tuple[int, int]) -> float:
         # Imported here: running a saved model must not need fvcore.
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(_LogitsOf(model).eval(), image)
+        analysis = FlopCountAnalysis(_LogitsOf(model, options or {}).eval(), image)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         try:
@@ -59,7 +60,9 @@ def measure_latency(
         batch_size: images of a batch; its time is divided by it.
         device: where experts are run; they are put back after.
     """
-    # Imported here: running a saved model must not need datasets.
+    # Imported here: running a saved model must need neither datasets nor what torch compiles extensions with.
+    from torch.utils.benchmark import Timer
+
     from .progress import progress_bar
 
     homes = [expert.device for expert in experts]
@@ -83,12 +86,12 @@ def measure_latency(
 
 
 class _LogitsOf(nn.Module):
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, options: dict[str, Any]):
         super().__init__()
-        self.model = model
+        self.model, self.options = model, options
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values=pixel_values).logits
+        return self.model(pixel_values=pixel_values, **self.options).logits
 
 
 def _attention_macs(inputs, outputs) -> int:

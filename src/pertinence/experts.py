@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .checkpoints import Checkpoint, ExpertReference, LoadOptions, is_commit, open_checkpoint, read_licence
+from .checkpoints import (
+    Checkpoint,
+    ExpertReference,
+    LoadOptions,
+    is_commit,
+    open_checkpoint,
+    read_licence,
+    size_options,
+)
 from .configuration_pertinence import QUANTIZATIONS
 from .costs import count_gmacs
 from .errors import PertinenceError, shown
@@ -30,6 +39,7 @@ PIXELS_AT_ONCE = 2**16
 """What a CPU thread is given at once: 64 images of 32 x 32. With more the activations leave its cache, and every image
 takes up to twice as long."""
 LEAST_AT_ONCE = 4
+ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
 ACCELERATED_PIXELS_AT_ONCE = 2**25
 """The same for an accelerator, where only memory bounds it: 668 images of 224 x 224."""
 
@@ -47,15 +57,17 @@ class Expert(nn.Module):
     def __init__(self, checkpoint: Checkpoint, entry: dict[str, Any], preprocessing: str = "exact"):
         super().__init__()
         checkpoint.model.eval().requires_grad_(False)
-        is_convolutional = _is_convolutional(checkpoint.model)
-        self.memory_format = torch.channels_last if is_convolutional else torch.contiguous_format
+        convolutional = is_convolutional(checkpoint.model)
+        self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
         checkpoint.model.to(memory_format=self.memory_format)
         self.checkpoint = checkpoint
         self.model = quantized(checkpoint.model) if entry.get("quantization") else checkpoint.model
         self.entry = entry
         self.folder = checkpoint.folder
         self.revision = checkpoint.revision
-        self.preprocess = Preprocessor(Transform.from_dict(entry["transform"]), checkpoint.processor, preprocessing)
+        transform = Transform.from_dict(entry["transform"])
+        self.preprocess = Preprocessor(transform, checkpoint.processor, preprocessing)
+        self._options = size_options(self.model) if transform.is_smaller else {}
         self._features = FeatureTap.of(self.model)
         # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
         some = (p for p in self.model.parameters() if p.is_floating_point())
@@ -120,7 +132,7 @@ class Expert(nn.Module):
             else:
                 chunk = [image.to(device, non_blocking=True) for image in chunk]
             pixel_values = self.preprocess(chunk).to(device, dtype, memory_format=self.memory_format)
-            answers.append(self._features.run(pixel_values))
+            answers.append(self._features.run(pixel_values, **self._options))
         logits, features = answers[0] if len(answers) == 1 else map(torch.cat, zip(*answers, strict=True))
         if order is not None:
             back = torch.tensor(order).argsort().to(device, non_blocking=True)
@@ -141,7 +153,10 @@ class Expert(nn.Module):
 
     def compile_network(self, options: dict[str, Any]) -> None:
         """Compile the network, in place, with options of `torch.compile`."""
-        self.model.compile(**options)
+        # Else all experts that share code, as those of timm do, share one count of recompilations: the last of a large
+        # pool would stay eager.
+        isolated = {"isolate_recompiles": True} if ISOLATES else {}
+        self.model.compile(**isolated, **options)
 
     def chunk_size(self, device: torch.device) -> int:
         """Images that the network receives at once on a device."""
@@ -169,7 +184,7 @@ def _chunks(images: Images, size: int) -> Sequence[Images]:
     return [images[start : start + size] for start in range(0, count, size)]
 
 
-def _is_convolutional(model: nn.Module) -> bool:
+def is_convolutional(model: nn.Module) -> bool:
     """Whether a network is laid out with channels last, in which convolutions are faster: not one that has none but to
     cut an image into patches."""
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
@@ -297,7 +312,7 @@ def measured_expert(
         raise PertinenceError(f"expert {name!r}: {error}") from error
     entry = {
         **entry,
-        "gmacs": count_gmacs(model, transform.size),
+        "gmacs": count_gmacs(model, transform.size, size_options(model) if transform.is_smaller else {}),
         "transform": transform.to_dict(),
         "quantization": quantization,
     }

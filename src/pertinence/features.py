@@ -47,10 +47,10 @@ class FeatureTap:
         if getattr(self.seen, "is_running", False):  # another expert may run the same model
             self.seen.module, self.seen.input = module, inputs[0]
 
-    def run(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, pixel_values: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         self.seen.input, self.seen.is_running = None, True
         try:
-            logits = self.model(pixel_values=pixel_values).logits
+            logits = self.model(pixel_values=pixel_values, **options).logits
         except torch.OutOfMemoryError:
             raise
         except (*MALFORMED, RuntimeError) as error:  # somebody's settings may not fit somebody's network

@@ -30,7 +30,7 @@ CONFIG = "config.json"
 """What tells the folder of a model."""
 RECORD = "search_result.json"
 """What tells the folder of a result."""
-WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+WEIGHT_PATTERNS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 """Patterns of what holds the weights of a model: of one that is saved over another all of the other's goes."""
 STATE = "search_state"
 """Folder, within that of the result, of a search that has not ended."""

@@ -16,12 +16,12 @@ from accelerate.utils import convert_file_size_to_int
 from torch import nn
 
 from .checkpoints import Checkpoint, LoadOptions, is_commit
-from .configuration_pertinence import PertinenceConfig
+from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .errors import PertinenceError
 from .experts import Expert, reload_expert
 from .front import STEM
 from .preprocessing import Images
-from .references import EMBEDDED, locate
+from .references import locate
 
 
 Experts = dict[int, "Expert | LazyExpert"]

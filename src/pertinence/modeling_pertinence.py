@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, hf_hub_download
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .checkpoint_checks import FLOATS, Tensors, find_weights
-from .checkpoints import LoadOptions, hash_folder
-from .configuration_pertinence import EMBEDDED, PertinenceConfig
+from .checkpoints import LoadOptions
+from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Answer, Dispatcher, Head, Routing, route, threshold_head
-from .downloads import checked_downloads, explain_hub, fetch, may_pass, patiently
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels
-from .files import CONFIG, WEIGHTS, beside, hash_tensors, put, share
 from .front import STEM, Figures, Front, OperatingPoint, Stage
-from .hub import push_folder
-from .image_processing_pertinence import PertinenceImageProcessor, as_images
-from .lazy import ExpertStore, LazyExpert, SavedPool, parse_memory
+from .image_processing_pertinence import as_images
+from .lazy import LazyExpert
 from .preprocessing import UnfitImage, stacked, take
-from .references import as_copy, save_components
-
-
-COUNTED = "dispatcher.answers"
-"""The one tensor that a model may lack: where nothing was counted there is nothing to save."""
+from .pretrained import COUNTED, PertinencePreTrainedModel
 
 
 @dataclass
@@ -58,14 +45,13 @@ class PertinenceOutput(ModelOutput):
     dispatcher_logits: torch.Tensor | None = None
 
 
-class PertinenceForImageClassification(PreTrainedModel):
+class PertinenceForImageClassification(PertinencePreTrainedModel):
     r"""Image classifiers that exist already, and a dispatcher that runs for each image the cheapest that will do.
 
     Make one with [`DispatcherSearch`], with [`~PertinenceForImageClassification.from_experts`] (a confidence cascade,
     no search), or load one with [`~PertinenceForImageClassification.from_pretrained`].
     """
 
-    config_class = PertinenceConfig
     base_model_prefix = ""
     main_input_name = "images"
     input_modalities = ("image",)
@@ -140,7 +126,8 @@ class PertinenceForImageClassification(PreTrainedModel):
             experts: references (Hub id, `id@revision`, folder, mapping, or loaded model); ordered by rising cost.
             thresholds: one for each expert but the last in that order, or one for all; in [0, 1].
             preprocessing: "exact" or "fast".
-            load_options: dtype, device_map, token, cache_dir, local_files_only, force_download, trust_remote_code.
+            load_options: dtype, device_map, attn_implementation, token, cache_dir, local_files_only, force_download,
+                trust_remote_code.
         """
         pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing)
         count = len(pool) - 1
@@ -290,222 +277,3 @@ class PertinenceForImageClassification(PreTrainedModel):
             expert.check(total)
         # Ordinary tensors again, which may go into a computation that is differentiated.
         return Routing(*(value.clone() for value in vars(routing).values()))
-
-    # Loading and saving
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *args: Any,
-        expert_paths: dict[str, str | os.PathLike] | None = None,
-        lazy: bool = False,
-        max_memory: int | str | dict | None = None,
-        **kwargs: Any,
-    ) -> PertinenceForImageClassification:
-        """Load a model and its experts, each at its pinned revision.
-
-        Args:
-            pretrained_model_name_or_path: Hub id or folder.
-            expert_paths: where local experts have moved to, folder by expert name.
-            lazy: load each expert only when it is first chosen.
-            max_memory: with `lazy`, bytes of experts' parameters, or a size like "2GiB": the least recently used leave
-                for others; the one that runs first, and a stem, stay. Without `lazy` as in transformers.
-            kwargs: as in transformers; `dtype`, `device_map`, `token`, `cache_dir`, `local_files_only`,
-                `force_download` and `trust_remote_code` reach every expert. `operating_point` and `preprocessing`
-                replace those of the config.
-
-        Raises:
-            PertinenceError: an expert cannot be found or loaded; the message names it.
-        """
-        options = {
-            field.name: kwargs[field.name] for field in fields(LoadOptions) if kwargs.get(field.name) is not None
-        }
-        if not lazy and isinstance(max_memory, (int, str)):
-            raise PertinenceError("max_memory as one size needs lazy=True: else every expert is loaded at once")
-        if not lazy and max_memory is not None:
-            kwargs["max_memory"] = max_memory
-        # Experts alone need it; the parent would warn that it has no effect.
-        kwargs.pop("trust_remote_code", None)
-        wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
-        kwargs["use_safetensors"] = True  # never a pickle
-        is_folder, parent = Path(source).is_dir(), super()
-        if is_folder and not {"config", "subfolder"} & set(kwargs) and not (Path(source) / CONFIG).is_file():
-            raise PertinenceError(f"{source} holds no model: it has no {CONFIG}, which comes last when one is saved")
-
-        def load() -> tuple[PertinenceForImageClassification, dict[str, Any]]:
-            with checked_downloads(source, options.get("cache_dir")):
-                cls._check_files(source, kwargs)
-                return parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
-
-        try:
-            model, info = load() if is_folder else patiently(load)
-        except RuntimeError as error:
-            raise PertinenceError(f"the heads of {source} do not fit its front") from error
-        except Exception as error:  # of transformers an OSError; of the Hub's client also its HTTP library's
-            if is_folder or isinstance(error, PertinenceError) or not may_pass(error):
-                raise
-            raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
-        if not model.config.experts:
-            raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
-        if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
-            raise PertinenceError(f"the heads of {source} do not fit its front")
-        model.dispatcher.check(source)
-        if options.get("dtype") == "auto":
-            del options["dtype"]  # each expert's own, as the config notes it
-        expected = model.config.heads_hash
-        if expected is not None and kwargs.get("state_dict") is None and expected != hash_tensors(model._own()):
-            raise PertinenceError(
-                f"config.json and the weights of {source} do not belong together: it was read while another model was "
-                "saved there, or copied in part; load it again, or save or copy it anew"
-            )
-        revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
-        pool = SavedPool(model.config, source, revision, LoadOptions.parse(options))
-        pool.move(expert_paths or {})
-        experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
-        model.stem = experts.pop(STEM, None)
-        model.experts.extend(experts.values())
-        model.dispatcher.requires_grad_(False)
-        model.eval()
-        return (model, info) if wants_info else model
-
-    @classmethod
-    def _check_files(cls, source: str, kwargs: dict[str, Any]) -> None:
-        """Refuse a config, or weights that are not those of its front, before transformers takes memory for them.
-
-        On the Hub all that follows is pinned to one commit.
-
-        Args:
-            source: Hub id or folder.
-            kwargs: of `from_pretrained`.
-        """
-        if (Path(source) / "adapter_config.json").exists():
-            raise PertinenceError(
-                f"{source} has an adapter_config.json, by which another model would be loaded: remove it"
-            )
-        hub = {
-            key: kwargs[key]
-            for key in ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
-            if kwargs.get(key) is not None
-        }
-        config = kwargs.get("config")
-        if not isinstance(config, PertinenceConfig):
-            config = PertinenceConfig.from_pretrained(config or source, **hub)
-        if not config.experts:
-            raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
-        if kwargs.get("state_dict") is not None:
-            return
-        subfolder, folder = kwargs.get("subfolder") or "", Path(source)
-        if not folder.is_dir():
-            hub.pop("force_download", None)  # what was loaded anew a moment ago
-            known = Path(hf_hub_download(source, CONFIG, **hub))
-            hub.pop("subfolder", None)
-            revision = hub.pop("revision", None)
-            if not subfolder:
-                revision = kwargs["revision"] = known.parent.name
-            folder = fetch(source, revision, [f"{subfolder}/{one}" if subfolder else one for one in WEIGHTS], **hub)
-        variant = kwargs.get("variant")
-        single = folder / subfolder / f"model.{variant}.safetensors"
-        paths = [single] if variant and single.is_file() else find_weights(folder / subfolder)
-        if not paths:
-            raise PertinenceError(f"{source} has no model.safetensors; pickles (pytorch_model.bin) are never opened")
-        with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
-        found = Tensors.of(*paths)
-        if COUNTED not in found.shapes:
-            expected.pop(COUNTED)
-        if found.shapes != expected or not set(found.dtypes.values()) <= FLOATS:
-            raise PertinenceError(f"the heads of {source} do not fit its front")
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        *,
-        save_experts: bool = False,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Save config, dispatcher and image processor; of the experts only the references.
-
-        Args:
-            save_directory: folder to write to. What it holds of another model stays whole until all is written.
-            save_experts: also copy each expert's own files to `experts/<i>/` and refer to them there.
-            kwargs: as in transformers.
-
-        Raises:
-            PertinenceError: an expert was passed as a loaded model, is in no file yet, and `save_experts` is not set;
-                or the folder cannot be written to.
-        """
-        if not kwargs.get("is_main_process", True):
-            return
-        if not self.config.experts or len(self.experts) != len(self.config.experts):
-            raise PertinenceError("this model has no experts, so there is nothing to save: load or make it first")
-        entries = self.config.entries
-        components = {str(index): expert for index, expert in enumerate(self.experts)}
-        if self.stem is not None:
-            components["stem"] = self.stem
-        unsaved = [entry["name"] for entry in entries if entry["repo_id"] is None]
-        if unsaved and not save_experts:
-            raise PertinenceError(
-                f"expert {unsaved[0]!r} was given as a loaded model, so there is nothing to refer to: save with "
-                "save_experts=True, or save that model first and give its folder"
-            )
-        folder = Path(save_directory)
-        own = self._own(state_dict)
-        # Experts that share their weights share a folder: that of the first of them.
-        homes: dict[Any, str] = {}
-        names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
-        here = all(
-            expert.folder == (folder / "experts" / name).resolve()
-            for name, expert in zip(names, components.values(), strict=True)
-        )
-        if kwargs.get("push_to_hub"):
-            kwargs.setdefault("repo_id", folder.resolve().name)
-        config = self.config
-        with beside(folder / "model") as staged:
-            staged.mkdir()
-            if save_experts and not here:
-                save_components({name: components[name] for name in names}, staged / "experts")
-            saved = []
-            for entry, name, expert in zip(entries, names, components.values(), strict=True):
-                if save_experts or here:
-                    copy = as_copy(entry, name)
-                    entry = {**copy, "revision": hash_folder((folder if here else staged) / copy["repo_id"])}
-                elif EMBEDDED.fullmatch(entry["repo_id"]):
-                    entry = {**entry, "repo_id": str(expert.folder)}
-                saved.append(entry)
-            before = config.experts, config.stem, config.heads_hash
-            try:
-                config.experts, config.stem = saved[: len(config.experts)], saved[-1] if config.stem else None
-                config.heads_hash = hash_tensors(own)
-                super().save_pretrained(staged, state_dict=own, **kwargs)
-            finally:
-                config.experts, config.stem, config.heads_hash = before
-            for path in staged.glob("model*.safetensors"):
-                share(path)
-            PertinenceImageProcessor().save_pretrained(staged)
-            put(staged, folder, (CONFIG,), () if kwargs.get("variant") else WEIGHTS)
-
-    def _own(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-        """What is saved of a state: the dispatcher."""
-        return {
-            key: value
-            for key, value in (state_dict or self.state_dict()).items()
-            if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
-        }
-
-    def push_to_hub(self, repo_id: str, *, save_experts: bool = False, **options: Any) -> CommitInfo:
-        """Push model, image processor and a model card, in one commit.
-
-        Args:
-            repo_id: of the model repository, which is created where there is none.
-            save_experts: also push a copy of each expert's own files; copies that the model has go along anyway.
-            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.hub.push_folder`.
-
-        Raises:
-            PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.
-        """
-        save_experts |= any(EMBEDDED.fullmatch(entry["repo_id"] or "") for entry in self.config.entries)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, save_experts=save_experts)
-            return push_folder(folder, repo_id, **options)

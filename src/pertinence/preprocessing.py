@@ -96,6 +96,11 @@ class Transform:
     def to_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
+    @property
+    def is_smaller(self) -> bool:
+        """Whether the expert receives smaller images than it was made for."""
+        return self.window is not None or self.processor_size is not None
+
     def seen_through(self, size: int) -> Transform:
         """The same, of which only the middle `size` x `size` pixels are kept.
 

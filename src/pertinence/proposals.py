@@ -142,8 +142,7 @@ def best_variant(
 
 def _ladders(expert: Expert, by_time: bool) -> Iterator[Iterator[dict[str, Any]]]:
     """Kinds of variants of an expert, each from the mildest on; none of one that is a variant already."""
-    transform = expert.preprocess.transform
-    if transform.window or transform.processor_size or expert.entry.get("quantization"):
+    if expert.preprocess.transform.is_smaller or expert.entry.get("quantization"):
         return
     sizes = possible_sizes(expert.checkpoint)
     for by in SIZE_MODES:

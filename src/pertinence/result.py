@@ -38,7 +38,7 @@ from .files import (
     STATE,
     SUFFIX,
     UNWRITABLE,
-    WEIGHTS,
+    WEIGHT_PATTERNS,
     beside,
     check_writable,
     put,
@@ -157,7 +157,7 @@ class SearchResult:
                     self._write(temporary, folder, save_experts)
                     # From here on until its record is there the folder is that of a search that has not ended.
                     SearchFolder(folder / STATE).remember("settings", lambda: settings)
-                    put(temporary, folder, (CONFIG, RECORD), WEIGHTS)
+                    put(temporary, folder, (CONFIG, RECORD), WEIGHT_PATTERNS)
                 _clear(folder / STATE)  # last: it tells, too, that something may be left to remove
         finally:
             if is_new and folder.is_dir() and not any(folder.iterdir()):

@@ -9,7 +9,7 @@ import warnings
 import torch
 from torch import nn
 
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, size_options
 from .errors import PertinenceError, first_line
 from .preprocessing import Transform, resize_transform, resolve_transform
 
@@ -87,7 +87,8 @@ def _takes(model: nn.Module, size: int) -> bool:
 @torch.no_grad()
 def _run_zeros(model: nn.Module, size: tuple[int, int]) -> None:
     parameter = next(model.parameters())
-    model(pixel_values=torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype))
+    image = torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
+    model(pixel_values=image, **size_options(model))
 
 
 def quantized(model: nn.Module) -> nn.Module:

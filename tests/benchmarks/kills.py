@@ -57,6 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         hub = LocalHub().start()
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the processes must not compile every library anew
         os.environ |= {
             "HF_ENDPOINT": hub.url, "HF_HOME": f"{folder}/home", "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",

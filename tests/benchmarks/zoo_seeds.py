@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100 of the zoo: `cascade` against `paper` and every baseline on the test split, seed by seed.
 
     uv run python tests/benchmarks/zoo_seeds.py --seeds 5
+    uv run python tests/benchmarks/zoo_seeds.py --seeds 3 --pools cifar10:resnet56,runs/vit/experts/vit-6m
 
 Searched on `validation`, reported on `test`. Printed: of each method the point that the default rule chooses on the
 search images, its saving and its difference to the largest expert on the same report images; mean and range over
@@ -23,13 +24,14 @@ METHODS = {
     "paper": {"recipe": "paper"},
     "paper, with confidence": {"recipe": "paper", "evidence": "both"},
 }
-POOLS = {"cifar10": ["8,20,32,44,56"], "cifar100": ["20,32,44,56"]}
+POOLS = ["cifar10:resnet8,resnet20,resnet32,resnet44,resnet56", "cifar100:resnet20,resnet32,resnet44,resnet56"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--pools", nargs="+", default=POOLS, help="data set:experts, of the zoo or other folders")
     parser.add_argument("--variants", choices=["none", "auto"], default="none")
     parser.add_argument("--population", type=int, default=50)
     parser.add_argument("--generations", type=int, default=50)
@@ -37,45 +39,46 @@ def main() -> None:
     logging.disable_progress_bar()
     header = ["pool, method", "saved", "vs largest", "vs random mix", "area, %", "gap closed", "drop"]
     print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
-    for dataset, pools in POOLS.items():
+    for pool in options.pools:
+        dataset, names = pool.split(":")
         splits = [load_dataset(str(ZOO / dataset / "data"), split=split) for split in ("validation", "test")]
-        for pool in pools:
-            experts = [str(ZOO / dataset / f"resnet{depth}") for depth in pool.split(",")]
-            rows: dict[str, list[list[float]]] = {}
-            for seed in range(options.seeds):
-                for name in options.methods:
-                    args = SearchArguments(
-                        **METHODS[name],
-                        seed=seed,
-                        variants=options.variants,
-                        population=options.population,
-                        generations=options.generations,
-                        trust_remote_code=True,
-                        baselines=name == "cascade",
+        experts = [name if "/" in name else str(ZOO / dataset / name) for name in names.split(",")]
+        rows: dict[str, list[list[float]]] = {}
+        for seed in range(options.seeds):
+            for name in options.methods:
+                args = SearchArguments(
+                    **METHODS[name],
+                    seed=seed,
+                    variants=options.variants,
+                    population=options.population,
+                    generations=options.generations,
+                    trust_remote_code=True,
+                    baselines=name == "cascade",
+                )
+                found = DispatcherSearch(experts, splits[0], args, report_dataset=splits[1]).run().evaluation
+                largest, volumes = found.experts[-1].cost, found.hypervolumes
+                gap = volumes["oracle"] - volumes["random-mix"]
+                baselines = found.baselines if name == "cascade" else {}
+                for method, series in {name: found.series, **baselines}.items():
+                    point = series.points[series.default]
+                    volume = volumes["front" if method == name else method]
+                    rows.setdefault(method, []).append(
+                        [
+                            100 * (1 - point.report.cost / largest),
+                            100 * series.versus_largest[series.default].mean,
+                            100 * series.versus_mix[series.default].mean,
+                            100 * volume,
+                            100 * (volume - volumes["random-mix"]) / gap,
+                            100 * found.drop if method == name else np.nan,
+                        ]
                     )
-                    found = DispatcherSearch(experts, splits[0], args, report_dataset=splits[1]).run().evaluation
-                    largest, volumes = found.experts[-1].cost, found.hypervolumes
-                    gap = volumes["oracle"] - volumes["random-mix"]
-                    baselines = found.baselines if name == "cascade" else {}
-                    for method, series in {name: found.series, **baselines}.items():
-                        point = series.points[series.default]
-                        volume = volumes["front" if method == name else method]
-                        rows.setdefault(method, []).append(
-                            [
-                                100 * (1 - point.report.cost / largest),
-                                100 * series.versus_largest[series.default].mean,
-                                100 * series.versus_mix[series.default].mean,
-                                100 * volume,
-                                100 * (volume - volumes["random-mix"]) / gap,
-                                100 * found.drop if method == name else np.nan,
-                            ]
-                        )
-            for name, values in rows.items():
-                cells = [
-                    f"{mean:.2f} [{low:.2f} .. {high:.2f}]"
-                    for mean, low, high in zip(np.mean(values, 0), np.min(values, 0), np.max(values, 0), strict=True)
-                ]
-                print("| " + " | ".join([f"{dataset} {pool} {name}", *cells]) + " |", flush=True)
+        for name, values in rows.items():
+            cells = [
+                f"{mean:.2f} [{low:.2f} .. {high:.2f}]"
+                for mean, low, high in zip(np.mean(values, 0), np.min(values, 0), np.max(values, 0), strict=True)
+            ]
+            title = f"{dataset} {', '.join(Path(expert).name for expert in experts)}: {name}"
+            print("| " + " | ".join([title, *cells]) + " |", flush=True)
 
 
 if __name__ == "__main__":
