@@ -32,6 +32,7 @@ from pertinence.seen import SeenImages
 
 
 Changed = dict[str, bytes | None]
+SHOWN_EVERY = 500
 
 
 def fuzz(
@@ -50,13 +51,22 @@ def fuzz(
     @given(cases)
     def check(changed: Changed) -> None:
         tried.append(use(changed))
+        if len(tried) % SHOWN_EVERY == 0:
+            print(describe(tried), flush=True)
 
     (check if random is None else seed(random)(check))()
-    slowest, largest = max(case.seconds for case in tried), max(case.memory for case in tried)
-    print(f"\n{len(tried)} cases: {dict(Counter(case.outcome for case in tried).most_common())}")
-    print(f"at most {slowest:.2f} s of computing and {largest / 2**20:.0f} MiB above what was in use before")
+    print(describe(tried))
     loaded = sum(case.outcome == "loaded" for case in tried)
     assert count / 50 < loaded < count - count / 50  # both kinds are tried
+
+
+def describe(tried: list[Case]) -> str:
+    """How many cases ended how, and what the dearest took."""
+    outcomes = ", ".join(f"{count} {name}" for name, count in Counter(case.outcome for case in tried).most_common())
+    slowest, largest = max(case.seconds for case in tried), max(case.memory for case in tried)
+    return (
+        f"{len(tried)} cases: {outcomes}; at most {slowest:.2f} s of computing, {largest / 2**20:.0f} MiB more memory"
+    )
 
 
 @pytest.fixture(scope="module")
