@@ -117,15 +117,7 @@ class Distillation:
 
     def of_training(self) -> dict[str, Any]:
         """What the weights of a student depend on besides itself."""
-        others = (
-            "students",
-            "only",
-            "output_dir",
-            "measure_every",
-            "licence",
-            "validation_split",
-            "trust_remote_code",
-        )
+        others = "students only output_dir measure_every licence validation_split trust_remote_code".split()
         return {name: value for name, value in asdict(self).items() if name not in others}
 
 
@@ -174,9 +166,9 @@ def run(settings: Distillation) -> list[Path]:
     images.check_labels(teacher.labels)
     with accelerator.main_process_first():  # the others then find them made
         views = make_views(settings, teacher, images, folder / "views")
-    accuracy = (
-        {} if validation is None else {teacher.entry["name"]: measure(lambda seen: teacher(seen)[0], validation)}
-    )
+    accuracy = {}
+    if validation is not None:
+        accuracy[teacher.entry["name"]] = measure(lambda seen: teacher(seen)[0], validation)
     for student in missing:
         model = train(student, settings, views, validation, accelerator, folder / f"{student.name}.training")
         if accelerator.is_main_process:
@@ -263,15 +255,12 @@ def train(
     model, optimizer = accelerator.prepare(model.to(memory_format=layout), optimizer)
     network, device = accelerator.unwrap_model(model), accelerator.device
     batches = max(1, count // settings.batch_size)
-    with progress_bar(
-        student.epochs * batches, f"Training {student.name}", "step", accelerator.is_main_process
-    ) as bar:
+    is_main, steps = accelerator.is_main_process, student.epochs * batches
+    with progress_bar(steps, f"Training {student.name}", "step", is_main) as bar:
         bar.update(done * batches)
         for epoch in range(done, student.epochs):
             start, total = time.perf_counter(), 0.0
-            torch.manual_seed(
-                1000 * settings.seed + epoch
-            )  # an epoch is the same, whether it is the first of a process
+            torch.manual_seed(1000 * settings.seed + epoch)  # the same, whether it is the first of a process or not
             order, view = torch.randperm(count), _tensors(views[epoch % len(views)])
             model.train()
             for batch in range(batches):
@@ -279,7 +268,7 @@ def train(
                 rows = rows[accelerator.process_index :: accelerator.num_processes]
                 pixels, taught, right = (view[name][rows].to(device) for name in ("pixels", "logits", "labels"))
                 for group in optimizer.param_groups:
-                    progress = (epoch * batches + batch + 1) / (student.epochs * batches)
+                    progress = (epoch * batches + batch + 1) / steps
                     group["lr"] = student.learning_rate * schedule(progress, settings.warmup)
                 with torch.autocast(device.type, torch.bfloat16, enabled=student.bf16):
                     logits = model(transform.apply(pixels).to(memory_format=layout))
@@ -292,15 +281,15 @@ def train(
             entry = {"epoch": epoch + 1, "loss": round(total / batches, 4)}
             entry["seconds"] = round(time.perf_counter() - start, 1)
             is_due = epoch + 1 == student.epochs or (epoch + 1) % settings.measure_every == 0
-            if validation is not None and is_due and accelerator.is_main_process:
+            if validation is not None and is_due and is_main:
                 network.eval()
                 entry["accuracy"] = measure(lambda seen: network(transform.apply(seen.to(device))), validation)
-            if accelerator.is_main_process:
+            if is_main:  # the log first: what it has beyond the state is made again
                 bar.set_postfix({name: entry[name] for name in ("loss", "accuracy") if name in entry})
-                save_state(state, network, optimizer, same | {"epochs": str(epoch + 1)})
                 lines = log.read_text().splitlines()[:epoch] if epoch else []
                 with replaced(log) as temporary:
                     temporary.write_text("\n".join([*lines, json.dumps(entry)]) + "\n")
+                save_state(state, network, optimizer, same | {"epochs": str(epoch + 1)})
     return network.eval()
 
 

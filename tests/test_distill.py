@@ -142,16 +142,16 @@ def test_the_teacher_said_it_of_the_very_pixels(made, settings):
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made, settings, tmp_path, monkeypatch):
     """Killed between two epochs; what the teacher said is kept, and what is made is not made again."""
     arguments = configured(settings, tmp_path)
-    log = tmp_path / "experts" / "vit.training" / "log.jsonl"
+    state = tmp_path / "experts" / "vit.training" / "state.safetensors"
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        while not log.is_file():
+        while not state.is_file():
             assert process.poll() is None, process.stderr.read().decode()
             time.sleep(0.01)
     finally:
         process.kill()
         process.communicate()
-    assert 1 <= len(log.read_text().splitlines()) < 3
+    assert 1 <= len((state.parent / "log.jsonl").read_text().splitlines()) < 3
     assert not (tmp_path / "experts" / "vit").exists()
     views = [tmp_path / "experts" / "views" / f"view-{index}.safetensors" for index in range(2)]
     before = [path.stat().st_mtime_ns for path in views]
