@@ -91,8 +91,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
             model, info = load() if is_folder else patiently(load)
         except RuntimeError as error:
             raise PertinenceError(f"the heads of {source} do not fit its front") from error
-        except OSError as error:
-            if is_folder or not may_pass(error):
+        except Exception as error:  # of transformers, of the Hub's client, of the network
+            if is_folder or isinstance(error, PertinenceError) or not may_pass(error):
                 raise
             raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
         if not model.config.experts:
