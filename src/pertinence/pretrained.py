@@ -91,7 +91,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             model, info = load() if is_folder else patiently(load)
         except RuntimeError as error:
             raise PertinenceError(f"the heads of {source} do not fit its front") from error
-        except Exception as error:  # of transformers an OSError; of the Hub's client also its HTTP library's
+        except Exception as error:  # of transformers, of the Hub's client, of the network
             if is_folder or isinstance(error, PertinenceError) or not may_pass(error):
                 raise
             raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
