@@ -74,7 +74,14 @@ class MixedLoad:
         tolerance: how far a logit of float32 may lie from that of the image alone.
     """
 
-    def __init__(self, folder: Path | str, images: Sequence[torch.Tensor], points: Sequence[str], seed: int = 0, tolerance: float = 1e-4):
+    def __init__(
+        self,
+        folder: Path | str,
+        images: Sequence[torch.Tensor],
+        points: Sequence[str],
+        seed: int = 0,
+        tolerance: float = 1e-4,
+    ):
         def load(**options: Any) -> PertinenceForImageClassification:
             return PertinenceForImageClassification.from_pretrained(folder, trust_remote_code=True, **options)
 
