@@ -210,9 +210,9 @@ def test_settings_beside_a_result_run_again_as_they_are(searched, tmp_path, monk
 def test_experts_from_the_hub_are_written_at_the_commit_that_was_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "local").mkdir()
-    entries = [("user/small", "a" * 40), (str(tmp_path / "local"), "sha256:b"), ("user/twice", "c" * 40),
+    entries = [("user/small", "a" * 40), (str(tmp_path / "local"), f"sha256:{'b' * 64}"), ("user/twice", "c" * 40),
                ("user/twice", "d" * 40)]  # fmt: skip
-    known = {"gmacs": 1.0, "parameters": 1, "features": 1, "transform": {}}
+    known = {"gmacs": 1.0, "parameters": 1, "features": 1, "transform": {"library": "timm", "size": [8, 8]}}
     pool = [{"name": f"{i}", "repo_id": repo, "revision": at, **known} for i, (repo, at) in enumerate(entries)]
     stem = {"name": "stem", "repo_id": "user/stem", "revision": "e" * 40, **known}
     config = PertinenceConfig(experts=pool, stem=stem)

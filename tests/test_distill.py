@@ -157,10 +157,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(made, settings, tmp
     before = [path.stat().st_mtime_ns for path in views]
     distil(monkeypatch, arguments)
     assert [path.stat().st_mtime_ns for path in views] == before
-    for name in ("vit", "cnn"):
+    for name, tolerance in (("vit", 5e-4), ("cnn", 2e-2)):  # the second computes in bfloat16
         expected = load_file(made / name / "model.safetensors")
         for key, tensor in load_file(tmp_path / "experts" / name / "model.safetensors").items():
-            assert torch.equal(tensor, expected[key]), key
+            # Another process lays its memory out anew, which moves last bits; an epoch more or less moves far more.
+            torch.testing.assert_close(tensor, expected[key], rtol=0, atol=tolerance)
     os.utime(tmp_path / "experts" / "vit" / "config.json", (0, 0))
     distil(monkeypatch, arguments)
     assert (tmp_path / "experts" / "vit" / "config.json").stat().st_mtime == 0

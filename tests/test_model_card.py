@@ -54,7 +54,7 @@ RECORD = {
 }  # fmt: skip
 SETTINGS = {
     "dataset": "user/images", "split": "validation", "report_split": "test", "recipe": "cascade", "population": 50,
-    "experts": [f"user/small@{'s' * 40}", f"user/large@{'l' * 40}"],
+    "experts": [f"user/small@{'5' * 40}", f"user/large@{'1' * 40}"],
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_what_is_copied_has_a_licence_and_keeps_its_origin(card):
     text = render_card(replace(card, needs_code=("small",)))
     data = ModelCard(text).data
     assert (data.license, data.base_model) == ("cc-by-nc-4.0", ["user/small", "user/large"])
-    assert f"[experts/0](experts/0), from [user/small](https://huggingface.co/user/small/tree/{'s' * 40})" in text
+    assert f"[experts/0](experts/0), from [user/small](https://huggingface.co/user/small/tree/{'5' * 40})" in text
     assert "small brings modelling code (in `experts/`)" in text
     assert text.count("trust_remote_code=True)\n") == 2
     experts[0]["licence"] = None

@@ -17,7 +17,7 @@ from .accelerators import make_accelerator, quiet_other_processes
 from .arguments import BenchmarkArguments, DataArguments, RuntimeArguments, SearchArguments
 from .checkpoints import ExpertReference
 from .configuration_pertinence import PertinenceConfig
-from .errors import PertinenceError, first_line
+from .errors import PertinenceError, first_line, shown
 from .files import FRONT_FIGURE, RECORD, SHARES_FIGURE
 from .hub import check_pushable, push_folder
 
@@ -363,7 +363,8 @@ def read_config(path: str, known: set[str]) -> dict[str, Any]:
         raise PertinenceError(f"{path} must hold settings, one `name: value` each")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if unknown := sorted(set(values) - known):
-        raise PertinenceError(f"{path} has unknown settings: {', '.join(unknown)}; see `pertinence search --help`")
+        names = ", ".join(name if name.isidentifier() else shown(name) for name in unknown)
+        raise PertinenceError(f"{path} has unknown settings: {names}; see `pertinence search --help`")
     return values
 
 
