@@ -129,8 +129,9 @@ LISTS = r"/api/datasets/tester/{}.*"
 
 def push_pets(hub, tmp_path, name: str) -> str:
     """A data set of which most bytes are those of images; returns its fingerprint."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     noise = [Image.effect_noise((64, 64), 50) for _ in range(6)]
-    pets = make_dataset().remove_columns("image").add_column("image", noise, feature=datasets.Image())
+    pets = datasets.Dataset.from_dict({"image": noise, "label": [0, 1] * 3}, features=features)
     pets.to_parquet(tmp_path / "test.parquet")
     hub.add_dataset(f"tester/{name}", tmp_path)
     return LabelledImages(pets).fingerprint
