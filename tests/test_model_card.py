@@ -20,8 +20,9 @@ def figures(accuracy: float, gmacs: float, *shares: float, samples: int = 1000) 
 
 def expert(name: str, gmacs: float, accuracy: float, *shares: float, **values) -> dict:
     return {
-        "name": name, "repo_id": f"user/{name}", "revision": name[0] * 40, "gmacs": gmacs, "parameters": 12345,
-        "features": 64, "transform": {}, "licence": "mit", "select": figures(accuracy, gmacs, *shares, samples=500),
+        "name": name, "repo_id": f"user/{name}", "revision": {"small": "5", "large": "1"}[name] * 40, "gmacs": gmacs,
+        "parameters": 12345, "features": 64, "transform": {"library": "timm", "size": [8, 8]}, "licence": "mit",
+        "select": figures(accuracy, gmacs, *shares, samples=500),
         "report": figures(accuracy, gmacs, *shares), **values,
     }  # fmt: skip
 
