@@ -115,7 +115,8 @@ def record(digits, digit_experts, tmp_path_factory) -> DamagedFiles:
     return DamagedFiles(folder / "run")
 
 
-def test_damaged_records_are_read_or_refused(record, tmp_path):
+@pytest.mark.parametrize(("count", "random"), [(150, None), pytest.param(2000, 0, marks=pytest.mark.nightly)])
+def test_damaged_records_are_read_or_refused(record, tmp_path, count, random):
     folder, table = record.folder, tmp_path / "table"
     table.mkdir()
     config = open_config(folder)
@@ -136,5 +137,5 @@ def test_damaged_records_are_read_or_refused(record, tmp_path):
                 raise PertinenceError("usage") from usage
         assert collect(folder, tmp_path).card("someone/model").startswith("---")
 
-    fuzz(lambda changed: record.use(changed, read), damage_to_record(record.files), 100)
+    fuzz(lambda changed: record.use(changed, read), damage_to_record(record.files), count, random)
     assert yaml.safe_load((folder / "search.yaml").read_text())["population"] == 4  # put back

@@ -20,6 +20,7 @@ from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError, first_line, shown
 from .files import FRONT_FIGURE, RECORD, SHARES_FIGURE
 from .hub import check_pushable, push_folder
+from .values import is_name
 
 
 @dataclass
@@ -272,6 +273,7 @@ def demo(args: DemoArguments) -> None:
 
 PATHS = ("dataset", "report_dataset", "predictions", "costs", "output_dir", "cache_dir")
 """Settings that may be paths."""
+SHOWN_SETTINGS = 20
 NOT_STORED = ("token", "push_to_hub", "private")
 """Settings that do not belong into a file that is run again."""
 
@@ -363,8 +365,8 @@ def read_config(path: str, known: set[str]) -> dict[str, Any]:
         raise PertinenceError(f"{path} must hold settings, one `name: value` each")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if unknown := sorted(set(values) - known):
-        names = ", ".join(name if name.isidentifier() else shown(name) for name in unknown)
-        raise PertinenceError(f"{path} has unknown settings: {names}; see `pertinence search --help`")
+        named = ", ".join(name if is_name(name) else shown(name) for name in unknown[:SHOWN_SETTINGS])
+        raise PertinenceError(f"{path} has unknown settings: {named}; see `pertinence search --help`")
     return values
 
 
