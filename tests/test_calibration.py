@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from scipy.stats import binom, multinomial
 
 from pertinence import (
@@ -301,8 +303,12 @@ def test_of_large_splits_the_share_is_estimated(digits, monkeypatch):
     assert SeenImages.of(search=large).shared(some) == pytest.approx(1.0, abs=0.35)
 
 
-def test_damaged_record_of_seen_images_is_refused(tmp_path):
-    (tmp_path / SEEN).write_bytes(b"nonsense")
+@pytest.mark.parametrize("counts", [None, {}, {"search": "5", "report": "5"}, {"search": "4"}, {"search": "many"}])
+def test_damaged_record_of_seen_images_is_refused(tmp_path, counts):
+    if counts is None:
+        (tmp_path / SEEN).write_bytes(b"nonsense")
+    else:
+        save_file({"search": torch.arange(5)}, tmp_path / SEEN, counts)
     with pytest.raises(PertinenceError, match="is damaged"):
         SeenImages.load(tmp_path)
 

@@ -200,6 +200,10 @@ def _check_settings(cls: type[PertinenceConfig], settings: dict[str, Any]) -> No
             f"config.json asks for the attention {shown(settings['attn_implementation'])}, which may be code from "
             f"somewhere else; known: {', '.join(filter(None, ATTENTION))}"
         )
+    if settings.get("model_type", cls.model_type) != cls.model_type:
+        raise PertinenceError(
+            f"config.json is of the model type {shown(settings['model_type'])}, expected {cls.model_type!r}"
+        )
     for key in MEANINGLESS:
         if settings.get(key) is not None:
             raise PertinenceError(f"config.json has {key}, which a pertinence model has no use for: take it out")

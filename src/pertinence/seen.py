@@ -60,6 +60,8 @@ class SeenImages:
         try:
             with safe_open(path, framework="pt") as file:
                 counts = {name: int(count) for name, count in (file.metadata() or {}).items()}
+                if not counts or set(counts) != set(file.keys()):
+                    raise ValueError("it does not say how many images there were")
                 digests = {name: file.get_tensor(name) for name in counts}
                 for name, values in digests.items():
                     if values.dtype != torch.int64 or values.ndim != 1 or not len(values) <= counts[name]:
