@@ -283,9 +283,12 @@ def test_result_of_a_table_is_shown_but_cannot_be_evaluated(expected, tmp_path, 
     assert f"Default operating point: {found(expected)['report']['operating_point']}" in shown
     assert main(["evaluate", str(expected), "--dataset", "data", "--split", "test"]) == 1
     assert "it has no models to run on images" in capsys.readouterr().err.splitlines()[-1]
-    (tmp_path / "search_result.json").write_text("{}")
-    assert main(["info", str(tmp_path)]) == 1
-    assert "search_result.json is damaged: search again" in capsys.readouterr().err
+    nameless = found(expected)
+    nameless["settings"]["experts"][0]["name"] = None
+    for damaged in ({}, nameless):
+        (tmp_path / "search_result.json").write_text(json.dumps(damaged))
+        assert main(["info", str(tmp_path)]) == 1
+        assert "search_result.json is damaged: search again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

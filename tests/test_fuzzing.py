@@ -31,6 +31,8 @@ from pertinence.result import check_output_dir
 from pertinence.seen import SeenImages
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of what failed, which is to be seen
+
 Changed = dict[str, bytes | None]
 SHOWN_EVERY = 500
 

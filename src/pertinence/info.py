@@ -12,6 +12,7 @@ from .downloads import explain_hub
 from .errors import MALFORMED, PertinenceError, first_line
 from .files import find_table_record
 from .front import Front, OperatingPoint, format_table
+from .values import is_name
 
 
 def open_config(
@@ -69,6 +70,8 @@ def _describe_table_record(path: Path) -> tuple[dict[str, Any], str]:
         names = [entry["name"] for entry in experts]
         front = Front([OperatingPoint.from_dict(point) for point in record["front"]], names)
         default = record["report"]["operating_point"]
+        if not all(map(is_name, [*names, default])):
+            raise ValueError("a name that is none")
     except MALFORMED as error:
         raise PertinenceError(f"{path} is damaged: search again") from error
     parts = [
