@@ -11,7 +11,7 @@ import torch
 
 from pertinence import Front, OperatingPoint, PertinenceError, Stage
 from pertinence.dispatcher import Dispatcher, Head, Routing, allowed_actions, choose, route, threshold_head
-from pertinence.evidence import fit_knots, known_of, mix, mix_evidence, stage_evidence
+from pertinence.evidence import fit_knots, known_of, log_softmax, mix, mix_evidence, stage_evidence, summary
 
 
 NUM_EXPERTS = 5
@@ -104,9 +104,9 @@ def test_evidence_of_a_stage_is_features_then_mixture(kind, order):
     mixed, votes, features = random(6, 10), random(6, NUM_EXPERTS).long(), random(6, 7, seed=1)
     ran = torch.ones(6, NUM_EXPERTS, dtype=torch.bool)
     parts = {"f": features, "m": mix_evidence(mixed, votes, ran, KNOTS)}
-    known = known_of(kind, mixed, mixed, features).numpy()
+    known = known_of(kind, *(values.numpy() for values in (mixed, mixed, features)))
     assert known[:, 0].tolist() == mixed.argmax(1).tolist()
-    actual = stage_evidence(kind, known[:, 1:], votes.numpy(), ran.numpy(), KNOTS)
+    actual = stage_evidence(kind, known[:, 1:], votes.numpy(), KNOTS)
     torch.testing.assert_close(torch.from_numpy(actual), torch.cat([parts[part] for part in order], 1))
 
 
@@ -120,6 +120,19 @@ def test_knots_are_low_quantiles_of_the_logit_of_the_largest_probability():
 def test_a_mixture_is_the_weighted_sum_of_log_probabilities():
     log_probs, weights = random(4, 3, 10).log_softmax(-1), [0.5, 0.0, 2.0]
     torch.testing.assert_close(mix(log_probs.unbind(1), weights), 0.5 * log_probs[:, 0] + 2.0 * log_probs[:, 2])
+
+
+@pytest.mark.parametrize("tail", [1, 7])
+@pytest.mark.parametrize("num_labels", [2, 5, 10])
+@pytest.mark.parametrize("function", [log_softmax, summary], ids=["log_softmax", "summary"])
+def test_arrays_and_tensors_say_the_same(function, num_labels, tail):
+    """Answers are tensors on an accelerator and arrays on the host."""
+    logits = random(32, num_labels, scale=5.0).double()
+    logits[:, -1] -= 5
+    torch.testing.assert_close(torch.from_numpy(function(logits.numpy(), tail)), function(logits, tail))
+    if function is log_softmax:
+        whole = torch.cat([logits, logits[:, -1:].expand(-1, tail - 1)], 1).log_softmax(1)
+        torch.testing.assert_close(function(logits, tail), whole[:, :num_labels])
 
 
 # Choice
@@ -141,11 +154,11 @@ def test_a_mixture_is_the_weighted_sum_of_log_probabilities():
     ids=str,
 )
 def test_the_largest_allowed_score_wins_and_of_equals_the_cheapest(scores, allowed, action):
-    assert choose(torch.tensor([scores]), torch.tensor(allowed)).tolist() == [action]
+    assert choose(np.array([scores]), np.array(allowed)).tolist() == [action]
 
 
 def test_a_population_chooses_as_each_of_its_members_does():
-    scores, allowed = random(3, 7, NUM_EXPERTS), torch.tensor([False, True, True, False, True])
+    scores, allowed = random(3, 7, NUM_EXPERTS).numpy(), np.array([False, True, True, False, True])
     together = choose(scores, allowed)
     assert together.shape == (3, 7)
     assert together.tolist() == [choose(one, allowed).tolist() for one in scores]
@@ -154,15 +167,16 @@ def test_a_population_chooses_as_each_of_its_members_does():
 @pytest.mark.parametrize(("after", "actions"), [(0, [0, 2, 4]), (2, [2, 4]), (4, [4])])
 def test_allowed_are_to_answer_and_the_members_later_in_the_pool(after, actions):
     point = OperatingPoint("point", "cascade", (0, 2, 4), (Stage(0),))
-    assert allowed_actions(point, Stage(after), NUM_EXPERTS).nonzero().squeeze(1).tolist() == actions
+    assert allowed_actions(point, Stage(after), NUM_EXPERTS).nonzero()[0].tolist() == actions
 
 
 def test_a_head_is_a_linear_map_for_one_or_for_a_whole_population():
     evidence, weight, bias = random(6, 9), random(3, NUM_EXPERTS, 9, seed=1), random(3, NUM_EXPERTS, seed=2)
-    population = Head(weight, bias).scores(evidence)
+    population = Head(weight, bias).scores(evidence.numpy())
     for one in range(3):
-        torch.testing.assert_close(Head(weight[one], bias[one]).scores(evidence), population[one])
-        torch.testing.assert_close(population[one], evidence @ weight[one].T + bias[one])
+        alone = Head(weight[one], bias[one]).scores(evidence.numpy())
+        np.testing.assert_allclose(alone, population[one], atol=1e-5)
+        np.testing.assert_allclose(alone, evidence @ weight[one].T + bias[one], atol=1e-5)
 
 
 # Thresholds
@@ -196,8 +210,8 @@ def test_threshold_heads_are_a_confidence_cascade(members, thresholds):
 
 def test_confidence_at_the_threshold_is_enough():
     point = OperatingPoint("cascade", "thresholds", (0, 1), (Stage(0),))
-    answers = torch.zeros(2, 1, 4)
-    expected = {0.25: 0, 0.2500001: 1}
+    answers = torch.tensor([200.0, 0.0, 0.0, 0.0]).expand(2, 1, -1)
+    expected = {1.0: 0, 1.0000002: 1}
     for threshold, end in expected.items():
         routing = Answers(answers).route(point, [threshold_head(point, point.stages[0], threshold, 2)])
         assert routing.expert_indices.tolist() == [end]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from pertinence.front import STEM
 from pertinence.front_search import default_point, thin
 from pertinence.guarantee import Comparison
 from pertinence.noninferiority import noninferiority_p_value
+from pertinence.one_image import route_one
 from pertinence.predictions import ExpertPredictions, Predictions
 from pertinence.statistics import hull_hypervolume, hypervolume, non_dominated, random_mix_hull
 
@@ -42,11 +43,11 @@ CLEAR = 1e-3
 
 
 @st.composite
-def worlds(draw) -> World:
+def worlds(draw, reads_features: bool = True) -> World:
     """A pool, an operating point of it with random heads, and what the pool says about some images."""
     num_experts = draw(st.integers(1, 5))
     members = tuple(sorted(draw(st.sets(st.integers(0, num_experts - 1), min_size=1))))
-    has_stem = draw(st.booleans()) and len(members) > 1
+    has_stem = reads_features and draw(st.booleans()) and len(members) > 1
     stages = [Stage(STEM, "features")] if has_stem else []
     for position, member in enumerate(members):
         if has_stem and draw(st.booleans()):
@@ -57,7 +58,7 @@ def worlds(draw) -> World:
         mixing = draw(st.one_of(st.none(), st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0])] * (position + 1))))
         if is_last and mixing is None:
             continue
-        kinds = ["mix"] if is_last else ["features", "mix", "both"]
+        kinds = ["mix"] if is_last or not reads_features else ["features", "mix", "both"]
         stages.append(Stage(member, draw(st.sampled_from(kinds)), mixing))
     point = OperatingPoint("point", "cascade", members, tuple(stages))
     return World(point, num_experts, draw(st.sampled_from([2, 3, 7, 30])), draw(st.integers(0, 2**32 - 1)))
@@ -101,6 +102,12 @@ class World:
         count = len(self.stem)
         return route(self.point, self.heads, self.run, count, self.gmacs, tail=tail, stem_gmacs=self.stem_gmacs)
 
+    def route_one_by_one(self) -> Routing:
+        each = []
+        for answers in self.logits.swapaxes(0, 1).tolist():
+            each.append(astuple(route_one(self.point, self.heads, answers.__getitem__, self.gmacs)))
+        return Routing(*map(torch.cat, zip(*each, strict=True)))
+
     def by_hand(self, image: int) -> tuple[np.ndarray, list[int], float, float]:
         """What becomes of one image: answer (C,), the experts that ran, cost, and how close two actions came."""
         point, heads = self.point, dict(zip((s.after for s in self.point.decisions), self.heads, strict=True))
@@ -140,9 +147,7 @@ class World:
             at = ranking[0]
 
 
-@given(worlds())
-def test_every_image_takes_the_way_it_takes_by_hand(world):
-    routing = world.route()
+def check_by_hand(world: World, routing: Routing) -> None:
     for image in range(len(world.stem)):
         answer, went, cost, margin = world.by_hand(image)
         if margin < CLEAR:
@@ -151,6 +156,27 @@ def test_every_image_takes_the_way_it_takes_by_hand(world):
         assert routing.expert_indices[image].item() == went[-1]
         assert routing.gmacs[image].item() == pytest.approx(cost, rel=1e-12)
         np.testing.assert_allclose(routing.logits[image].numpy(), answer, atol=1e-4, rtol=1e-5)
+
+
+@given(worlds())
+def test_every_image_takes_the_way_it_takes_by_hand(world):
+    check_by_hand(world, world.route())
+
+
+@given(worlds())
+def test_so_it_does_where_answers_are_mixed_on_an_accelerator(world):
+    with pytest.MonkeyPatch.context() as patch:  # which is torch, here on the CPU
+        patch.setattr("pertinence.dispatcher.is_host", lambda device: False)
+        check_by_hand(world, world.route())
+
+
+@given(worlds(reads_features=False))
+def test_an_image_alone_takes_the_way_it_takes_among_others(world):
+    together, alone = world.route(), world.route_one_by_one()
+    check_by_hand(world, alone)
+    assert all(own.dtype == other.dtype for own, other in zip(*map(astuple, (alone, together)), strict=True))
+    clear = torch.tensor([world.by_hand(image)[3] > CLEAR for image in range(len(world.stem))])
+    torch.testing.assert_close(alone.scores[clear], together.scores[clear], atol=CLEAR, rtol=1e-3, equal_nan=True)
 
 
 @given(worlds(), st.randoms(use_true_random=False))

@@ -94,9 +94,11 @@ def test_preprocessing_sees_only_the_images_that_an_expert_receives(model, image
     assert len(seen) <= chunks + len(sizes)  # of each expert at most one chunk holds both sizes
 
 
-def test_an_answer_may_be_differentiated(model, images):
+@pytest.mark.parametrize(("count", "is_host"), [(1, True), (4, True), (4, False)])
+def test_an_answer_may_be_differentiated(model, images, count, is_host, monkeypatch):
+    monkeypatch.setattr("pertinence.dispatcher.is_host", lambda device: is_host)  # False: as on an accelerator
     temperature = torch.ones((), requires_grad=True)
-    (model(images(4, 40)).logits / temperature).logsumexp(1).sum().backward()
+    (model(images(count, 40)).logits / temperature).logsumexp(1).sum().backward()
     assert temperature.grad is not None
 
 

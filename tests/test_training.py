@@ -87,7 +87,7 @@ def test_dear_mistakes_are_avoided(data):
     penalties = np.full((2, EXPERTS, EXPERTS), 1.0)
     penalties[1, 2] = 100  # the second individual must not take class 2 for another
     heads = train(data, np.hstack([penalties.reshape(2, -1), np.zeros((2, 1))]), epochs=20)
-    decisions = heads.scores(data.evidence).argmax(2)
+    decisions = torch.from_numpy(heads.scores(data.evidence.numpy())).argmax(2)
     missed = ((decisions != 2) & (data.classes == 2)).sum(1)
     assert missed[1] < missed[0] / 2
 

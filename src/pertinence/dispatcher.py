@@ -1,14 +1,14 @@
-"""The policy, written once: evidence of what was run, one linear head per stage, answer or which expert next.
+"""The policy: evidence of what was run, one linear head per stage, answer or which expert next.
 
 The model calls `route` on what its experts just said, the search on cached predictions, so that what the search scores
-is what the model does.
+is what the model does. What `one_image` does for a single image is the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,13 @@ from .evidence import (
     CONFIDENCE,
     CONFIDENCE_BINS,
     NUM_KNOTS,
+    Array,
     evidence_size,
     known_of,
     log_softmax,
     mix,
     mix_evidence_size,
+    no_votes,
     stage_evidence,
 )
 from .front import STEM, Front, OperatingPoint, Stage
@@ -52,13 +54,21 @@ class Head:
     bias: torch.Tensor
     knots: torch.Tensor | None = None
 
-    def scores(self, evidence: torch.Tensor) -> torch.Tensor:
+    def scores(self, evidence: np.ndarray) -> np.ndarray:
         """Evidence (B, E) to scores (B, N); of P heads at once (P, B, N)."""
-        if self.weight.ndim == 2:
-            return nn.functional.linear(evidence, self.weight, self.bias)
-        return evidence @ self.weight.mT + self.bias.unsqueeze(-2)
+        weight, bias = self._arrays
+        return evidence @ weight + bias
 
-    @property
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.weight.numpy().mT, self.bias.numpy()[..., None, :]
+
+    @cached_property
+    def numbers(self) -> tuple[list[list[float]], list[float], list[float]]:
+        """Weight, bias and knots of one head as plain numbers."""
+        return self.weight.tolist(), self.bias.tolist(), self.knots.tolist()
+
+    @cached_property
     def gmacs(self) -> float:
         return self.weight.shape[-1] * self.weight.shape[-2] / 1e9
 
@@ -81,28 +91,27 @@ class Routing:
     gmacs: torch.Tensor
     scores: torch.Tensor
 
+    def to(self, device: torch.device) -> Routing:
+        return Routing(*(values.to(device) for values in vars(self).values()))
 
-def choose(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+
+def choose(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """The action of the largest score among the allowed ones, the cheapest of equals: (..., N), bool (N,) -> int64
     (...)."""
-    return _choose_but(scores, ~allowed)
+    return np.where(allowed, scores, -np.inf).argmax(-1)
 
 
-def _choose_but(scores: torch.Tensor, forbidden: torch.Tensor) -> torch.Tensor:
-    return scores.masked_fill(forbidden, -torch.inf).argmax(-1)
-
-
-def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> torch.Tensor:
+def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> np.ndarray:
     """bool (N,): answer (the position of the expert that just ran), or a member later in the pool."""
-    allowed = torch.zeros(num_experts, dtype=torch.bool)
+    allowed = np.zeros(num_experts, dtype=bool)
     allowed[[member for member in point.members if member >= stage.after]] = True
     return allowed
 
 
 @lru_cache(maxsize=4096)
-def _forbidden_on(members: tuple[int, ...], after: int, num_experts: int) -> torch.Tensor:
-    """All but `allowed_actions`: made once, not for every batch."""
-    return ~allowed_actions(OperatingPoint("", "", members), Stage(after), num_experts)
+def _allowed(members: tuple[int, ...], after: int, num_experts: int) -> np.ndarray:
+    """The same, made once and not for every batch."""
+    return allowed_actions(OperatingPoint("", "", members), Stage(after), num_experts)
 
 
 def threshold_head(point: OperatingPoint, stage: Stage, threshold: float, num_experts: int) -> Head:
@@ -146,69 +155,80 @@ def route(
             one column for all those that no expert thought likely.
         stem_gmacs: cost of the separate stem.
     """
-    num_experts, device = len(expert_gmacs), torch.device(device)
+    num_experts, on_host = len(expert_gmacs), is_host(device)
     # Who goes where, and why, is the host's to know: what a decision needs is copied there at once, and nothing else
     # waits for a device.
-    following = np.full(count, point.order[0])
+    following, asked = np.full(count, point.order[0]), {point.order[0]}
+    last = np.empty(count, dtype=np.int64)
     ran = np.zeros((count, num_experts), dtype=bool)
-    votes = np.zeros((count, num_experts), dtype=np.int64)
+    votes = no_votes(count, num_experts)
     scores = np.full((count, len(heads), num_experts), np.nan, dtype=np.float32)
     costs, for_all = np.array(expert_gmacs, dtype=float), 0.0
     logits = None
-    log_probs: dict[int, torch.Tensor] = {}
+    log_probs: dict[int, Array] = {}
 
     for member in point.order:
-        rows = np.flatnonzero(following == member)
-        if not len(rows):
+        if member not in asked:
             continue
+        rows = (following == member).nonzero()[0]
+        own, features = (_brought(values, device) for values in run(member, torch.from_numpy(rows)))
         # Where everybody is meant nothing is gathered or scattered.
-        here, rows = slice(None) if len(rows) == count else rows, torch.from_numpy(rows)
-        there = here if isinstance(here, slice) else rows.to(device, non_blocking=True)
-
-        def spread(values: torch.Tensor, of_all: torch.Tensor | None, there=there) -> torch.Tensor:
-            """Put values of some images among those of all."""
-            if isinstance(there, slice):
-                return values
-            if of_all is None:
-                of_all = values.new_zeros(count, *values.shape[1:])
-            of_all[there] = values
-            return of_all
-
-        own, features = run(member, rows)
+        here = there = slice(None) if len(rows) == count else rows
+        if len(rows) < count and not on_host:
+            there = torch.from_numpy(rows).to(device, non_blocking=True)
         answer, stage = own, point.stage_after.get(member)
         if member == STEM:
             for_all += stem_gmacs
         else:
-            own = answer = own.to(device)
-            ran[here, member] = True
+            ran[here, member], last[here] = True, member
             if point.mixes:
-                log_probs[member] = spread(log_softmax(own, tail), None)
+                log_probs[member] = _among_all(count, there, log_softmax(own, tail))
             if stage is not None and stage.mixing is not None:
                 # Of a member that nobody was sent to nothing is known, and nothing is mixed.
                 mixed = [(m, w) for m, w in zip(point.members, stage.mixing, strict=False) if m in log_probs]
                 answer = mix([log_probs[m][there] for m, _ in mixed], [weight for _, weight in mixed])
             # A copy: what `run` gave may be somebody else's.
-            logits = spread(answer.clone() if answer is own else answer, logits)
+            logits = _among_all(count, there, answer, logits)
         position = point.decision_after.get(member)
         if position is None:
             continue
         head = heads[position]
         # What a stem gives in the place of logits is no answer.
-        known = known_of(stage.evidence, None if member == STEM else own, answer, features, tail).cpu().numpy()
+        known = known_of(stage.evidence, None if member == STEM else own, answer, features, tail)
         if member != STEM:
             votes[here, member], known = known[:, 0], known[:, 1:]
-        evidence = stage_evidence(stage.evidence, known, votes[here], ran[here], head.knots)
-        stage_scores = head.scores(torch.from_numpy(evidence))
-        forbidden = _forbidden_on(point.members, member, num_experts)
-        following[here] = _choose_but(stage_scores, forbidden).numpy()
-        scores[here, position] = stage_scores.masked_fill_(forbidden, torch.nan).numpy()
+        stage_scores = head.scores(stage_evidence(stage.evidence, known, votes[here], head.knots))
+        allowed = _allowed(point.members, member, num_experts)
+        following[here] = chosen = choose(stage_scores, allowed)
+        asked.update(chosen.tolist())
+        scores[here, position] = np.where(allowed, stage_scores, np.nan)
         if member == STEM:
             for_all += head.gmacs
         else:
             costs[member] += head.gmacs
-    last = num_experts - 1 - ran[:, ::-1].argmax(1)  # members come in pool order
-    last, experts_run, scores = (torch.from_numpy(values).to(device) for values in (last, ran, scores))
-    return Routing(logits, last, experts_run, torch.from_numpy(ran @ costs + for_all), scores)
+    routing = Routing(*map(torch.as_tensor, (logits, last, ran, ran @ costs + for_all, scores)))
+    return routing if on_host else routing.to(device)
+
+
+def is_host(device: torch.device | str) -> bool:
+    """Whether answers are mixed by numpy, which is quicker there than torch with a few images."""
+    return torch.device(device).type == "cpu"
+
+
+def _brought(values: torch.Tensor | None, device: torch.device | str) -> Array | None:
+    """What an expert gave, to where answers are mixed."""
+    if values is None:
+        return None
+    return values.cpu().numpy() if is_host(device) else values.to(device)
+
+
+def _among_all(count: int, rows: Any, values: Array, of_all: Array | None = None) -> Array:
+    """A copy of values of some images among those of all, zero for others unless given."""
+    if of_all is None:
+        shape = (count, *values.shape[1:])
+        of_all = values.new_zeros(shape) if isinstance(values, torch.Tensor) else np.zeros(shape, values.dtype)
+    of_all[rows] = values
+    return of_all
 
 
 class Dispatcher(nn.Module):
@@ -248,7 +268,7 @@ class Dispatcher(nn.Module):
                 len(names), num_experts, size, evidence != "features"
             )
         self._names = [point.name for point in front]
-        self._heads: dict[str, tuple[list[_StackedHeads], list[int], list[Head]]] = {}
+        self._heads: dict[str, list[Head]] = {}
         self.register_load_state_dict_post_hook(_forget_heads)
         # Where a file has none, nothing casts it back from the default type that transformers sets for the experts.
         counts = torch.zeros(len(front), num_experts, CONFIDENCE_BINS, dtype=torch.float32)
@@ -262,17 +282,13 @@ class Dispatcher(nn.Module):
 
     def heads(self, point: OperatingPoint) -> list[Head]:
         """The heads of one point, one for each of its decisions, in float32 on the CPU, where decisions are taken."""
-        stacks, places, heads = self._heads.get(point.name, ((), (), ()))
-        # On the CPU heads are views, which stay true as long as the stacks lie where they lie.
-        if not heads or places != [stack.weight.data_ptr() for stack in stacks]:
-            stacks = [self._stack(stage) for stage in point.decisions]
-            places = [stack.weight.data_ptr() for stack in stacks]
+        heads = self._heads.get(point.name)
+        if heads is None:
             with torch.inference_mode(False):
                 heads = [
-                    stack[self.rows[point.name, stage.after, stage.evidence]]
-                    for stack, stage in zip(stacks, point.decisions, strict=True)
+                    self._stack(stage)[self.rows[point.name, stage.after, stage.evidence]] for stage in point.decisions
                 ]
-            self._heads[point.name] = stacks, places, heads
+            self._heads[point.name] = heads
         return heads
 
     def __getstate__(self) -> dict[str, Any]:
@@ -304,7 +320,7 @@ class Dispatcher(nn.Module):
 
 
 def _forget_heads(dispatcher: Dispatcher, *_: Any) -> None:
-    """Those of an accelerator are copies, which do not follow when the stacks change."""
+    """They are copies, which do not follow when the stacks change."""
     dispatcher._heads.clear()
 
 
@@ -321,7 +337,9 @@ class _StackedHeads(nn.Module):
 
     def __getitem__(self, row: int) -> Head:
         tensors = (self.weight, self.bias, self.knots)
-        return Head(*(None if values is None else values[row].float().cpu() for values in tensors))
+        return Head(
+            *(None if values is None else values[row].to("cpu", torch.float32, copy=True) for values in tensors)
+        )
 
     def store(self, row: int, head: Head, name: str) -> None:
         if head.weight.shape != self.weight.shape[1:] or head.bias.shape != self.bias.shape[1:]:

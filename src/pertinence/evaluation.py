@@ -144,7 +144,7 @@ def routing_auroc(point: OperatingPoint, heads: Sequence[Head], predictions: Pre
     for chunk, routing in route_predictions(point, heads, predictions):
         correct = chunk.correct()
         for stage, scores in zip(point.decisions, routing.scores.unbind(1), strict=True):
-            allowed = allowed_actions(point, stage, correct.shape[1])
+            allowed = torch.from_numpy(allowed_actions(point, stage, correct.shape[1]))
             reached = ~scores.isnan().all(1)
             cheapest = torch.where((correct & allowed).any(1), (correct & allowed).int().argmax(1), -1)
             scores = scores.nan_to_num(-torch.inf, neginf=-torch.inf)

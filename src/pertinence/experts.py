@@ -111,13 +111,12 @@ class Expert(nn.Module):
         Raises:
             PertinenceError: the expert answered with NaN or infinity.
         """
-        logits, features, total = self.answer(images, max_batch)
-        self.check(total)
+        logits, features = self.answer(images, max_batch)
+        self.check(logits.sum())
         return logits, features
 
-    def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The same as `forward`, but what `check` looks at, the sum of all scores, float32 (), is still on the device:
-        reading it would wait for everything before."""
+    def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same as `forward`, but not checked: that would wait for everything before."""
         device, dtype = self.device, self.dtype
         if self.entry.get("quantization") and device.type != "cpu":
             raise PertinenceError(
@@ -138,13 +137,12 @@ class Expert(nn.Module):
             back = torch.tensor(order).argsort().to(device, non_blocking=True)
             logits, features = logits[back], features[back]
         logits, features = logits.float(), features.float()
-        total = logits.sum()
         if self.entry.get("label_map") is not None:
             logits = logits[:, self.entry["label_map"]]
-        return logits, features, total
+        return logits, features
 
-    def check(self, total: torch.Tensor) -> None:
-        """Raise `PertinenceError` where `answer` gave scores that are not finite, and so have no finite sum."""
+    def check(self, total: torch.Tensor | float) -> None:
+        """Raise `PertinenceError` where the sum of what `answer` gave is not finite, as then not all scores are."""
         if not math.isfinite(total):
             raise PertinenceError(
                 f"expert {self.entry['name']!r} answers with NaN or infinite scores: check its weights, and its "

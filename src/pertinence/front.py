@@ -192,6 +192,11 @@ class OperatingPoint:
         """Whether any answer is a mixture."""
         return any(stage.mixing is not None for stage in self.stages)
 
+    @cached_property
+    def reads_answers_alone(self) -> bool:
+        """Whether no decision reads features."""
+        return all(stage.evidence == "mix" for stage in self.decisions)
+
     def validate(self, num_experts: int) -> None:
         """Raise `PertinenceError` where this cannot be an operating point of a pool of `num_experts`."""
         where = f"operating point {shown(self.name)}"

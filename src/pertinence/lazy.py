@@ -256,7 +256,7 @@ class LazyExpert(nn.Module):
         with self._borrow() as expert:
             return expert(images, max_batch)
 
-    def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Expert.answer`."""
         with self._borrow() as expert:
             return expert.answer(images, max_batch)

@@ -19,7 +19,8 @@ from .experts import Expert, load_pool, pool_labels
 from .front import STEM, Figures, Front, OperatingPoint, Stage
 from .image_processing_pertinence import as_images
 from .lazy import LazyExpert
-from .preprocessing import UnfitImage, stacked, take
+from .one_image import MAX_LABELS, route_one
+from .preprocessing import Images, UnfitImage, stacked, take
 from .pretrained import COUNTED, PertinencePreTrainedModel
 
 
@@ -64,6 +65,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         if config.experts:
             config.check()  # again: options of from_pretrained replace what the file says
         self._front = config.build_front()
+        self._gmacs = [entry["gmacs"] for entry in config.experts or []]
+        self._stem_gmacs = config.stem["gmacs"] if config.stem else 0.0
         self.dispatcher = Dispatcher(self._front, len(config.experts or []), config.feature_sizes)
         # Experts are references: attached after the dispatcher's weights are loaded, and never saved with them.
         self.experts = nn.ModuleList()
@@ -259,21 +262,27 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def _route(self, point: OperatingPoint, batch: torch.Tensor | list[torch.Tensor]) -> Routing:
+        batch, device, heads = stacked(batch), self.device, self.dispatcher.heads(point)
+        if len(batch) == 1 and point.reads_answers_alone and self.config.num_labels <= MAX_LABELS:
+            return route_one(point, heads, lambda index: self._scores(index, batch), self._gmacs, device)
         answered: list[tuple[Expert, torch.Tensor]] = []
-        batch = stacked(batch)
 
         def run(index: int, rows: torch.Tensor) -> Answer:
             expert = self.stem if index == STEM else self.experts[index]
-            logits, features, total = expert.answer(take(batch, rows))
-            answered.append((expert, total))
+            with torch.inference_mode():
+                logits, features = expert.answer(take(batch, rows))
+                answered.append((expert, logits.sum()))
             return logits, features
 
-        gmacs = [entry["gmacs"] for entry in self.config.experts]
-        stem_gmacs = self.config.stem["gmacs"] if self.config.stem else 0.0
-        with torch.inference_mode():
-            heads = self.dispatcher.heads(point)
-            routing = route(point, heads, run, len(batch), gmacs, self.device, stem_gmacs=stem_gmacs)
+        routing = route(point, heads, run, len(batch), self._gmacs, device, stem_gmacs=self._stem_gmacs)
         for expert, total in answered:
             expert.check(total)
-        # Ordinary tensors again, which may go into a computation that is differentiated.
-        return Routing(*(value.clone() for value in vars(routing).values()))
+        return routing
+
+    @torch.inference_mode()
+    def _scores(self, index: int, image: Images) -> list[float]:
+        """What an expert answers to one image, as numbers."""
+        expert = self.experts[index]
+        scores = expert.answer(image)[0].tolist()[0]
+        expert.check(sum(scores))
+        return scores

@@ -17,7 +17,7 @@ from .chains import ChainFamily
 from .data import stratified_split
 from .dispatcher import Head, allowed_actions, choose
 from .evaluation import evaluate_experts, summarise
-from .evidence import fit_knots, known_of, stage_evidence
+from .evidence import fit_knots, known_of, no_votes, stage_evidence
 from .front import STEM, Figures, OperatingPoint, Stage
 from .genome import CascadeSpace, PaperSpace, ThresholdSpace
 from .predictions import ROWS_AT_ONCE, Predictions
@@ -95,23 +95,23 @@ class PaperRecipe:
         classes = routing_classes(self.fit.correct(), arguments.unsolved)
         used = classes >= 0
         evidence = self._evidence_of(self.fit)
-        self._data = FitData(evidence[used].to(device), classes[used].to(device), self.num_experts)
+        self._data = FitData(torch.from_numpy(evidence)[used].to(device), classes[used].to(device), self.num_experts)
         self._evidence = self._evidence_of(self.select)
         self._correct = self.select.correct()
         self._largest = evaluate_experts(self.select)[-1]
 
-    def _evidence_of(self, predictions: Predictions) -> torch.Tensor:
+    def _evidence_of(self, predictions: Predictions) -> np.ndarray:
         stage = self.point.stages[0]
         parts = []
         for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE):
             answer, features = predictions.answer(stage.after, rows)
-            known = known_of(stage.evidence, answer, answer, features, predictions.tail).numpy()
-            ran = np.zeros((len(rows), self.num_experts), dtype=bool)
-            votes = np.zeros((len(rows), self.num_experts), dtype=np.int64)
+            answer, features = (values if values is None else values.numpy() for values in (answer, features))
+            known = known_of(stage.evidence, answer, answer, features, predictions.tail)
+            votes = no_votes(len(rows), self.num_experts)
             if answer is not None:
-                ran[:, 0], votes[:, 0], known = True, known[:, 0], known[:, 1:]
-            parts.append(torch.from_numpy(stage_evidence(stage.evidence, known, votes, ran, self.knots)))
-        return torch.cat(parts)
+                votes[:, 0], known = known[:, 0], known[:, 1:]
+            parts.append(stage_evidence(stage.evidence, known, votes, self.knots))
+        return np.concatenate(parts)
 
     def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
         heads = train_paper_heads(
@@ -131,7 +131,7 @@ class PaperRecipe:
     def _judge(self, head: Head) -> Individual:
         stage, select = self.point.stages[0], self.select
         allowed = allowed_actions(self.point, stage, self.num_experts)
-        choice = choose(head.scores(self._evidence), allowed)
+        choice = torch.from_numpy(choose(head.scores(self._evidence), allowed))
         right = self._correct.gather(1, choice.unsqueeze(1)).squeeze(1)
 
         def cost(of_experts: tuple[float, ...], of_stem: float) -> torch.Tensor:

@@ -28,6 +28,7 @@ from pertinence import PertinenceForImageClassification, PertinenceImageProcesso
 from pertinence.dispatcher import route
 from pertinence.experts import _chunks
 from pertinence.image_processing_pertinence import decode_image
+from pertinence.one_image import MAX_LABELS, route_one
 
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"
@@ -114,7 +115,15 @@ def efficiency(model: PertinenceForImageClassification, batches: list[list[torch
                 ready = part[index] if len(asked) == len(part[index]) else part[index][asked]
                 return network(model.experts[index], ready), None
 
-            route(point, heads, run, len(batch), gmacs)
+            if len(batch) == 1 and point.reads_answers_alone and model.config.num_labels <= MAX_LABELS:
+                route_one(
+                    point,
+                    heads,
+                    lambda index, part=part: network(model.experts[index], part[index]).tolist()[0],
+                    gmacs,
+                )
+            else:
+                route(point, heads, run, len(batch), gmacs)
 
     @torch.inference_mode()
     def alone() -> None:
