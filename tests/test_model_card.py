@@ -70,6 +70,12 @@ def test_the_whole_card(card):
     assert render_card(card) == EXPECTED.read_text()
 
 
+@pytest.mark.parametrize("key", ["images", "versions"])
+def test_a_record_of_another_shape_is_said_to_be(card, key):
+    with pytest.raises(ValueError, match="the record is of another shape"):
+        render_card(replace(card, record={**RECORD, key: None}))
+
+
 def test_a_card_is_a_pure_function(card):
     assert render_card(card) == render_card(replace(card))
 

@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
+from .errors import first_line
 from .files import EXAMPLES_FIGURE, FRONT_FIGURE, SHARES_FIGURE
 from .front import ACCURACY, Figures, Front, OperatingPoint, figure_cells, figure_header
 from .licences import most_restrictive
@@ -93,31 +94,34 @@ class Card:
 
 
 def render_card(card: Card) -> str:
-    """The text of a model card, metadata first."""
+    """The text of a model card, metadata first; raises `ValueError` where the record is of another shape."""
     import jinja2
 
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     template = environment.from_string(_template().read_text(encoding="utf-8"))
-    return template.render(
-        card=card,
-        config=card.config,
-        default=card.default,
-        largest=card.config.experts[-1],
-        saved=_saved(card.default.report, card.experts[-1]) if card.default.report and card.experts[-1] else None,
-        metadata=metadata(card).to_yaml(),
-        licence=most_restrictive(entry.get("licence") for entry in card.copied),
-        front_table=front_table(card),
-        expert_table=expert_table(card),
-        baseline_table=baseline_table(card),
-        settings=settings_text(card),
-        budget=f"{1.05 * card.default.select.gmacs:.3g}" if card.default.select else None,
-        guarantee=card.config.build_guarantee(),
-        has_front_figure=FRONT_FIGURE in card.figures,
-        has_shares_figure=SHARES_FIGURE in card.figures,
-        has_examples_figure=EXAMPLES_FIGURE in card.figures,
-    )
+    try:
+        return template.render(
+            card=card,
+            config=card.config,
+            default=card.default,
+            largest=card.config.experts[-1],
+            saved=_saved(card.default.report, card.experts[-1]) if card.default.report and card.experts[-1] else None,
+            metadata=metadata(card).to_yaml(),
+            licence=most_restrictive(entry.get("licence") for entry in card.copied),
+            front_table=front_table(card),
+            expert_table=expert_table(card),
+            baseline_table=baseline_table(card),
+            settings=settings_text(card),
+            budget=f"{1.05 * card.default.select.gmacs:.3g}" if card.default.select else None,
+            guarantee=card.config.build_guarantee(),
+            has_front_figure=FRONT_FIGURE in card.figures,
+            has_shares_figure=SHARES_FIGURE in card.figures,
+            has_examples_figure=EXAMPLES_FIGURE in card.figures,
+        )
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the record is of another shape: {first_line(error)}") from error
 
 
 def metadata(card: Card) -> ModelCardData:
