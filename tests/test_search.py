@@ -317,6 +317,21 @@ def test_another_search_is_told_in_a_readable_sentence(changes, words, tmp_path)
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": "many " * 1000}, "its seed is 'many many"),
+        ({"experts": [{"name": "two\nlines", "revision": "z"}]}, "is damaged"),
+    ],
+)
+def test_a_record_of_another_search_says_no_more_than_a_sentence(changes, words, tmp_path):
+    (tmp_path / "search_result.json").write_text(json.dumps({"settings": SETTINGS | changes}))
+    with pytest.raises(PertinenceError, match=words) as caught:
+        check_output_dir(tmp_path, SETTINGS)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
 def test_finished_search_is_run_again_only_after_saying_so(tmp_path, caplog):
     (tmp_path / "search_result.json").write_text(json.dumps({"settings": SETTINGS}))
     alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)

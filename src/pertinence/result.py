@@ -24,7 +24,7 @@ from transformers.utils import logging
 from .candidates import save_candidates
 from .data import LabelledImages
 from .dispatcher import Head
-from .errors import MALFORMED, PertinenceError
+from .errors import MALFORMED, PertinenceError, shown
 from .evaluation import route_predictions
 from .files import (
     BASELINES,
@@ -53,6 +53,7 @@ from .plots import plot_convergence, plot_examples, plot_front, plot_shares
 from .predictions import Predictions
 from .report import Evaluation
 from .seen import SeenImages
+from .values import is_name
 
 
 logger = logging.get_logger(__name__)
@@ -385,10 +386,12 @@ def _differences(stored: dict[str, Any], settings: dict[str, Any]) -> list[str]:
                 f"its {key} {verb} {names[0]}, not {names[1]}" if is_renamed else f"its {key} had other weights"
             )
         else:
-            clauses.append(f"its {key} is {theirs!r}, not {ours!r}")
+            clauses.append(f"its {key} is {shown(theirs)}, not {shown(ours)}")
     return clauses
 
 
 def _names(entries: Any) -> str:
-    entries = [entries] if isinstance(entries, dict) else entries or []
-    return ", ".join(entry["name"] for entry in entries) or "none"
+    names = [entry["name"] for entry in ([entries] if isinstance(entries, dict) else entries or [])]
+    if not all(map(is_name, names)):
+        raise ValueError("a name that is none")
+    return ", ".join(names) or "none"
