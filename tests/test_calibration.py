@@ -288,10 +288,13 @@ def test_a_trace_of_seen_images_is_left_out_and_more_refused(digits, tmp_path, m
     assert (shared, rows.tolist()) == (pytest.approx(1 / 201), list(range(1, 201)))
     with pytest.raises(PertinenceError, match="took part in the search"):
         check_unseen(tmp_path, LabelledImages(whole.select(range(97, 300))))
-    # Of a split that is not hashed whole nobody knows which image to leave out.
+    # Of a split that is not hashed whole nobody knows which image to leave out, nor whether all that were seen are.
     monkeypatch.setattr("pertinence.data.HASHED_IMAGES", 101)
     with pytest.raises(PertinenceError, match="took part in the search"):
         check_unseen(tmp_path, LabelledImages(whole.select([99, *range(100, 300)])))
+    SeenImages.of(search=LabelledImages(whole.select(range(202)))).save(tmp_path)
+    with pytest.raises(PertinenceError, match="took part in the search"):
+        check_unseen(tmp_path, LabelledImages(whole.select([0, *range(202, 302)])))
 
 
 def test_of_large_splits_the_share_is_estimated(digits, monkeypatch):

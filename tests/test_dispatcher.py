@@ -127,9 +127,11 @@ def test_a_mixture_is_the_weighted_sum_of_log_probabilities():
 @pytest.mark.parametrize("function", [log_softmax, summary], ids=["log_softmax", "summary"])
 def test_arrays_and_tensors_say_the_same(function, num_labels, tail):
     """Answers are tensors on an accelerator and arrays on the host."""
-    logits = random(32, num_labels, scale=5.0).double()
+    logits = random(32, num_labels, scale=5.0)
     logits[:, -1] -= 5
     torch.testing.assert_close(torch.from_numpy(function(logits.numpy(), tail)), function(logits, tail))
+    elsewhere = function(logits.to("meta"), tail)  # where a tensor on the CPU is not to be mixed in
+    assert (elsewhere.device.type, elsewhere.dtype) == ("meta", torch.float32)
     if function is log_softmax:
         whole = torch.cat([logits, logits[:, -1:].expand(-1, tail - 1)], 1).log_softmax(1)
         torch.testing.assert_close(function(logits, tail), whole[:, :num_labels])

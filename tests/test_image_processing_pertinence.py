@@ -129,6 +129,13 @@ def test_an_array_of_images_is_a_batch(pixels, kind):
     np.testing.assert_array_equal(torch.stack(batch).permute(0, 2, 3, 1).numpy(), np.stack([pixels, 255 - pixels]))
 
 
+def test_an_array_that_may_not_be_written_to_is_read(pixels):
+    fixed = pixels.copy()
+    fixed.flags.writeable = False
+    (decoded,) = PertinenceImageProcessor()(fixed)["images"]
+    np.testing.assert_array_equal(decoded.permute(1, 2, 0).numpy(), pixels)
+
+
 def test_settings_of_other_processors_change_nothing(image, pixels):
     processor = PertinenceImageProcessor(do_resize=True, size={"height": 4, "width": 4}, do_normalize=True)
     (decoded,) = processor(image, do_resize=True, do_rescale=True)["images"]

@@ -434,11 +434,15 @@ def test_an_unknown_operating_point_is_refused(model, batch):
         model(batch, operating_point="free")
 
 
-def test_an_expert_that_answers_nan_is_named(own_model, batch):
-    own_model.experts[2].model.timm_model.get_classifier().bias.fill_(torch.nan)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_expert_that_answers_no_numbers_is_named(own_model, batch, value):
+    own_model.experts[2].model.timm_model.get_classifier().bias.fill_(value)
     with pytest.raises(PertinenceError, match="expert 'test_efficientnet' answers with NaN or infinite scores"):
         own_model(batch)
     assert torch.isfinite(own_model(batch, operating_point="paper").logits).all()
+    own_model.experts[0].model.timm_model.get_classifier().bias.fill_(value)
+    with pytest.raises(PertinenceError, match="answers with NaN or infinite scores"):
+        own_model(batch[:1], operating_point="smallest")
 
 
 # What comes out

@@ -15,6 +15,7 @@ from pertinence import PertinenceError, PertinenceForImageClassification
 from pertinence import features as features_module
 from pertinence.checkpoints import ExpertReference, LoadOptions
 from pertinence.experts import ISOLATES, Expert, load_expert, load_pool
+from pertinence.preprocessing import Transform
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,9 @@ def given(monkeypatch) -> list[int]:
     sizes: list[int] = []
     run = features_module.FeatureTap.run
     monkeypatch.setattr(
-        features_module.FeatureTap, "run", lambda self, pixels: sizes.append(len(pixels)) or run(self, pixels)
+        features_module.FeatureTap,
+        "run",
+        lambda self, pixels, **options: sizes.append(len(pixels)) or run(self, pixels, **options),
     )
     return sizes
 
@@ -92,6 +95,20 @@ def test_preprocessing_sees_only_the_images_that_an_expert_receives(model, image
     sizes = [expert.chunk_size(torch.device("cpu")) for expert in model.experts]
     chunks = sum(-(-count // size) for count, size in zip((len(mixed), second.sum().item()), sizes, strict=True))
     assert len(seen) <= chunks + len(sizes)  # of each expert at most one chunk holds both sizes
+
+
+def test_pixels_do_not_depend_on_a_model_that_loads_meanwhile(images):
+    """transformers sets the default dtype, for all threads, while it loads one."""
+    mean, std = (0.4851, 0.4561, 0.4061), (0.2291, 0.2241, 0.2251)  # of no other test: constants are made once
+    transform, batch = Transform("timm", (40, 40), rescale=1 / 255, mean=mean, std=std), images(2, 40)
+    expected = (batch / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        pixels = transform.apply(batch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(pixels, expected)
+    torch.testing.assert_close(transform.apply(batch), expected)
 
 
 @pytest.mark.parametrize(("count", "is_host"), [(1, True), (4, True), (4, False)])

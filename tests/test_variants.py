@@ -141,6 +141,7 @@ def test_the_variant_that_loses_the_least_for_its_saving_is_proposed():
     assert best_variant([["c"]], found.get, 0.2).variant == "c", "0.3 ± 0.1 is not clearly above 0.12"
     right = torch.tensor([[True, True], [False, True], [False, True], [True, False]])
     assert price_of_pool(right, [1.0, 2.0]) == pytest.approx(0.25 / 0.5)
+    assert price_of_pool(right, [2.0, 2.0]) == 0.0  # nothing is saved, so nothing may be lost
 
 
 def test_a_search_with_variants(zoo, tmp_path):

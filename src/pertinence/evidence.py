@@ -117,8 +117,7 @@ def summary(mixed: Array, tail: int = 1) -> Array:
     best = best - best[:, :1]
     total = xp.exp(best).sum(1, keepdims=True) + others
     parts = [best - xp.log(total), others / total, _label(mixed)]
-    if best.shape[1] < TOP_SCORES:
-        parts.insert(1, xp.full((len(best), TOP_SCORES - best.shape[1]), -np.inf))
+    parts[1:1] = [xp.full_like(best[:, :1], -np.inf)] * (TOP_SCORES - best.shape[1])  # where there are fewer labels
     return xp.concatenate(parts, 1)
 
 
@@ -231,7 +230,9 @@ def evidence_size(kind: str, num_experts: int, num_features: int) -> int:
 
 def fit_knots(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
     """Where the hinges of the evidence "mix" stand: low quantiles of logit(p1) over answers (n, C); (8,)."""
-    return torch.quantile(log_odds(logits, tail), torch.tensor(KNOT_QUANTILES, device=logits.device))
+    return torch.quantile(
+        log_odds(logits, tail), torch.tensor(KNOT_QUANTILES, dtype=logits.dtype, device=logits.device)
+    )
 
 
 def log_odds(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
@@ -247,7 +248,8 @@ def log_odds(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
 
 def confidence_bins(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
     """Bin of the confidence of answers (b, C), rising, see `CONFIDENCE_EDGES`: int64 (b,)."""
-    return torch.bucketize(log_odds(logits, tail), torch.tensor(CONFIDENCE_EDGES, device=logits.device), right=True)
+    edges = torch.tensor(CONFIDENCE_EDGES, dtype=logits.dtype, device=logits.device)
+    return torch.bucketize(log_odds(logits, tail), edges, right=True)
 
 
 def count_answers(logits: torch.Tensor, expert_indices: torch.Tensor, num_experts: int, tail: int = 1) -> torch.Tensor:

@@ -19,7 +19,7 @@ from .experts import Expert, load_pool, pool_labels
 from .front import STEM, Figures, Front, OperatingPoint, Stage
 from .image_processing_pertinence import as_images
 from .lazy import LazyExpert
-from .one_image import MAX_LABELS, route_one
+from .one_image import is_simple, route_one
 from .preprocessing import Images, UnfitImage, stacked, take
 from .pretrained import COUNTED, PertinencePreTrainedModel
 
@@ -263,7 +263,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
 
     def _route(self, point: OperatingPoint, batch: torch.Tensor | list[torch.Tensor]) -> Routing:
         batch, device, heads = stacked(batch), self.device, self.dispatcher.heads(point)
-        if len(batch) == 1 and point.reads_answers_alone and self.config.num_labels <= MAX_LABELS:
+        if is_simple(point, len(batch), self.config.num_labels):
             return route_one(point, heads, lambda index: self._scores(index, batch), self._gmacs, device)
         answered: list[tuple[Expert, torch.Tensor]] = []
 
@@ -271,7 +271,11 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             expert = self.stem if index == STEM else self.experts[index]
             with torch.inference_mode():
                 logits, features = expert.answer(take(batch, rows))
-                answered.append((expert, logits.sum()))
+                total = logits.sum()
+            if device.type == "cpu":
+                expert.check(total)
+            else:  # later: reading it waits for everything before
+                answered.append((expert, total))
             return logits, features
 
         routing = route(point, heads, run, len(batch), self._gmacs, device, stem_gmacs=self._stem_gmacs)

@@ -17,8 +17,13 @@ from .evidence import LEAST, LOG_FLOOR, TOP_SCORES
 from .front import OperatingPoint
 
 
-MAX_LABELS = 256
+FEW_LABELS = 256
 """With more of them arrays are quicker."""
+
+
+def is_simple(point: OperatingPoint, count: int, num_labels: int) -> bool:
+    """Whether `route_one` serves: one image of few labels, and decisions that read answers alone."""
+    return count == 1 and num_labels <= FEW_LABELS and point.reads_answers_alone
 
 
 def route_one(
@@ -28,7 +33,7 @@ def route_one(
     expert_gmacs: Sequence[float],
     device: torch.device | str = "cpu",
 ) -> Routing:
-    """Send one image through an operating point that `reads_answers_alone`, as `route` does.
+    """Send one image through an operating point, as `route` does, where that `is_simple`.
 
     Args:
         point: where to go and how to mix.

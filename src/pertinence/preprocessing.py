@@ -186,7 +186,9 @@ def _constants(
     mean: tuple[float, ...], std: tuple[float, ...], scale: float, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and std times `scale`, float32 (3, 1, 1): made once, so that nothing waits for a device."""
-    return tuple((torch.tensor(values, device=device) * scale).view(-1, 1, 1) for values in (mean, std))
+    # The dtype is said: while transformers loads a model in another thread the default is that of the model.
+    tensors = (torch.tensor(values, dtype=torch.float32, device=device) for values in (mean, std))
+    return tuple((values * scale).view(-1, 1, 1) for values in tensors)
 
 
 class Preprocessor:

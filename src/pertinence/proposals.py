@@ -110,12 +110,14 @@ def propose_variants(
 
 
 def price_of_pool(right: torch.Tensor, costs: Sequence[float]) -> float:
-    """Accuracy between the largest and the cheapest expert, for all of the largest's cost.
+    """Accuracy between the largest and the cheapest expert, for all of the largest's cost; 0 where both cost the same.
 
     Args:
         right: bool (n, N), whether each expert is right.
         costs: of one image, by expert, rising.
     """
+    if costs[0] == costs[-1]:
+        return 0.0
     accuracy = right.double().mean(0)
     return (accuracy[-1] - accuracy[0]).item() / (1 - costs[0] / costs[-1])
 

@@ -71,8 +71,9 @@ class SeenImages:
             raise PertinenceError(f"{path} is damaged: fetch it again, or remove it to go on unchecked") from error
 
     def unseen(self, images: LabelledImages) -> np.ndarray | None:
-        """Rows of the images that are not among these; None where not every image of the split is hashed."""
-        if len(images.digests) < len(images):
+        """Rows of the images that are not among these; None where not every image of either split is hashed."""
+        hashed = {name: len(digests) for name, digests in self.digests.items()}
+        if len(images.digests) < len(images) or hashed != self.counts:
             return None
         return np.flatnonzero(~np.isin(images.digests, torch.cat(list(self.digests.values()))))
 

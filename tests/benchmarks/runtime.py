@@ -28,7 +28,7 @@ from pertinence import PertinenceForImageClassification, PertinenceImageProcesso
 from pertinence.dispatcher import route
 from pertinence.experts import _chunks
 from pertinence.image_processing_pertinence import decode_image
-from pertinence.one_image import MAX_LABELS, route_one
+from pertinence.one_image import is_simple, route_one
 
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"
@@ -115,7 +115,7 @@ def efficiency(model: PertinenceForImageClassification, batches: list[list[torch
                 ready = part[index] if len(asked) == len(part[index]) else part[index][asked]
                 return network(model.experts[index], ready), None
 
-            if len(batch) == 1 and point.reads_answers_alone and model.config.num_labels <= MAX_LABELS:
+            if is_simple(point, len(batch), model.config.num_labels):
                 route_one(
                     point,
                     heads,
