@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from .dispatcher import Head, allowed_actions, route
+from .dispatcher import Head, Routing, allowed_actions, route
 from .errors import PertinenceError
 from .evidence import count_answers
 from .front import ACCURACY, Figures, OperatingPoint
@@ -64,7 +64,9 @@ def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Pr
     return replace(outcome, answers=answers)
 
 
-def route_predictions(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions):
+def route_predictions(
+    point: OperatingPoint, heads: Sequence[Head], predictions: Predictions
+) -> Iterator[tuple[Predictions, Routing]]:
     """Route images through an operating point, part by part: yields some of the predictions and their `Routing`."""
     for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE):
         chunk = predictions.subset(rows)

@@ -48,6 +48,7 @@ class FeatureTap:
             self.seen.module, self.seen.input = module, inputs[0]
 
     def run(self, pixel_values: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the classifier on images: logits (b, C) and pooled features (b, F)."""
         self.seen.input, self.seen.is_running = None, True
         try:
             logits = self.model(pixel_values=pixel_values, **options).logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 from .errors import MALFORMED, PertinenceError, explain, shown
 from .values import is_name, is_number, is_whole
@@ -286,7 +286,13 @@ class Front(Sequence[OperatingPoint]):
         if len({(one.measure, one.latency is None) for one in figures}) > 1:
             raise PertinenceError("all figures of a front must have one measure, and the same kinds of cost")
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> OperatingPoint: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[OperatingPoint, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> OperatingPoint | tuple[OperatingPoint, ...]:
         return self._points[index]
 
     def __len__(self) -> int:

@@ -142,6 +142,7 @@ class Predictions:
 
     @property
     def num_labels(self) -> int:
+        """How many labels the experts have, C."""
         return self.experts[0].num_labels
 
     @property

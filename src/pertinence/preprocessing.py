@@ -41,8 +41,8 @@ class Transform:
 
     Attributes:
         library: whose arithmetic: "timm" (PIL resizes; scale, then normalise), "transformers" (torchvision resizes;
-            scale and
-            normalisation in one), or "own" (not described by the other fields: the processor itself is called).
+            scale and normalisation in one), or "own" (not described by the other fields: the processor itself is
+            called).
         size: (height, width) in pixels of what the expert receives.
         resize: (height, width), or the shortest edge, or None.
         interpolation: of the resize, as torchvision names it.
