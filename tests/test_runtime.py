@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import resource
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,9 +38,24 @@ def given(monkeypatch) -> list[int]:
     monkeypatch.setattr(
         features_module.FeatureTap,
         "run",
-        lambda self, pixels, **options: sizes.append(len(pixels)) or run(self, pixels, **options),
+        lambda self, model, pixels, **options: sizes.append(len(pixels)) or run(self, model, pixels, **options),
     )
     return sizes
+
+
+def test_an_expert_that_is_let_go_is_freed_at_once(tiny_experts, images):
+    """Not when the garbage collector comes by: a lazy model would hold far more than it may."""
+    gc.collect()
+    gc.disable()
+    try:
+        experts = load_pool(tiny_experts, LoadOptions())
+        networks = [weakref.ref(expert.model) for expert in experts]
+        for expert in experts:
+            expert(images(2, 40))
+        del expert, experts
+        assert [network() for network in networks] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("as_list", [False, True])

@@ -131,7 +131,7 @@ class Expert(nn.Module):
             else:
                 chunk = [image.to(device, non_blocking=True) for image in chunk]
             pixel_values = self.preprocess(chunk).to(device, dtype, memory_format=self.memory_format)
-            answers.append(self._features.run(pixel_values, **self._options))
+            answers.append(self._features.run(self.model, pixel_values, **self._options))
         logits, features = answers[0] if len(answers) == 1 else map(torch.cat, zip(*answers, strict=True))
         if order is not None:
             back = torch.tensor(order).argsort().to(device, non_blocking=True)

@@ -21,10 +21,10 @@ class FeatureTap:
     backbone, whose pooled output they are.
     """
 
-    def __init__(self, model: PreTrainedModel | Backbone):
-        self.model = model
+    def __init__(self, model: PreTrainedModel | Backbone | None = None):
+        # It does not hold the model, whose layers hold it: a model that is let go is freed at once.
         self.seen = threading.local()  # one model may be called from several threads
-        for module in () if isinstance(model, Backbone) else model.modules():
+        for module in () if model is None or isinstance(model, Backbone) else model.modules():
             outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
             if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == model.config.num_labels:
                 module.register_forward_pre_hook(self._remember)
@@ -37,25 +37,24 @@ class FeatureTap:
             tap = model._feature_tap = cls(model)
         return tap
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model}  # what a thread has seen is nothing to copy
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.model, self.seen = state["model"], threading.local()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FeatureTap, ()  # what a thread has seen is nothing to copy, and layers keep their hooks
 
     def _remember(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if getattr(self.seen, "is_running", False):  # another expert may run the same model
-            self.seen.module, self.seen.input = module, inputs[0]
+            self.seen.is_linear, self.seen.input = isinstance(module, nn.Linear), inputs[0]
 
-    def run(self, pixel_values: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(
+        self, model: PreTrainedModel | Backbone, pixel_values: torch.Tensor, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the classifier on images: logits (b, C) and pooled features (b, F)."""
         self.seen.input, self.seen.is_running = None, True
         try:
-            logits = self.model(pixel_values=pixel_values, **options).logits
+            logits = model(pixel_values=pixel_values, **options).logits
         except torch.OutOfMemoryError:
             raise
         except (*MALFORMED, RuntimeError) as error:  # somebody's settings may not fit somebody's network
-            kind, shape = type(getattr(self.model, "timm_model", self.model)).__name__, tuple(pixel_values.shape)
+            kind, shape = type(getattr(model, "timm_model", model)).__name__, tuple(pixel_values.shape)
             raise PertinenceError(f"an expert ({kind}) fails on pixels of shape {shape} ({explain(error)})") from error
         finally:
             self.seen.is_running = False
@@ -63,7 +62,7 @@ class FeatureTap:
         if features is None:
             return logits, logits
         if features.ndim > 2:
-            is_linear = isinstance(self.seen.module, nn.Linear)
-            positions = tuple(range(1, features.ndim - 1)) if is_linear else tuple(range(2, features.ndim))
+            first, last = (1, features.ndim - 1) if self.seen.is_linear else (2, features.ndim)
+            positions = tuple(range(first, last))
             features = features.mean(positions)
         return logits, features

@@ -1,6 +1,7 @@
 """What loading and many threads take: import time, experts opened by a lazy model, peak memory, 2,000 requests.
 
     OMP_NUM_THREADS=1 uv run python tests/benchmarks/runtime_load.py --model runs/cifar10
+    OMP_NUM_THREADS=1 uv run python tests/benchmarks/runtime_load.py --model runs/lites --cap 45MB --parts memory
 
 Every figure of time is from processes of their own that take turns; memory is the peak of a process.
 """
@@ -25,9 +26,10 @@ import json, resource, sys, torch
 from pertinence import PertinenceForImageClassification
 settings = json.loads(sys.argv[1])
 model = PertinenceForImageClassification.from_pretrained(settings["model"], trust_remote_code=True, **settings["load"])
+point = model.front[0].name if settings["cheapest"] else None
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for value in range(64):
-    model(torch.full((4, 3, 32, 32), 4 * value, dtype=torch.uint8), operating_point=settings["point"])
+    model(torch.full((4, 3, 32, 32), 4 * value, dtype=torch.uint8), operating_point=point)
 held = [p.numel() * p.element_size() for p in model.parameters()]
 store = getattr(model.experts[0], "store", None)
 print(json.dumps({
@@ -77,8 +79,13 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--cap", default="4MB")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
+    for part in options.parts:
+        PARTS[part](options)
 
+
+def show_import(options: argparse.Namespace) -> None:
     theirs, ours = [], []
     for _ in range(options.turns):
         theirs.append(float(run(TIMED.format(what=IMPORT_THEIRS))))
@@ -88,17 +95,23 @@ def main() -> None:
         f"import: transformers' Auto classes {np.median(theirs):.2f} s, with pertinence {np.median(ours):.2f} s: "
         f"{ratio[1]:.3f} [{ratio[0]:.3f} .. {ratio[2]:.3f}] times"
     )
-    for name, load, point in (
-        ("all at once", {}, None),
-        ("lazy, cheapest point", {"lazy": True}, "fastest"),
-        ("lazy", {"lazy": True}, None),
-        (f"lazy, cap {options.cap}", {"lazy": True, "max_memory": options.cap}, None),
+
+
+def show_memory(options: argparse.Namespace) -> None:
+    for name, load, cheapest in (
+        ("all at once", {}, False),
+        ("lazy, cheapest point", {"lazy": True}, True),
+        ("lazy", {"lazy": True}, False),
+        (f"lazy, cap {options.cap}", {"lazy": True, "max_memory": options.cap}, False),
     ):
-        told = json.loads(run(RUN, {"model": options.model, "load": load, "point": point}))
+        told = json.loads(run(RUN, {"model": options.model, "load": load, "cheapest": cheapest}))
         print(
             f"{name:>22}: checkpoints loaded {told['loads'] if told['loads'] is not None else 'all'}, "
             f"{told['held'] / 1e6:.2f} MB of parameters held, peak {told['rss'][1] / 1024:.0f} MiB"
         )
+
+
+def show_threads(options: argparse.Namespace) -> None:
     for name, load in (("all at once", {}), ("lazy", {"lazy": True})):
         told = json.loads(run(THREADS, {"model": options.model, "load": load}))
         memory = np.array(told["memory"]) / 2**20
@@ -107,6 +120,9 @@ def main() -> None:
             f"requests, {memory[9]:.0f} after 1,000, {memory[-1]:.0f} after 2,000",
             flush=True,
         )
+
+
+PARTS = {"import": show_import, "memory": show_memory, "threads": show_threads}
 
 
 if __name__ == "__main__":
