@@ -147,6 +147,17 @@ def test_threads_share_what_is_loaded_and_keep_the_cap(saved, model, batch, capp
         assert lazily.experts[0].store.loads == 3
 
 
+@pytest.mark.parametrize("name", ["memory", "loaded"])
+def test_what_is_held_is_not_read_while_it_changes(saved, name):
+    store = lazy(saved).experts[0].store
+    with ThreadPoolExecutor(1) as threads:
+        with store._changed:
+            reading = threads.submit(getattr, store, name)
+            with pytest.raises(TimeoutError):
+                reading.result(timeout=0.2)
+        assert not reading.result(timeout=60)
+
+
 @pytest.mark.parametrize("embedded", [False, True])
 def test_from_the_hub_only_what_is_chosen_is_fetched_and_then_works_offline(
     hub, folders, model, batch, tmp_path, monkeypatch, embedded

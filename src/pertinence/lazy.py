@@ -131,7 +131,7 @@ class ExpertStore:
         self.loads = 0
         self._first = {point.name: point.members[0] for point in pool.config.build_front()}
         self._weights: OrderedDict[Any, _Weights] = OrderedDict()  # the least recently used first
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # with a lock that its owner may take again
         for index, entry in pool.entries.items() if max_memory is not None else ():
             needed = sum({pool.key(i): pool.size(i) for i in self._staying() | {index}}.values())
             if needed > max_memory:
@@ -147,12 +147,14 @@ class ExpertStore:
     @property
     def memory(self) -> int:
         """Bytes of the parameters that are held now."""
-        return sum(weights.size for weights in self._weights.values())
+        with self._changed:
+            return sum(weights.size for weights in self._weights.values())
 
     @property
     def loaded(self) -> list[int]:
         """The experts whose weights are held now."""
-        return [index for index in self.pool.entries if self.pool.key(index) in self._weights]
+        with self._changed:
+            return [index for index in self.pool.entries if self.pool.key(index) in self._weights]
 
     @contextmanager
     def borrow(self, index: int, place: Callable[[Expert], None]) -> Iterator[Expert]:
