@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from transformers import AutoModelForImageClassification
 
 from pertinence import PertinenceError, PertinenceForImageClassification
 
@@ -218,3 +219,36 @@ def test_it_is_saved_copied_and_cast_like_any_other(saved, model, batch, tmp_pat
     assert half.dtype == torch.bfloat16
     expected = copy.deepcopy(model).to(torch.bfloat16)
     assert torch.equal(half(batch).logits, expected(batch).logits)
+
+
+@pytest.fixture(scope="module")
+def halves(make_expert, tmp_path_factory) -> dict[str, Path]:
+    """Models of a ViT whose linear layers compute in 8 bits before the whole one, by the dtype of the checkpoint."""
+    folder = tmp_path_factory.mktemp("halves")
+    whole = make_expert(folder / "float32", "test_vit", 96, model_args={"img_size": 96})
+    half = AutoModelForImageClassification.from_pretrained(whole, dtype=torch.bfloat16)
+    half.save_pretrained(folder / "bfloat16")
+    for dtype in ("float32", "bfloat16"):
+        pool = [{"repo_id": str(folder / dtype), "quantization": "int8"}, folder / dtype]
+        PertinenceForImageClassification.from_experts(pool, 0.6).save_pretrained(folder / f"model-{dtype}")
+    return {dtype: folder / f"model-{dtype}" for dtype in ("float32", "bfloat16")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("is_cast", [False, True])
+def test_eight_bits_are_left_as_they_are_by_a_cast(halves, batch, dtype, is_cast):
+    size = lazy(halves[dtype]).config.experts[0]["parameters"] * (2 if dtype == "bfloat16" else 4)
+    eager, lazily = (
+        PertinenceForImageClassification.from_pretrained(halves[dtype]),
+        lazy(halves[dtype], max_memory=size),
+    )
+    if is_cast:
+        in_eight_bits = eager.experts[0](batch)
+        eager, lazily = eager.to(torch.bfloat16), lazily.to(torch.bfloat16)
+        assert torch.equal(eager.experts[0](batch)[0], in_eight_bits[0])
+    for one in (eager, lazily):
+        half = torch.bfloat16 if is_cast else getattr(torch, dtype)
+        assert [expert.dtype for expert in one.experts] == [torch.float32, half]
+    for index in (1, 0):  # in 8 bits after the other: not made of what that was cast to
+        assert torch.equal(lazily.experts[index](batch)[0], eager.experts[index](batch)[0])
+    assert torch.equal(lazily(batch).logits, eager(batch).logits)

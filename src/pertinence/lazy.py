@@ -17,6 +17,7 @@ from torch import nn
 
 from .checkpoints import Checkpoint, LoadOptions, is_commit
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
+from .dispatcher import keeping_dtype
 from .errors import PertinenceError
 from .experts import Expert, reload_expert
 from .front import STEM
@@ -92,6 +93,9 @@ class SavedPool:
         dtype = self.options.dtype or self.entries[index].get("dtype") or torch.float32
         return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
+    def is_quantized(self, index: int) -> bool:
+        return bool(self.entries[index].get("quantization"))
+
     def size(self, index: int) -> int:
         """Bytes of an expert's parameters."""
         return self.entries[index]["parameters"] * self.dtype(index).itemsize
@@ -99,11 +103,12 @@ class SavedPool:
 
 @dataclass
 class _Weights:
-    """One checkpoint in memory, and the experts that are made from it."""
+    """One checkpoint in memory, the experts that are made from it, and which of them may be run."""
 
     size: int
     opened: dict[Any, Checkpoint] = field(default_factory=dict)
     experts: dict[int, Expert] = field(default_factory=dict)
+    placed: set[int] = field(default_factory=set)
     users: int = 0
     loading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -132,6 +137,7 @@ class ExpertStore:
         self._first = {point.name: point.members[0] for point in pool.config.build_front()}
         self._weights: OrderedDict[Any, _Weights] = OrderedDict()  # the least recently used first
         self._changed = threading.Condition()  # with a lock that its owner may take again
+        self._dtypes = {index: pool.dtype(index) for index in pool.entries}
         for index, entry in pool.entries.items() if max_memory is not None else ():
             needed = sum({pool.key(i): pool.size(i) for i in self._staying() | {index}}.values())
             if needed > max_memory:
@@ -169,10 +175,10 @@ class ExpertStore:
             weights = self._reserve(key, index)
         try:
             with weights.loading:
-                if index not in weights.experts:
-                    expert = self.pool.load(index, weights.opened)
-                    place(expert)
-                    weights.experts[index] = expert
+                if index not in weights.placed:
+                    self._make(index, weights)
+                    place(weights.experts[index])
+                    weights.placed.add(index)
             yield weights.experts[index]
         finally:
             with self._changed:
@@ -186,6 +192,20 @@ class ExpertStore:
         with self._changed:
             self._weights.clear()
             self._changed.notify_all()
+
+    def cast(self, index: int, dtype: torch.dtype) -> None:
+        """Note that an expert is cast."""
+        with self._changed:
+            self._dtypes[index] = dtype
+
+    def _make(self, index: int, weights: _Weights) -> None:
+        made = {index}
+        if self._dtypes[index] != self.pool.dtype(index):
+            # Once this one is cast, the weights that those in 8 bits are made from are lost.
+            key = self.pool.key(index)
+            made |= {i for i in self.pool.entries if self.pool.key(i) == key and self.pool.is_quantized(i)}
+        for one in made - set(weights.experts):
+            weights.experts[one] = self.pool.load(one, weights.opened)
 
     def _reserve(self, key: Any, index: int) -> _Weights:
         size = self.pool.size(index)
@@ -216,8 +236,9 @@ class ExpertStore:
         return {first} | ({STEM} & set(self.pool.entries))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertStore:
-        memo[id(self)] = ExpertStore(copy.deepcopy(self.pool, memo), self.max_memory)
-        return memo[id(self)]
+        store = memo[id(self)] = ExpertStore(copy.deepcopy(self.pool, memo), self.max_memory)
+        store._dtypes = self._dtypes.copy()
+        return store
 
 
 class LazyExpert(nn.Module):
@@ -227,7 +248,8 @@ class LazyExpert(nn.Module):
         super().__init__()
         self.store, self.index = store, index
         self._compile_options: dict[str, Any] | None = None
-        device, dtype = _one_device(store.pool.options.device_map), store.pool.dtype(index)
+        device = _one_device(store.pool.options.device_map)
+        dtype = torch.float32 if store.pool.is_quantized(index) else store.pool.dtype(index)
         self.register_buffer("placement", torch.empty(0, dtype=dtype, device=device), persistent=False)
 
     @property
@@ -282,7 +304,11 @@ class LazyExpert(nn.Module):
             expert.compile_network(self._compile_options)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LazyExpert:
-        before = self.placement
+        """As `Expert._apply`, whenever it is loaded from now on."""
+        fn = keeping_dtype(fn) if self.store.pool.is_quantized(self.index) else fn
+        before, after = self.placement, fn(self.placement)
+        if after.dtype != before.dtype:
+            self.store.cast(self.index, after.dtype)
         super()._apply(fn, recurse)
         if (before.device, before.dtype) != (self.device, self.dtype):
             self.store.forget()
