@@ -221,6 +221,25 @@ def test_it_is_saved_copied_and_cast_like_any_other(saved, model, batch, tmp_pat
     assert torch.equal(half(batch).logits, expected(batch).logits)
 
 
+def test_the_cap_holds_what_is_cast(saved, model, batch):
+    first, second, third = (2 * size for size in sizes(model))
+    cap = first + max(second, third)
+    small, large = lazy(saved, max_memory=cap - 1), lazy(saved, max_memory=cap)
+    with pytest.raises(PertinenceError, match=f"do not hold expert 'test_resnet'.*give at least {cap:,}"):
+        small.to(torch.float64)
+    assert {expert.dtype for expert in small.experts} == {torch.float32}
+    torch.testing.assert_close(small(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
+    expected = copy.deepcopy(model).to(torch.float64)(batch).logits
+    large.to(torch.float64)
+    for cast in (large, copy.deepcopy(large)):
+        torch.testing.assert_close(cast(batch).logits, expected, atol=1e-5, rtol=0)
+        store = cast.experts[0].store
+        assert store.loaded == [0, 2]
+        assert store.memory == first + third
+    large.to(torch.bfloat16)(batch)
+    assert large.experts[0].store.memory == sum(sizes(model)) // 2
+
+
 @pytest.fixture(scope="module")
 def halves(make_expert, tmp_path_factory) -> dict[str, Path]:
     """Models of a ViT whose linear layers compute in 8 bits before the whole one, by the dtype of the checkpoint."""

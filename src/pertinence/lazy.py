@@ -96,9 +96,11 @@ class SavedPool:
     def is_quantized(self, index: int) -> bool:
         return bool(self.entries[index].get("quantization"))
 
-    def size(self, index: int) -> int:
-        """Bytes of an expert's parameters."""
-        return self.entries[index]["parameters"] * self.dtype(index).itemsize
+    def size(self, index: int, dtype: torch.dtype) -> int:
+        """Bytes of the parameters of an expert's checkpoint, where the expert has been cast."""
+        # What computes in 8 bits is a copy, which leaves the checkpoint as it was loaded.
+        dtype = self.dtype(index) if self.is_quantized(index) else dtype
+        return self.entries[index]["parameters"] * dtype.itemsize
 
 
 @dataclass
@@ -117,8 +119,8 @@ class ExpertStore:
     """Experts that are loaded when they are asked for; the least recently used leave when the cap is reached.
 
     Never more than `max_memory` bytes of parameters are held: a thread that needs room for another expert waits until
-    those in use are done. Experts that share a checkpoint share its weights, which count once. The expert that runs
-    first at the model's operating point, and a separate stem, stay.
+    those in use are done. Experts that share a checkpoint share its weights, which count once, in the dtype that they
+    have been cast to. The expert that runs first at the model's operating point, and a separate stem, stay.
 
     Args:
         pool: what may be loaded.
@@ -138,13 +140,8 @@ class ExpertStore:
         self._weights: OrderedDict[Any, _Weights] = OrderedDict()  # the least recently used first
         self._changed = threading.Condition()  # with a lock that its owner may take again
         self._dtypes = {index: pool.dtype(index) for index in pool.entries}
-        for index, entry in pool.entries.items() if max_memory is not None else ():
-            needed = sum({pool.key(i): pool.size(i) for i in self._staying() | {index}}.values())
-            if needed > max_memory:
-                raise PertinenceError(
-                    f"max_memory={max_memory:,} bytes do not hold expert {entry['name']!r} beside "
-                    f"what always stays: give at least {needed:,}"
-                )
+        self._sizes = self._measure(self._dtypes)
+        self._check_cap(self._sizes)
 
     def experts(self) -> Experts:
         """A module for every expert; none is loaded yet."""
@@ -194,9 +191,15 @@ class ExpertStore:
             self._changed.notify_all()
 
     def cast(self, index: int, dtype: torch.dtype) -> None:
-        """Note that an expert is cast."""
+        """Count an expert in another dtype from now on.
+
+        Raises:
+            PertinenceError: the cap does not hold the experts if all are cast like this one, as those of a model are.
+        """
+        self._check_cap(self._measure(dict.fromkeys(self._dtypes, dtype)))
         with self._changed:
             self._dtypes[index] = dtype
+            self._sizes = self._measure(self._dtypes)
 
     def _make(self, index: int, weights: _Weights) -> None:
         made = {index}
@@ -207,11 +210,30 @@ class ExpertStore:
         for one in made - set(weights.experts):
             weights.experts[one] = self.pool.load(one, weights.opened)
 
+    def _measure(self, dtypes: Mapping[int, torch.dtype]) -> dict[int, int]:
+        """Bytes that the checkpoint of each expert takes: in the widest dtype that one of its experts is cast to."""
+        widest: dict[Any, int] = {}
+        for index, dtype in dtypes.items():
+            key = self.pool.key(index)
+            widest[key] = max(widest.get(key, 0), self.pool.size(index, dtype))
+        return {index: widest[self.pool.key(index)] for index in dtypes}
+
+    def _check_cap(self, sizes: Mapping[int, int]) -> None:
+        """Refuse a cap that does not hold some expert of these sizes beside what stays."""
+        needed = {
+            index: sum({self.pool.key(i): sizes[i] for i in self._staying() | {index}}.values()) for index in sizes
+        }
+        most = max(needed, key=needed.__getitem__)
+        if self.max_memory is not None and needed[most] > self.max_memory:
+            raise PertinenceError(
+                f"max_memory={self.max_memory:,} bytes do not hold expert {self.pool.entries[most]['name']!r} beside "
+                f"what always stays: give at least {needed[most]:,}"
+            )
+
     def _reserve(self, key: Any, index: int) -> _Weights:
-        size = self.pool.size(index)
         while key not in self._weights:
-            if self._has_room(size):
-                self._weights[key] = _Weights(size)
+            if self._has_room(self._sizes[index]):
+                self._weights[key] = _Weights(self._sizes[index])
                 self.loads += 1
             else:
                 self._changed.wait()
@@ -237,7 +259,7 @@ class ExpertStore:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertStore:
         store = memo[id(self)] = ExpertStore(copy.deepcopy(self.pool, memo), self.max_memory)
-        store._dtypes = self._dtypes.copy()
+        store._dtypes, store._sizes = self._dtypes.copy(), self._sizes
         return store
 
 
