@@ -22,7 +22,7 @@ from .errors import PertinenceError
 from .experts import Expert, reload_expert
 from .front import STEM
 from .preprocessing import Images
-from .references import locate
+from .references import find_folder, locate
 
 
 Experts = dict[int, "Expert | LazyExpert"]
@@ -78,6 +78,10 @@ class SavedPool:
                 f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"
             )
         return expert
+
+    def folder(self, index: int) -> Path:
+        """Where the files of an expert lie (see `find_folder`)."""
+        return find_folder(self.entries[index], self.source, self.revision, self.options)
 
     def load_all(self) -> Experts:
         opened: dict[Any, Checkpoint] = {}
@@ -287,12 +291,17 @@ class LazyExpert(nn.Module):
         return self.placement.dtype
 
     @property
+    def folder(self) -> Path:
+        """Where its own files lie; those of the Hub are fetched for that, but no network is built."""
+        return self.store.pool.folder(self.index)
+
+    @property
     def weights_key(self) -> tuple[str, str]:
         return self.store.pool.key(self.index)
 
     def __getattr__(self, name: str) -> Any:
         # What only the loaded expert knows; it is loaded for that.
-        if name in ("model", "preprocess", "folder", "revision", "labels", "checkpoint"):
+        if name in ("model", "preprocess", "revision", "labels", "checkpoint"):
             with self._borrow() as expert:
                 return getattr(expert, name)
         return super().__getattr__(name)
