@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from transformers import AutoModelForImageClassification
 
 from pertinence import PertinenceError, PertinenceForImageClassification
 
@@ -147,6 +148,17 @@ def test_threads_share_what_is_loaded_and_keep_the_cap(saved, model, batch, capp
         assert lazily.experts[0].store.loads == 3
 
 
+@pytest.mark.parametrize("name", ["memory", "loaded"])
+def test_what_is_held_is_not_read_while_it_changes(saved, name):
+    store = lazy(saved).experts[0].store
+    with ThreadPoolExecutor(1) as threads:
+        with store._changed:
+            reading = threads.submit(getattr, store, name)
+            with pytest.raises(TimeoutError):
+                reading.result(timeout=0.2)
+        assert not reading.result(timeout=60)
+
+
 @pytest.mark.parametrize("embedded", [False, True])
 def test_from_the_hub_only_what_is_chosen_is_fetched_and_then_works_offline(
     hub, folders, model, batch, tmp_path, monkeypatch, embedded
@@ -207,3 +219,127 @@ def test_it_is_saved_copied_and_cast_like_any_other(saved, model, batch, tmp_pat
     assert half.dtype == torch.bfloat16
     expected = copy.deepcopy(model).to(torch.bfloat16)
     assert torch.equal(half(batch).logits, expected(batch).logits)
+
+
+def test_the_cap_holds_what_is_cast(saved, model, batch):
+    first, second, third = (2 * size for size in sizes(model))
+    cap = first + max(second, third)
+    small, large = lazy(saved, max_memory=cap - 1), lazy(saved, max_memory=cap)
+    with pytest.raises(PertinenceError, match=f"do not hold expert 'test_resnet'.*give at least {cap:,}"):
+        small.to(torch.float64)
+    assert {expert.dtype for expert in small.experts} == {torch.float32}
+    torch.testing.assert_close(small(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
+    expected = copy.deepcopy(model).to(torch.float64)(batch).logits
+    large.to(torch.float64)
+    for cast in (large, copy.deepcopy(large)):
+        torch.testing.assert_close(cast(batch).logits, expected, atol=1e-5, rtol=0)
+        store = cast.experts[0].store
+        assert store.loaded == [0, 2]
+        assert store.memory == first + third
+    large.to(torch.bfloat16)(batch)
+    assert large.experts[0].store.memory == sum(sizes(model)) // 2
+
+
+@pytest.fixture(scope="module")
+def halves(make_expert, tmp_path_factory) -> dict[str, Path]:
+    """Models of a ViT whose linear layers compute in 8 bits before the whole one, by the dtype of the checkpoint."""
+    folder = tmp_path_factory.mktemp("halves")
+    whole = make_expert(folder / "float32", "test_vit", 96, model_args={"img_size": 96})
+    half = AutoModelForImageClassification.from_pretrained(whole, dtype=torch.bfloat16)
+    half.save_pretrained(folder / "bfloat16")
+    for dtype in ("float32", "bfloat16"):
+        pool = [{"repo_id": str(folder / dtype), "quantization": "int8"}, folder / dtype]
+        PertinenceForImageClassification.from_experts(pool, 0.6).save_pretrained(folder / f"model-{dtype}")
+    return {dtype: folder / f"model-{dtype}" for dtype in ("float32", "bfloat16")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("is_cast", [False, True])
+def test_eight_bits_are_left_as_they_are_by_a_cast(halves, batch, dtype, is_cast):
+    size = lazy(halves[dtype]).config.experts[0]["parameters"] * (2 if dtype == "bfloat16" else 4)
+    eager, lazily = (
+        PertinenceForImageClassification.from_pretrained(halves[dtype]),
+        lazy(halves[dtype], max_memory=size),
+    )
+    if is_cast:
+        in_eight_bits = eager.experts[0](batch)
+        eager, lazily = eager.to(torch.bfloat16), lazily.to(torch.bfloat16)
+        assert torch.equal(eager.experts[0](batch)[0], in_eight_bits[0])
+    for one in (eager, lazily):
+        half = torch.bfloat16 if is_cast else getattr(torch, dtype)
+        assert [expert.dtype for expert in one.experts] == [torch.float32, half]
+    for index in (1, 0):  # in 8 bits after the other: not made of what that was cast to
+        assert torch.equal(lazily.experts[index](batch)[0], eager.experts[index](batch)[0])
+    assert torch.equal(lazily(batch).logits, eager(batch).logits)
+
+
+@pytest.mark.parametrize("save_experts", [False, True])
+def test_saving_builds_no_network(saved, model, batch, tmp_path, save_experts):
+    lazily = lazy(saved)
+    for folder in (tmp_path, tmp_path):  # the second time over itself
+        lazily.save_pretrained(folder, save_experts=save_experts)
+        assert lazily.experts[0].store.loads == 0
+        lazily = lazy(folder)
+    assert [Path(entry["repo_id"]).is_absolute() for entry in lazily.config.experts] == [not save_experts] * 3
+    torch.testing.assert_close(lazily(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+@pytest.mark.parametrize("save_experts", [False, True])
+def test_saving_fetches_what_is_copied_alone(hub, folders, model, batch, tmp_path, embedded, save_experts):
+    references = [f"lazy/saved-{folder.name}-{embedded}-{save_experts}" for folder in folders]
+    for reference, folder in zip(references, folders, strict=True):
+        hub.add_model(reference, folder)
+    whole = PertinenceForImageClassification.from_experts(folders if embedded else references, 0.6)
+    whole.save_pretrained(tmp_path / "model", save_experts=embedded)
+    name = f"lazy/composite-saved-{embedded}-{save_experts}"
+    hub.add_model(name, tmp_path / "model")
+    for cached in Path(huggingface_hub.constants.HF_HUB_CACHE).glob("models--lazy--*"):
+        shutil.rmtree(cached)
+    lazily = lazy(name)
+    hub.requests.clear()
+    lazily.save_pretrained(tmp_path / "again", save_experts=save_experts)
+    assert lazily.experts[0].store.loads == 0
+    # A copy in a repository is referred to by where it lies in the cache.
+    fetched = 3 if embedded or save_experts else 0
+    assert len({r.path for r in hub.requests if r.method == "GET" and is_expert(r.path)}) == fetched
+    again = PertinenceForImageClassification.from_pretrained(tmp_path / "again")
+    torch.testing.assert_close(again(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
+
+
+def test_what_is_not_whole_in_the_cache_is_not_copied(hub, folders, tmp_path, monkeypatch):
+    references = [f"lazy/part-{folder.name}" for folder in folders[:2]]
+    for reference, folder in zip(references, folders, strict=False):
+        hub.add_model(reference, folder)
+    whole = PertinenceForImageClassification.from_experts(references, 0.6)
+    whole.save_pretrained(tmp_path / "model")
+    name = whole.config.experts[1]["name"]
+    for weights in Path(huggingface_hub.constants.HF_HUB_CACHE).glob(
+        f"models--lazy--{name}/snapshots/*/*.safetensors"
+    ):
+        weights.unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(PertinenceError, match=f"expert '{name}': .*: connect and load it once"):
+        lazy(tmp_path / "model").save_pretrained(tmp_path / "copy", save_experts=True)
+    assert not any((tmp_path / "copy").iterdir())
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_what_has_changed_is_not_copied_unseen(folders, tmp_path, is_copy):
+    """Nobody was warned of it, as it was not loaded."""
+    copies = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in folders]
+    PertinenceForImageClassification.from_experts(copies, 0.6).save_pretrained(
+        tmp_path / "model", save_experts=is_copy
+    )
+    lazily = lazy(tmp_path / "model")
+    changed = Path(lazily.config.experts[1]["repo_id"])
+    config = tmp_path / "model" / changed / "config.json"
+    config.write_text(config.read_text() + " ")
+    for target in ("model", "other"):
+        with pytest.raises(PertinenceError, match=f"in .*{changed} has changed since this model was made"):
+            lazily.save_pretrained(tmp_path / target, save_experts=True)
+    (config.parent / "model.safetensors").unlink()
+    with pytest.raises(PertinenceError, match="'test_efficientnet': what lies in .* is not whole"):
+        lazily.save_pretrained(tmp_path / "other", save_experts=True)
+    assert lazily.experts[0].store.loads == 0
+    assert lazy(tmp_path / "model").config.experts == lazily.config.experts

@@ -313,10 +313,20 @@ class Dispatcher(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Dispatcher:
         """Moved with the model, but never cast with it: decisions stay float32 whatever the experts are."""
         _forget_heads(self)
-        return super()._apply(lambda t: fn(t) if t.is_meta else t.to(fn(t[:0]).device), recurse)
+        return super()._apply(keeping_dtype(fn), recurse)
 
     def _stack(self, stage: Stage) -> _StackedHeads:
         return self.stages[_stack_name(stage.after, stage.evidence)]
+
+
+def keeping_dtype(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What `nn.Module.to` and the like do to each tensor, but for the cast."""
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return move
 
 
 def _forget_heads(dispatcher: Dispatcher, *_: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .checkpoints import (
 )
 from .configuration_pertinence import QUANTIZATIONS
 from .costs import count_gmacs
+from .dispatcher import keeping_dtype
 from .errors import PertinenceError, shown
 from .features import FeatureTap
 from .labels import check_same_labels, is_generic, resolve_label_map
@@ -95,6 +96,10 @@ class Expert(nn.Module):
     def train(self, mode: bool = True) -> Expert:
         """An expert stays as it was trained: always in evaluation mode."""
         return super().train(False)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Expert:
+        """Moved and cast as asked, but not cast where it computes in 8 bits, between which it is float32."""
+        return super()._apply(keeping_dtype(fn) if self.entry.get("quantization") else fn, recurse)
 
     @torch.no_grad()
     def forward(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

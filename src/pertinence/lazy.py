@@ -17,11 +17,12 @@ from torch import nn
 
 from .checkpoints import Checkpoint, LoadOptions, is_commit
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
+from .dispatcher import keeping_dtype
 from .errors import PertinenceError
 from .experts import Expert, reload_expert
 from .front import STEM
 from .preprocessing import Images
-from .references import locate
+from .references import find_folder, locate
 
 
 Experts = dict[int, "Expert | LazyExpert"]
@@ -78,6 +79,10 @@ class SavedPool:
             )
         return expert
 
+    def folder(self, index: int) -> Path:
+        """Where the files of an expert lie (see `find_folder`)."""
+        return find_folder(self.entries[index], self.source, self.revision, self.options)
+
     def load_all(self) -> Experts:
         opened: dict[Any, Checkpoint] = {}
         return {index: self.load(index, opened) for index in self.entries}
@@ -92,18 +97,24 @@ class SavedPool:
         dtype = self.options.dtype or self.entries[index].get("dtype") or torch.float32
         return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
-    def size(self, index: int) -> int:
-        """Bytes of an expert's parameters."""
-        return self.entries[index]["parameters"] * self.dtype(index).itemsize
+    def is_quantized(self, index: int) -> bool:
+        return bool(self.entries[index].get("quantization"))
+
+    def size(self, index: int, dtype: torch.dtype) -> int:
+        """Bytes of the parameters of an expert's checkpoint, where the expert has been cast."""
+        # What computes in 8 bits is a copy, which leaves the checkpoint as it was loaded.
+        dtype = self.dtype(index) if self.is_quantized(index) else dtype
+        return self.entries[index]["parameters"] * dtype.itemsize
 
 
 @dataclass
 class _Weights:
-    """One checkpoint in memory, and the experts that are made from it."""
+    """One checkpoint in memory, the experts that are made from it, and which of them may be run."""
 
     size: int
     opened: dict[Any, Checkpoint] = field(default_factory=dict)
     experts: dict[int, Expert] = field(default_factory=dict)
+    placed: set[int] = field(default_factory=set)
     users: int = 0
     loading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -112,8 +123,8 @@ class ExpertStore:
     """Experts that are loaded when they are asked for; the least recently used leave when the cap is reached.
 
     Never more than `max_memory` bytes of parameters are held: a thread that needs room for another expert waits until
-    those in use are done. Experts that share a checkpoint share its weights, which count once. The expert that runs
-    first at the model's operating point, and a separate stem, stay.
+    those in use are done. Experts that share a checkpoint share its weights, which count once, in the dtype that they
+    have been cast to. The expert that runs first at the model's operating point, and a separate stem, stay.
 
     Args:
         pool: what may be loaded.
@@ -131,14 +142,10 @@ class ExpertStore:
         self.loads = 0
         self._first = {point.name: point.members[0] for point in pool.config.build_front()}
         self._weights: OrderedDict[Any, _Weights] = OrderedDict()  # the least recently used first
-        self._changed = threading.Condition()
-        for index, entry in pool.entries.items() if max_memory is not None else ():
-            needed = sum({pool.key(i): pool.size(i) for i in self._staying() | {index}}.values())
-            if needed > max_memory:
-                raise PertinenceError(
-                    f"max_memory={max_memory:,} bytes do not hold expert {entry['name']!r} beside "
-                    f"what always stays: give at least {needed:,}"
-                )
+        self._changed = threading.Condition()  # with a lock that its owner may take again
+        self._dtypes = {index: pool.dtype(index) for index in pool.entries}
+        self._sizes = self._measure(self._dtypes)
+        self._check_cap(self._sizes)
 
     def experts(self) -> Experts:
         """A module for every expert; none is loaded yet."""
@@ -147,12 +154,14 @@ class ExpertStore:
     @property
     def memory(self) -> int:
         """Bytes of the parameters that are held now."""
-        return sum(weights.size for weights in self._weights.values())
+        with self._changed:
+            return sum(weights.size for weights in self._weights.values())
 
     @property
     def loaded(self) -> list[int]:
         """The experts whose weights are held now."""
-        return [index for index in self.pool.entries if self.pool.key(index) in self._weights]
+        with self._changed:
+            return [index for index in self.pool.entries if self.pool.key(index) in self._weights]
 
     @contextmanager
     def borrow(self, index: int, place: Callable[[Expert], None]) -> Iterator[Expert]:
@@ -167,10 +176,10 @@ class ExpertStore:
             weights = self._reserve(key, index)
         try:
             with weights.loading:
-                if index not in weights.experts:
-                    expert = self.pool.load(index, weights.opened)
-                    place(expert)
-                    weights.experts[index] = expert
+                if index not in weights.placed:
+                    self._make(index, weights)
+                    place(weights.experts[index])
+                    weights.placed.add(index)
             yield weights.experts[index]
         finally:
             with self._changed:
@@ -185,11 +194,50 @@ class ExpertStore:
             self._weights.clear()
             self._changed.notify_all()
 
+    def cast(self, index: int, dtype: torch.dtype) -> None:
+        """Count an expert in another dtype from now on.
+
+        Raises:
+            PertinenceError: the cap does not hold the experts if all are cast like this one, as those of a model are.
+        """
+        self._check_cap(self._measure(dict.fromkeys(self._dtypes, dtype)))
+        with self._changed:
+            self._dtypes[index] = dtype
+            self._sizes = self._measure(self._dtypes)
+
+    def _make(self, index: int, weights: _Weights) -> None:
+        made = {index}
+        if self._dtypes[index] != self.pool.dtype(index):
+            # Once this one is cast, the weights that those in 8 bits are made from are lost.
+            key = self.pool.key(index)
+            made |= {i for i in self.pool.entries if self.pool.key(i) == key and self.pool.is_quantized(i)}
+        for one in made - set(weights.experts):
+            weights.experts[one] = self.pool.load(one, weights.opened)
+
+    def _measure(self, dtypes: Mapping[int, torch.dtype]) -> dict[int, int]:
+        """Bytes that the checkpoint of each expert takes: in the widest dtype that one of its experts is cast to."""
+        widest: dict[Any, int] = {}
+        for index, dtype in dtypes.items():
+            key = self.pool.key(index)
+            widest[key] = max(widest.get(key, 0), self.pool.size(index, dtype))
+        return {index: widest[self.pool.key(index)] for index in dtypes}
+
+    def _check_cap(self, sizes: Mapping[int, int]) -> None:
+        """Refuse a cap that does not hold some expert of these sizes beside what stays."""
+        needed = {
+            index: sum({self.pool.key(i): sizes[i] for i in self._staying() | {index}}.values()) for index in sizes
+        }
+        most = max(needed, key=needed.__getitem__)
+        if self.max_memory is not None and needed[most] > self.max_memory:
+            raise PertinenceError(
+                f"max_memory={self.max_memory:,} bytes do not hold expert {self.pool.entries[most]['name']!r} beside "
+                f"what always stays: give at least {needed[most]:,}"
+            )
+
     def _reserve(self, key: Any, index: int) -> _Weights:
-        size = self.pool.size(index)
         while key not in self._weights:
-            if self._has_room(size):
-                self._weights[key] = _Weights(size)
+            if self._has_room(self._sizes[index]):
+                self._weights[key] = _Weights(self._sizes[index])
                 self.loads += 1
             else:
                 self._changed.wait()
@@ -214,8 +262,9 @@ class ExpertStore:
         return {first} | ({STEM} & set(self.pool.entries))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertStore:
-        memo[id(self)] = ExpertStore(copy.deepcopy(self.pool, memo), self.max_memory)
-        return memo[id(self)]
+        store = memo[id(self)] = ExpertStore(copy.deepcopy(self.pool, memo), self.max_memory)
+        store._dtypes, store._sizes = self._dtypes.copy(), self._sizes
+        return store
 
 
 class LazyExpert(nn.Module):
@@ -225,7 +274,8 @@ class LazyExpert(nn.Module):
         super().__init__()
         self.store, self.index = store, index
         self._compile_options: dict[str, Any] | None = None
-        device, dtype = _one_device(store.pool.options.device_map), store.pool.dtype(index)
+        device = _one_device(store.pool.options.device_map)
+        dtype = torch.float32 if store.pool.is_quantized(index) else store.pool.dtype(index)
         self.register_buffer("placement", torch.empty(0, dtype=dtype, device=device), persistent=False)
 
     @property
@@ -241,12 +291,17 @@ class LazyExpert(nn.Module):
         return self.placement.dtype
 
     @property
+    def folder(self) -> Path:
+        """Where its own files lie; those of the Hub are fetched for that, but no network is built."""
+        return self.store.pool.folder(self.index)
+
+    @property
     def weights_key(self) -> tuple[str, str]:
         return self.store.pool.key(self.index)
 
     def __getattr__(self, name: str) -> Any:
         # What only the loaded expert knows; it is loaded for that.
-        if name in ("model", "preprocess", "folder", "revision", "labels", "checkpoint"):
+        if name in ("model", "preprocess", "revision", "labels", "checkpoint"):
             with self._borrow() as expert:
                 return getattr(expert, name)
         return super().__getattr__(name)
@@ -280,7 +335,11 @@ class LazyExpert(nn.Module):
             expert.compile_network(self._compile_options)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LazyExpert:
-        before = self.placement
+        """As `Expert._apply`, whenever it is loaded from now on."""
+        fn = keeping_dtype(fn) if self.store.pool.is_quantized(self.index) else fn
+        before, after = self.placement, fn(self.placement)
+        if after.dtype != before.dtype:
+            self.store.cast(self.index, after.dtype)
         super()._apply(fn, recurse)
         if (before.device, before.dtype) != (self.device, self.dtype):
             self.store.forget()

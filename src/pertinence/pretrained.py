@@ -25,7 +25,7 @@ from .front import STEM
 from .hub import push_folder
 from .image_processing_pertinence import PertinenceImageProcessor
 from .lazy import ExpertStore, LazyExpert, SavedPool, parse_memory
-from .references import as_copy, save_components
+from .references import as_copy, check_unchanged, is_on_hub, save_components
 
 
 COUNTED = "dispatcher.answers"
@@ -206,8 +206,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
         homes: dict[Any, str] = {}
         names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
         here = all(
-            expert.folder == (folder / "experts" / name).resolve()
-            for name, expert in zip(names, components.values(), strict=True)
+            not is_on_hub(entry["repo_id"]) and expert.folder == (folder / "experts" / name).resolve()
+            for entry, name, expert in zip(entries, names, components.values(), strict=True)
         )
         pushes = kwargs.pop("push_to_hub", False)
         hub = {key: kwargs.pop(key) for key in PUSH_OPTIONS & set(kwargs)} if pushes else {}
@@ -220,7 +220,10 @@ class PertinencePreTrainedModel(PreTrainedModel):
             for entry, name, expert in zip(entries, names, components.values(), strict=True):
                 if save_experts or here:
                     copy = as_copy(entry, name)
-                    entry = {**copy, "revision": hash_folder((folder if here else staged) / copy["repo_id"])}
+                    revision = hash_folder((folder if here else staged) / copy["repo_id"])
+                    if isinstance(expert, LazyExpert):  # others were checked when they were loaded
+                        check_unchanged(entry, revision)
+                    entry = {**copy, "revision": revision}
                 elif EMBEDDED.fullmatch(entry["repo_id"]):
                     entry = {**entry, "repo_id": str(expert.folder)}
                 saved.append(entry)

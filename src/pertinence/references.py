@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_checks import check_contained
+from .checkpoint_checks import check_contained, find_weights
 from .checkpoints import (
     CHECKPOINT_FILES,
     LEGAL_FILES,
@@ -19,7 +21,7 @@ from .configuration_pertinence import EMBEDDED
 from .downloads import explain_hub, fetch
 from .errors import PertinenceError, first_line
 from .experts import Expert
-from .files import share
+from .files import CONFIG, share
 from .preprocessing import is_timm_processor
 
 
@@ -30,17 +32,10 @@ def locate(entry: dict[str, Any], source: str, revision: str | None, options: Lo
         raise PertinenceError(f"expert {name!r} has no reference in config.json")
     if EMBEDDED.fullmatch(repo_id):
         root = Path(source)
-        if not root.is_dir():
-            pattern = f"{repo_id.removeprefix('./')}/*"
-            try:
-                root = fetch(source, revision, [pattern], **options.hub)
-            except Exception as error:  # whatever the Hub has against it: say whose files they are
-                reason = explain_hub(source, revision, error) or first_line(error)
-                raise PertinenceError(f"expert {name!r}: {reason}") from error
-        try:
+        with _naming(name, source, revision):
+            if not root.is_dir():
+                root = fetch(source, revision, [f"{repo_id.removeprefix('./')}/*"], **options.hub)
             check_contained(root / repo_id, root)
-        except PertinenceError as error:
-            raise PertinenceError(f"expert {name!r}: {error}") from error
         return str((root / repo_id).resolve())
     if Path(repo_id).is_absolute() and not Path(repo_id).is_dir():
         raise PertinenceError(
@@ -48,6 +43,46 @@ def locate(entry: dict[str, Any], source: str, revision: str | None, options: Lo
             f"expert_paths={{{name!r}: folder}}"
         )
     return repo_id
+
+
+def find_folder(entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions) -> Path:
+    """Folder with the files of an expert of a saved model, fetched where they are not here yet; see `locate`."""
+    where = locate(entry, source, revision, options)
+    folder = Path(where)
+    with _naming(entry["name"], where, entry["revision"]):
+        if is_on_hub(where):
+            folder = fetch(where, entry["revision"], CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
+        weights = find_weights(folder)
+        # Offline whatever the cache has of a repository is taken for the whole.
+        if not weights or not all(path.is_file() for path in (folder / CONFIG, *weights)):
+            raise PertinenceError(
+                f"what lies in {folder} is not whole: connect and load it once, or restore the folder"
+            )
+    return folder
+
+
+@contextmanager
+def _naming(name: str, source: str, revision: str | None) -> Iterator[None]:
+    """Say in an error which expert it is about, and of one of the Hub what to do."""
+    try:
+        yield
+    except Exception as error:  # whatever the Hub has against it
+        reason = explain_hub(source, revision, error) or first_line(error)
+        raise PertinenceError(f"expert {name!r}: {reason}") from error
+
+
+def check_unchanged(entry: dict[str, Any], revision: str) -> None:
+    """Raise `PertinenceError` where the files of an expert are not those that its figures hold for.
+
+    Args:
+        entry: of the model's config.
+        revision: content hash of the files.
+    """
+    if not is_commit(entry["revision"]) and revision != entry["revision"]:
+        raise PertinenceError(
+            f"expert {entry['name']!r} in {entry['repo_id']} has changed since this model was made: its figures no "
+            "longer hold, so restore the folder or search again"
+        )
 
 
 def save_components(components: dict[str, Expert], folder: Path) -> None:
@@ -58,14 +93,15 @@ def save_components(components: dict[str, Expert], folder: Path) -> None:
 
 def _save_expert(expert: Expert, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    if expert.folder is None:
+    source = expert.folder
+    if source is None:
         expert.checkpoint.model.save_pretrained(folder)
         for path in folder.glob("*.safetensors"):
             share(path)
         if not is_timm_processor(expert.checkpoint.processor):  # timm's is a part of config.json
             expert.checkpoint.processor.save_pretrained(folder)
         return
-    for path in files_to_copy(expert.folder):
+    for path in files_to_copy(source):
         shutil.copyfile(path, folder / path.name)
 
 
@@ -77,11 +113,13 @@ def files_to_copy(folder: Path) -> list[Path]:
 
 def as_copy(entry: dict[str, Any], home: str) -> dict[str, Any]:
     """The entry of an expert whose files are copied to `experts/<home>`; where it came from the Hub that is noted."""
-    repo_id = entry["repo_id"]
-    is_on_hub = repo_id is not None and not Path(repo_id).is_absolute() and not EMBEDDED.fullmatch(repo_id)
-    return {**entry, "repo_id": f"./experts/{home}"} | (
-        {"origin": repo_id, "origin_revision": entry["revision"]} if is_on_hub else {}
-    )
+    origin = {"origin": entry["repo_id"], "origin_revision": entry["revision"]} if is_on_hub(entry["repo_id"]) else {}
+    return {**entry, "repo_id": f"./experts/{home}"} | origin
+
+
+def is_on_hub(repo_id: str | None) -> bool:
+    """Whether an expert's reference leads to a repository of its own; else it is a folder, or was given loaded."""
+    return repo_id is not None and not Path(repo_id).is_absolute() and not EMBEDDED.fullmatch(repo_id)
 
 
 def find_copies(
@@ -107,13 +145,7 @@ def find_copies(
         copies[name] = as_copy(entry, home)
         if home != name:
             continue
-        where = locate(entry, source, None, options)
-        folder = folders[home] = Path(where)
-        if not folder.is_absolute():
-            folders[home] = fetch(where, entry["revision"], CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
-        elif not is_commit(entry["revision"]) and hash_folder(folder) != entry["revision"]:
-            raise PertinenceError(
-                f"expert {entry['name']!r} in {folder} has changed since this model was made: its figures no longer "
-                "hold, so restore the folder or search again"
-            )
+        folders[home] = find_folder(entry, source, None, options)
+        if not is_on_hub(entry["repo_id"]):
+            check_unchanged(entry, hash_folder(folders[home]))
     return copies, folders
