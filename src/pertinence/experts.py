@@ -131,10 +131,10 @@ class Expert(nn.Module):
         answers = []
         images, order = _by_size(images)
         for chunk in _chunks(images, max_batch or self.chunk_size(device)):
-            if isinstance(chunk, torch.Tensor):
-                chunk = chunk.to(device, non_blocking=True)
-            else:
+            if not isinstance(chunk, torch.Tensor):
                 chunk = [image.to(device, non_blocking=True) for image in chunk]
+            elif chunk.device != device:
+                chunk = chunk.to(device, non_blocking=True)
             pixel_values = self.preprocess(chunk).to(device, dtype, memory_format=self.memory_format)
             answers.append(self._features.run(self.model, pixel_values, **self._options))
         logits, features = answers[0] if len(answers) == 1 else map(torch.cat, zip(*answers, strict=True))
