@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForImageClassification
 
 from pertinence import PertinenceError, PertinenceForImageClassification
@@ -68,6 +69,26 @@ def test_an_expert_is_loaded_when_it_is_first_chosen(saved, model, batch):
         assert store.loaded == list(range(longest))
     lazily(batch)
     assert store.loads == 3
+
+
+def test_loading_does_not_disturb_who_builds_a_network_meanwhile(saved, batch):
+    """In torch all threads share the hooks that see what is built."""
+    lazily, met = lazy(saved), []
+
+    def load_in_another_thread(*_) -> None:
+        if not met:
+            met.append(True)
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(lazily, batch).result()
+
+    hooks = (load_in_another_thread, lambda *_: None)  # one that is called, and one that is still to come
+    handles = [register_module_parameter_registration_hook(hook) for hook in hooks]
+    try:
+        torch.nn.Linear(2, 2)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert lazily.experts[0].store.loads == 3
 
 
 def test_only_the_folder_of_a_chosen_expert_is_opened(folders, tmp_path, batch):

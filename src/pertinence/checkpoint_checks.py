@@ -175,29 +175,36 @@ def building_from(tensors: Tensors) -> Iterator[None]:
     Raises:
         PertinenceError: it has far more parameters, buffers or modules.
     """
-    elements = 4 * tensors.elements + SPARE_ELEMENTS
-    modules = 50 * len(tensors.shapes) + SPARE_MODULES
-    left, thread = {"elements": elements, "modules": modules}, threading.get_ident()
-
-    def count(kind: str, amount: int) -> None:
-        if threading.get_ident() == thread:
-            left[kind] -= amount
-            if left[kind] < 0:
-                raise PertinenceError("its config.json describes a much larger network than its weights are")
-
-    def tensor(_: nn.Module, __: str, value: torch.Tensor | None) -> None:
-        count("elements", 0 if value is None else value.numel())
-
-    hooks = [
-        registration.register_module_parameter_registration_hook(tensor),
-        registration.register_module_buffer_registration_hook(tensor),
-        registration.register_module_module_registration_hook(lambda *_: count("modules", 1)),
-    ]
+    before = getattr(_building, "left", None)
+    _building.left = {
+        "elements": 4 * tensors.elements + SPARE_ELEMENTS,
+        "modules": 50 * len(tensors.shapes) + SPARE_MODULES,
+    }
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        _building.left = before
+
+
+_building = threading.local()
+
+
+def _count(kind: str, amount: int) -> None:
+    left = getattr(_building, "left", None)
+    if left is not None:
+        left[kind] -= amount
+        if left[kind] < 0:
+            raise PertinenceError("its config.json describes a much larger network than its weights are")
+
+
+def _count_elements(_: nn.Module, __: str, tensor: torch.Tensor | None) -> None:
+    _count("elements", 0 if tensor is None else tensor.numel())
+
+
+# For good, as torch walks over its hooks whenever any thread builds a module: none may come and go meanwhile.
+registration.register_module_parameter_registration_hook(_count_elements)
+registration.register_module_buffer_registration_hook(_count_elements)
+registration.register_module_module_registration_hook(lambda *_: _count("modules", 1))
 
 
 def _check_code(config: dict[str, Any]) -> None:
