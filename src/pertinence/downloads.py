@@ -61,7 +61,8 @@ def fetch(repo_id: str, revision: str | None, patterns: Sequence[str], **options
     # Where the client could not ask what there is, it takes for whole what the cache has.
     is_asked = not (options.get("local_files_only") or constants.HF_HUB_OFFLINE)
     if is_asked and WEIGHTS in patterns and not any(folder.glob(WEIGHTS)):
-        there = HfApi(token=options.get("token")).list_repo_files(repo_id, revision=revision)
+        api = HfApi(token=options.get("token"))
+        there = patiently(lambda: api.list_repo_files(repo_id, revision=revision))
         if any("/" not in path and path.endswith(".safetensors") for path in there):
             raise DamagedDownload(f"{repo_id} did not arrive whole: try again")
     return folder

@@ -145,11 +145,11 @@ def push_folder(
         bundle = collect(Path(folder), Path(work), save_experts, examples, LoadOptions(token=token), expert_paths)
         look_up_experts(bundle, api)
         with _explained(repo_id):
-            # Both may be asked for twice, which the client leaves to us; a commit may not.
+            # All of this may be asked for twice, which some clients leave to us; a commit may not.
             repo_id = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
             if revision is not None and not revision.startswith("refs/pr"):
                 patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-            there = api.list_repo_files(repo_id, revision=revision)
+            there = patiently(lambda: api.list_repo_files(repo_id, revision=revision))
         if CARD in there and not replace_card:
             logger.warning(f"The README.md of {repo_id} is kept; replace_card=True (--replace-card) writes a new one.")
         else:
