@@ -15,9 +15,9 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("format_1", "configuration_pertinence", "image_processing_pertinence", "pipeline", "experts", "hub",
-         "metamorphic")  # fmt: skip
-"""What reads files of other versions, and what leans on transformers, timm, torchvision, the Hub,
+TESTS = ("format_1", "configuration_pertinence", "image_processing_pertinence", "pipeline", "experts", "lazy", "hub",
+         "dispatcher", "properties", "metamorphic")  # fmt: skip
+"""What reads files of other versions, and what leans on transformers, timm, torch and NumPy, torchvision, the Hub,
 accelerate and pymoo."""
 SETS = ("oldest", "newest")
 

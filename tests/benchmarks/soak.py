@@ -62,13 +62,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--images", type=int, default=160)
+    parser.add_argument(
+        "--no-reloads",
+        action="store_true",
+        help="experts of the lazy form stay: safetensors loses memory when it reads",
+    )
     parser.add_argument("--points", type=int, default=6, help="operating points, evenly chosen from the front")
     options = parser.parse_args()
     logging.disable_progress_bar()
 
     front = PertinenceForImageClassification.from_pretrained(options.model, trust_remote_code=True).front
     chosen = np.unique(np.linspace(0, len(front) - 1, options.points).round().astype(int))
-    load = MixedLoad(options.model, real_images(options.images), [front[index].name for index in chosen])
+    names = [front[index].name for index in chosen]
+    load = MixedLoad(options.model, real_images(options.images), names, reloads=not options.no_reloads)
     for (form, point), rows in sorted(load.asked.items()):
         print(
             f"{form} at {point}: {len(rows)} of {options.images} images are decided clearly enough to be asked about"
