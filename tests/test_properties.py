@@ -175,7 +175,7 @@ def test_an_image_alone_takes_the_way_it_takes_among_others(world):
     together, alone = world.route(), world.route_one_by_one()
     check_by_hand(world, alone)
     assert all(own.dtype == other.dtype for own, other in zip(*map(astuple, (alone, together)), strict=True))
-    clear = torch.tensor([world.by_hand(image)[3] > CLEAR for image in range(len(world.stem))])
+    clear = torch.tensor([bool(world.by_hand(image)[3] > CLEAR) for image in range(len(world.stem))])
     torch.testing.assert_close(alone.scores[clear], together.scores[clear], atol=CLEAR, rtol=1e-3, equal_nan=True)
 
 
@@ -186,7 +186,7 @@ def test_permuted_labels_are_answered_permuted(world, random):
     before = world.route()
     world.logits = world.logits[:, :, order]
     after = world.route()
-    clear = torch.tensor([world.by_hand(image)[3] > CLEAR for image in range(len(world.stem))])
+    clear = torch.tensor([bool(world.by_hand(image)[3] > CLEAR) for image in range(len(world.stem))])
     torch.testing.assert_close(after.logits[clear], before.logits[clear][:, order], atol=1e-4, rtol=1e-5)
     assert torch.equal(after.experts_run[clear], before.experts_run[clear])
     torch.testing.assert_close(after.scores[clear], before.scores[clear], atol=CLEAR, rtol=1e-3, equal_nan=True)
@@ -234,7 +234,7 @@ def test_a_column_for_many_labels_is_as_many_equal_columns(world, tail):
     world.logits = np.concatenate([world.logits, np.repeat(world.logits[:, :, -1:], tail - 1, axis=2)], 2)
     whole = world.route()
     width = cut.logits.shape[1]
-    clear = torch.tensor([world.by_hand(image)[3] > CLEAR for image in range(len(world.stem))])
+    clear = torch.tensor([bool(world.by_hand(image)[3] > CLEAR) for image in range(len(world.stem))])
     if width > 5:  # with fewer the five largest are other ones
         assert torch.equal(cut.experts_run[clear], whole.experts_run[clear])
         torch.testing.assert_close(cut.logits[clear], whole.logits[clear][:, :width], atol=1e-4, rtol=1e-5)
