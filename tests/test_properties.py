@@ -181,6 +181,8 @@ def test_an_image_alone_takes_the_way_it_takes_among_others(world):
 
 @given(worlds(), st.randoms(use_true_random=False))
 def test_permuted_labels_are_answered_permuted(world, random):
+    # Where all that was mixed has the weight 0 labels are alike, and the first of them is the answer.
+    assume(all(stage.mixing is None or stage.mixing[-1] for stage in world.point.stages))
     order = list(range(world.num_labels))
     random.shuffle(order)
     before = world.route()
