@@ -14,7 +14,7 @@ from .modeling_pertinence import PertinenceForImageClassification, PertinenceOut
 
 
 if TYPE_CHECKING:
-    from .arguments import SearchArguments
+    from .arguments import DataArguments, RuntimeArguments, SearchArguments
     from .calibration import calibrate
     from .monitoring import RoutingMonitor
     from .result import SearchResult
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DataArguments",
     "DispatcherSearch",
     "Figures",
     "Front",
@@ -37,6 +38,7 @@ __all__ = [
     "PertinenceOutput",
     "PredictionTable",
     "RoutingMonitor",
+    "RuntimeArguments",
     "SearchArguments",
     "SearchResult",
     "Stage",
@@ -51,9 +53,11 @@ AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageCla
 
 
 _LAZY = {
+    "DataArguments": "arguments",
     "DispatcherSearch": "search",
     "PredictionTable": "tables",
     "RoutingMonitor": "monitoring",
+    "RuntimeArguments": "arguments",
     "SearchArguments": "arguments",
     "SearchResult": "result",
     "StreamDispatcher": "streaming",

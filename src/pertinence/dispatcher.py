@@ -1,7 +1,8 @@
 """The policy: evidence of what was run, one linear head per stage, answer or which expert next.
 
-The model calls `route` on what its experts just said, the search on cached predictions, so that what the search scores
-is what the model does. What `one_image` does for a single image is the same.
+The model calls `route` on what its experts just said, and every figure that is reported comes from `route` on cached
+predictions. A single image (`one_image`) and the objectives of a search (`recipes`, `cascade`, `thresholds`) go ways
+of their own, which tests hold to the same policy.
 """
 
 from __future__ import annotations
