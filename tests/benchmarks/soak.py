@@ -5,7 +5,7 @@
 What is asked is written in tests/mixed_load.py: batches of 1 to 32 real images of four sizes, uint8, float and PIL, at
 several operating points, whole, lazy under a cap and in bfloat16, streams, changes of another model's budget, and
 invalid requests in between. A line a minute; at the end a verdict, and exit status 1 where an answer was wrong or the
-memory grows. safetensors 0.8.0 loses 28 bytes for every tensor that it reads, which tens of thousands of lazy loads
+memory grows. safetensors 0.8.0 loses 56 bytes for every tensor that it reads, which tens of thousands of lazy loads
 make visible: --no-reloads leaves them out.
 """
 
