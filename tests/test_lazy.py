@@ -54,6 +54,19 @@ def paths(model: PertinenceForImageClassification, batch: torch.Tensor) -> list[
     return counts
 
 
+def put_on_hub(hub, folders: list[Path], folder: Path, embedded: bool, mark: str) -> str:
+    """A model on the Hub, its experts inside or repositories of their own, with nothing of it in the cache."""
+    references = [f"lazy/{expert.name}-{mark}" for expert in folders]
+    for reference, expert in zip(references, folders, strict=True):
+        hub.add_model(reference, expert)
+    whole = PertinenceForImageClassification.from_experts(folders if embedded else references, 0.6)
+    whole.save_pretrained(folder, save_experts=embedded)
+    hub.add_model(f"lazy/composite-{mark}", folder)
+    for cached in Path(huggingface_hub.constants.HF_HUB_CACHE).glob("models--lazy--*"):
+        shutil.rmtree(cached)
+    return f"lazy/composite-{mark}"
+
+
 @pytest.fixture(scope="module")
 def batch(images) -> torch.Tensor:
     return images(40, 64, seed=3)
@@ -184,17 +197,7 @@ def test_what_is_held_is_not_read_while_it_changes(saved, name):
 def test_from_the_hub_only_what_is_chosen_is_fetched_and_then_works_offline(
     hub, folders, model, batch, tmp_path, monkeypatch, embedded
 ):
-    references = [f"lazy/{folder.name}-{embedded}" for folder in folders]
-    for reference, folder in zip(references, folders, strict=True):
-        hub.add_model(reference, folder)
-    whole = PertinenceForImageClassification.from_experts(folders if embedded else references, 0.6)
-    whole.save_pretrained(tmp_path / "model", save_experts=embedded)
-    name = f"lazy/composite-{embedded}"
-    hub.add_model(name, tmp_path / "model")
-    counts = paths(model, batch)
-    for cached in Path(huggingface_hub.constants.HF_HUB_CACHE).glob("models--lazy--*"):
-        shutil.rmtree(cached)
-
+    name, counts = put_on_hub(hub, folders, tmp_path / "model", embedded, str(embedded)), paths(model, batch)
     hub.requests.clear()
     lazily = lazy(name)
     for longest in (1, 2, 3):
@@ -308,16 +311,7 @@ def test_saving_builds_no_network(saved, model, batch, tmp_path, save_experts):
 @pytest.mark.parametrize("embedded", [False, True])
 @pytest.mark.parametrize("save_experts", [False, True])
 def test_saving_fetches_what_is_copied_alone(hub, folders, model, batch, tmp_path, embedded, save_experts):
-    references = [f"lazy/saved-{folder.name}-{embedded}-{save_experts}" for folder in folders]
-    for reference, folder in zip(references, folders, strict=True):
-        hub.add_model(reference, folder)
-    whole = PertinenceForImageClassification.from_experts(folders if embedded else references, 0.6)
-    whole.save_pretrained(tmp_path / "model", save_experts=embedded)
-    name = f"lazy/composite-saved-{embedded}-{save_experts}"
-    hub.add_model(name, tmp_path / "model")
-    for cached in Path(huggingface_hub.constants.HF_HUB_CACHE).glob("models--lazy--*"):
-        shutil.rmtree(cached)
-    lazily = lazy(name)
+    lazily = lazy(put_on_hub(hub, folders, tmp_path / "model", embedded, f"saved-{embedded}-{save_experts}"))
     hub.requests.clear()
     lazily.save_pretrained(tmp_path / "again", save_experts=save_experts)
     assert lazily.experts[0].store.loads == 0

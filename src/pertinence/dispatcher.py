@@ -172,7 +172,7 @@ def route(
         if member not in asked:
             continue
         rows = (following == member).nonzero()[0]
-        own, features = (_brought(values, device) for values in run(member, torch.from_numpy(rows)))
+        own, features = (brought(values, device) for values in run(member, torch.from_numpy(rows)))
         # Where everybody is meant nothing is gathered or scattered.
         here = there = slice(None) if len(rows) == count else rows
         if len(rows) < count and not on_host:
@@ -216,7 +216,7 @@ def is_host(device: torch.device | str) -> bool:
     return torch.device(device).type == "cpu"
 
 
-def _brought(values: torch.Tensor | None, device: torch.device | str) -> Array | None:
+def brought(values: torch.Tensor | None, device: torch.device | str = "cpu") -> Array | None:
     """What an expert gave, to where answers are mixed."""
     if values is None:
         return None

@@ -15,7 +15,7 @@ from .candidates import Candidate
 from .cascade import CascadeCurve, CascadeFitter
 from .chains import ChainFamily
 from .data import stratified_split
-from .dispatcher import Head, allowed_actions, choose
+from .dispatcher import Head, allowed_actions, brought, choose
 from .evaluation import evaluate_experts, summarise
 from .evidence import fit_knots, known_of, no_votes, stage_evidence
 from .front import STEM, Figures, OperatingPoint, Stage
@@ -105,7 +105,7 @@ class PaperRecipe:
         parts = []
         for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE):
             answer, features = predictions.answer(stage.after, rows)
-            answer, features = (values if values is None else values.numpy() for values in (answer, features))
+            answer, features = brought(answer), brought(features)
             known = known_of(stage.evidence, answer, answer, features, predictions.tail)
             votes = no_votes(len(rows), self.num_experts)
             if answer is not None:

@@ -1,7 +1,8 @@
 """What loading and many threads take: import time, experts opened by a lazy model, peak memory, 2,000 requests.
 
     OMP_NUM_THREADS=1 uv run python tests/benchmarks/runtime_load.py --model runs/cifar10
-    OMP_NUM_THREADS=1 uv run python tests/benchmarks/runtime_load.py --model runs/lites --cap 45MB --parts memory
+    OMP_NUM_THREADS=1 uv run python tests/benchmarks/runtime_load.py --model runs/lites-cascade --cap 46MB \\
+        --parts memory
 
 Every figure of time is from processes of their own that take turns; memory is the peak of a process.
 """
