@@ -43,6 +43,7 @@ class LoadOptions:
 
     dtype: str | torch.dtype | None = None
     device_map: Any = None
+    disable_mmap: bool | None = None
     attn_implementation: str | None = None
     token: str | bool | None = None
     cache_dir: str | None = None
@@ -63,6 +64,11 @@ class LoadOptions:
     def hub(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in ("token", "cache_dir", "local_files_only", "force_download")}
         return {name: value for name, value in options.items() if value}
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in ("dtype", "device_map", "disable_mmap")}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -233,7 +239,7 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             folder,
             use_safetensors=True,
             output_loading_info=True,
-            **{key: value for key in ("dtype", "device_map") if (value := getattr(options, key)) is not None},
+            **options.weights,
             **shared,
         )
         with nullcontext() if tensors is None else building_from(tensors):

@@ -59,9 +59,10 @@ class PertinencePreTrainedModel(PreTrainedModel):
             lazy: load each expert only when it is first chosen.
             max_memory: with `lazy`, bytes of experts' parameters, or a size like "2GiB": the least recently used leave
                 for others; the one that runs first, and a stem, stay. Without `lazy` as in transformers.
-            kwargs: as in transformers; `dtype`, `device_map`, `attn_implementation` (experts that do not know it keep
-                their own), `token`, `cache_dir`, `local_files_only`, `force_download` and `trust_remote_code` reach
-                every expert. `operating_point` and `preprocessing` replace those of the config.
+            kwargs: as in transformers; `dtype`, `device_map`, `disable_mmap`, `attn_implementation` (experts that do
+                not know it keep their own), `token`, `cache_dir`, `local_files_only`, `force_download` and
+                `trust_remote_code` reach every expert. `operating_point` and `preprocessing` replace those of the
+                config.
 
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.
@@ -71,7 +72,11 @@ class PertinencePreTrainedModel(PreTrainedModel):
         }
         if not lazy and isinstance(max_memory, (int, str)):
             raise PertinenceError("max_memory as one size needs lazy=True: else every expert is loaded at once")
-        if not lazy and max_memory is not None:
+        if lazy and max_memory is not None:
+            # An expert may be loaded thousands of times, and safetensors 0.8 loses 56 bytes for every tensor that it
+            # reads from a mapped file.
+            options.setdefault("disable_mmap", True)
+        elif max_memory is not None:
             kwargs["max_memory"] = max_memory
         for alone in ("trust_remote_code", "attn_implementation"):  # for experts: the dispatcher has no use for them
             kwargs.pop(alone, None)
