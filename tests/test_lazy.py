@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import shutil
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -134,6 +136,29 @@ def test_the_least_recently_used_leaves_and_the_first_stays(saved, model, batch)
     assert store.loads == 4
     lazily(batch[counts.index(1)][None])
     assert store.loads == 4
+
+
+def test_coming_and_going_costs_no_memory(saved, model, batch):
+    first, second, third = sizes(model)
+    lazily = lazy(saved, max_memory=first + max(second, third))
+
+    def come_and_go(times: int) -> float:
+        """Bytes that Python holds more for each time."""
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(times):
+            for expert in lazily.experts:
+                expert(batch[:1])
+        gc.collect()
+        return (tracemalloc.get_traced_memory()[0] - before) / times
+
+    tracemalloc.start()
+    try:
+        come_and_go(3)
+        loads, growth = lazily.experts[0].store.loads, come_and_go(10)
+    finally:
+        tracemalloc.stop()
+    assert lazily.experts[0].store.loads == loads + 20
+    assert growth < 4_000
 
 
 def test_a_cap_that_is_too_small_says_what_is_needed(saved, model):
