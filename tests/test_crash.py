@@ -124,6 +124,19 @@ def test_disk_full_of_a_search(search, expected, small_disk, capsys, left, stand
     assert names(output) == names(expected)
 
 
+@pytest.mark.filterwarnings("ignore:Not enough free disk space")  # of the Hub's client, which goes on
+@pytest.mark.parametrize("left", [2_000, 60_000, 600_000])
+def test_disk_full_of_a_download(hub, pair, images, small_disk, left):
+    """While the config, an expert's config and its weights arrive."""
+    cache = small_disk.path / "cache"
+    hub.add_model(f"full/model-{left}", pair[0])
+    small_disk.leave(left)
+    with pytest.raises(PertinenceError, match=r"\(No space left on device\): free some space, or move the cache"):
+        answers(f"full/model-{left}", images, cache_dir=cache)
+    small_disk.leave(None)
+    assert torch.equal(answers(f"full/model-{left}", images, cache_dir=cache), answers(pair[0], images))
+
+
 def test_folder_that_must_not_be_written_to(search, read_only, tmp_path, capsys):
     assert search(read_only / "run") == 1
     error = only_error(capsys)
@@ -195,8 +208,8 @@ def pair(make_expert, images, tmp_path_factory) -> list[Path]:
     return models
 
 
-def answers(folder: Path, images) -> torch.Tensor:
-    return PertinenceForImageClassification.from_pretrained(folder)(images(12, 64)).logits
+def answers(folder: Path | str, images, **options) -> torch.Tensor:
+    return PertinenceForImageClassification.from_pretrained(folder, **options)(images(12, 64)).logits
 
 
 def without_hash(folder: Path) -> None:

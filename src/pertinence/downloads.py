@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ T = TypeVar("T")
 WEIGHTS = "*.safetensors"
 PAUSES = (1, 4)
 """Seconds between attempts to download."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 OFFLINE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
 BROKEN = {
     "ConnectError", "ConnectTimeout", "PoolTimeout", "ReadError", "ReadTimeout", "RemoteProtocolError", "WriteError",
@@ -110,11 +112,19 @@ def checked_downloads(repo_id: str, cache_dir: str | None = None, kind: str = "m
 
     Raises:
         DamagedDownload: a file does not have the announced hash; it is removed from the cache.
+        PertinenceError: the cache has no room.
     """
     blobs = Path(cache_dir or constants.HF_HUB_CACHE) / "--".join([f"{kind}s", *repo_id.split("/")]) / "blobs"
     started = time() - 1  # clocks of file systems may lag a little
     try:
         yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise PertinenceError(
+            f"{repo_id} cannot be written to the cache ({error.strerror}): free some space, or move the cache with "
+            "HF_HOME (in Python also with cache_dir)"
+        ) from error
     finally:
         # What lay there before was checked when it came.
         for blob in blobs.glob("[0-9a-f]" * 40 + "*"):
