@@ -41,7 +41,8 @@ from pertinence.dispatcher import Head
 from pertinence.downloads import chain
 from pertinence.evidence import CONFIDENCE, evidence_size
 from pertinence.experts import load_expert, load_pool
-from pertinence.front import STEM, Latency
+from pertinence.figures import Latency
+from pertinence.front import STEM
 from pertinence.guarantee import Comparison, Guarantee
 
 

@@ -14,7 +14,8 @@ from datasets import Image as ImageColumn
 from pertinence import Figures, Front, OperatingPoint, PertinenceError, PertinenceForImageClassification
 from pertinence.cli import main
 from pertinence.dispatcher import Head, threshold_head
-from pertinence.front import Latency, Stage
+from pertinence.figures import Latency
+from pertinence.front import Stage
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from pertinence import DispatcherSearch, PertinenceError, SearchArguments
+from pertinence.bundle import collect
 from pertinence.candidates import load_baselines
 from pertinence.cli import parse
-from pertinence.hub import collect
 from pertinence.info import describe_model, open_config
 from pertinence.result import check_output_dir
 from pertinence.seen import SeenImages

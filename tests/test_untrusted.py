@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from pertinence import PertinenceConfig, PertinenceError, PertinenceForImageClassification
+from pertinence.bundle import collect
 from pertinence.checkpoint_checks import building_from, check_checkpoint
-from pertinence.hub import collect
 
 
 Changed = Callable[..., Path]

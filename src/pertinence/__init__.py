@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError
-from .front import Figures, Front, OperatingPoint, Stage
+from .figures import Figures
+from .front import Front, OperatingPoint, Stage
 from .guarantee import Guarantee
 from .image_processing_pertinence import PertinenceImageProcessor
 from .modeling_pertinence import PertinenceForImageClassification, PertinenceOutput

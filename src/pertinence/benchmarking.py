@@ -14,8 +14,9 @@ from .accelerators import device_name, make_accelerator
 from .arguments import BenchmarkArguments, DataArguments
 from .data import load_images, raise_or
 from .errors import PertinenceError
+from .figures import Latency, format_table
 from .files import update_config
-from .front import Latency, OperatingPoint, format_table
+from .front import OperatingPoint
 from .model_evaluation import open_model
 from .modeling_pertinence import PertinenceForImageClassification
 from .progress import progress_bar

@@ -17,8 +17,9 @@ from .arguments import DataArguments, RuntimeArguments
 from .data import LabelledImages
 from .errors import PertinenceError
 from .evaluation import evaluate_experts, evaluate_point
+from .figures import ACCURACY
 from .files import update_config
-from .front import ACCURACY, Front, OperatingPoint
+from .front import Front, OperatingPoint
 from .guarantee import Comparison, Guarantee
 from .model_evaluation import open_images, open_model, predict_images
 from .noninferiority import images_needed, noninferiority_p_value

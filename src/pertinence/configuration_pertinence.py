@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .errors import MALFORMED, PertinenceError, explain, shown
-from .front import STEM, Figures, Front, OperatingPoint
+from .figures import Figures
+from .front import STEM, Front, OperatingPoint
 from .guarantee import Guarantee
 from .preprocessing import Transform
 from .values import is_name, is_number, is_whole

@@ -11,7 +11,8 @@ import torch
 from .dispatcher import Head, Routing, allowed_actions, route
 from .errors import PertinenceError
 from .evidence import count_answers
-from .front import ACCURACY, Figures, OperatingPoint
+from .figures import ACCURACY, Figures
+from .front import OperatingPoint
 from .predictions import ROWS_AT_ONCE, Predictions
 from .statistics import auroc, bootstrap_interval, paired_difference
 

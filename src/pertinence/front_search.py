@@ -17,16 +17,8 @@ from .chains import MAX_MEMBERS
 from .dispatcher import Head
 from .evaluation import check_better_than_chance, evaluate_experts, leak_warnings
 from .evolution import evolve
-from .front import (
-    ACCURACY,
-    BEST_BELOW_LARGEST,
-    CHEAPEST_LOSSLESS,
-    FASTEST,
-    MOST_ACCURATE,
-    Figures,
-    Front,
-    OperatingPoint,
-)
+from .figures import ACCURACY, Figures
+from .front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS, FASTEST, MOST_ACCURATE, Front, OperatingPoint
 from .predictions import Predictions
 from .recipes import Recipe, make_recipes, static_candidates
 from .report import Evaluation, evaluate_front

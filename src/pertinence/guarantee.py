@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .errors import MALFORMED, PertinenceError, explain, shown
-from .front import ACCURACY, AGREEMENT, Front, as_plain, format_table
+from .figures import ACCURACY, AGREEMENT, as_plain, format_table
+from .front import Front
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 from .configuration_pertinence import PertinenceConfig
 from .downloads import explain_hub
 from .errors import MALFORMED, PertinenceError, first_line
+from .figures import format_table
 from .files import find_table_record
-from .front import Front, OperatingPoint, format_table
+from .front import Front, OperatingPoint
 from .values import is_name
 
 

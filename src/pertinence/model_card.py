@@ -15,8 +15,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .errors import first_line
+from .figures import ACCURACY, Figures, figure_cells, figure_header
 from .files import EXAMPLES_FIGURE, FRONT_FIGURE, SHARES_FIGURE
-from .front import ACCURACY, Figures, Front, OperatingPoint, figure_cells, figure_header
+from .front import Front, OperatingPoint
 from .licences import most_restrictive
 
 

@@ -11,8 +11,9 @@ from .candidates import load_baselines
 from .data import LabelledImages, load_images
 from .errors import PertinenceError
 from .evaluation import evaluate_experts, looks_trained
+from .figures import AGREEMENT, Figures
 from .files import find_table_record
-from .front import AGREEMENT, STEM, Figures, Front, OperatingPoint
+from .front import STEM, Front, OperatingPoint
 from .modeling_pertinence import PertinenceForImageClassification
 from .predictions import Predictions, predict
 from .report import Evaluation, evaluate_front

@@ -16,7 +16,8 @@ from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Answer, Dispatcher, Head, Routing, route, threshold_head
 from .errors import PertinenceError
 from .experts import Expert, load_pool, pool_labels
-from .front import STEM, Figures, Front, OperatingPoint, Stage
+from .figures import Figures
+from .front import STEM, Front, OperatingPoint, Stage
 from .image_processing_pertinence import as_images
 from .lazy import LazyExpert
 from .one_image import is_simple, route_one

@@ -10,7 +10,7 @@ import torch
 from .dispatcher import Routing
 from .errors import PertinenceError
 from .evidence import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins
-from .front import format_table
+from .figures import format_table
 from .modeling_pertinence import PertinenceForImageClassification, PertinenceOutput
 
 

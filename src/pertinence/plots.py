@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .front import Figures
+from .figures import Figures
 from .report import Evaluation, Series
 from .statistics import non_dominated
 

@@ -20,8 +20,9 @@ from .dispatcher import Answer
 from .errors import PertinenceError
 from .evidence import TOP_SCORES
 from .experts import Expert
+from .figures import ACCURACY, AGREEMENT
 from .files import check_writable
-from .front import ACCURACY, AGREEMENT, STEM
+from .front import STEM
 from .prediction_store import ADVICE, identify, read_store, store_folder, write_store
 from .progress import progress_bar
 

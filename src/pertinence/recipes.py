@@ -18,7 +18,8 @@ from .data import stratified_split
 from .dispatcher import Head, allowed_actions, brought, choose
 from .evaluation import evaluate_experts, summarise
 from .evidence import fit_knots, known_of, no_votes, stage_evidence
-from .front import STEM, Figures, OperatingPoint, Stage
+from .figures import Figures
+from .front import STEM, OperatingPoint, Stage
 from .genome import CascadeSpace, PaperSpace, ThresholdSpace
 from .predictions import ROWS_AT_ONCE, Predictions
 from .statistics import bootstrap_interval, paired_difference

@@ -12,7 +12,8 @@ import torch
 from .candidates import Candidate
 from .dispatcher import Head
 from .evaluation import Outcome, evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
-from .front import Figures, Front, OperatingPoint, as_plain, figure_cells, figure_header, format_table
+from .figures import Figures, as_plain, figure_cells, figure_header, format_table
+from .front import Front, OperatingPoint
 from .predictions import Predictions
 from .statistics import Difference, bootstrap_differences, hull_hypervolume, hypervolume, random_mix_hull
 
