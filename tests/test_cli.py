@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pertinence import PertinenceConfig
-from pertinence.cli import anchored, main, parse
+from pertinence.cli import main, parse
+from pertinence.settings import anchored
 
 
 SETTINGS = ["--population", "6", "--generations", "2", "--epochs", "2", "--device", "cpu"]

@@ -10,17 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 
 from .accelerators import make_accelerator, quiet_other_processes
 from .arguments import BenchmarkArguments, DataArguments, RuntimeArguments, SearchArguments
-from .checkpoints import ExpertReference
 from .configuration_pertinence import PertinenceConfig
-from .errors import PertinenceError, first_line, shown
+from .errors import PertinenceError, first_line
 from .files import FRONT_FIGURE, RECORD, SHARES_FIGURE
 from .hub import check_pushable, push_folder
-from .values import is_name
+from .settings import anchored, read_config, resolved_settings
 
 
 @dataclass
@@ -47,6 +45,11 @@ class SearchInputs:
         default=None, metadata={"help": "Push the result to this model repository, as `pertinence push` does."}
     )
     private: bool = field(default=False, metadata={"help": "Make it private where it is created."})
+
+    @property
+    def has_report(self) -> bool:
+        """Whether the report images are named, rather than held out of the others."""
+        return self.report_split is not None or self.report_dataset is not None
 
 
 @dataclass
@@ -112,38 +115,10 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
     """Search dispatchers for a pool of experts."""
     from accelerate import PartialState
 
-    from .search import DispatcherSearch, is_searched, search_predictions
-
     if args.output_dir is None:
         raise PertinenceError("a search needs a place for its result: give --output-dir")
-    reports = inputs.report_split is not None or inputs.report_dataset is not None
-    if inputs.predictions is not None:
-        from .tables import PredictionTable
-
-        if inputs.push_to_hub:
-            raise PertinenceError("the result of a table of predictions has no model to push: leave --push-to-hub out")
-        if inputs.experts or inputs.costs is None or data.dataset or data.limit:
-            raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset nor --limit")
-        sources = [(inputs.predictions, data.split)]
-        if reports:
-            sources.append((inputs.report_dataset or inputs.predictions, inputs.report_split or data.split))
-            if sources[0][0] == sources[1][0] and (data.split is None or sources[0] == sources[1]):
-                raise PertinenceError("the report images must be others: give --split and another --report-split")
-        tables = PredictionTable.load_all(sources, inputs.costs, needs_labels=args.labels == "given")
-        table, report = tables if reports else (tables[0], None)
-        is_finished, run = (partial(function, table, args, report) for function in (is_searched, search_predictions))
-    else:
-        from .data import load_images
-
-        if not inputs.experts:
-            raise PertinenceError("a search needs --experts, or --predictions and --costs")
-        needs_labels = args.labels == "given"
-        images, report = load_images(data, args.token, needs_labels), None
-        if reports:
-            report_data = data.replaced(inputs.report_dataset, inputs.report_split)
-            report = load_images(report_data, args.token, needs_labels)
-        searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
-        is_finished, run = searcher.is_finished, searcher.run
+    prepare = _prepare_images if inputs.predictions is None else _prepare_table
+    is_finished, run = prepare(data, args, inputs)
     # Not by PartialState, which without a device would say so in every process.
     if inputs.push_to_hub and make_accelerator(args.device).is_main_process:
         check_pushable(
@@ -163,6 +138,45 @@ def search(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> 
         print(result.evaluation)
         print(f"Saved to {args.output_dir}")
         _push_result(args, inputs)
+
+
+Prepared = tuple[Callable[[], bool], Callable[[], Any]]
+"""Of a search: whether its result is there already, and what runs it."""
+
+
+def _prepare_images(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> Prepared:
+    """A search that runs experts on images."""
+    from .data import load_images
+    from .search import DispatcherSearch
+
+    if not inputs.experts:
+        raise PertinenceError("a search needs --experts, or --predictions and --costs")
+    needs_labels = args.labels == "given"
+    images, report = load_images(data, args.token, needs_labels), None
+    if inputs.has_report:
+        report_data = data.replaced(inputs.report_dataset, inputs.report_split)
+        report = load_images(report_data, args.token, needs_labels)
+    searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
+    return searcher.is_finished, searcher.run
+
+
+def _prepare_table(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> Prepared:
+    """A search on predictions that were made elsewhere."""
+    from .search import is_searched, search_predictions
+    from .tables import PredictionTable
+
+    if inputs.push_to_hub:
+        raise PertinenceError("the result of a table of predictions has no model to push: leave --push-to-hub out")
+    if inputs.experts or inputs.costs is None or data.dataset or data.limit:
+        raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset nor --limit")
+    sources = [(inputs.predictions, data.split)]
+    if inputs.has_report:
+        sources.append((inputs.report_dataset or inputs.predictions, inputs.report_split or data.split))
+        if sources[0][0] == sources[1][0] and (data.split is None or sources[0] == sources[1]):
+            raise PertinenceError("the report images must be others: give --split and another --report-split")
+    tables = PredictionTable.load_all(sources, inputs.costs, needs_labels=args.labels == "given")
+    table, report = tables if inputs.has_report else (tables[0], None)
+    return partial(is_searched, table, args, report), partial(search_predictions, table, args, report)
 
 
 def _push_result(args: SearchArguments, inputs: SearchInputs) -> None:
@@ -271,12 +285,6 @@ def demo(args: DemoArguments) -> None:
     run_demo(args.output_dir, args.seed)
 
 
-PATHS = ("dataset", "report_dataset", "predictions", "costs", "output_dir", "cache_dir")
-"""Settings that may be paths."""
-SHOWN_SETTINGS = 20
-NOT_STORED = ("token", "push_to_hub", "private")
-"""Settings that do not belong into a file that is run again."""
-
 POSITIONAL = {"model": "Folder or Hub id of a searched model.", "repo_id": "Model repository on the Hub."}
 
 COMMANDS = {
@@ -289,46 +297,6 @@ COMMANDS = {
     "info": (info, ["model"], [InfoArguments]),
     "demo": (demo, [], [DemoArguments]),
 }
-
-
-def resolved_settings(*arguments: Any) -> dict[str, Any]:
-    """All settings of a command in one mapping, as `--config` takes them; without secrets, and what is done once."""
-    return {
-        setting.name: getattr(part, setting.name)
-        for part in arguments
-        for setting in fields(part)
-        if setting.name not in NOT_STORED and getattr(part, setting.name) is not None
-    }
-
-
-def anchored(settings: dict[str, Any], config: PertinenceConfig | None) -> dict[str, Any]:
-    """Settings of a search that mean the same in another folder and tomorrow: paths are absolute, experts from the Hub
-    at the commit that was loaded.
-
-    Args:
-        settings: see `resolved_settings`.
-        config: of the model that was found; None without one.
-    """
-    entries = [] if config is None else config.entries
-
-    def pinned(reference: str | dict[str, Any]) -> str | dict[str, Any]:
-        parsed = ExpertReference.parse(reference)
-        commits = {entry["revision"] for entry in entries if entry["repo_id"] == parsed.repo_id}
-        # Of several commits of one repository each was asked for by its own name.
-        revision = commits.pop() if len(commits) == 1 and not parsed.is_folder else parsed.revision
-        if isinstance(reference, dict):
-            return {**reference, "repo_id": parsed.repo_id} | ({"revision": revision} if revision else {})
-        return f"{parsed.repo_id}@{revision}" if revision else parsed.repo_id
-
-    anchored = {
-        name: str(Path(value).resolve()) if name in PATHS and Path(value).exists() else value
-        for name, value in settings.items()
-    }
-    if settings.get("experts"):
-        anchored["experts"] = [pinned(reference) for reference in settings["experts"]]
-    if settings.get("stem"):
-        anchored["stem"] = pinned(settings["stem"])
-    return anchored
 
 
 def build_parser() -> HfArgumentParser:
@@ -352,22 +320,6 @@ def build_parser() -> HfArgumentParser:
             )
             subparser.set_defaults(parser=subparser)
     return parser
-
-
-def read_config(path: str, known: set[str]) -> dict[str, Any]:
-    """Settings from a YAML file; raises `PertinenceError` where it holds anything else."""
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise PertinenceError(f"the settings in {path} cannot be read: {reason}") from error
-    if not isinstance(values, dict):
-        raise PertinenceError(f"{path} must hold settings, one `name: value` each")
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    if unknown := sorted(set(values) - known):
-        named = ", ".join(name if is_name(name) else shown(name) for name in unknown[:SHOWN_SETTINGS])
-        raise PertinenceError(f"{path} has unknown settings: {named}; see `pertinence search --help`")
-    return values
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

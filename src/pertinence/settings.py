@@ -1,0 +1,77 @@
+"""Settings of a command as a file: written beside a result, and read by `--config`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .checkpoints import ExpertReference
+from .configuration_pertinence import PertinenceConfig
+from .errors import PertinenceError, shown
+from .values import is_name
+
+
+PATHS = ("dataset", "report_dataset", "predictions", "costs", "output_dir", "cache_dir")
+"""Settings that may be paths."""
+SHOWN_SETTINGS = 20
+NOT_STORED = ("token", "push_to_hub", "private")
+"""Settings that do not belong into a file that is run again."""
+
+
+def resolved_settings(*arguments: Any) -> dict[str, Any]:
+    """All settings of a command in one mapping, as `--config` takes them; without secrets, and what is done once."""
+    return {
+        setting.name: getattr(part, setting.name)
+        for part in arguments
+        for setting in fields(part)
+        if setting.name not in NOT_STORED and getattr(part, setting.name) is not None
+    }
+
+
+def anchored(settings: dict[str, Any], config: PertinenceConfig | None) -> dict[str, Any]:
+    """Settings of a search that mean the same in another folder and tomorrow: paths are absolute, experts from the Hub
+    at the commit that was loaded.
+
+    Args:
+        settings: see `resolved_settings`.
+        config: of the model that was found; None without one.
+    """
+    entries = [] if config is None else config.entries
+
+    def pinned(reference: str | dict[str, Any]) -> str | dict[str, Any]:
+        parsed = ExpertReference.parse(reference)
+        commits = {entry["revision"] for entry in entries if entry["repo_id"] == parsed.repo_id}
+        # Of several commits of one repository each was asked for by its own name.
+        revision = commits.pop() if len(commits) == 1 and not parsed.is_folder else parsed.revision
+        if isinstance(reference, dict):
+            return {**reference, "repo_id": parsed.repo_id} | ({"revision": revision} if revision else {})
+        return f"{parsed.repo_id}@{revision}" if revision else parsed.repo_id
+
+    anchored = {
+        name: str(Path(value).resolve()) if name in PATHS and Path(value).exists() else value
+        for name, value in settings.items()
+    }
+    if settings.get("experts"):
+        anchored["experts"] = [pinned(reference) for reference in settings["experts"]]
+    if settings.get("stem"):
+        anchored["stem"] = pinned(settings["stem"])
+    return anchored
+
+
+def read_config(path: str, known: set[str]) -> dict[str, Any]:
+    """Settings from a YAML file; raises `PertinenceError` where it holds anything else."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise PertinenceError(f"the settings in {path} cannot be read: {reason}") from error
+    if not isinstance(values, dict):
+        raise PertinenceError(f"{path} must hold settings, one `name: value` each")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    if unknown := sorted(set(values) - known):
+        named = ", ".join(name if is_name(name) else shown(name) for name in unknown[:SHOWN_SETTINGS])
+        raise PertinenceError(f"{path} has unknown settings: {named}; see `pertinence search --help`")
+    return values
