@@ -22,7 +22,9 @@ from .files import update_config
 from .front import Front, OperatingPoint
 from .guarantee import Comparison, Guarantee
 from .model_evaluation import open_images, open_model, predict_images
+from .modeling_pertinence import PertinenceForImageClassification
 from .noninferiority import images_needed, noninferiority_p_value
+from .predictions import Predictions
 from .seen import TOLERATED_SHARED, SeenImages
 
 
@@ -87,25 +89,7 @@ def calibrate(
             f"{predictions.measure} with {100 * confidence:g} % confidence: "
             + _shortfall(tested[0], len(predictions), max_accuracy_loss, confidence)
         )
-    previous = model.config.build_guarantee()
-    asked = (max_accuracy_loss, confidence)
-    if (
-        previous is not None
-        and previous.images == images.fingerprint
-        and (previous.max_accuracy_loss, previous.confidence) != asked
-    ):
-        logger.warning(
-            f"These images have calibrated this model before, to {100 * previous.max_accuracy_loss:g} points with "
-            f"{100 * previous.confidence:g} % confidence: of what is tried on the same images only the first is "
-            "promised."
-        )
-    as_calibrated = AS_CALIBRATED.format(
-        dtype=str(model.dtype).removeprefix("torch."), preprocessing=model.config.preprocessing
-    )
-    assumptions = [EXCHANGEABLE, LABELS_RIGHT] if predictions.measure == ACCURACY else [EXCHANGEABLE]
-    if predictions.skipped:
-        assumptions.append(f"images that cannot be decoded are none of them; {len(predictions.skipped)} were left out")
-    assumptions += [CHOSEN_BEFORE, as_calibrated, *([SCORES_CUT] if approximate else [])]
+    _warn_of_second_try(model.config.build_guarantee(), images.fingerprint, max_accuracy_loss, confidence)
     return Guarantee(
         qualified[-1].operating_point,
         max_accuracy_loss,
@@ -115,8 +99,33 @@ def calibrate(
         tested,
         predictions.measure,
         shared,
-        tuple(assumptions),
+        _assumptions(model, predictions, approximate),
     )
+
+
+def _warn_of_second_try(previous: Guarantee | None, fingerprint: str, limit: float, confidence: float) -> None:
+    if (
+        previous is not None
+        and previous.images == fingerprint
+        and (previous.max_accuracy_loss, previous.confidence) != (limit, confidence)
+    ):
+        logger.warning(
+            f"These images have calibrated this model before, to {100 * previous.max_accuracy_loss:g} points with "
+            f"{100 * previous.confidence:g} % confidence: of what is tried on the same images only the first is "
+            "promised."
+        )
+
+
+def _assumptions(
+    model: PertinenceForImageClassification, predictions: Predictions, approximate: bool
+) -> tuple[str, ...]:
+    """What a promise rests on, in words."""
+    assumptions = [EXCHANGEABLE, LABELS_RIGHT] if predictions.measure == ACCURACY else [EXCHANGEABLE]
+    if predictions.skipped:
+        assumptions.append(f"images that cannot be decoded are none of them; {len(predictions.skipped)} were left out")
+    dtype = str(model.dtype).removeprefix("torch.")
+    assumptions += [CHOSEN_BEFORE, AS_CALIBRATED.format(dtype=dtype, preprocessing=model.config.preprocessing)]
+    return (*assumptions, SCORES_CUT) if approximate else tuple(assumptions)
 
 
 def by_falling_cost(front: Front) -> list[OperatingPoint]:
