@@ -1,6 +1,7 @@
 """Which images, which columns, which division."""
 
 import zlib
+from functools import partial
 
 import datasets
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from pertinence import PertinenceError
 from pertinence.arguments import DataArguments
-from pertinence.data import LabelledImages, load_images, stratified_split
+from pertinence.data import LabelledImages, assign_folds, load_images, stratified_split
 
 
 def make_dataset(count=6, names=("cat", "dog"), **columns) -> datasets.Dataset:
@@ -221,6 +222,19 @@ def test_division_of_labels_with_one_image_each_has_the_right_size():
     first, second = stratified_split(torch.arange(400), 0.2, seed=0)
     assert (len(first), len(second)) == (320, 80)
     assert second.float().std() > 50  # not all from one end
+
+
+def test_copies_of_an_image_stay_together():
+    digests = torch.arange(300) % 100
+    labels = torch.arange(300) % 10
+    labels[200:] = 3  # labelled differently, as copies may be
+    for parts in (stratified_split(labels, 0.4, 3, digests), assign_folds(labels, 5, 3, digests)):
+        rows = [part[part >= 0] for part in parts]
+        assert torch.equal(torch.cat(rows).sort().values, torch.arange(300))
+        images = torch.cat([digests[part].unique() for part in rows])
+        assert torch.equal(images.sort().values, torch.arange(100))
+    for divide in (lambda *options: stratified_split(labels, 0.4, 3, *options)[1], partial(assign_folds, labels, 5, 3)):
+        assert torch.equal(divide(), divide(torch.randperm(300)))
 
 
 def test_too_few_images_to_divide():

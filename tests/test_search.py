@@ -193,6 +193,15 @@ def test_report_images_are_held_out_where_none_are_given(search, digits):
     assert images["report_from"] == "held out of the search split"
 
 
+def test_copies_of_an_image_serve_one_purpose(search, digits, caplog):
+    thrice = datasets.concatenate_datasets([digits[1].select(range(203))] * 3)
+    images = search(images=thrice, report=None, report_fraction=0.25, folds=3).record["images"]
+    counts = [images[purpose] for purpose in ("fit", "select", "report")]
+    assert sum(counts) == 609
+    assert all(count % 3 == 0 for count in counts)
+    assert "406 of 609 search images are copies of others" in caplog.text
+
+
 def test_report_images_choose_nothing(search, result, digits):
     """With shuffled report labels the search finds the very same points; only their report differs."""
     generator = torch.Generator().manual_seed(0)

@@ -129,7 +129,7 @@ class CascadeFitter:
         self.costs, self.gmacs = np.array(predictions.costs), np.array(predictions.gmacs)
         self.num_experts = len(self.costs)
         self.counts_heads = predictions.latency is None
-        rows = assign_folds(predictions.targets, folds, seed)
+        rows = assign_folds(predictions.targets, folds, seed, predictions.copies)
         self.fold_size = rows.shape[1]
         rows = rows.flatten()
         # Folds are filled up to one length; what fills them has no evidence and is never judged.

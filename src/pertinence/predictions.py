@@ -116,6 +116,7 @@ class Predictions:
         stem_gmacs, stem_latency: its cost.
         measure: "accuracy", or "agreement" where the labels are the largest expert's answers.
         skipped: rows of the split that cannot be decoded, and of which nothing is said.
+        digests: int64 (n,), the same for copies of one image; None where that is not known of every image.
     """
 
     experts: tuple[ExpertPredictions, ...]
@@ -129,6 +130,7 @@ class Predictions:
     stem_latency: float = 0.0
     measure: str = ACCURACY
     skipped: tuple[int, ...] = ()
+    digests: torch.Tensor | None = None
 
     @classmethod
     def of_pool(
@@ -168,6 +170,11 @@ class Predictions:
             return self.targets
         match = self.candidates[self.rows] == self.targets.unsqueeze(1)
         return torch.where(match.any(1), match.int().argmax(1), match.shape[1])
+
+    @property
+    def copies(self) -> torch.Tensor | None:
+        """int64 (m,), the same for copies of one image; None where that is not known."""
+        return None if self.digests is None else self.digests[self.rows]
 
     def describe_skipped(self, kind: str) -> str:
         """How many images of the split are skipped, and which."""
@@ -284,6 +291,8 @@ def predict(
     experts = [ask(expert, index in features_of) for index, expert in enumerate(pool)]
     labels = images.labels if images.labels is not None else torch.zeros(len(images), dtype=torch.int64)
     predictions = Predictions.of_pool(experts, labels, [expert.entry["gmacs"] for expert in pool])
+    if len(images.digests) == len(images):
+        predictions = replace(predictions, digests=images.digests)
     if stem is not None:
         predictions = replace(predictions, stem=ask(stem, True), stem_gmacs=stem.entry["gmacs"])
     if not is_bad.any():

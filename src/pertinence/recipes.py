@@ -226,7 +226,8 @@ def make_recipes(
     judged, select_rows = predictions, None
     counts = {}
     if wants_paper:
-        fit_rows, select_rows = stratified_split(predictions.targets, arguments.select_fraction, arguments.seed)
+        fraction, seed = arguments.select_fraction, arguments.seed
+        fit_rows, select_rows = stratified_split(predictions.targets, fraction, seed, predictions.copies)
         recipes.append(PaperRecipe(predictions, fit_rows, select_rows, arguments, device))
         judged = predictions.subset(select_rows)
         counts |= {"fit": len(fit_rows), "select": len(select_rows)}

@@ -74,6 +74,7 @@ class DispatcherSearch:
             return LabelledImages(images, image_column, label_column, needs_labels)
 
         self.images = labelled(dataset)
+        _warn_of_copies(self.images)
         self.report_images = None if report_dataset is None else labelled(report_dataset)
         if self.report_images is not None:
             count = len(self.report_images)
@@ -206,6 +207,21 @@ class DispatcherSearch:
         return tuple(parts) if len(parts) > 1 else hold_out(parts[0], self.args)
 
 
+def _warn_of_copies(images: LabelledImages) -> None:
+    compared = len(images.digests)
+    copies = compared - len(images.digests.unique())
+    if copies and compared == len(images):
+        logger.warning(
+            f"{copies} of {compared} search images are copies of others: where images are divided, copies of one stay "
+            "together."
+        )
+    elif copies:
+        logger.warning(
+            f"{copies} of {compared} search images are copies of others, and not all {len(images)} are compared: "
+            "copies may come on both sides where images are divided. Remove them, and give other images to report on."
+        )
+
+
 def merged(pool: Sequence[Expert], variants: Mapping[str, Expert], cost: str) -> tuple[list[Expert], dict[int, int]]:
     """A pool and variants of some of its experts (by their names) by rising cost, and which is a variant of which: by
     the pool index of the whole expert that of its variant."""
@@ -286,7 +302,7 @@ def _table_settings(table: PredictionTable, args: SearchArguments, report: Predi
 
 def hold_out(predictions: Predictions, args: SearchArguments) -> tuple[Predictions, Predictions]:
     """Divide predictions into those of the images to search on and those of the images to report on."""
-    kept, held_out = stratified_split(predictions.targets, args.report_fraction, args.seed)
+    kept, held_out = stratified_split(predictions.targets, args.report_fraction, args.seed, predictions.copies)
     logger.warning(
         f"No report images given: {len(held_out)} of {len(predictions)} search images are held out to report on."
     )
