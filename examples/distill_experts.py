@@ -163,7 +163,7 @@ def run(settings: Distillation) -> list[Path]:
         validation = load_images(DataArguments(settings.dataset, split=settings.validation_split))
     options = LoadOptions(trust_remote_code=settings.trust_remote_code)
     teacher = load_expert(ExpertReference.parse(settings.teacher), options).to(accelerator.device)
-    images.check_labels(teacher.labels)
+    images.match_labels(teacher.labels)
     with accelerator.main_process_first():  # the others then find them made
         views = make_views(settings, teacher, images, folder / "views")
     accuracy = {}

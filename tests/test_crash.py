@@ -370,9 +370,22 @@ def test_a_save_over_a_result_that_is_stopped_is_a_search_that_has_not_ended(
 
 def test_a_record_of_another_search_is_not_pushed(expected, pair, hub, tmp_path):
     shutil.copytree(expected, tmp_path / "run")
-    PertinenceForImageClassification.from_pretrained(pair[0]).save_pretrained(tmp_path / "run", save_experts=True)
+    shutil.copytree(pair[0], tmp_path / "run", dirs_exist_ok=True)
     with pytest.raises(PertinenceError, match="search_result.json in .* is of another search than the model"):
         push_folder(tmp_path / "run", "tester/two-runs", token=hub.token)
+
+
+def test_what_a_search_left_is_not_taken_for_that_of_another_model(expected, pair, tmp_path):
+    """Its hashes of seen images would vouch for the images of another search."""
+    run = Path(shutil.copytree(expected, tmp_path / "run"))
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(PertinenceError, match="search_result.json in .* is of another search than the model"):
+        PertinenceForImageClassification.from_pretrained(pair[0]).save_pretrained(run, save_experts=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    own = PertinenceForImageClassification.from_pretrained(run, operating_point="fastest")
+    own.save_pretrained(run)
+    assert PertinenceForImageClassification.from_pretrained(run).config.operating_point == "fastest"
+    assert names(run) == set(before)
 
 
 def test_state_that_outlived_its_search_goes(search, expected, tmp_path):

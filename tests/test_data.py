@@ -86,12 +86,71 @@ def test_every_mode_becomes_rgb(mode):
 def test_labels_that_the_experts_do_not_know_are_refused():
     images = LabelledImages(make_dataset(names=("cat", "dog", "cow")))
     with pytest.raises(PertinenceError, match="label 2, but the experts know only 2 labels"):
-        images.check_labels({0: "cat", 1: "dog"})
+        images.match_labels({0: "cat", 1: "dog"})
 
 
 def test_data_set_with_its_labels_in_another_order_is_refused():
     with pytest.raises(PertinenceError, match="another order: label 0 is 'cat' here and 'dog' there"):
-        LabelledImages(make_dataset()).check_labels({0: "dog", 1: "cat"})
+        LabelledImages(make_dataset()).match_labels({0: "dog", 1: "cat"})
+
+
+POOL = {0: "Dog", 1: "tabby_cat", 2: "cow"}
+
+
+def with_names(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Labels as text, as a metadata.csv has them."""
+    names = dataset.features["label"].names
+    text = [names[label] for label in dataset["label"]]
+    return dataset.remove_columns("label").add_column("label", text)
+
+
+@pytest.mark.parametrize("change", [lambda dataset: dataset, with_names])
+def test_labels_are_found_by_their_names_where_asked(change):
+    """Alphabetical, fewer than those of the experts, and written in another way."""
+    dataset = change(make_dataset(names=("dog", "Tabby cat")))
+    images = LabelledImages(dataset, label_column="label", label_map="by_name")
+    for _ in range(2):
+        images.match_labels(POOL)
+        assert images.labels.tolist() == [0, 1, 0, 1, 0, 1]
+        assert images.label_names == POOL
+    backwards = LabelledImages(dataset, label_column="label", label_map="by_name")
+    backwards.match_labels({0: "tabby cat", 1: "dog"})
+    assert backwards.labels.tolist() == [1, 0, 1, 0, 1, 0]
+    with pytest.raises(PertinenceError, match="cannot place 1 labels .* the first of them 'Tabby cat'"):
+        LabelledImages(dataset, label_column="label", label_map="by_name").match_labels({0: "dog", 1: "cat"})
+
+
+@pytest.mark.parametrize(
+    ("column", "feature", "values", "message"),
+    [
+        ("text", datasets.Value("string"), ["cat"] * 6, "holds text, not indices .*--label-map by_name"),
+        ("flag", datasets.Value("bool"), [True] * 6, "holds no labels, but bool"),
+        ("several", datasets.Sequence(datasets.Value("int64")), [[0, 1]] * 6, "holds no labels, but"),
+        ("image", None, None, "holds no labels, but PIL"),
+    ],
+)
+def test_columns_that_are_no_labels_are_told_from_others(column, feature, values, message):
+    dataset = make_dataset() if feature is None else make_dataset(**{column: (feature, values)})
+    with pytest.raises(PertinenceError, match=f"column '{column}' {message}"):
+        LabelledImages(dataset, label_column=column)
+
+
+def test_a_column_without_images_is_refused():
+    with pytest.raises(PertinenceError, match="column 'label' holds no images, but int64"):
+        LabelledImages(make_dataset(), image_column="label")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda dataset: dataset.with_transform(lambda batch: {"pixel_values": [0] * len(batch["label"])}),
+        lambda dataset: dataset.with_format("torch", columns=["label"]),
+    ],
+)
+def test_formats_and_transforms_of_a_data_set_do_not_matter(change):
+    images = LabelledImages(change(make_dataset()))
+    assert images.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert images[3].shape == (3, 8, 11)
 
 
 def save_image_folder(folder):
@@ -233,7 +292,10 @@ def test_copies_of_an_image_stay_together():
         assert torch.equal(torch.cat(rows).sort().values, torch.arange(300))
         images = torch.cat([digests[part].unique() for part in rows])
         assert torch.equal(images.sort().values, torch.arange(100))
-    for divide in (lambda *options: stratified_split(labels, 0.4, 3, *options)[1], partial(assign_folds, labels, 5, 3)):
+    for divide in (
+        lambda *options: stratified_split(labels, 0.4, 3, *options)[1],
+        partial(assign_folds, labels, 5, 3),
+    ):
         assert torch.equal(divide(), divide(torch.randperm(300)))
 
 

@@ -34,6 +34,13 @@ class DataArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "Default: the only image column."})
     label_column: str | None = field(default=None, metadata={"help": "Default: the only class-label column."})
+    label_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "by_name: labels are found among those of the experts by their names; default: by their indices.",
+            "choices": ["by_name"],
+        },
+    )
     limit: int | None = field(default=None, metadata={"help": "Use only the first so many images."})
 
     def __post_init__(self):

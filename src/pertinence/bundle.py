@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from .checkpoint_checks import is_contained
 from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
-from .errors import MALFORMED, PertinenceError, explain, first_line
+from .errors import MALFORMED, PertinenceError, explain
 from .files import (
     BASELINES,
     CONVERGENCE_FIGURE,
@@ -29,6 +29,8 @@ from .files import (
     STATE,
     find_table_record,
     hash_tensors,
+    read_mapping,
+    read_record,
 )
 from .info import open_config
 from .licences import forbids_copies
@@ -123,15 +125,10 @@ def collect(
     # Written by transformers, but not from its own object, which would fill in defaults.
     values = json.loads((folder / "config.json").read_text())
     files["config.json"] = _as_bytes({**values, "experts": config.experts, "stem": config.stem}, indent=2)
-    if (record := _read(folder / RECORD, json.loads)) is not None:
+    if (record := read_record(folder, config.front)) is not None:
         record.pop("run", None)
-        if _figures(record.get("front")) != _figures(config.front):
-            raise PertinenceError(
-                f"{RECORD} in {folder} is of another search than the model there: save the model to a folder of its "
-                "own, or remove the record"
-            )
         bundle.record, files[RECORD] = record, _as_bytes(record, indent=1)
-    if (settings := _read(folder / SETTINGS, yaml.safe_load)) is not None:
+    if (settings := read_mapping(folder / SETTINGS, yaml.safe_load)) is not None:
         bundle.settings, bundle.folders = without_paths(settings)
         text = yaml.safe_dump(bundle.settings, sort_keys=False)
         files[SETTINGS] = (settings_note(bundle.folders) + text).encode()
@@ -222,7 +219,7 @@ def without_paths(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         names.setdefault(setting, []).append(Path(value).name)
         return Path(value).name
 
-    private = ("cache_dir", "token", "push_to_hub")
+    private = ("cache_dir", "token", "push_to_hub", "trust_remote_code")
     changed = {name: named(value, name) for name, value in settings.items() if name not in private}
     if "output_dir" in changed:  # nobody else's, but a search needs one
         changed["output_dir"] = Path(str(changed["output_dir"])).name
@@ -254,23 +251,6 @@ def check_no_paths(files: Mapping[str, Path | bytes], folders: Sequence[Path] = 
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("./", "../", "~")))
-
-
-def _read(path: Path, parse: Any) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        values = parse(path.read_text())
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise PertinenceError(f"{path} is damaged ({first_line(error)}): search again, or remove it") from error
-    if not isinstance(values, dict):
-        raise PertinenceError(f"{path} is damaged: search again, or remove it")
-    return values
-
-
-def _figures(front: list[dict[str, Any]] | None) -> Any:
-    """What a search measured of its front; latency may be noted later."""
-    return [{key: value for key, value in point.items() if key != "latency"} for point in front or ()]
 
 
 def _as_bytes(values: dict[str, Any], indent: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -17,12 +18,13 @@ import torch
 
 from .arguments import DataArguments
 from .downloads import DamagedDownload, checked_downloads, explain_hub, may_pass, patiently
-from .errors import PertinenceError, explain, first_line
+from .errors import PertinenceError, explain, first_line, shown
 from .image_processing_pertinence import decode_image
-from .labels import check_same_labels
+from .labels import first_difference, in_another_order, is_generic, places_by_name
 
 
 HASHED_IMAGES = 20_000
+BY_NAME = "label_map='by_name' (--label-map by_name)"
 
 
 class LabelledImages(torch.utils.data.Dataset):
@@ -34,6 +36,8 @@ class LabelledImages(torch.utils.data.Dataset):
         dataset: with one image and one class-label column, or more and the names of those to use.
         image_column, label_column: default to the only ones.
         needs_labels: whether a data set without labels is refused; where labels are not needed none are read.
+        label_map: "by_name": labels, which may be text, are those of a pool that have the same names (see
+            `match_labels`); None: those that have the same indices.
 
     Attributes:
         labels: int64 (n,), or None.
@@ -49,28 +53,24 @@ class LabelledImages(torch.utils.data.Dataset):
         image_column: str | None = None,
         label_column: str | None = None,
         needs_labels: bool = True,
+        label_map: str | None = None,
     ):
+        if label_map not in (None, "by_name"):
+            raise PertinenceError(f"label_map must be 'by_name' or None, got {shown(label_map)}")
         if isinstance(dataset, datasets.DatasetDict):
             raise PertinenceError(
                 f"expected one split, got a data set with the splits {', '.join(dataset)}: choose one"
             )
         if not isinstance(dataset, datasets.Dataset):
             raise PertinenceError(f"expected a datasets.Dataset, got {type(dataset).__name__}")
+        dataset = dataset.with_format(None)  # without a transform of the user's, or columns that it hides
         self.image_column = _find_column(dataset, image_column, datasets.Image, "image")
         if len(dataset) == 0:
             raise PertinenceError("the split is empty: there are no images to use")
-        self.labels, self.label_names = None, None
+        self.labels, self.label_names, self.label_map = None, None, label_map
         if needs_labels:
             label_column = _find_column(dataset, label_column, datasets.ClassLabel, "label")
-            feature = dataset.features[label_column]
-            self.label_names = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
-            values = dataset.with_format("numpy")[label_column][:]
-            if values.dtype.kind not in "iu" or values.min() < 0:
-                raise PertinenceError(
-                    f"column {label_column!r} holds no labels for some images (expected class indices from 0): use "
-                    "another split"
-                )
-            self.labels = torch.from_numpy(values.astype(np.int64))
+            self.labels, self.label_names = _read_labels(dataset, label_column, label_map)
         self._set_images(dataset.select_columns(self.image_column))
 
     def _set_images(self, images: datasets.Dataset) -> None:
@@ -125,18 +125,31 @@ class LabelledImages(torch.utils.data.Dataset):
             reason = first_line(error) if isinstance(error, PertinenceError) else explain(error)
             return unusable(index, self.image_column, reason)
 
-    def check_labels(self, labels: dict[int, str]) -> None:
-        """Refuse images whose labels cannot be those that an expert answers with."""
+    def match_labels(self, labels: dict[int, str]) -> None:
+        """Give the labels the indices that a pool's have, where that goes by name.
+
+        Raises:
+            PertinenceError: they cannot be labels that the pool answers with.
+        """
         if self.labels is None:
             return
+        if self.label_map == "by_name":
+            places = torch.tensor(places_by_name(self.label_names, labels))
+            self.labels, self.label_names = places[self.labels], dict(labels)
         highest = int(self.labels.max())
         if highest >= len(labels):
             raise PertinenceError(
                 f"the images have label {highest}, but the experts know only {len(labels)} labels (0 to "
                 f"{len(labels) - 1})"
             )
-        if self.label_names is not None:
-            check_same_labels("the data set", self.label_names, "the pool", labels)
+        names = self.label_names
+        if names is None or is_generic(names) or is_generic(labels):
+            return
+        if len(names) != len(labels) or in_another_order(names, labels):
+            raise PertinenceError(
+                "the data set has other labels than the experts, or in another order: "
+                f"{first_difference(names, labels)}. Have its labels found by their names, {BY_NAME}"
+            )
 
 
 def load_images(arguments: DataArguments, token: str | None = None, needs_labels: bool = True) -> LabelledImages:
@@ -157,7 +170,8 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
         raise PertinenceError(f"data set {name!r} cannot be loaded: {reason}") from error
     if arguments.limit is not None and arguments.limit < len(dataset):
         dataset = dataset.select(range(arguments.limit))
-    return LabelledImages(dataset, arguments.image_column, arguments.label_column, needs_labels)
+    columns = arguments.image_column, arguments.label_column
+    return LabelledImages(dataset, *columns, needs_labels, arguments.label_map)
 
 
 def _load_checked(name: str, *args: Any, **options: Any) -> datasets.Dataset:
@@ -191,6 +205,8 @@ def _find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role
     if wanted is not None:
         if wanted not in dataset.column_names:
             raise PertinenceError(f"there is no column {wanted!r}; the columns are {', '.join(dataset.column_names)}")
+        if kind is datasets.Image and not isinstance(dataset.features[wanted], kind):
+            raise PertinenceError(f"column {wanted!r} holds no images, but {_describe(dataset.features[wanted])}")
         return wanted
     found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
     if len(found) == 1:
@@ -198,6 +214,40 @@ def _find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role
     columns = ", ".join(found or dataset.column_names)
     problem = f"several {role} columns ({columns})" if found else f"no {role} column (its columns: {columns})"
     raise PertinenceError(f"the data set has {problem}: name one with --{role}-column (in Python {role}_column=)")
+
+
+def _read_labels(
+    dataset: datasets.Dataset, column: str, label_map: str | None
+) -> tuple[torch.Tensor, dict[int, str] | None]:
+    """Labels of a column, int64 (n,), and their names where it has any; text is its own name."""
+    feature = dataset.features[column]
+    dtype = getattr(feature, "dtype", "")
+    if dtype in ("string", "large_string") and label_map is not None:
+        values = dataset.with_format("arrow")[column][:].combine_chunks().dictionary_encode()
+        if values.null_count == 0:
+            names, labels = values.dictionary.to_pylist(), values.indices.to_numpy()
+            return torch.from_numpy(labels.astype(np.int64)), dict(enumerate(names))
+    elif dtype in ("string", "large_string"):
+        raise PertinenceError(
+            f"column {column!r} holds text, not indices of labels: have labels found by their names, {BY_NAME}"
+        )
+    elif not re.fullmatch(r"u?int\d+", dtype):
+        raise PertinenceError(f"column {column!r} holds no labels, but {_describe(feature)}: expected class indices")
+    elif label_map is not None and not isinstance(feature, datasets.ClassLabel):
+        raise PertinenceError(f"column {column!r} has no names, by which labels could be found: leave label_map out")
+    else:
+        values = dataset.with_format("numpy")[column][:]
+        if values.dtype.kind in "iu" and values.min() >= 0:
+            names = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
+            return torch.from_numpy(values.astype(np.int64)), names
+    raise PertinenceError(
+        f"column {column!r} holds no labels for some images (expected class indices from 0): use another split"
+    )
+
+
+def _describe(feature: Any) -> str:
+    """The type of a column."""
+    return getattr(feature, "dtype", None) or type(feature).__name__
 
 
 def stratified_split(

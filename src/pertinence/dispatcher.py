@@ -82,7 +82,8 @@ class Routing:
         logits: float32 (B, C).
         expert_indices: int64 (B,), the expert that ran last.
         experts_run: bool (B, N).
-        gmacs: float64 (B,), every expert that ran and every head that decided.
+        gmacs: float64 (B,) on the CPU, as some accelerators have no float64; every expert that ran and every head that
+            decided.
         scores: float32 (B, decisions, N), NaN where a decision was not reached or an action is not allowed.
     """
 
@@ -93,7 +94,9 @@ class Routing:
     scores: torch.Tensor
 
     def to(self, device: torch.device) -> Routing:
-        return Routing(*(values.to(device) for values in vars(self).values()))
+        """The same, with all but `gmacs` on a device."""
+        moved = {name: values.to(device) for name, values in vars(self).items() if name != "gmacs"}
+        return Routing(**moved, gmacs=self.gmacs)
 
 
 def choose(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:

@@ -11,16 +11,17 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from .errors import PertinenceError
+from .errors import PertinenceError, first_line
 
 
 SUFFIX = ".incomplete"
@@ -151,6 +152,46 @@ def find_table_record(model: str | os.PathLike) -> Path | None:
     """The record in the folder of a search on a table of predictions, whose result has no model."""
     folder = Path(model)
     return folder / RECORD if (folder / RECORD).is_file() and not (folder / "config.json").exists() else None
+
+
+def read_record(folder: Path, front: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    """The record of the search that a model in a folder comes from; None without one.
+
+    Args:
+        folder: which holds the model, or is to hold it.
+        front: of the model's config.
+
+    Raises:
+        PertinenceError: the record is damaged, or of another search.
+    """
+
+    def measured(points: Any) -> Any:  # latency may be noted later
+        return [{**point, "latency": None} for point in points or ()]
+
+    record = read_mapping(folder / RECORD, json.loads)
+    try:
+        is_another = record is not None and measured(record.get("front")) != measured(front)
+    except TypeError:  # no list of mappings
+        is_another = True
+    if is_another:
+        raise PertinenceError(
+            f"{RECORD} in {folder} is of another search than the model: save the model to a folder of its own, or "
+            f"remove the record, {SEEN} and {BASELINES} there"
+        )
+    return record
+
+
+def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
+    """What a file beside a model holds; None without one. Raises `PertinenceError` where it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        values = parse(path.read_text())
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise PertinenceError(f"{path} is damaged ({first_line(error)}): search again, or remove it") from error
+    if not isinstance(values, dict):
+        raise PertinenceError(f"{path} is damaged: search again, or remove it")
+    return values
 
 
 def share(path: Path) -> None:

@@ -24,19 +24,41 @@ def check_same_labels(
     if label_map is None and len(labels) != len(other_labels):
         raise PertinenceError(
             f"{name!r} has {len(labels)} labels and {other_name!r} has {len(other_labels)}: "
-            f"{_first(labels, other_labels)}. Experts must share one label space; give a `label_map` to the one "
-            "with more labels"
+            f"{first_difference(labels, other_labels)}. Experts must share one label space; give a `label_map` to the "
+            "one with more labels (in Python, or in the mapping of an expert in a --config file)"
         )
     if label_map is not None or is_generic(labels) or is_generic(other_labels):
         return
-    ours, theirs = _normalised(labels), _normalised(other_labels)
-    if ours != theirs and sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours):
-        order = [ours.index(label) for label in theirs]
+    if in_another_order(labels, other_labels):
+        ours = _normalised(labels)
+        order = [ours.index(label) for label in _normalised(other_labels)]
         shown = str(order) if len(order) <= 20 else f"[{', '.join(map(str, order[:8]))}, ...]"
         raise PertinenceError(
-            f"{name!r} has the labels of {other_name!r} in another order: {_first(labels, other_labels)}. Give "
-            f"{name!r} label_map={shown}, which is what label_map='by_name' works out"
+            f"{name!r} has the labels of {other_name!r} in another order: {first_difference(labels, other_labels)}. "
+            f"Give {name!r} label_map={shown}, which is what label_map='by_name' works out"
         )
+
+
+def in_another_order(labels: Labels, other_labels: Labels) -> bool:
+    """Whether two label spaces have the same names, but not at the same places."""
+    ours, theirs = _normalised(labels), _normalised(other_labels)
+    return ours != theirs and sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours)
+
+
+def places_by_name(labels: Labels, pool_labels: Labels) -> list[int]:
+    """For each label of a data set its index among those of a pool, which may have more.
+
+    Raises:
+        PertinenceError: a name that no label of the pool has, or several have.
+    """
+    ours, theirs = _normalised(labels), _normalised(pool_labels)
+    unknown = [labels[i] for i, label in enumerate(ours) if theirs.count(label) != 1]
+    if unknown:
+        raise PertinenceError(
+            f"label_map='by_name' cannot place {len(unknown)} labels of the data set among those of the experts, the "
+            f"first of them {unknown[0]!r}: rename or remove them (`Dataset.align_labels_with_mapping`)"
+        )
+    return [theirs.index(label) for label in ours]
 
 
 def resolve_label_map(
@@ -77,7 +99,8 @@ def _normalised(labels: Labels) -> list[str]:
     return [str(labels[index]).casefold().replace("_", " ").strip() for index in range(len(labels))]
 
 
-def _first(labels: Labels, other_labels: Labels) -> str:
+def first_difference(labels: Labels, other_labels: Labels) -> str:
+    """Where two label spaces first differ, in words."""
     for index in range(max(len(labels), len(other_labels))):
         ours, theirs = labels.get(index), other_labels.get(index)
         if ours != theirs:

@@ -89,7 +89,7 @@ def open_images(
 ) -> LabelledImages:
     """Load images to measure a model on; their labels are needed, and checked, unless it was searched without any."""
     images = load_images(data, token, needs_labels=not _agrees(model))
-    images.check_labels(model.config.id2label)
+    images.match_labels(model.config.id2label)
     return images
 
 

@@ -257,7 +257,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             logits=routing.logits,
             expert_indices=routing.expert_indices,
             experts_run=routing.experts_run,
-            gmacs=routing.gmacs.to(routing.logits.device, torch.float32),
+            gmacs=routing.gmacs.float().to(routing.logits.device),
             dispatcher_logits=routing.scores,
         )
         return output.to_tuple() if return_dict is False else output

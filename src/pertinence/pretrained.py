@@ -20,7 +20,7 @@ from .dispatcher import Dispatcher
 from .downloads import checked_downloads, explain_hub, fetch, may_pass, patiently
 from .errors import PertinenceError
 from .experts import Expert
-from .files import CONFIG, WEIGHT_PATTERNS, beside, hash_tensors, put, share
+from .files import CONFIG, WEIGHT_PATTERNS, beside, hash_tensors, put, read_record, share
 from .front import STEM
 from .hub import push_folder
 from .image_processing_pertinence import PertinenceImageProcessor
@@ -189,7 +189,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
 
         Raises:
             PertinenceError: an expert was passed as a loaded model, is in no file yet, and `save_experts` is not set;
-                or the folder cannot be written to.
+                or the folder cannot be written to, or holds the record of a search that this is not the model of.
         """
         if not kwargs.get("is_main_process", True):
             return
@@ -206,6 +206,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 "save_experts=True, or save that model first and give its folder"
             )
         folder = Path(save_directory)
+        read_record(folder, self.config.front)  # beside another model it would be taken for this one's
         own = self._own(state_dict)
         # Experts that share their weights share a folder: that of the first of them.
         homes: dict[Any, str] = {}

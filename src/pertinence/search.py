@@ -46,7 +46,7 @@ class DispatcherSearch:
         dataset: images that no expert was trained on; a `datasets.Dataset` or `LabelledImages`.
         args: settings.
         report_dataset: images to report on; by default `args.report_fraction` of `dataset` is held out first.
-        image_column, label_column: where the data sets have several.
+        image_column, label_column, label_map: see `LabelledImages`.
 
     Examples:
         >>> search = DispatcherSearch(["user/resnet8", "user/resnet56"], dataset, SearchArguments(seed=1))
@@ -63,6 +63,7 @@ class DispatcherSearch:
         report_dataset: datasets.Dataset | LabelledImages | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        label_map: str | None = None,
     ):
         self.args = args or SearchArguments()
         self.references = list_references(experts)
@@ -71,7 +72,7 @@ class DispatcherSearch:
         def labelled(images: Any) -> LabelledImages:
             if isinstance(images, LabelledImages):
                 return images
-            return LabelledImages(images, image_column, label_column, needs_labels)
+            return LabelledImages(images, image_column, label_column, needs_labels, label_map)
 
         self.images = labelled(dataset)
         _warn_of_copies(self.images)
@@ -198,7 +199,7 @@ class DispatcherSearch:
         reads_features = [0] if self.args.recipe != "cascade" and stem is None else []
         parts = []
         for images in filter(None, (self.images, self.report_images)):
-            images.check_labels(pool_labels(pool))
+            images.match_labels(pool_labels(pool))
             predictions = predict(pool, images, accelerator, stem=stem, features_of=reads_features, **options)
             if self.args.cost == "latency":
                 experts = [*pool, *filter(None, [stem])]

@@ -17,8 +17,8 @@ from .values import is_name
 PATHS = ("dataset", "report_dataset", "predictions", "costs", "output_dir", "cache_dir")
 """Settings that may be paths."""
 SHOWN_SETTINGS = 20
-NOT_STORED = ("token", "push_to_hub", "private")
-"""Settings that do not belong into a file that is run again."""
+NOT_STORED = ("token", "push_to_hub", "private", "trust_remote_code")
+"""Settings that do not belong into a file that is run again, or that whoever runs it decides for himself."""
 
 
 def resolved_settings(*arguments: Any) -> dict[str, Any]:
