@@ -8,7 +8,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
 from pertinence import PertinenceError, accelerators
-from pertinence.accelerators import make_accelerator, quiet_other_processes
+from pertinence.accelerators import make_accelerator, one_thread, quiet_other_processes
 
 
 @pytest.fixture
@@ -83,3 +83,18 @@ def test_launcher_that_starts_one_process_on_the_cpu_is_called_out_beside_a_gpu(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     make_accelerator("cpu")
     assert "accelerate launch has started a single process" in caplog.text
+
+
+def test_the_threads_there_were_come_back_whoever_ends_first():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        first, second = one_thread(), one_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_num_threads() == 1
+        second.__exit__(None, None, None)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -389,6 +389,7 @@ def test_the_cheapest_that_qualifies_is_chosen_by_what_the_model_itself_answers(
         right = model(batch, operating_point=tested.operating_point).logits.argmax(1) == images.labels
         assert (tested.losses, tested.wins) == ((largest & ~right).sum().item(), (~largest & right).sum().item())
         costs.append(model.front.find(tested.operating_point).select.gmacs)
+    assert calibrate(copied, digits[2], max_accuracy_loss=0.05).tested == guarantee.tested
     assert costs == sorted(costs, reverse=True)
     assert costs[0] == max(point.select.gmacs for point in model.front)
     passed = [tested.operating_point for tested in guarantee.tested if tested.p_value <= LEVEL]

@@ -253,6 +253,14 @@ def routing(answers) -> Routing:
     return answers.route(CASCADE, [OBEDIENT, OBEDIENT])
 
 
+def test_what_is_moved_is_nothing_that_accelerators_lack(routing):
+    """Some have no float64; costs, of which sums are taken, are kept in it."""
+    moved = vars(routing.to(torch.device("meta")))
+    assert moved.pop("gmacs").device.type == "cpu"
+    assert {values.device.type for values in moved.values()} == {"meta"}
+    assert torch.float64 not in {values.dtype for values in moved.values()}
+
+
 def test_every_image_takes_its_path(routing):
     assert routing.expert_indices.tolist() == [path[-1] for path in PATHS]
     assert [tuple(ran.nonzero().squeeze(1).tolist()) for ran in routing.experts_run] == PATHS

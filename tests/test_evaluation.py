@@ -366,6 +366,13 @@ def figures(accuracy: float, samples: int) -> Figures:
 
 
 def test_an_expert_no_better_than_chance_is_refused_by_its_name():
-    with pytest.raises(PertinenceError, match="'b' is right on 26.00 % of 100 images, no better than chance among 4"):
-        check_better_than_chance(["a", "b"], [figures(0.9, 100), figures(0.26, 100)], 4)
-    check_better_than_chance(["a", "b"], [figures(0.9, 100), figures(0.4, 100)], 4)
+    with pytest.raises(PertinenceError, match="'b' is right on 26.00 % of 1000 images, no better than chance among 4"):
+        check_better_than_chance(["a", "b"], [figures(0.9, 1000), figures(0.26, 1000)], 4)
+    assert check_better_than_chance(["a", "b"], [figures(0.9, 100), figures(0.4, 100)], 4) == []
+
+
+def test_an_expert_that_may_be_weak_is_not_taken_for_one_that_guesses():
+    """40 images tell 60 % from a coin flip as little as from 70 %."""
+    (warning,) = check_better_than_chance(["a", "b"], [figures(0.9, 40), figures(0.6, 40)], 2)
+    assert "'b' is right on 60.00 % of 40 images" in warning
+    assert warning.endswith("more images would tell.")

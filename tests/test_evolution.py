@@ -296,6 +296,7 @@ def test_result_of_a_table_is_shown_but_cannot_be_evaluated(expected, tmp_path, 
     [
         (["--report-split", "search"], "the report images must be others"),
         (["--cost", "latency"], "leave cost out"),
+        (["--variants", "auto"], "leave variants out"),
         (["--dataset", "data"], "neither --experts nor --dataset"),
         (["--split", "nothing"], "has no column 'label' of split 'nothing'"),
     ],

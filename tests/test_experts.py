@@ -504,6 +504,38 @@ def test_other_problems_are_refused(tiny_experts, config):
     assert re.search("'ViTForImageClassification' is not a single-label classifier", message)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"id2label": {index: f"label {index}" for index in range(1, NUM_LABELS + 1)}},
+            rf"'expert' numbers its labels \[1, 2, 3, .*\], expected 0 to {NUM_LABELS - 1}",
+        ),
+    ],
+    ids=str,
+)
+def test_labels_that_no_pool_can_have(tiny_experts, tmp_path, config, words):
+    for part in native_model("ViT", image_size=32, **VIT):
+        part.save_pretrained(tmp_path / "expert")
+    path = tmp_path / "expert" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    assert re.search(words, refusal([tmp_path / "expert", tiny_experts[0]]))
+
+
+def test_an_expert_of_grey_images_is_refused(tiny_experts):
+    network = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=32, num_channels=1, **VIT))
+    grey = loaded(network, ViTImageProcessor(size={"height": 32, "width": 32}))
+    assert re.search(r"takes images of 1 channels, expected 3 \(RGB\)", refusal([tiny_experts[0], grey]))
+
+
+def test_a_classifier_of_something_else_than_images_is_refused_in_a_sentence(tiny_experts):
+    """ImageGPT takes clusters of colours."""
+    config = transformers.ImageGPTConfig(n_embd=8, n_layer=1, n_head=2, vocab_size=17, n_positions=16, num_labels=4)
+    network = transformers.ImageGPTForImageClassification(config)
+    model = loaded(network, ViTImageProcessor(size={"height": 4, "width": 4}))
+    assert re.search("the operations of ImageGPTForImageClassification cannot be counted", refusal([model, model]))
+
+
 def test_a_saved_multi_label_expert_is_refused(make_expert, tiny_experts, tmp_path):
     tagger = make_expert(tmp_path / "tagger", problem_type="multi_label_classification")
     assert re.search("'tagger' is not a single-label classifier.*multi label", refusal([tagger, tiny_experts[0]]))

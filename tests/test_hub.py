@@ -278,6 +278,17 @@ def test_a_file_that_names_a_folder_of_this_machine_is_not_pushed(digit_experts,
     assert len(hub.commits("tester/leak")) == 1  # created, and empty
 
 
+def test_what_the_text_of_an_expert_from_the_hub_names_is_no_secret(digit_experts, hub, tmp_path):
+    experts = [changed_copy(expert, tmp_path / expert.name) for expert in digit_experts[:2]]
+    (experts[0] / "README.md").write_text(f"Trained with --output_dir {Path.home()}/run1.")
+    for expert in experts:
+        hub.add_model(f"tester/chatty-{expert.name}", expert)
+    references = [f"tester/chatty-{expert.name}" for expert in experts]
+    model = PertinenceForImageClassification.from_experts(references, thresholds=0.7)
+    model.push_to_hub("tester/chatty", save_experts=True, token=hub.token)
+    assert any(str(Path.home()).encode() in content for content in hub.files("tester/chatty").values())
+
+
 def test_code_goes_along_and_runs_only_where_it_is_trusted(zoo, hub, tmp_path, images):
     experts = [zoo / "cifar10" / name for name in ("resnet8", "resnet20")]
     model = PertinenceForImageClassification.from_experts(experts, thresholds=0.7, trust_remote_code=True)

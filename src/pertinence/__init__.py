@@ -16,7 +16,8 @@ from .modeling_pertinence import PertinenceForImageClassification, PertinenceOut
 
 if TYPE_CHECKING:
     from .arguments import DataArguments, RuntimeArguments, SearchArguments
-    from .calibration import calibrate
+    from .calibration import calibrate, store_guarantee
+    from .model_evaluation import evaluate_model
     from .monitoring import RoutingMonitor
     from .result import SearchResult
     from .search import DispatcherSearch, search_predictions
@@ -45,7 +46,9 @@ __all__ = [
     "Stage",
     "StreamDispatcher",
     "calibrate",
+    "evaluate_model",
     "search_predictions",
+    "store_guarantee",
 ]
 
 AutoConfig.register(PertinenceConfig.model_type, PertinenceConfig)
@@ -63,7 +66,9 @@ _LAZY = {
     "SearchResult": "result",
     "StreamDispatcher": "streaming",
     "calibrate": "calibration",
+    "evaluate_model": "model_evaluation",
     "search_predictions": "search",
+    "store_guarantee": "calibration",
 }
 
 
@@ -72,3 +77,7 @@ def __getattr__(name: str):
     if name in _LAZY:
         return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

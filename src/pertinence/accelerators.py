@@ -4,6 +4,7 @@ find each other; and work that is done by one thread."""
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -111,9 +112,18 @@ def one_thread() -> Iterator[None]:
     Products this small gain little from a second thread, and wait for it long where the cores are busy; more cores are
     for more processes.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _changing_threads:
+        _threads_before.append(_threads_before[0] if _threads_before else torch.get_num_threads())
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _changing_threads:
+            before = _threads_before.pop()
+            if not _threads_before:
+                torch.set_num_threads(before)
+
+
+_changing_threads = threading.Lock()
+_threads_before: list[int] = []
+"""How many threads there were, once for each who works with one now: torch has one number for the whole process."""

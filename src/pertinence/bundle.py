@@ -70,6 +70,12 @@ class Bundle:
     is_guarded: dict[str, str] = field(default_factory=dict)
     needs_code: list[str] = field(default_factory=list)
 
+    @property
+    def own_files(self) -> dict[str, Path | bytes]:
+        """Those that are of this machine: not what experts have from the Hub, where everybody can read it."""
+        copied = tuple(entry["repo_id"].removeprefix("./") + "/" for entry in self.config.entries if "origin" in entry)
+        return {path: content for path, content in self.files.items() if not path.startswith(copied)}
+
     def card(self, repo_id: str, tags: Sequence[str] = ()) -> str:
         """The text of the model card."""
         card = Card(
@@ -237,8 +243,9 @@ def settings_note(folders: Mapping[str, Sequence[str]]) -> str:
 
 def check_no_paths(files: Mapping[str, Path | bytes], folders: Sequence[Path] = ()) -> None:
     """Refuse files that name a folder of this machine: home, working folder, or one of those given."""
-    known = {Path.home(), Path.cwd(), *(folder.resolve() for folder in folders)}
-    paths = {str(path) for path in known if len(path.parts) > 1}
+    # Folders like /tmp and /content are everybody's.
+    known = {Path.home(), *(path for path in (Path.cwd(), *folders) if len(path.resolve().parts) > 2)}
+    paths = {str(path.resolve()) for path in known if len(path.parts) > 1}
     for name, content in files.items():
         if isinstance(content, Path):
             with content.open("rb") as file:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from .arguments import DataArguments, RuntimeArguments
+from .arguments import RuntimeArguments
 from .data import LabelledImages
 from .errors import PertinenceError
 from .evaluation import evaluate_experts, evaluate_point
@@ -21,7 +21,7 @@ from .figures import ACCURACY
 from .files import update_config
 from .front import Front, OperatingPoint
 from .guarantee import Comparison, Guarantee
-from .model_evaluation import open_images, open_model, predict_images
+from .model_evaluation import ImageSource, open_images, open_model, predict_images
 from .modeling_pertinence import PertinenceForImageClassification
 from .noninferiority import images_needed, noninferiority_p_value
 from .predictions import Predictions
@@ -40,8 +40,8 @@ SCORES_CUT = "scores were cut to the largest, so that answers of points that dec
 
 def calibrate(
     model_path: str | os.PathLike,
-    data: DataArguments,
-    args: RuntimeArguments,
+    data: ImageSource,
+    args: RuntimeArguments | None = None,
     max_accuracy_loss: float = 0.005,
     confidence: float = 0.95,
     expert_paths: dict[str, str] | None = None,
@@ -50,7 +50,7 @@ def calibrate(
 
     Args:
         model_path: folder or Hub id.
-        data: which images; none that the search or its report has seen.
+        data: which images, or where they are; none that the search or its report has seen.
         args: how experts are run; `trust_remote_code` for those that bring code.
         max_accuracy_loss: accuracy (0 to 1) that may be lost against the largest expert; of a model that was searched
             without labels, agreement with it.
@@ -64,6 +64,7 @@ def calibrate(
         raise PertinenceError(f"max_accuracy_loss must lie between 0 and 1, got {max_accuracy_loss}")
     if not 0 < confidence <= MAX_CONFIDENCE:
         raise PertinenceError(f"confidence must lie between 0 and {MAX_CONFIDENCE}, got {confidence}")
+    args = args or RuntimeArguments()
     model = open_model(model_path, args, expert_paths)
     images = open_images(model, data, args.token)
     shared, rows = check_unseen(model_path, images, args.token)
@@ -178,8 +179,8 @@ def check_unseen(
     # Where not every image is hashed nobody knows which to leave out.
     if shared > TOLERATED_SHARED or (rows is None and shared > 0):
         raise PertinenceError(
-            f"{100 * shared:.1f} % of the {len(images)} calibration images took part in the search of {model_path} or "
-            "in its report: calibrate on other images"
+            f"about {max(1, round(shared * len(images)))} of the {len(images)} calibration images took part in the "
+            f"search of {model_path} or in its report: calibrate on other images"
         )
     return shared, everything if rows is None else torch.from_numpy(rows)
 

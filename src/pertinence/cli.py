@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -312,6 +313,9 @@ def build_parser() -> HfArgumentParser:
             flags = f"--no_{setting.name}", f"--no-{setting.name.replace('_', '-')}"
             options = {"dest": setting.name, "default": setting.default, "help": setting.metadata["help"]}
             subparser.add_argument(*flags, action="store_false", **options)
+        for action in subparser._actions:
+            if isinstance(action, argparse._StoreFalseAction):  # else told in the words of what it turns off
+                action.help, action.default = f"Turn {action.dest.replace('_', '-')} off.", argparse.SUPPRESS
         for argument in positional:
             subparser.add_argument(argument, help=POSITIONAL[argument])
         if name == "search":

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import PertinenceError
+from .errors import MALFORMED, PertinenceError
 
 
 TURNS, TURN_SECONDS = 9, 0.1
@@ -41,7 +41,7 @@ def count_gmacs(model: nn.Module, size: tuple[int, int], options: dict[str, Any]
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         try:
             return analysis.total() / 1e9
-        except RuntimeError as error:
+        except (RuntimeError, *MALFORMED) as error:  # a model that takes no images fails in any way
             raise PertinenceError(
                 f"the operations of {type(model).__name__} cannot be counted on a {size[0]}x{size[1]} image: {error}"
             ) from error

@@ -160,7 +160,8 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
     """
     name, split = arguments.dataset, arguments.split
     if name is None or split is None:
-        raise PertinenceError("no images were named: give --dataset and --split")
+        missing = " and ".join(f"--{key}" for key, value in (("dataset", name), ("split", split)) if value is None)
+        raise PertinenceError(f"no images were named: give {missing}")
     try:
         dataset = patiently(partial(_load_checked, name, arguments.dataset_config, split=split, token=token))
     except Exception as error:  # builders fail in any way; say which data set and why

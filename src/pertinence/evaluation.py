@@ -17,6 +17,8 @@ from .predictions import ROWS_AT_ONCE, Predictions
 from .statistics import auroc, bootstrap_interval, paired_difference
 
 
+HARDLY = 0.1
+"""Share of the way from guessing to perfection that is hardly better than guessing."""
 LEAK_Z = 4.0
 LEAK_CHEAPEST = 0.95
 
@@ -159,16 +161,27 @@ def routing_auroc(point: OperatingPoint, heads: Sequence[Head], predictions: Pre
     return {expert: value for expert, value in values.items() if value is not None}
 
 
-def check_better_than_chance(names: Sequence[str], figures: Sequence[Figures], num_labels: int) -> None:
-    """Refuse an expert whose accuracy could be that of guessing: its labels cannot be those of the images."""
-    chance = 1 / num_labels
+def check_better_than_chance(names: Sequence[str], figures: Sequence[Figures], num_labels: int) -> list[str]:
+    """Refuse an expert that surely does hardly better than guessing: its labels cannot be those of the images.
+
+    Returns:
+        Sentences about experts that may be guessing, where there are too few images to tell; a weak expert among few
+        labels looks like that.
+    """
+    chance, warnings = 1 / num_labels, []
     for name, measured in zip(names, figures, strict=True):
-        if measured.accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / measured.samples):
-            raise PertinenceError(
-                f"expert {name!r} is right on {100 * measured.accuracy:.2f} % of {measured.samples} images, no "
-                f"better than chance among {num_labels} labels: check that its labels are those of the data set, in "
-                "the same order (`label_map`), and that its preprocessing is its own"
-            )
+        spread = 2 * math.sqrt(chance * (1 - chance) / measured.samples)
+        if measured.accuracy > chance + spread:
+            continue
+        sentence = (
+            f"expert {name!r} is right on {100 * measured.accuracy:.2f} % of {measured.samples} images, no better "
+            f"than chance among {num_labels} labels: check that its labels are those of the data set, in the same "
+            "order (`label_map`), and that its preprocessing is its own"
+        )
+        if measured.accuracy + spread < chance + HARDLY * (1 - chance):
+            raise PertinenceError(sentence)
+        warnings.append(f"{sentence}; more images would tell.")
+    return warnings
 
 
 def leak_warnings(names: Sequence[str], search: Predictions, report: Predictions) -> list[str]:

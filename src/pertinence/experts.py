@@ -309,6 +309,7 @@ def measured_expert(
         raise PertinenceError(
             f"expert {name!r}: quantization={quantization!r} is not one of {', '.join(QUANTIZATIONS)}"
         )
+    _check_channels(name, model.config)
     try:
         transform = smaller_transform(checkpoint, image_size, image_size_by)
     except PertinenceError as error:
@@ -367,6 +368,22 @@ def _check_single_label(name: str, config: Any) -> None:
             f"expert {name!r} is not a single-label classifier ({kind.replace('_', ' ')}): pertinence routes only "
             "classifiers that choose one of at least two labels"
         )
+    if set(config.id2label) != set(range(config.num_labels)):
+        raise PertinenceError(
+            f"expert {name!r} numbers its labels {shown(sorted(config.id2label))}, expected 0 to "
+            f"{config.num_labels - 1}: correct `id2label` in its config.json"
+        )
+
+
+def _check_channels(name: str, config: Any) -> None:
+    """Refuse networks of other images than those of three colours."""
+    arguments, pretrained = (getattr(config, key, None) or {} for key in ("model_args", "pretrained_cfg"))
+    shape = pretrained.get("input_size")
+    channels = getattr(config, "num_channels", None) or arguments.get("in_chans")
+    if channels is None and isinstance(shape, (list, tuple)) and shape:
+        channels = shape[0]
+    if channels not in (None, 3):
+        raise PertinenceError(f"expert {name!r} takes images of {shown(channels)} channels, expected 3 (RGB)")
 
 
 def _make_names_unique(experts: Sequence[Expert]) -> None:

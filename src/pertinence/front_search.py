@@ -74,9 +74,10 @@ def search_front(
     Raises:
         PertinenceError: an expert is no better than chance, or there are too few images.
     """
-    if search.measure == ACCURACY:
-        check_better_than_chance(names, [one.figures for one in evaluate_experts(search)], search.num_labels)
     warnings = leak_warnings(names, search, report)
+    if search.measure == ACCURACY:
+        static = [one.figures for one in evaluate_experts(search)]
+        warnings = check_better_than_chance(names, static, search.num_labels) + warnings
     for warning in warnings:
         logger.warning(warning)
     skipped = {"search": search} | ({} if report.labels is search.labels else {"report": report})

@@ -80,7 +80,7 @@ def push_folder(
             logger.warning(f"The README.md of {repo_id} is kept; replace_card=True (--replace-card) writes a new one.")
         else:
             bundle.files[CARD] = bundle.card(repo_id, tags).encode()
-        check_no_paths(bundle.files, [Path(folder), Path(work)])
+        check_no_paths(bundle.own_files, [Path(folder), Path(work)])
         operations: list[Any] = [CommitOperationAdd(path, content) for path, content in sorted(bundle.files.items())]
         is_run = bundle.record is not None
         operations += [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import datasets
+
 from .accelerators import make_accelerator
 from .arguments import DataArguments, RuntimeArguments
 from .candidates import load_baselines
@@ -20,10 +22,13 @@ from .report import Evaluation, evaluate_front
 from .seen import TOLERATED_SHARED, SeenImages
 
 
+ImageSource = DataArguments | datasets.Dataset | LabelledImages
+
+
 def evaluate_model(
     model_path: str | os.PathLike,
-    data: DataArguments,
-    args: RuntimeArguments,
+    data: ImageSource,
+    args: RuntimeArguments | None = None,
     operating_point: str | None = None,
     expert_paths: dict[str, str] | None = None,
 ) -> Evaluation:
@@ -31,7 +36,7 @@ def evaluate_model(
 
     Args:
         model_path: folder or Hub id.
-        data: which images; they must be none that the search has seen.
+        data: which images, or where they are; they must be none that the search has seen.
         args: how experts are run; `trust_remote_code` for those that bring code.
         operating_point: measure only the point of this name.
         expert_paths: where local experts have moved to, folder by expert name.
@@ -39,6 +44,7 @@ def evaluate_model(
     Raises:
         PertinenceError: there is no model, its experts or the images cannot be loaded, or do not fit together.
     """
+    args = args or RuntimeArguments()
     model = open_model(model_path, args, expert_paths)
     front, default = model.front, model.config.operating_point or model.front[-1].name
     images = open_images(model, data, args.token)
@@ -85,10 +91,14 @@ def open_model(
 
 
 def open_images(
-    model: PertinenceForImageClassification, data: DataArguments, token: str | None = None
+    model: PertinenceForImageClassification, data: ImageSource, token: str | None = None
 ) -> LabelledImages:
     """Load images to measure a model on; their labels are needed, and checked, unless it was searched without any."""
-    images = load_images(data, token, needs_labels=not _agrees(model))
+    needs_labels = not _agrees(model)
+    if isinstance(data, DataArguments):
+        images = load_images(data, token, needs_labels)
+    else:
+        images = data if isinstance(data, LabelledImages) else LabelledImages(data, needs_labels=needs_labels)
     images.match_labels(model.config.id2label)
     return images
 

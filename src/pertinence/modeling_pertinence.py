@@ -192,14 +192,14 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         Raises:
             PertinenceError: no point meets the budget; the message says what the nearest is.
         """
-        if max_accuracy_loss is not None and accuracy is None:
+        budget = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
+        if max_accuracy_loss is not None:
+            if any(value is not None for value in budget.values()):
+                raise PertinenceError(f"`max_accuracy_loss` stands alone: give it, or one of {', '.join(budget)}")
             largest = (self.config.experts or [{}])[-1].get("select")
             if not largest:
                 raise PertinenceError("the largest expert was not measured: search, or choose with `operating_point=`")
-            accuracy = Figures.from_dict(largest).accuracy - max_accuracy_loss
-        elif max_accuracy_loss is not None:
-            raise PertinenceError("give either `accuracy` or `max_accuracy_loss`")
-        budget = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
+            budget["accuracy"] = Figures.from_dict(largest).accuracy - max_accuracy_loss
         point = self._front.choose(**budget, device=device, batch_size=batch_size)
         self.config.operating_point = point.name
         return point

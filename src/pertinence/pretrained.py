@@ -67,6 +67,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.
         """
+        if (former := kwargs.pop("torch_dtype", None)) is not None:  # as transformers still takes it
+            kwargs.setdefault("dtype", former)
         options = {
             field.name: kwargs[field.name] for field in fields(LoadOptions) if kwargs.get(field.name) is not None
         }

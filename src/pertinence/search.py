@@ -269,7 +269,7 @@ def search_predictions(
         )
     if report is not None and report.fingerprint == table.fingerprint:
         raise PertinenceError("the report images are the search images: report on others")
-    for setting, value in (("cost", "gmacs"), ("stem", None)):
+    for setting, value in (("cost", "gmacs"), ("stem", None), ("variants", "none")):
         if getattr(args, setting) != value:
             raise PertinenceError(f"a table of predictions has no models to run: leave {setting} out")
     settings = _table_settings(table, args, report)
