@@ -72,7 +72,6 @@ class MixedLoad:
         points: names of the operating points that are asked for.
         seed: of the requests.
         tolerance: how far a logit of float32 may lie from that of the image alone.
-        reloads: whether the lazy form has a cap that makes experts leave, and so be loaded again and again.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class MixedLoad:
         points: Sequence[str],
         seed: int = 0,
         tolerance: float = 1e-4,
-        reloads: bool = True,
     ):
         def load(**options: Any) -> PertinenceForImageClassification:
             return PertinenceForImageClassification.from_pretrained(folder, trust_remote_code=True, **options)
@@ -91,7 +89,7 @@ class MixedLoad:
         alone = load()
         entries, default = alone.config.experts, alone.front.find(alone.config.operating_point)
         cap = 4 * (max(e["parameters"] for e in entries) + entries[default.members[0]]["parameters"])
-        lazy = load(lazy=True, max_memory=cap if reloads else None)
+        lazy = load(lazy=True, max_memory=cap)
         self.forms = {"whole": load(), "lazy": lazy, "bfloat16": load(dtype="bfloat16")}
         self._tolerance = {"whole": tolerance, "lazy": tolerance, "bfloat16": BFLOAT16}
         self.default = default.name

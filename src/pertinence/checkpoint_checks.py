@@ -170,11 +170,12 @@ def is_contained(path: Path, root: Path) -> bool:
 
 @contextmanager
 def building_from(tensors: Tensors) -> Iterator[None]:
-    """Within it this thread builds no network that is much larger than its weights are.
+    """Within it this thread builds no network that is much larger than its weights are; other threads do as they like.
 
     Raises:
         PertinenceError: it has far more parameters, buffers or modules.
     """
+    _watch_modules()
     before = getattr(_building, "left", None)
     _building.left = {
         "elements": 4 * tensors.elements + SPARE_ELEMENTS,
@@ -201,10 +202,18 @@ def _count_elements(_: nn.Module, __: str, tensor: torch.Tensor | None) -> None:
     _count("elements", 0 if tensor is None else tensor.numel())
 
 
-# For good, as torch walks over its hooks whenever any thread builds a module: none may come and go meanwhile.
-registration.register_module_parameter_registration_hook(_count_elements)
-registration.register_module_buffer_registration_hook(_count_elements)
-registration.register_module_module_registration_hook(lambda *_: _count("modules", 1))
+def _watch_modules() -> None:
+    """Have torch tell what is built, from the first checkpoint on and for good: torch walks over its hooks whenever
+    any thread builds a module, so that none may come and go meanwhile."""
+    with _watching:
+        if not _hooks:
+            _hooks.append(registration.register_module_parameter_registration_hook(_count_elements))
+            _hooks.append(registration.register_module_buffer_registration_hook(_count_elements))
+            _hooks.append(registration.register_module_module_registration_hook(lambda *_: _count("modules", 1)))
+
+
+_watching = threading.Lock()
+_hooks: list[Any] = []
 
 
 def _check_code(config: dict[str, Any]) -> None:
