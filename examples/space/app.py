@@ -142,7 +142,7 @@ def build(model: PertinenceForImageClassification) -> gr.Blocks:
     explain = Explainer(model)
     with gr.Blocks(title="pertinence") as page:
         gr.Markdown(
-            "# For each image the cheapest expert that will get it right\n"
+            "# For each image the cheapest expert that is expected to be right\n"
             f"{len(explain.names)} classifiers, of which a learned dispatcher runs as few as an image needs. The "
             "budget says what an image may cost on average, not what this one costs."
         )

@@ -14,7 +14,7 @@ from .evidence import count_answers
 from .figures import ACCURACY, Figures
 from .front import OperatingPoint
 from .predictions import ROWS_AT_ONCE, Predictions
-from .statistics import auroc, bootstrap_interval, paired_difference
+from .statistics import auroc, paired_difference, wilson_interval
 
 
 HARDLY = 0.1
@@ -99,7 +99,7 @@ def summarise(
     accuracy = correct.sum().item() / len(correct)
     figures = Figures(
         accuracy,
-        bootstrap_interval(accuracy, len(correct)),
+        wilson_interval(accuracy, len(correct)),
         gmacs.mean().item(),
         tuple(shares.tolist()),
         len(correct),

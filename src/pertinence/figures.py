@@ -19,7 +19,7 @@ class Figures:
 
     Attributes:
         accuracy: share of right answers, 0 to 1.
-        interval: 95 % bootstrap interval of the accuracy, (low, high).
+        interval: 95 % interval of the accuracy (Wilson), (low, high).
         gmacs: mean cost of an image.
         expert_shares: for each expert of the pool the share of images that it ran last on; sums to 1.
         samples: number of images.

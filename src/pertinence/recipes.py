@@ -22,7 +22,7 @@ from .figures import Figures
 from .front import STEM, OperatingPoint, Stage
 from .genome import CascadeSpace, PaperSpace, ThresholdSpace
 from .predictions import ROWS_AT_ONCE, Predictions
-from .statistics import bootstrap_interval, paired_difference
+from .statistics import paired_difference, wilson_interval
 from .training import FitData, routing_classes, train_paper_heads
 
 
@@ -177,7 +177,7 @@ class CascadeRecipe:
             accuracy = float(curve.accuracy[index])
             figures = Figures(
                 accuracy,
-                bootstrap_interval(accuracy, curve.samples),
+                wilson_interval(accuracy, curve.samples),
                 float(curve.gmacs[index]),
                 tuple(curve.shares[index].tolist()),
                 curve.samples,

@@ -1,4 +1,4 @@
-"""Numbers about fronts and samples: dominance, hulls, hypervolume, bootstrap intervals, AUROC. No torch model here."""
+"""Numbers about fronts and samples: dominance, hulls, hypervolume, intervals, AUROC. No torch model here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, rankdata
+from scipy.stats import norm, rankdata
 
 
 BOOTSTRAP_DRAWS = 2000
@@ -25,13 +25,13 @@ class Difference:
     interval: tuple[float, float]
 
 
-def bootstrap_interval(accuracy: float, count: int) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a share of `count` images.
-
-    Resampled counts of right answers are binomial, so that the percentiles need no draws.
-    """
-    low, high = binom.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], count, min(max(accuracy, 0.0), 1.0)) / count
-    return float(low), float(high)
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of `count` images: the shares that would give this one at a distance of at most 1.96 of
+    their standard errors (Wilson 1927), so that it has a width also where all or none are right."""
+    share, z2 = min(max(share, 0.0), 1.0), norm.ppf((1 + LEVEL) / 2) ** 2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def paired_difference(wins: int, losses: int, count: int) -> tuple[float, float]:
