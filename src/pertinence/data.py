@@ -134,7 +134,8 @@ class LabelledImages(torch.utils.data.Dataset):
         if self.labels is None:
             return
         if self.label_map == "by_name":
-            places = torch.tensor(places_by_name(self.label_names, labels))
+            advice = "rename them as the experts call them, or leave their images out"
+            places = torch.tensor(places_by_name(self.label_names, labels, "the data set", advice))
             self.labels, self.label_names = places[self.labels], dict(labels)
         highest = int(self.labels.max())
         if highest >= len(labels):

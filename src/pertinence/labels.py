@@ -45,18 +45,18 @@ def in_another_order(labels: Labels, other_labels: Labels) -> bool:
     return ours != theirs and sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours)
 
 
-def places_by_name(labels: Labels, pool_labels: Labels) -> list[int]:
-    """For each label of a data set its index among those of a pool, which may have more.
+def places_by_name(labels: Labels, others: Labels, title: str, advice: str) -> list[int]:
+    """For each label its index among others, which may be more, by their names.
 
     Raises:
-        PertinenceError: a name that no label of the pool has, or several have.
+        PertinenceError: a name that no other label has, or several have; with what to do.
     """
-    ours, theirs = _normalised(labels), _normalised(pool_labels)
+    ours, theirs = _normalised(labels), _normalised(others)
     unknown = [labels[i] for i, label in enumerate(ours) if theirs.count(label) != 1]
     if unknown:
         raise PertinenceError(
-            f"label_map='by_name' cannot place {len(unknown)} labels of the data set among those of the experts, the "
-            f"first of them {unknown[0]!r}: rename or remove them (`Dataset.align_labels_with_mapping`)"
+            f"{title}: label_map='by_name' cannot place {len(unknown)} labels, the first of them {unknown[0]!r}: "
+            f"{advice}"
         )
     return [theirs.index(label) for label in ours]
 
@@ -72,14 +72,7 @@ def resolve_label_map(
     if label_map is None:
         return None
     if label_map == "by_name":
-        ours, theirs = _normalised(labels), _normalised(pool_labels)
-        unknown = [pool_labels[i] for i, label in enumerate(theirs) if ours.count(label) != 1]
-        if unknown:
-            raise PertinenceError(
-                f"{name!r}: label_map='by_name' cannot place {len(unknown)} labels, the first of them "
-                f"{unknown[0]!r}: write the map as a list of indices"
-            )
-        return [ours.index(label) for label in theirs]
+        return places_by_name(pool_labels, labels, repr(name), "write the map as a list of indices")
     valid = isinstance(label_map, (list, tuple)) and all(
         isinstance(i, int) and 0 <= i < len(labels) for i in label_map
     )
