@@ -18,7 +18,7 @@ from pertinence import PertinenceError, PertinenceForImageClassification
 from pertinence.cli import main
 from pertinence.files import RECORD, STATE, SUFFIX
 from pertinence.hub import push_folder
-from pertinence.result import alone
+from pertinence.result import exclusive
 
 
 KILLS = Path(__file__).parent / "benchmarks" / "kills.py"
@@ -156,8 +156,8 @@ def test_another_search_in_the_same_folder_is_refused_while_the_first_lives(
 ):
     monkeypatch.setattr("pertinence.result.PATIENCE", 0.2)
     output = tmp_path / "run"
-    code = "import sys; from pathlib import Path; from pertinence.result import alone\n" \
-           "with alone(Path(sys.argv[1])): print('in', flush=True); sys.stdin.readline()"  # fmt: skip
+    code = "import sys; from pathlib import Path; from pertinence.result import exclusive\n" \
+           "with exclusive(Path(sys.argv[1])): print('in', flush=True); sys.stdin.readline()"  # fmt: skip
     first = subprocess.Popen(
         [sys.executable, "-c", code, output], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -175,7 +175,7 @@ def test_another_search_in_the_same_folder_is_refused_while_the_first_lives(
 def test_a_result_is_not_saved_where_another_search_is_running(expected, tmp_path, search, monkeypatch, capsys):
     monkeypatch.setattr("pertinence.result.PATIENCE", 0.2)
     shutil.copytree(expected, tmp_path / "run")
-    with alone(tmp_path / "run"):
+    with exclusive(tmp_path / "run"):
         assert search(tmp_path / "run") == 1
     assert "another search is running" in only_error(capsys)
     assert search(tmp_path / "run") == 0
@@ -187,7 +187,7 @@ def test_where_nothing_can_be_locked_it_is_said(tmp_path, monkeypatch, caplog):
         raise NotImplementedError("this file system has no locks")
 
     monkeypatch.setattr("filelock.FileLock.acquire", unable)
-    with alone(tmp_path / "run"):
+    with exclusive(tmp_path / "run"):
         pass
     assert "this file system has no locks" in caplog.text
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pertinence import files
-from pertinence.files import FORGOTTEN, SUFFIX, beside, hash_file, replaced, share
+from pertinence.files import FORGOTTEN, SUFFIX, beside, give_usual_mode, hash_file, replaced
 
 
 # Without the package's own __init__, which takes seconds to import.
@@ -198,7 +198,7 @@ def test_a_file_is_shared_as_any_new_one(tmp_path, umask):
     try:
         path = tmp_path / "file"
         path.touch(0o600)
-        share(path)
+        give_usual_mode(path)
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask
         assert os.umask(umask) == umask
     finally:

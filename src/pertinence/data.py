@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import torch
 
 from .arguments import DataArguments
-from .downloads import DamagedDownload, checked_downloads, explain_hub, may_pass, patiently
+from .downloads import DamagedDownload, checked_downloads, explain_hub, may_pass, with_retries
 from .errors import PertinenceError, explain, first_line, shown
 from .image_processing_pertinence import decode_image
 from .labels import first_difference, in_another_order, is_generic, places_by_name
@@ -164,7 +164,7 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
         missing = " and ".join(f"--{key}" for key, value in (("dataset", name), ("split", split)) if value is None)
         raise PertinenceError(f"no images were named: give {missing}")
     try:
-        dataset = patiently(partial(_load_checked, name, arguments.dataset_config, split=split, token=token))
+        dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, split=split, token=token))
     except Exception as error:  # builders fail in any way; say which data set and why
         reason = (explain_hub(name, None, error) if may_pass(error) else None) or first_line(error)
         if "Unknown split" in reason:

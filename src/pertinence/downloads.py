@@ -59,12 +59,12 @@ def fetch(repo_id: str, revision: str | None, patterns: Sequence[str], **options
         with checked_downloads(repo_id, options.get("cache_dir")):
             return Path(snapshot_download(repo_id, revision=revision, **chosen, **options))
 
-    folder = patiently(download)
+    folder = with_retries(download)
     # Where the client could not ask what there is, it takes for whole what the cache has.
     is_asked = not (options.get("local_files_only") or constants.HF_HUB_OFFLINE)
     if is_asked and WEIGHTS in patterns and not any(folder.glob(WEIGHTS)):
         api = HfApi(token=options.get("token"))
-        there = patiently(lambda: api.list_repo_files(repo_id, revision=revision))
+        there = with_retries(lambda: api.list_repo_files(repo_id, revision=revision))
         if any("/" not in path and path.endswith(".safetensors") for path in there):
             raise DamagedDownload(f"{repo_id} did not arrive whole: try again")
     return folder
@@ -78,7 +78,7 @@ def pin(repo_id: str, revision: str | None, name: str, **options: Any) -> str:
         with checked_downloads(repo_id, options.get("cache_dir")):
             return hf_hub_download(repo_id, name, revision=revision, **options)
 
-    return Path(patiently(download)).parent.name
+    return Path(with_retries(download)).parent.name
 
 
 def find_file(
@@ -148,7 +148,7 @@ def _has_announced_hash(blob: Path) -> bool:
     return True  # unfinished
 
 
-def patiently(download: Callable[[], T]) -> T:
+def with_retries(download: Callable[[], T]) -> T:
     """What a function got from the Hub, if need be at the third attempt: of many requests any may meet a moment's
     trouble."""
     for pause in (*PAUSES, None):

@@ -110,7 +110,7 @@ def writing(path: Path, advice: str) -> Iterator[None]:
         ) from error
 
 
-def put(staged: Path, folder: Path, marks: Sequence[str], obsolete: Sequence[str] = ()) -> None:
+def move_into(staged: Path, folder: Path, marks: Sequence[str], obsolete: Sequence[str] = ()) -> None:
     """Move all that lies in a folder to another, where it takes the place of what has the same names.
 
     Whoever is killed on the way leaves no mixture of old and new that could be taken for a whole: the files that tell
@@ -194,7 +194,7 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | No
     return values
 
 
-def share(path: Path) -> None:
+def give_usual_mode(path: Path) -> None:
     """Give a file the mode of any new file; those that safetensors writes are for their owner alone."""
     umask = os.umask(0o077)  # it can only be read by setting it
     os.umask(umask)
@@ -204,7 +204,7 @@ def share(path: Path) -> None:
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file with the mode of any new file."""
     save_file(dict(tensors), path, metadata=metadata)
-    share(path)
+    give_usual_mode(path)
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from .bundle import LOCAL, MODEL_FILES, RUN_FILES, Bundle, check_no_paths, collect
 from .checkpoints import ExpertReference, LoadOptions
 from .configuration_pertinence import EMBEDDED
-from .downloads import chain, explain_hub, may_pass, patiently
+from .downloads import chain, explain_hub, may_pass, with_retries
 from .errors import PertinenceError, first_line
 from .files import EXAMPLES_FIGURE, RECORD, SETTINGS
 
@@ -72,10 +72,10 @@ def push_folder(
         look_up_experts(bundle, api)
         with _explained(repo_id):
             # All of this may be asked for twice, which some clients leave to us; a commit may not.
-            repo_id = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+            repo_id = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
             if revision is not None and not revision.startswith("refs/pr"):
-                patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-            there = patiently(lambda: api.list_repo_files(repo_id, revision=revision))
+                with_retries(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+            there = with_retries(lambda: api.list_repo_files(repo_id, revision=revision))
         if CARD in there and not replace_card:
             logger.warning(f"The README.md of {repo_id} is kept; replace_card=True (--replace-card) writes a new one.")
         else:
@@ -125,7 +125,7 @@ def look_up_experts(bundle: Bundle, api: HfApi) -> None:
             continue
         try:
             revision = entry.get("origin_revision") or entry["revision"]
-            found = patiently(partial(api.model_info, repo_id, revision=revision))
+            found = with_retries(partial(api.model_info, repo_id, revision=revision))
         except Exception as error:  # whatever the Hub has against it
             reason = explain_hub(repo_id, revision, error) or first_line(error)
             raise PertinenceError(f"expert {entry['name']!r}: {reason}") from error

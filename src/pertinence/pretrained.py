@@ -17,10 +17,10 @@ from .checkpoint_checks import FLOATS, Tensors, find_weights
 from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .dispatcher import Dispatcher
-from .downloads import checked_downloads, explain_hub, fetch, may_pass, patiently
+from .downloads import checked_downloads, explain_hub, fetch, may_pass, with_retries
 from .errors import PertinenceError
 from .experts import Expert
-from .files import CONFIG, WEIGHT_PATTERNS, beside, hash_tensors, put, read_record, share
+from .files import CONFIG, WEIGHT_PATTERNS, beside, give_usual_mode, hash_tensors, move_into, read_record
 from .front import STEM
 from .hub import push_folder
 from .image_processing_pertinence import PertinenceImageProcessor
@@ -95,7 +95,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 return parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
 
         try:
-            model, info = load() if is_folder else patiently(load)
+            model, info = load() if is_folder else with_retries(load)
         except RuntimeError as error:
             raise PertinenceError(f"the heads of {source} do not fit its front") from error
         except Exception as error:  # of transformers, of the Hub's client, of the network
@@ -243,9 +243,9 @@ class PertinencePreTrainedModel(PreTrainedModel):
             finally:
                 config.experts, config.stem, config.heads_hash = before
             for path in staged.glob("model*.safetensors"):
-                share(path)
+                give_usual_mode(path)
             PertinenceImageProcessor().save_pretrained(staged)
-            put(staged, folder, (CONFIG,), () if kwargs.get("variant") else WEIGHT_PATTERNS)
+            move_into(staged, folder, (CONFIG,), () if kwargs.get("variant") else WEIGHT_PATTERNS)
         if pushes:
             self.push_to_hub(**{"repo_id": folder.resolve().name, "save_experts": save_experts} | hub)
 

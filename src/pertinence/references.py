@@ -21,7 +21,7 @@ from .configuration_pertinence import EMBEDDED
 from .downloads import explain_hub, fetch
 from .errors import PertinenceError, first_line
 from .experts import Expert
-from .files import CONFIG, share
+from .files import CONFIG, give_usual_mode
 from .preprocessing import is_timm_processor
 
 
@@ -97,7 +97,7 @@ def _save_expert(expert: Expert, folder: Path) -> None:
     if source is None:
         expert.checkpoint.model.save_pretrained(folder)
         for path in folder.glob("*.safetensors"):
-            share(path)
+            give_usual_mode(path)
         if not is_timm_processor(expert.checkpoint.processor):  # timm's is a part of config.json
             expert.checkpoint.processor.save_pretrained(folder)
         return

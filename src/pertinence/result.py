@@ -41,7 +41,7 @@ from .files import (
     WEIGHT_PATTERNS,
     beside,
     check_writable,
-    put,
+    move_into,
     replaced,
     writing,
 )
@@ -152,13 +152,13 @@ class SearchResult:
         check_output_dir(folder, settings)
         is_new = not folder.exists()
         try:
-            with alone(folder):
+            with exclusive(folder):
                 with beside(folder / "result", ADVICE) as temporary:
                     temporary.mkdir()
                     self._write(temporary, folder, save_experts)
                     # From here on until its record is there the folder is that of a search that has not ended.
                     SearchFolder(folder / STATE).remember("settings", lambda: settings)
-                    put(temporary, folder, (CONFIG, RECORD), WEIGHT_PATTERNS)
+                    move_into(temporary, folder, (CONFIG, RECORD), WEIGHT_PATTERNS)
                 _clear(folder / STATE)  # last: it tells, too, that something may be left to remove
         finally:
             if is_new and folder.is_dir() and not any(folder.iterdir()):
@@ -209,7 +209,7 @@ def pick_examples(
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Keep other searches out of an output folder while this lasts, or until this process ends, however it ends.
 
     Raises:
@@ -266,7 +266,7 @@ class SearchFolder:
         with ExitStack() as until_the_end:
             if accelerator.is_main_process:
                 check_output_dir(output_dir, settings)
-                until_the_end.enter_context(alone(Path(output_dir)))
+                until_the_end.enter_context(exclusive(Path(output_dir)))
                 if resume and (Path(output_dir) / RECORD).is_file():
                     logger.warning(f"{output_dir} holds the result of this very search, which is run again.")
                 if not (resume and _has_generations(folder.state_dir)):
@@ -304,7 +304,7 @@ def holds_result(
     if accelerator.is_main_process and output_dir is not None and (Path(output_dir) / RECORD).is_file():
         check_output_dir(output_dir, make_settings())
         if (Path(output_dir) / STATE).is_dir():  # of a search that was killed when all was done, or while done again
-            with alone(Path(output_dir)), beside(Path(output_dir) / "result", ADVICE):
+            with exclusive(Path(output_dir)), beside(Path(output_dir) / "result", ADVICE):
                 _clear(Path(output_dir) / STATE)
         found = True
     (found,) = broadcast_object_list([found])
