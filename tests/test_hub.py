@@ -142,6 +142,23 @@ def test_what_an_earlier_push_left_goes_and_what_is_not_ours_stays(run, hub, tmp
     assert len(hub.commits("tester/again")) == before + 1
 
 
+def test_what_a_search_left_goes_with_its_model(run, experts, hub, tmp_path, capsys):
+    push(hub, run, "tester/replaced")
+    searched = hub.commits("tester/replaced")[-1]
+    chosen = load(hub, "tester/replaced", tmp_path, operating_point="fastest")
+    chosen.push_to_hub("tester/replaced", token=hub.token)
+    assert set(hub.files("tester/replaced")) >= {"seen_images.safetensors", "search_result.json"}
+    another = PertinenceForImageClassification.from_experts(experts[:2], thresholds=0.7)
+    another.push_to_hub("tester/replaced", token=hub.token)
+    assert not set(hub.files("tester/replaced")) & {"seen_images.safetensors", "search_result.json", "search.yaml"}
+    images = ["--dataset", str(run.parents[1] / "private-images"), "--split", "test", "--token", hub.token]
+    capsys.readouterr()
+    for revision, has_baselines in ((searched, True), (None, False)):
+        pinned = ["--revision", revision] if revision else []
+        assert main(["evaluate", "tester/replaced", *images, *pinned]) == 0
+        assert ("cascade without search" in capsys.readouterr().out) is has_baselines
+
+
 def test_pictures_of_images_are_pushed_only_where_asked(run, hub):
     assert (run / "examples.png").is_file()
     push(hub, run, "tester/with-examples", examples=True)

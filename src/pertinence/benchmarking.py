@@ -31,6 +31,7 @@ def benchmark(
     data: DataArguments,
     args: BenchmarkArguments,
     expert_paths: dict[str, str] | None = None,
+    revision: str | None = None,
 ) -> list[OperatingPoint]:
     """Time the operating points of a saved model.
 
@@ -39,6 +40,7 @@ def benchmark(
         data: images to time on, from evenly spaced rows; without a data set they are synthetic.
         args: device, dtype, batch sizes, rounds.
         expert_paths: where local experts have moved to, folder by expert name.
+        revision: branch, tag or commit on the Hub.
 
     Returns:
         The points of the front, the timed ones with their `latency`.
@@ -47,7 +49,7 @@ def benchmark(
         PertinenceError: there is no model, or no images.
     """
     device = make_accelerator(args.device).device
-    model = open_model(model_path, args, expert_paths).to(device)
+    model = open_model(model_path, args, expert_paths, revision).to(device)
     timed = list(model.front) if args.operating_point is None else [model.front.find(args.operating_point)]
     count = max(TIMED_IMAGES, *args.batch_size)
     if data.dataset is None:

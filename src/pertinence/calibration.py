@@ -21,7 +21,7 @@ from .figures import ACCURACY
 from .files import update_config
 from .front import Front, OperatingPoint
 from .guarantee import Comparison, Guarantee
-from .model_evaluation import ImageSource, open_images, open_model, predict_images
+from .model_evaluation import ImageSource, commit_of, open_images, open_model, predict_images
 from .modeling_pertinence import PertinenceForImageClassification
 from .noninferiority import images_needed, noninferiority_p_value
 from .predictions import Predictions
@@ -45,6 +45,7 @@ def calibrate(
     max_accuracy_loss: float = 0.005,
     confidence: float = 0.95,
     expert_paths: dict[str, str] | None = None,
+    revision: str | None = None,
 ) -> Guarantee:
     """Promise of the cheapest operating point that can be promised; `store_guarantee` keeps it.
 
@@ -56,6 +57,7 @@ def calibrate(
             without labels, agreement with it.
         confidence: probability, over draws of the images, with which the promise is kept.
         expert_paths: where local experts have moved to, folder by expert name.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
         PertinenceError: no point qualifies, with about how many images would be needed; or the images were seen.
@@ -65,9 +67,9 @@ def calibrate(
     if not 0 < confidence <= MAX_CONFIDENCE:
         raise PertinenceError(f"confidence must lie between 0 and {MAX_CONFIDENCE}, got {confidence}")
     args = args or RuntimeArguments()
-    model = open_model(model_path, args, expert_paths)
+    model = open_model(model_path, args, expert_paths, revision)
     images = open_images(model, data, args.token)
-    shared, rows = check_unseen(model_path, images, args.token)
+    shared, rows = check_unseen(model_path, images, args.token, commit_of(model, revision))
     predictions = predict_images(model, images, args)
     predictions = predictions.subset(torch.isin(predictions.rows, rows).nonzero().squeeze(1))
     largest = evaluate_experts(predictions)[-1]
@@ -163,14 +165,14 @@ def fixed_sequence(
 
 
 def check_unseen(
-    model_path: str | os.PathLike, images: LabelledImages, token: str | None = None
+    model_path: str | os.PathLike, images: LabelledImages, token: str | None = None, revision: str | None = None
 ) -> tuple[float | None, torch.Tensor]:
     """Refuse images that the search of a model, or its report, has seen; a trace of them is left out.
 
     Returns:
         Share of the images that are left out, None where the model does not say which it saw; and the rows that stay.
     """
-    seen = SeenImages.load(model_path, token)
+    seen = SeenImages.load(model_path, token, revision)
     everything = torch.arange(len(images))
     if seen is None:
         logger.warning(f"{model_path} does not say which images its search has seen: make sure that these are others.")

@@ -130,6 +130,7 @@ def load_baselines(
     num_experts: int,
     feature_sizes: Mapping[int, int],
     token: str | bool | None = None,
+    revision: str | None = None,
 ) -> dict[str, tuple[list[Candidate], int]]:
     """The baselines that were tuned when a model was searched; none where they are not stored with it.
 
@@ -137,12 +138,12 @@ def load_baselines(
         model_path: folder or Hub id.
         num_experts: size of the model's pool.
         feature_sizes: width of the pooled features of each expert by its index, and of the `STEM`.
-        token: of the Hub.
+        token, revision: of the Hub.
 
     Raises:
         PertinenceError: the file is damaged, or belongs to another model.
     """
-    path = find_file(model_path, BASELINES, token)
+    path = find_file(model_path, BASELINES, token, revision=revision)
     if path is None:
         return {}
     try:

@@ -60,6 +60,7 @@ class ModelArguments:
     expert_paths: str | None = field(
         default=None, metadata={"help": 'Where local experts have moved to, as JSON: {"name": "folder"}.'}
     )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
 
 
 @dataclass
@@ -215,7 +216,7 @@ def evaluate(model: str, data: DataArguments, args: RuntimeArguments, outputs: E
     folder = None if outputs.output_dir is None else Path(outputs.output_dir)
     if folder is not None and any((folder / name).exists() for name in ("config.json", RECORD)):
         raise PertinenceError(f"{folder} holds a model or a search: give an evaluation a folder of its own")
-    evaluation = evaluate_model(model, data, args, outputs.operating_point, paths)
+    evaluation = evaluate_model(model, data, args, outputs.operating_point, paths, outputs.revision)
     if not PartialState().is_main_process:
         return
     print(evaluation)
@@ -234,10 +235,11 @@ def calibrate(model: str, data: DataArguments, args: RuntimeArguments, promise: 
     from .calibration import calibrate, store_guarantee
 
     paths = _parse_mapping(promise.expert_paths)
-    guarantee = calibrate(model, data, args, promise.max_accuracy_loss, promise.confidence, paths)
+    guarantee = calibrate(model, data, args, promise.max_accuracy_loss, promise.confidence, paths, promise.revision)
     if not PartialState().is_main_process:
         return
-    print(guarantee.describe(PertinenceConfig.from_pretrained(model, token=args.token).build_front()))
+    config = PertinenceConfig.from_pretrained(model, token=args.token, revision=promise.revision)
+    print(guarantee.describe(config.build_front()))
     if Path(model).is_dir():
         store_guarantee(model, guarantee)
         print(f"Stored in {model}, whose default operating point is now {guarantee.operating_point}.")
@@ -252,7 +254,7 @@ def benchmark(model: str, data: DataArguments, args: BenchmarkArguments, where: 
     """Time the operating points of a searched model on this device, and note the milliseconds in its config."""
     from .benchmarking import benchmark, latency_table, store_latency
 
-    points = benchmark(model, data, args, _parse_mapping(where.expert_paths))
+    points = benchmark(model, data, args, _parse_mapping(where.expert_paths), where.revision)
     print(latency_table(points))
     if Path(model).is_dir():
         store_latency(model, points)

@@ -164,21 +164,25 @@ def read_record(folder: Path, front: list[dict[str, Any]] | None) -> dict[str, A
     Raises:
         PertinenceError: the record is damaged, or of another search.
     """
-
-    def measured(points: Any) -> Any:  # latency may be noted later
-        return [{**point, "latency": None} for point in points or ()]
-
     record = read_mapping(folder / RECORD, json.loads)
-    try:
-        is_another = record is not None and measured(record.get("front")) != measured(front)
-    except TypeError:  # no list of mappings
-        is_another = True
-    if is_another:
+    if record is not None and not is_same_front(record.get("front"), front):
         raise PertinenceError(
             f"{RECORD} in {folder} is of another search than the model: save the model to a folder of its own, or "
             f"remove the record, {SEEN} and {BASELINES} there"
         )
     return record
+
+
+def is_same_front(front: Any, other: Any) -> bool:
+    """Whether two fronts, as configs and records hold them, are of one search; latency may be noted later."""
+
+    def measured(points: Any) -> list[dict[str, Any]]:
+        return [{**point, "latency": None} for point in points or ()]
+
+    try:
+        return measured(front) == measured(other)
+    except TypeError:  # no lists of mappings
+        return False
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from transformers.utils import logging
 
 from .bundle import LOCAL, MODEL_FILES, RUN_FILES, Bundle, check_no_paths, collect
 from .checkpoints import ExpertReference, LoadOptions
-from .configuration_pertinence import EMBEDDED
+from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .downloads import chain, explain_hub, may_pass, with_retries
 from .errors import PertinenceError, first_line
-from .files import EXAMPLES_FIGURE, RECORD, SETTINGS
+from .files import BASELINES, CONFIG, EXAMPLES_FIGURE, RECORD, SEEN, SETTINGS, is_same_front, read_mapping
 
 
 logger = logging.get_logger(__name__)
@@ -82,9 +83,9 @@ def push_folder(
             bundle.files[CARD] = bundle.card(repo_id, tags).encode()
         check_no_paths(bundle.own_files, [Path(folder), Path(work)])
         operations: list[Any] = [CommitOperationAdd(path, content) for path, content in sorted(bundle.files.items())]
-        is_run = bundle.record is not None
+        is_another = bundle.record is not None or _holds_another(repo_id, there, bundle.config, revision, token)
         operations += [
-            CommitOperationDelete(path) for path in there if path not in bundle.files and _is_ours(path, is_run)
+            CommitOperationDelete(path) for path in there if path not in bundle.files and _is_ours(path, is_another)
         ]
         with _explained(repo_id, commits=True):
             return api.create_commit(
@@ -142,10 +143,22 @@ def look_up_experts(bundle: Bundle, api: HfApi) -> None:
             bundle.needs_code.append(entry["name"])
 
 
-def _is_ours(path: str, is_run: bool) -> bool:
+def _holds_another(
+    repo_id: str, there: Sequence[str], config: PertinenceConfig, revision: str | None, token: str | bool | None
+) -> bool:
+    """Whether a repository holds what a search left beside another model than this."""
+    if not {RECORD, SEEN, BASELINES} & set(there) or CONFIG not in there:
+        return False
+    with _explained(repo_id):
+        path = with_retries(partial(hf_hub_download, repo_id, CONFIG, revision=revision, token=token))
+    known = read_mapping(Path(path), json.loads)
+    return not is_same_front(known.get("front"), config.front)
+
+
+def _is_ours(path: str, is_another: bool) -> bool:
     """Whether a file of a repository is one that such a push writes, so that it goes where this one does not write it:
-    the record of a search only where that of another takes its place."""
-    ours = (*MODEL_FILES, *RUN_FILES, RECORD, SETTINGS, EXAMPLES_FIGURE) if is_run else MODEL_FILES
+    what a search left only where this model is of another."""
+    ours = (*MODEL_FILES, *RUN_FILES, RECORD, SETTINGS, EXAMPLES_FIGURE) if is_another else MODEL_FILES
     return path.startswith("experts/") or any(fnmatch(path, pattern) for pattern in ours)
 
 

@@ -31,6 +31,7 @@ def evaluate_model(
     args: RuntimeArguments | None = None,
     operating_point: str | None = None,
     expert_paths: dict[str, str] | None = None,
+    revision: str | None = None,
 ) -> Evaluation:
     """Measure a saved model on images of a split: all its operating points, or one.
 
@@ -40,12 +41,14 @@ def evaluate_model(
         args: how experts are run; `trust_remote_code` for those that bring code.
         operating_point: measure only the point of this name.
         expert_paths: where local experts have moved to, folder by expert name.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
         PertinenceError: there is no model, its experts or the images cannot be loaded, or do not fit together.
     """
     args = args or RuntimeArguments()
-    model = open_model(model_path, args, expert_paths)
+    model = open_model(model_path, args, expert_paths, revision)
+    beside = {"token": args.token, "revision": commit_of(model, revision)}
     front, default = model.front, model.config.operating_point or model.front[-1].name
     images = open_images(model, data, args.token)
     if operating_point is not None:
@@ -54,7 +57,7 @@ def evaluate_model(
     baselines = (
         {}
         if operating_point is not None
-        else load_baselines(model_path, len(front.expert_names), model.config.feature_sizes, args.token)
+        else load_baselines(model_path, len(front.expert_names), model.config.feature_sizes, **beside)
     )
     tuned = [candidate.point for candidates, _ in baselines.values() for candidate in candidates]
     predictions = predict_images(model, images, args, [*front, *tuned])
@@ -62,7 +65,7 @@ def evaluate_model(
     select = [entry["select"] and Figures.from_dict(entry["select"]) for entry in model.config.experts]
     select = select if all(select) else []
     warnings = [f"{predictions.describe_skipped('images')}."] if predictions.skipped else []
-    seen = SeenImages.load(model_path, args.token)
+    seen = SeenImages.load(model_path, **beside)
     if seen is not None and seen.shared(images, "search") > TOLERATED_SHARED:
         warnings.append(f"{model_path} was searched on these very images: its figures on them are optimistic.")
     elif select and not _agrees(model):
@@ -72,7 +75,10 @@ def evaluate_model(
 
 
 def open_model(
-    model_path: str | os.PathLike, args: RuntimeArguments, expert_paths: dict[str, str] | None = None
+    model_path: str | os.PathLike,
+    args: RuntimeArguments,
+    expert_paths: dict[str, str] | None = None,
+    revision: str | None = None,
 ) -> PertinenceForImageClassification:
     """Load a saved model and its experts; `args` say how, as in `evaluate_model`."""
     if find_table_record(model_path) is not None:
@@ -87,7 +93,13 @@ def open_model(
         token=options.token,
         trust_remote_code=options.trust_remote_code,
         expert_paths=expert_paths,
+        **({} if revision is None else {"revision": revision}),
     )
+
+
+def commit_of(model: PertinenceForImageClassification, revision: str | None) -> str | None:
+    """That a model was loaded from, where its search left the rest, too; of a folder None."""
+    return getattr(model.config, "_commit_hash", None) or revision
 
 
 def open_images(

@@ -48,13 +48,15 @@ class SeenImages:
             save_tensors(self.digests, temporary, counts)
 
     @classmethod
-    def load(cls, model_path: str | os.PathLike, token: str | bool | None = None) -> SeenImages | None:
+    def load(
+        cls, model_path: str | os.PathLike, token: str | bool | None = None, revision: str | None = None
+    ) -> SeenImages | None:
         """Those that lie beside a model; None where there are none.
 
         Raises:
             PertinenceError: the file is damaged.
         """
-        path = find_file(model_path, SEEN, token)
+        path = find_file(model_path, SEEN, token, revision=revision)
         if path is None:
             return None
         try:
