@@ -1,6 +1,8 @@
 """Devices and launchers: what does not work together is said in one sentence."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -86,15 +88,21 @@ def test_launcher_that_starts_one_process_on_the_cpu_is_called_out_beside_a_gpu(
 
 
 def test_the_threads_there_were_come_back_whoever_ends_first():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        first, second = one_thread(), one_thread()
-        first.__enter__()
-        second.__enter__()
-        first.__exit__(None, None, None)
-        assert torch.get_num_threads() == 1
-        second.__exit__(None, None, None)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    """Every thread of Python has its own number."""
+    entered, left = threading.Barrier(2, timeout=30), threading.Barrier(2, timeout=30)
+
+    def work(is_first: bool) -> list[int]:
+        torch.set_num_threads(3)
+        entered.wait()
+        with one_thread():
+            entered.wait()
+            inside = torch.get_num_threads()
+            if not is_first:
+                left.wait()
+        after = torch.get_num_threads()
+        if is_first:
+            left.wait()
+        return [inside, after]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, [True, False])) == [[1, 3], [1, 3]]

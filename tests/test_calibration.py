@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import concatenate_datasets
 from safetensors.torch import save_file
 from scipy.stats import binom, multinomial
 
@@ -376,6 +377,19 @@ def test_calibrate_stores_what_it_promises_and_info_shows_it(copied, data, digit
         assert f"{len(digits[2])} calibration images" in text
         assert "Assumes: the labels of the calibration images are right" in text
     assert f"Default operating point: {stored['operating_point']}" in shown
+
+
+def test_copies_are_no_further_evidence(copied, digits):
+    few = digits[2].select(range(40))
+    with pytest.raises(PertinenceError, match="no operating point can be guaranteed"):
+        calibrate(copied, few, max_accuracy_loss=0.005)
+    with pytest.raises(PertinenceError, match="on 40 images"):
+        calibrate(copied, concatenate_datasets([few] * 20), max_accuracy_loss=0.005)
+
+
+def test_images_without_labels_promise_nothing(copied, digits):
+    with pytest.raises(PertinenceError, match="loaded without labels"):
+        calibrate(copied, LabelledImages(digits[2], needs_labels=False))
 
 
 def test_the_cheapest_that_qualifies_is_chosen_by_what_the_model_itself_answers(copied, data, digits):

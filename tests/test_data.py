@@ -116,8 +116,19 @@ def test_labels_are_found_by_their_names_where_asked(change):
     backwards = LabelledImages(dataset, label_column="label", label_map="by_name")
     backwards.match_labels({0: "tabby cat", 1: "dog"})
     assert backwards.labels.tolist() == [1, 0, 1, 0, 1, 0]
+    unused = LabelledImages(make_dataset(names=("dog", "Tabby cat", "sofa")).select([0, 1]), label_map="by_name")
+    unused.match_labels(POOL)
+    assert unused.labels.tolist() == [0, 1]
     with pytest.raises(PertinenceError, match="cannot place 1 labels, the first of them 'Tabby cat'"):
         LabelledImages(dataset, label_column="label", label_map="by_name").match_labels({0: "dog", 1: "cat"})
+
+
+def test_names_are_a_part_of_what_images_are_where_labels_are_found_by_them():
+    """Else a search would be taken for one of the same images whose names were mended."""
+    named = (with_names(make_dataset(names=names)) for names in (("cat", "dog"), ("dog", "cat")))
+    images = [LabelledImages(dataset, label_column="label", label_map="by_name") for dataset in named]
+    assert images[0].labels.tolist() == images[1].labels.tolist()
+    assert images[0].fingerprint != images[1].fingerprint
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pertinence import (
     PertinenceForImageClassification,
     SearchArguments,
 )
+from pertinence.bundle import check_no_paths
 from pertinence.cli import main
 from pertinence.hub import push_folder
 
@@ -293,6 +294,25 @@ def test_a_file_that_names_a_folder_of_this_machine_is_not_pushed(digit_experts,
     with pytest.raises(PertinenceError, match=r"experts/0/README.md names a folder of this machine"):
         model.push_to_hub("tester/leak", save_experts=True, token=hub.token)
     assert len(hub.commits("tester/leak")) == 1  # created, and empty
+
+
+def test_a_folder_is_known_by_both_of_its_names(tmp_path, monkeypatch):
+    (tmp_path / "real" / "alice").mkdir(parents=True)
+    (tmp_path / "home").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("HOME", str(tmp_path / "home" / "alice"))
+    for spelt in ("home", "real"):
+        text = f"Trained in {tmp_path / spelt / 'alice'}/run1."
+        with pytest.raises(PertinenceError, match="names a folder of this machine"):
+            check_no_paths({"README.md": text.encode()})
+
+
+def test_a_damaged_repository_is_mended_by_a_push(experts, hub, tmp_path):
+    for name in ("config.json", "search_result.json"):
+        (tmp_path / name).write_text("{ no json")
+    hub.add_model("tester/damaged", tmp_path)
+    model = PertinenceForImageClassification.from_experts(experts[:2], thresholds=0.7)
+    model.push_to_hub("tester/damaged", token=hub.token)
+    assert "search_result.json" not in hub.files("tester/damaged")
 
 
 def test_what_the_text_of_an_expert_from_the_hub_names_is_no_secret(digit_experts, hub, tmp_path):

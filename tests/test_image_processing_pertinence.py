@@ -108,10 +108,13 @@ def test_an_array_of_other_channels_becomes_rgb(pixels, channels):
     np.testing.assert_array_equal(decode(array), expected)
 
 
-@pytest.mark.parametrize("shape", [(4, 9, 3), (4, 4, 3), (3, 9, 3), (2, 9, 4)])
+@pytest.mark.parametrize("shape", [(4, 9, 3), (4, 4, 3), (4, 9, 1), (3, 9, 3)])
 def test_a_strip_is_not_taken_for_channels(shape):
     strip = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    expected = strip[..., :3] if shape[0] != 3 else strip.transpose(1, 2, 0)  # as transformers takes it
+    if shape[0] == 3:  # as transformers takes it
+        expected = strip.transpose(1, 2, 0)
+    else:
+        expected = np.broadcast_to(strip, (*shape[:2], 3))
     np.testing.assert_array_equal(decode(strip), expected)
 
 

@@ -210,7 +210,9 @@ def test_a_link_leads_to_no_other_experts(changed, tmp_path):
     assert "is a link that leads out of" in refusal(folder)
 
 
-@pytest.mark.parametrize("place", ["experts/0/README.md", "experts/0/config.json", "experts/0/LICENSE", "front.png"])
+@pytest.mark.parametrize(
+    "place", ["experts/0/README.md", "experts/0/config.json", "experts/0/LICENSE", "preprocessor_config.json"]
+)
 def test_a_link_takes_no_file_of_this_machine_along(changed, tmp_path, place):
     (tmp_path / "secret").write_text("{}")
     folder = changed()

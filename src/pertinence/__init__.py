@@ -17,6 +17,7 @@ from .modeling_pertinence import PertinenceForImageClassification, PertinenceOut
 if TYPE_CHECKING:
     from .arguments import DataArguments, RuntimeArguments, SearchArguments
     from .calibration import calibrate, store_guarantee
+    from .data import LabelledImages
     from .model_evaluation import evaluate_model
     from .monitoring import RoutingMonitor
     from .result import SearchResult
@@ -32,6 +33,7 @@ __all__ = [
     "Figures",
     "Front",
     "Guarantee",
+    "LabelledImages",
     "OperatingPoint",
     "PertinenceConfig",
     "PertinenceError",
@@ -59,6 +61,7 @@ AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageCla
 _LAZY = {
     "DataArguments": "arguments",
     "DispatcherSearch": "search",
+    "LabelledImages": "data",
     "PredictionTable": "tables",
     "RoutingMonitor": "monitoring",
     "RuntimeArguments": "arguments",

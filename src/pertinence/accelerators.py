@@ -119,11 +119,10 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         with _changing_threads:
-            before = _threads_before.pop()
-            if not _threads_before:
-                torch.set_num_threads(before)
+            torch.set_num_threads(_threads_before.pop())
 
 
 _changing_threads = threading.Lock()
 _threads_before: list[int] = []
-"""How many threads there were, once for each who works with one now: torch has one number for the whole process."""
+"""How many threads there were, once for each who works with one now: a thread that starts meanwhile would take the one
+for what there was."""

@@ -27,10 +27,10 @@ from .files import (
     SETTINGS,
     SHARES_FIGURE,
     STATE,
+    check_same_search,
     find_table_record,
     hash_tensors,
     read_mapping,
-    read_record,
 )
 from .info import open_config
 from .licences import forbids_copies
@@ -119,21 +119,24 @@ def collect(
     """
     config = _read_config(folder)
     files: dict[str, Path | bytes] = {
-        path.name: path for pattern in (*MODEL_FILES, *RUN_FILES) for path in sorted(folder.glob(pattern))
+        path.name: path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))
     }
+    check_same_search(folder, config.front)
+    if (record := read_mapping(folder / RECORD, json.loads)) is not None:
+        kept = (*RUN_FILES, *([EXAMPLES_FIGURE] if examples else []))
+        files |= {name: folder / name for name in kept if (folder / name).is_file()}
     for path in files.values():
         if not is_contained(path, folder):
             raise PertinenceError(f"{path} is a link that leads out of {folder}: put the file itself there")
-    if examples and (folder / EXAMPLES_FIGURE).is_file():
-        files[EXAMPLES_FIGURE] = folder / EXAMPLES_FIGURE
     bundle = Bundle(config, files)
     _collect_experts(bundle, folder, work, save_experts, options or LoadOptions(), dict(expert_paths or {}))
     # Written by transformers, but not from its own object, which would fill in defaults.
     values = json.loads((folder / "config.json").read_text())
     files["config.json"] = _as_bytes({**values, "experts": config.experts, "stem": config.stem}, indent=2)
-    if (record := read_record(folder, config.front)) is not None:
-        record.pop("run", None)
-        bundle.record, files[RECORD] = record, _as_bytes(record, indent=1)
+    if record is None:
+        return bundle
+    record.pop("run", None)
+    bundle.record, files[RECORD] = record, _as_bytes(record, indent=1)
     if (settings := read_mapping(folder / SETTINGS, yaml.safe_load)) is not None:
         bundle.settings, bundle.folders = without_paths(settings)
         text = yaml.safe_dump(bundle.settings, sort_keys=False)
@@ -244,8 +247,8 @@ def settings_note(folders: Mapping[str, Sequence[str]]) -> str:
 def check_no_paths(files: Mapping[str, Path | bytes], folders: Sequence[Path] = ()) -> None:
     """Refuse files that name a folder of this machine: home, working folder, or one of those given."""
     # Folders like /tmp and /content are everybody's.
-    known = {Path.home(), *(path for path in (Path.cwd(), *folders) if len(path.resolve().parts) > 2)}
-    paths = {str(path.resolve()) for path in known if len(path.parts) > 1}
+    known = {Path.home(), *(path for path in (Path.cwd(), *folders) if len(path.absolute().parts) > 2)}
+    paths = {str(spelt) for path in known for spelt in (path.absolute(), path.resolve()) if len(spelt.parts) > 1}
     for name, content in files.items():
         if isinstance(content, Path):
             with content.open("rb") as file:

@@ -71,7 +71,7 @@ def calibrate(
     images = open_images(model, data, args.token)
     shared, rows = check_unseen(model_path, images, args.token, commit_of(model, revision))
     predictions = predict_images(model, images, args)
-    predictions = predictions.subset(torch.isin(predictions.rows, rows).nonzero().squeeze(1))
+    predictions = predictions.subset(torch.isin(predictions.rows, rows).nonzero().squeeze(1)).without_copies()
     largest = evaluate_experts(predictions)[-1]
     order = by_falling_cost(model.front)
     approximate = False

@@ -175,7 +175,7 @@ def building_from(tensors: Tensors) -> Iterator[None]:
     Raises:
         PertinenceError: it has far more parameters, buffers or modules.
     """
-    _watch_modules()
+    watch_modules()
     before = getattr(_building, "left", None)
     _building.left = {
         "elements": 4 * tensors.elements + SPARE_ELEMENTS,
@@ -202,7 +202,7 @@ def _count_elements(_: nn.Module, __: str, tensor: torch.Tensor | None) -> None:
     _count("elements", 0 if tensor is None else tensor.numel())
 
 
-def _watch_modules() -> None:
+def watch_modules() -> None:
     """Have torch tell what is built, from the first checkpoint on and for good: torch walks over its hooks whenever
     any thread builds a module, so that none may come and go meanwhile."""
     with _watching:

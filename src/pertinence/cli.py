@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from .accelerators import make_accelerator, quiet_other_processes
 from .arguments import BenchmarkArguments, DataArguments, RuntimeArguments, SearchArguments
@@ -20,6 +21,9 @@ from .errors import PertinenceError, first_line
 from .files import FRONT_FIGURE, RECORD, SHARES_FIGURE
 from .hub import check_pushable, push_folder
 from .settings import anchored, read_config, resolved_settings
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -244,9 +248,10 @@ def calibrate(model: str, data: DataArguments, args: RuntimeArguments, promise: 
         store_guarantee(model, guarantee)
         print(f"Stored in {model}, whose default operating point is now {guarantee.operating_point}.")
     else:
+        pinned = f" --revision {promise.revision}" if promise.revision else ""
         print(
-            f"Not stored, as {model} is not a local folder: get it with `hf download {model} --local-dir FOLDER`, "
-            f"calibrate FOLDER, and push it with `pertinence push FOLDER {model} --replace-card`."
+            f"Not stored, as {model} is not a local folder: get it with `hf download {model}{pinned} --local-dir "
+            f"FOLDER`, calibrate FOLDER, and push it with `pertinence push FOLDER {model} --replace-card`."
         )
 
 
@@ -356,6 +361,8 @@ def parse(arguments: list[str]) -> tuple[Callable[..., None], list[Any]]:
         config = read_config(values["config"], known)
         if values["experts"]:
             config.pop("experts", None)  # a list given as a flag would be added to the file's
+        if config.get("trust_remote_code") and not values["trust_remote_code"]:
+            logger.warning(f"{values['config']} allows experts to run code of their own (trust_remote_code).")
         values["parser"].set_defaults(**config)
         values = vars(parser.parse_args(arguments))
     try:

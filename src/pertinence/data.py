@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -81,6 +82,8 @@ class LabelledImages(torch.utils.data.Dataset):
         if len(self.digests) < len(images):
             digest.update(self._image_sizes().tobytes())
         digest.update(b"" if self.labels is None else self.labels.numpy().tobytes())
+        if self.label_map is not None and self.label_names is not None:
+            digest.update(json.dumps(list(self.label_names.items())).encode())
         self.fingerprint = digest.hexdigest()[:16]
 
     def select(self, rows: torch.Tensor) -> LabelledImages:
@@ -125,6 +128,11 @@ class LabelledImages(torch.utils.data.Dataset):
             reason = first_line(error) if isinstance(error, PertinenceError) else explain(error)
             return unusable(index, self.image_column, reason)
 
+    @property
+    def num_copies(self) -> int:
+        """How many of the images that are hashed are copies of others."""
+        return len(self.digests) - len(self.digests.unique())
+
     def match_labels(self, labels: dict[int, str]) -> None:
         """Give the labels the indices that a pool's have, where that goes by name.
 
@@ -135,8 +143,10 @@ class LabelledImages(torch.utils.data.Dataset):
             return
         if self.label_map == "by_name":
             advice = "rename them as the experts call them, or leave their images out"
-            places = torch.tensor(places_by_name(self.label_names, labels, "the data set", advice))
-            self.labels, self.label_names = places[self.labels], dict(labels)
+            used, which = self.labels.unique(return_inverse=True)  # names that no image has may be any
+            names = {label: self.label_names[label] for label in used.tolist()}
+            places = torch.tensor(places_by_name(names, labels, "the data set", advice))
+            self.labels, self.label_names = places[which], dict(labels)
         highest = int(self.labels.max())
         if highest >= len(labels):
             raise PertinenceError(
@@ -151,6 +161,21 @@ class LabelledImages(torch.utils.data.Dataset):
                 "the data set has other labels than the experts, or in another order: "
                 f"{first_difference(names, labels)}. Have its labels found by their names, {BY_NAME}"
             )
+
+
+def labelled(
+    images: datasets.Dataset | LabelledImages,
+    needs_labels: bool,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_map: str | None = None,
+) -> LabelledImages:
+    """A data set as `LabelledImages`; one that is that already is refused where it lacks labels that are needed."""
+    if not isinstance(images, LabelledImages):
+        return LabelledImages(images, image_column, label_column, needs_labels, label_map)
+    if needs_labels and images.labels is None:
+        raise PertinenceError("these images were loaded without labels, which are needed here: load them with labels")
+    return images
 
 
 def load_images(arguments: DataArguments, token: str | None = None, needs_labels: bool = True) -> LabelledImages:
@@ -242,9 +267,7 @@ def _read_labels(
         if values.dtype.kind in "iu" and values.min() >= 0:
             names = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
             return torch.from_numpy(values.astype(np.int64)), names
-    raise PertinenceError(
-        f"column {column!r} holds no labels for some images (expected class indices from 0): use another split"
-    )
+    raise PertinenceError(f"column {column!r} holds no labels for some images: use another split, or leave them out")
 
 
 def _describe(feature: Any) -> str:

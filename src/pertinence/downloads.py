@@ -118,12 +118,13 @@ def checked_downloads(repo_id: str, cache_dir: str | None = None, kind: str = "m
     started = time() - 1  # clocks of file systems may lag a little
     try:
         yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
+    except Exception as error:
+        full = [cause for cause in chain(error) if isinstance(cause, OSError) and cause.errno in NO_ROOM]
+        if not full:
             raise
         raise PertinenceError(
-            f"{repo_id} cannot be written to the cache ({error.strerror}): free some space, or move the cache with "
-            "HF_HOME (in Python also with cache_dir)"
+            f"{repo_id} cannot be written to the cache ({full[0].strerror}): free some space, or move the cache with "
+            f"HF_HOME{' (in Python also with cache_dir)' if kind == 'model' else ''}"
         ) from error
     finally:
         # What lay there before was checked when it came.

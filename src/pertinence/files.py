@@ -45,6 +45,11 @@ FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE = (
     "examples.png",
 )
 
+SEARCH_FILES = (
+    RECORD, BASELINES, SEEN, SETTINGS, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE,
+)  # fmt: skip
+"""What a search leaves beside its model."""
+
 UNWRITABLE = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
@@ -154,23 +159,25 @@ def find_table_record(model: str | os.PathLike) -> Path | None:
     return folder / RECORD if (folder / RECORD).is_file() and not (folder / "config.json").exists() else None
 
 
-def read_record(folder: Path, front: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-    """The record of the search that a model in a folder comes from; None without one.
+def check_same_search(folder: Path, front: list[dict[str, Any]] | None) -> None:
+    """Refuse a folder with what a search left beside another model: it would be taken for that of this one.
 
     Args:
         folder: which holds the model, or is to hold it.
         front: of the model's config.
 
     Raises:
-        PertinenceError: the record is damaged, or of another search.
+        PertinenceError: what lies there is of another search, or damaged.
     """
-    record = read_mapping(folder / RECORD, json.loads)
-    if record is not None and not is_same_front(record.get("front"), front):
+    left = [name for name in SEARCH_FILES if (folder / name).is_file()]
+    if not {RECORD, BASELINES, SEEN} & set(left):
+        return
+    there = read_mapping(folder / (RECORD if RECORD in left else CONFIG), json.loads) or {}
+    if not is_same_front(there.get("front"), front):
         raise PertinenceError(
-            f"{RECORD} in {folder} is of another search than the model: save the model to a folder of its own, or "
-            f"remove the record, {SEEN} and {BASELINES} there"
+            f"{left[0]} in {folder} is of another search than the model: save the model to a folder of its own, or "
+            f"remove what that search left there ({', '.join(left)})"
         )
-    return record
 
 
 def is_same_front(front: Any, other: Any) -> bool:

@@ -78,6 +78,8 @@ def search_front(
     if search.measure == ACCURACY:
         static = [one.figures for one in evaluate_experts(search)]
         warnings = check_better_than_chance(names, static, search.num_labels) + warnings
+    if copies := len(report) - len(report.without_copies()):
+        warnings.append(f"{copies} of {len(report)} report images are copies of others: intervals are too narrow.")
     for warning in warnings:
         logger.warning(warning)
     skipped = {"search": search} | ({} if report.labels is search.labels else {"report": report})

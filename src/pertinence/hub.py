@@ -151,7 +151,10 @@ def _holds_another(
         return False
     with _explained(repo_id):
         path = with_retries(partial(hf_hub_download, repo_id, CONFIG, revision=revision, token=token))
-    known = read_mapping(Path(path), json.loads)
+    try:
+        known = read_mapping(Path(path), json.loads) or {}
+    except PertinenceError:  # damaged: this push mends it
+        known = {}
     return not is_same_front(known.get("front"), config.front)
 
 

@@ -152,6 +152,6 @@ def _channels_first(image: torch.Tensor) -> torch.Tensor:
     if image.ndim != 3 or not image.numel() or (image.shape[0] not in (1, 3, 4) and image.shape[-1] not in (1, 3, 4)):
         raise PertinenceError(f"expected an image of 1, 3 or 4 channels, got an array of shape {tuple(image.shape)}")
     # A strip four pixels high is no image of four channels.
-    if image.shape[0] not in (1, 3, 4) or (image.shape[0], image.shape[-1]) == (4, 3):
+    if image.shape[0] not in (1, 3, 4) or (image.shape[0] == 4 and image.shape[-1] in (1, 3)):
         image = image.permute(2, 0, 1)
     return (image[:3] if image.shape[0] != 1 else image.expand(3, -1, -1)).contiguous()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from .errors import PertinenceError
 
@@ -46,19 +47,22 @@ def in_another_order(labels: Labels, other_labels: Labels) -> bool:
 
 
 def places_by_name(labels: Labels, others: Labels, title: str, advice: str) -> list[int]:
-    """For each label its index among others, which may be more, by their names.
+    """For each label, in their order, its index among others, which may be more, by their names.
 
     Raises:
         PertinenceError: a name that no other label has, or several have; with what to do.
     """
-    ours, theirs = _normalised(labels), _normalised(others)
-    unknown = [labels[i] for i, label in enumerate(ours) if theirs.count(label) != 1]
+    places: dict[str, list[int]] = {}
+    for index, name in enumerate(_normalised(others)):
+        places.setdefault(name, []).append(index)
+    found = [places.get(_normal(name), ()) for name in labels.values()]
+    unknown = [name for name, indices in zip(labels.values(), found, strict=True) if len(indices) != 1]
     if unknown:
         raise PertinenceError(
             f"{title}: label_map='by_name' cannot place {len(unknown)} labels, the first of them {unknown[0]!r}: "
             f"{advice}"
         )
-    return [theirs.index(label) for label in ours]
+    return [indices[0] for indices in found]
 
 
 def resolve_label_map(
@@ -72,7 +76,9 @@ def resolve_label_map(
     if label_map is None:
         return None
     if label_map == "by_name":
-        return places_by_name(pool_labels, labels, repr(name), "write the map as a list of indices")
+        return places_by_name(
+            dict(sorted(pool_labels.items())), labels, repr(name), "write the map as a list of indices"
+        )
     valid = isinstance(label_map, (list, tuple)) and all(
         isinstance(i, int) and 0 <= i < len(labels) for i in label_map
     )
@@ -89,7 +95,11 @@ def is_generic(labels: Labels) -> bool:
 
 
 def _normalised(labels: Labels) -> list[str]:
-    return [str(labels[index]).casefold().replace("_", " ").strip() for index in range(len(labels))]
+    return [_normal(labels[index]) for index in range(len(labels))]
+
+
+def _normal(name: Any) -> str:
+    return str(name).casefold().replace("_", " ").strip()
 
 
 def first_difference(labels: Labels, other_labels: Labels) -> str:

@@ -10,7 +10,7 @@ import datasets
 from .accelerators import make_accelerator
 from .arguments import DataArguments, RuntimeArguments
 from .candidates import load_baselines
-from .data import LabelledImages, load_images
+from .data import LabelledImages, labelled, load_images
 from .errors import PertinenceError
 from .evaluation import evaluate_experts, looks_trained
 from .figures import AGREEMENT, Figures
@@ -65,6 +65,10 @@ def evaluate_model(
     select = [entry["select"] and Figures.from_dict(entry["select"]) for entry in model.config.experts]
     select = select if all(select) else []
     warnings = [f"{predictions.describe_skipped('images')}."] if predictions.skipped else []
+    if images.num_copies:
+        warnings.append(
+            f"{images.num_copies} of {len(images.digests)} images are copies of others: intervals are too narrow."
+        )
     seen = SeenImages.load(model_path, **beside)
     if seen is not None and seen.shared(images, "search") > TOLERATED_SHARED:
         warnings.append(f"{model_path} was searched on these very images: its figures on them are optimistic.")
@@ -110,7 +114,7 @@ def open_images(
     if isinstance(data, DataArguments):
         images = load_images(data, token, needs_labels)
     else:
-        images = data if isinstance(data, LabelledImages) else LabelledImages(data, needs_labels=needs_labels)
+        images = labelled(data, needs_labels)
     images.match_labels(model.config.id2label)
     return images
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -175,6 +176,12 @@ class Predictions:
     def copies(self) -> torch.Tensor | None:
         """int64 (m,), the same for copies of one image; None where that is not known."""
         return None if self.digests is None else self.digests[self.rows]
+
+    def without_copies(self) -> Predictions:
+        """The same, with one image of those that are copies of each other: only different images are independent."""
+        if self.copies is None:
+            return self
+        return self.subset(torch.from_numpy(np.sort(np.unique(self.copies.numpy(), return_index=True)[1])))
 
     def describe_skipped(self, kind: str) -> str:
         """How many images of the split are skipped, and which."""

@@ -13,14 +13,14 @@ from huggingface_hub import CommitInfo, hf_hub_download
 from torch import nn
 from transformers import PreTrainedModel
 
-from .checkpoint_checks import FLOATS, Tensors, find_weights
+from .checkpoint_checks import FLOATS, Tensors, find_weights, watch_modules
 from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .dispatcher import Dispatcher
 from .downloads import checked_downloads, explain_hub, fetch, may_pass, with_retries
 from .errors import PertinenceError
 from .experts import Expert
-from .files import CONFIG, WEIGHT_PATTERNS, beside, give_usual_mode, hash_tensors, move_into, read_record
+from .files import CONFIG, WEIGHT_PATTERNS, beside, check_same_search, give_usual_mode, hash_tensors, move_into
 from .front import STEM
 from .hub import push_folder
 from .image_processing_pertinence import PertinenceImageProcessor
@@ -67,6 +67,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.
         """
+        watch_modules()  # before other threads build anything beside a lazy expert that is loaded
         if (former := kwargs.pop("torch_dtype", None)) is not None:  # as transformers still takes it
             kwargs.setdefault("dtype", former)
         options = {
@@ -208,7 +209,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 "save_experts=True, or save that model first and give its folder"
             )
         folder = Path(save_directory)
-        read_record(folder, self.config.front)  # beside another model it would be taken for this one's
+        check_same_search(folder, self.config.front)
         own = self._own(state_dict)
         # Experts that share their weights share a folder: that of the first of them.
         homes: dict[Any, str] = {}

@@ -23,7 +23,7 @@ from .accelerators import device_name, make_accelerator
 from .arguments import SearchArguments
 from .checkpoints import ExpertReference
 from .costs import measure_latency
-from .data import LabelledImages, first_readable, raise_or, stratified_split
+from .data import LabelledImages, first_readable, labelled, raise_or, stratified_split
 from .errors import PertinenceError
 from .experts import Expert, list_references, load_expert, load_pool, pool_labels
 from .front_search import FoundFront, search_front
@@ -68,16 +68,12 @@ class DispatcherSearch:
         self.args = args or SearchArguments()
         self.references = list_references(experts)
         needs_labels = self.args.labels == "given"
-
-        def labelled(images: Any) -> LabelledImages:
-            if isinstance(images, LabelledImages):
-                return images
-            return LabelledImages(images, image_column, label_column, needs_labels, label_map)
-
-        self.images = labelled(dataset)
+        columns = image_column, label_column, label_map
+        self.images = labelled(dataset, needs_labels, *columns)
         _warn_of_copies(self.images)
-        self.report_images = None if report_dataset is None else labelled(report_dataset)
-        if self.report_images is not None:
+        self.report_images = None
+        if report_dataset is not None:
+            self.report_images = labelled(report_dataset, needs_labels, *columns)
             count = len(self.report_images)
             share = SeenImages.of(search=self.images).shared(self.report_images)
             shared = round(share * count)
@@ -210,16 +206,16 @@ class DispatcherSearch:
 
 def _warn_of_copies(images: LabelledImages) -> None:
     compared = len(images.digests)
-    copies = compared - len(images.digests.unique())
-    if copies and compared == len(images):
+    if compared < len(images):
         logger.warning(
-            f"{copies} of {compared} search images are copies of others: where images are divided, copies of one stay "
-            "together."
+            f"{compared} of {len(images)} search images are compared ({images.num_copies} are copies of others): "
+            "copies among the rest may come on both sides where images are divided, so that images are judged on that "
+            "were fitted to. Remove copies, and give report images of their own."
         )
-    elif copies:
+    elif images.num_copies:
         logger.warning(
-            f"{copies} of {compared} search images are copies of others, and not all {len(images)} are compared: "
-            "copies may come on both sides where images are divided. Remove them, and give other images to report on."
+            f"{images.num_copies} of {compared} search images are copies of others: where images are divided, copies "
+            "of one stay together."
         )
 
 

@@ -8,8 +8,8 @@ invalid requests in between. A line a minute; at the end a verdict, and exit sta
 memory grows.
 
 What the process has from the system decides (`MALLOC_ARENA_MAX=2` leaves fewer holes in it to many threads). What is
-allocated of it, as glibc counts, is told beside it: in the first quarter of an hour it rises to a level, as torch keeps
-up to 1,024 prepared convolutions for each thread (`LRU_CACHE_CAPACITY=1` keeps one).
+allocated of it, as glibc counts, is told beside it: in the first quarter of an hour it rises to a level, as torch
+keeps up to 1,024 prepared convolutions for each thread (`LRU_CACHE_CAPACITY=1` keeps one).
 """
 
 import argparse
