@@ -8,8 +8,9 @@ invalid requests in between. A line a minute; at the end a verdict, and exit sta
 memory grows.
 
 What the process has from the system decides (`MALLOC_ARENA_MAX=2` leaves fewer holes in it to many threads). What is
-allocated of it, as glibc counts, is told beside it: in the first quarter of an hour it rises to a level, as torch
-keeps up to 1,024 prepared convolutions for each thread (`LRU_CACHE_CAPACITY=1` keeps one).
+allocated of it, as glibc counts, is told beside it: it rises to a level, as torch keeps up to 1,024 prepared
+convolutions for each thread (`LRU_CACHE_CAPACITY=1` keeps one). With --rounds it is also told when all threads have
+ended, and these with what they keep: what grows then is lost.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from pertinence import PertinenceForImageClassification
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mixed_load import MixedLoad  # noqa: E402
+from mixed_load import Counts, MixedLoad  # noqa: E402
 
 from pertinence.image_processing_pertinence import decode_image  # noqa: E402
 
@@ -80,10 +81,20 @@ def real_images(count: int) -> list[torch.Tensor]:
     return images
 
 
+def show(minutes: float, sample: dict[str, float], counts: Counts, load: MixedLoad) -> None:
+    print(
+        f"{minutes:6.1f} min: {counts.requests:8,} requests, {counts.images:9,} images, {len(counts.wrong)} wrong, "
+        f"{sample['allocated']:.1f} MiB allocated, {sample['resident']:.1f} resident, lazy loads "
+        f"{load.forms['lazy'].experts[0].store.loads}",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--rounds", type=int, default=1, help="after each all threads end, and others take over")
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--points", type=int, default=6, help="operating points, evenly chosen from the front")
@@ -100,24 +111,22 @@ def main() -> None:
         )
 
     seconds = 60 * options.minutes
-    start, minutes, samples = time.monotonic(), [], []
-    for counts in load.run(options.threads, seconds, min(SECONDS, seconds / 10)):
-        minutes.append((time.monotonic() - start) / 60)
-        samples.append(memory())
-        if len(samples) % SHOWN:
-            continue
-        print(
-            f"{minutes[-1]:6.1f} min: {counts.requests:8,} requests, {counts.images:9,} images, {len(counts.wrong)} "
-            f"wrong, {samples[-1]['allocated']:.1f} MiB allocated, {samples[-1]['resident']:.1f} resident, lazy loads "
-            f"{load.forms['lazy'].experts[0].store.loads}",
-            flush=True,
-        )
+    start, minutes, samples, idle = time.monotonic(), [], [], []
+    every = min(SECONDS, seconds / options.rounds / 10)
+    for _ in range(options.rounds):
+        for counts in load.run(options.threads, seconds / options.rounds, every):
+            minutes.append((time.monotonic() - start) / 60)
+            samples.append(memory())
+            if len(samples) % SHOWN == 0:
+                show(minutes[-1], samples[-1], counts, load)
+        idle.append(samples.pop())  # after the last answer
+        minutes.pop()
 
-    # The last sample is of after the last request.
-    minutes, samples = np.array(minutes[:-1]), samples[:-1]
+    minutes = np.array(minutes)
     print(f"\n{counts.requests:,} requests on {counts.images:,} images in {minutes[-1]:.1f} minutes from ", end="")
     print(f"{options.threads} threads: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.kinds.items()))
     print(f"wrong: {len(counts.wrong)}", *dict.fromkeys(counts.wrong), sep="\n  ")
+    print("MiB allocated when all threads had ended:", ", ".join(f"{sample['allocated']:.1f}" for sample in idle))
     print("largest difference of a logit:", ", ".join(f"{form} {d:.2g}" for form, d in counts.worst.items()))
     settled, leaks = minutes >= WARM_UP * options.minutes, False
     for kind in samples[0]:
