@@ -165,13 +165,13 @@ def test_the_readme_says_what_works(
     for name in ("resnet8", "resnet56"):
         hub.add_model(f"user/{name}", digit_experts[0 if name == "resnet8" else 2])
     PertinenceForImageClassification.from_pretrained(searched[0]).save_pretrained("runs/demo/model")
-    for path, name in zip(pictures, ("cat.jpg", "ship.png"), strict=False):
+    for path, name in zip(pictures, ("image.png", "other.png"), strict=False):
         Path(path).rename(name)
     readme = (ROOT / "README.md").read_text()
     section = re.search(r"^## Use a searched model$(.*?)^## ", readme, re.M | re.S)[1]
     blocks = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
     assert len(blocks) == 3
-    names = {"images": torch.stack(model_images(["cat.jpg", "ship.png"]))}
+    names = {"images": torch.stack(model_images(["image.png", "other.png"]))}
     for block in blocks:
         exec(block, names)
     assert len(names["out"].logits) == 2

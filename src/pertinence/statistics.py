@@ -31,7 +31,8 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     share, z2 = min(max(share, 0.0), 1.0), norm.ppf((1 + LEVEL) / 2) ** 2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
-    return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
+    # Rounding aside it holds the share.
+    return float(max(min(middle - half, share), 0.0)), float(min(max(middle + half, share), 1.0))
 
 
 def paired_difference(wins: int, losses: int, count: int) -> tuple[float, float]:
