@@ -211,11 +211,14 @@ def test_a_link_leads_to_no_other_experts(changed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "place", ["experts/0/README.md", "experts/0/config.json", "experts/0/LICENSE", "preprocessor_config.json"]
+    "place",
+    ["experts/0/README.md", "experts/0/config.json", "experts/0/LICENSE", "preprocessor_config.json", "front.png"],
 )
 def test_a_link_takes_no_file_of_this_machine_along(changed, tmp_path, place):
     (tmp_path / "secret").write_text("{}")
     folder = changed()
+    front = json.loads((folder / "config.json").read_text())["front"]
+    (folder / "search_result.json").write_text(json.dumps({"front": front}))  # only of a search figures are pushed
     (folder / place).unlink(missing_ok=True)
     (folder / place).symlink_to(tmp_path / "secret")
     if place.startswith("experts"):
@@ -235,9 +238,9 @@ def test_links_of_the_hubs_cache_are_followed(hub, whole, tmp_path, images):
 
 def test_a_model_from_the_hub_reads_no_folder_of_this_machine(changed, hub, whole, images):
     place = str(whole / "experts" / "0")
-    hub.add_model("tester/local", changed(experts__0__repo_id=place))
-    assert f"is in the folder {place} of somebody's machine" in refusal("tester/local")
-    model = load("tester/local", expert_paths={"of-timm": place})  # where the user says so
+    hub.add_model("tester/somewhere-else", changed(experts__0__repo_id=place))
+    assert f"is in the folder {place} of somebody's machine" in refusal("tester/somewhere-else")
+    model = load("tester/somewhere-else", expert_paths={"of-timm": place})  # where the user says so
     assert torch.equal(model(images(2, 40)).logits, load(whole)(images(2, 40)).logits)
 
 

@@ -36,6 +36,7 @@ from .info import open_config
 from .licences import forbids_copies
 from .model_card import Card, render_card
 from .references import files_to_copy, find_copies
+from .settings import NOT_STORED
 
 
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "preprocessor_config.json")
@@ -228,7 +229,7 @@ def without_paths(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         names.setdefault(setting, []).append(Path(value).name)
         return Path(value).name
 
-    private = ("cache_dir", "token", "push_to_hub", "trust_remote_code")
+    private = (*NOT_STORED, "cache_dir")
     changed = {name: named(value, name) for name, value in settings.items() if name not in private}
     if "output_dir" in changed:  # nobody else's, but a search needs one
         changed["output_dir"] = Path(str(changed["output_dir"])).name

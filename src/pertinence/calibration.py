@@ -21,10 +21,11 @@ from .figures import ACCURACY
 from .files import update_config
 from .front import Front, OperatingPoint
 from .guarantee import Comparison, Guarantee
-from .model_evaluation import ImageSource, commit_of, open_images, open_model, predict_images
+from .model_evaluation import ImageSource, open_images, open_model, predict_images
 from .modeling_pertinence import PertinenceForImageClassification
 from .noninferiority import images_needed, noninferiority_p_value
 from .predictions import Predictions
+from .pretrained import commit_of
 from .seen import TOLERATED_SHARED, SeenImages
 
 

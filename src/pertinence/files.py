@@ -45,9 +45,9 @@ FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE = (
     "examples.png",
 )
 
-SEARCH_FILES = (
-    RECORD, BASELINES, SEEN, SETTINGS, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE,
-)  # fmt: skip
+SEARCH_DATA = (RECORD, BASELINES, SEEN)
+"""What is read of a search later, and must be of the model that it lies beside."""
+SEARCH_FILES = (*SEARCH_DATA, SETTINGS, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE)
 """What a search leaves beside its model."""
 
 UNWRITABLE = {
@@ -170,7 +170,7 @@ def check_same_search(folder: Path, front: list[dict[str, Any]] | None) -> None:
         PertinenceError: what lies there is of another search, or damaged.
     """
     left = [name for name in SEARCH_FILES if (folder / name).is_file()]
-    if not {RECORD, BASELINES, SEEN} & set(left):
+    if not set(SEARCH_DATA) & set(left):
         return
     there = read_mapping(folder / (RECORD if RECORD in left else CONFIG), json.loads) or {}
     if not is_same_front(there.get("front"), front):

@@ -15,12 +15,12 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from transformers.utils import logging
 
-from .bundle import LOCAL, MODEL_FILES, RUN_FILES, Bundle, check_no_paths, collect
+from .bundle import LOCAL, MODEL_FILES, Bundle, check_no_paths, collect
 from .checkpoints import ExpertReference, LoadOptions
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .downloads import chain, explain_hub, may_pass, with_retries
 from .errors import PertinenceError, first_line
-from .files import BASELINES, CONFIG, EXAMPLES_FIGURE, RECORD, SEEN, SETTINGS, is_same_front, read_mapping
+from .files import CONFIG, SEARCH_DATA, SEARCH_FILES, is_same_front, read_mapping
 
 
 logger = logging.get_logger(__name__)
@@ -147,7 +147,7 @@ def _holds_another(
     repo_id: str, there: Sequence[str], config: PertinenceConfig, revision: str | None, token: str | bool | None
 ) -> bool:
     """Whether a repository holds what a search left beside another model than this."""
-    if not {RECORD, SEEN, BASELINES} & set(there) or CONFIG not in there:
+    if not set(SEARCH_DATA) & set(there) or CONFIG not in there:
         return False
     with _explained(repo_id):
         path = with_retries(partial(hf_hub_download, repo_id, CONFIG, revision=revision, token=token))
@@ -161,7 +161,7 @@ def _holds_another(
 def _is_ours(path: str, is_another: bool) -> bool:
     """Whether a file of a repository is one that such a push writes, so that it goes where this one does not write it:
     what a search left only where this model is of another."""
-    ours = (*MODEL_FILES, *RUN_FILES, RECORD, SETTINGS, EXAMPLES_FIGURE) if is_another else MODEL_FILES
+    ours = (*MODEL_FILES, *SEARCH_FILES) if is_another else MODEL_FILES
     return path.startswith("experts/") or any(fnmatch(path, pattern) for pattern in ours)
 
 

@@ -18,6 +18,7 @@ from .files import find_table_record
 from .front import STEM, Front, OperatingPoint
 from .modeling_pertinence import PertinenceForImageClassification
 from .predictions import Predictions, predict
+from .pretrained import commit_of
 from .report import Evaluation, evaluate_front
 from .seen import TOLERATED_SHARED, SeenImages
 
@@ -99,11 +100,6 @@ def open_model(
         expert_paths=expert_paths,
         **({} if revision is None else {"revision": revision}),
     )
-
-
-def commit_of(model: PertinenceForImageClassification, revision: str | None) -> str | None:
-    """That a model was loaded from, where its search left the rest, too; of a folder None."""
-    return getattr(model.config, "_commit_hash", None) or revision
 
 
 def open_images(

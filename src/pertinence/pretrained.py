@@ -33,6 +33,11 @@ COUNTED = "dispatcher.answers"
 PUSH_OPTIONS = {"repo_id", "private", "token", "revision", "create_pr", "commit_message"}
 
 
+def commit_of(model: PreTrainedModel, revision: str | None) -> str | None:
+    """That a model was loaded from, where its search left the rest, too; of a folder what was asked for."""
+    return getattr(model.config, "_commit_hash", None) or revision
+
+
 class PertinencePreTrainedModel(PreTrainedModel):
     """What a dispatcher over experts has in common with other pre-trained models: files, here and on the Hub."""
 
@@ -116,7 +121,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 f"config.json and the weights of {source} do not belong together: it was read while another model was "
                 "saved there, or copied in part; load it again, or save or copy it anew"
             )
-        revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
+        revision = commit_of(model, kwargs.get("revision"))
         pool = SavedPool(model.config, source, revision, LoadOptions.parse(options))
         pool.move(expert_paths or {})
         experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
