@@ -14,8 +14,6 @@ ended, and these with what they keep: what grows then is lost.
 """
 
 import argparse
-import ctypes
-import gc
 import sys
 import time
 from pathlib import Path
@@ -30,6 +28,7 @@ from pertinence import PertinenceForImageClassification
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from memory import memory  # noqa: E402
 from mixed_load import Counts, MixedLoad  # noqa: E402
 
 from pertinence.image_processing_pertinence import decode_image  # noqa: E402
@@ -43,29 +42,6 @@ WARM_UP = 0.2
 """Share of the run that the memory may take to find its level."""
 MAX_GROWTH = 2.0
 """Per cent of the resident memory in an hour that are no leak: what an allocator does."""
-
-
-class Mallinfo2(ctypes.Structure):
-    """Of glibc 2.33 and newer: bytes by what they are."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
-        )
-    ]  # fmt: skip
-
-
-GLIBC = ctypes.CDLL("libc.so.6")
-GLIBC.mallinfo2.restype = Mallinfo2
-
-
-def memory() -> dict[str, float]:
-    """MiB that are allocated in this process, and that it has, after what Python can free is freed."""
-    gc.collect()
-    counted = GLIBC.mallinfo2()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {"allocated": (counted.uordblks + counted.hblkhd) / 2**20, "resident": pages * 4096 / 2**20}
 
 
 def real_images(count: int) -> list[torch.Tensor]:
