@@ -41,8 +41,8 @@ from pertinence.cli import read_config
 from pertinence.data import LabelledImages, load_images, raise_or
 from pertinence.experts import Expert, is_convolutional, load_expert
 from pertinence.files import replaced, save_tensors, update_config
-from pertinence.preprocessing import Transform
 from pertinence.progress import progress_bar
+from pertinence.transforms import Transform
 
 
 MEAN = STD = (0.5, 0.5, 0.5)

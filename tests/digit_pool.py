@@ -9,7 +9,7 @@ import torch
 from timm.models import save_for_hf
 
 from pertinence.data import LabelledImages
-from pertinence.preprocessing import Transform
+from pertinence.transforms import Transform
 
 
 ARCHITECTURES = {  # two CNNs and a ViT: input size, images that the last layer is fitted to, arguments

@@ -40,10 +40,11 @@ from pertinence.checkpoints import ExpertReference, LoadOptions
 from pertinence.dispatcher import Head
 from pertinence.downloads import chain
 from pertinence.evidence import CONFIDENCE, evidence_size
-from pertinence.experts import load_expert, load_pool
+from pertinence.experts import load_expert
 from pertinence.figures import Latency
 from pertinence.front import STEM
 from pertinence.guarantee import Comparison, Guarantee
+from pertinence.pool import load_pool
 
 
 SECONDS = 10

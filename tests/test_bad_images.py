@@ -36,8 +36,9 @@ from pertinence.calibration import calibrate
 from pertinence.checkpoints import LoadOptions
 from pertinence.cli import main
 from pertinence.data import LabelledImages
-from pertinence.experts import Expert, load_pool
+from pertinence.experts import Expert
 from pertinence.model_evaluation import evaluate_model
+from pertinence.pool import load_pool
 from pertinence.predictions import predict
 
 
@@ -223,7 +224,7 @@ def test_a_very_narrow_image_is_refused_before_it_is_resized(folder, classify, i
 
 def test_a_narrow_image_is_fine_where_its_shape_is_not_kept(images):
     """Resized to a square, it is no larger than any other."""
-    from pertinence.preprocessing import Transform
+    from pertinence.transforms import Transform
 
     narrow = torch.zeros(3, 1, 20_000, dtype=torch.uint8)
     square = Transform("transformers", (64, 64), resize=(64, 64))

@@ -13,7 +13,8 @@ from pertinence import PertinenceError
 from pertinence.accelerators import make_accelerator
 from pertinence.checkpoints import LoadOptions
 from pertinence.data import LabelledImages
-from pertinence.experts import Expert, load_pool
+from pertinence.experts import Expert
+from pertinence.pool import load_pool
 from pertinence.prediction_store import identify, read_store, store_folder, write_store
 from pertinence.predictions import MAX_DENSE_LABELS, Predictions, predict
 

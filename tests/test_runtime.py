@@ -15,8 +15,9 @@ from memory import memory
 from pertinence import PertinenceError, PertinenceForImageClassification
 from pertinence import features as features_module
 from pertinence.checkpoints import ExpertReference, LoadOptions
-from pertinence.experts import ISOLATES, Expert, load_expert, load_pool
-from pertinence.preprocessing import Transform
+from pertinence.experts import ISOLATES, Expert, load_expert
+from pertinence.pool import load_pool
+from pertinence.transforms import Transform
 
 
 @pytest.fixture(scope="module")

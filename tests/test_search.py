@@ -516,7 +516,7 @@ def test_device_of_a_latency_is_resolved(search, monkeypatch):
 def test_latency_is_measured_with_all_threads_and_a_bar(digit_experts, monkeypatch):
     from pertinence import costs, progress
     from pertinence.checkpoints import LoadOptions
-    from pertinence.experts import load_pool
+    from pertinence.pool import load_pool
 
     threads, bars, updates = [], [], []
 
@@ -540,7 +540,7 @@ def test_latency_is_measured_with_all_threads_and_a_bar(digit_experts, monkeypat
 def test_latency_is_measured_in_turns(digit_experts, monkeypatch):
     from pertinence import costs
     from pertinence.checkpoints import LoadOptions
-    from pertinence.experts import load_pool
+    from pertinence.pool import load_pool
 
     timed = []
 

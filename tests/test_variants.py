@@ -25,7 +25,8 @@ from pertinence import (
     SearchArguments,
 )
 from pertinence.checkpoints import ExpertReference, LoadOptions
-from pertinence.experts import load_expert, load_pool
+from pertinence.experts import load_expert
+from pertinence.pool import load_pool
 from pertinence.preprocessing import Preprocessor, resize_transform, resolve_transform
 from pertinence.proposals import Trial, best_variant, price_of_pool
 from pertinence.variants import possible_sizes

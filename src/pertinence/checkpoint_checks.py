@@ -24,7 +24,7 @@ from torch.nn.modules import module as registration
 from .configuration_pertinence import ATTENTION, MAX_LABELS, MEANINGLESS, PertinenceConfig
 from .errors import PertinenceError, explain, shown
 from .files import CONFIG
-from .preprocessing import MAX_SIDE
+from .transforms import MAX_SIDE
 from .values import is_number
 
 

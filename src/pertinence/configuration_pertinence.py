@@ -16,7 +16,7 @@ from .errors import MALFORMED, PertinenceError, explain, shown
 from .figures import Figures
 from .front import STEM, Front, OperatingPoint
 from .guarantee import Guarantee
-from .preprocessing import Transform
+from .transforms import Transform
 from .values import is_name, is_number, is_whole
 
 

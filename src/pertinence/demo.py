@@ -19,9 +19,9 @@ from transformers.pipelines.pt_utils import KeyDataset
 from .arguments import SearchArguments
 from .data import LabelledImages, stratified_split
 from .errors import PertinenceError
-from .preprocessing import Transform
 from .progress import progress_bar
 from .search import DispatcherSearch
+from .transforms import Transform
 
 
 IMAGE_SIZE = 32

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .batches import Images, chunks, sorted_by_shape
 from .checkpoints import (
     Checkpoint,
     ExpertReference,
@@ -28,8 +28,9 @@ from .costs import count_gmacs
 from .dispatcher import keeping_dtype
 from .errors import PertinenceError, shown
 from .features import FeatureTap
-from .labels import check_same_labels, is_generic, resolve_label_map
-from .preprocessing import Images, Preprocessor, Transform
+from .labels import resolve_label_map
+from .preprocessing import Preprocessor
+from .transforms import Transform
 from .values import is_name
 from .variants import quantized, smaller_transform
 
@@ -129,8 +130,8 @@ class Expert(nn.Module):
                 "use that device, or leave quantization out"
             )
         answers = []
-        images, order = _by_size(images)
-        for chunk in _chunks(images, max_batch or self.chunk_size(device)):
+        images, order = sorted_by_shape(images)
+        for chunk in chunks(images, max_batch or self.chunk_size(device)):
             if not isinstance(chunk, torch.Tensor):
                 chunk = [image.to(device, non_blocking=True) for image in chunk]
             elif chunk.device != device:
@@ -169,87 +170,10 @@ class Expert(nn.Module):
         return max(LEAST_AT_ONCE, PIXELS_AT_ONCE // (height * width)) * torch.get_num_threads()
 
 
-def _by_size(images: Images) -> tuple[Images, list[int] | None]:
-    """Images with those of one size side by side, so that few chunks hold several sizes; and their order, if it is
-    another."""
-    if isinstance(images, torch.Tensor) or all(image.shape == images[0].shape for image in images):
-        return images, None
-    order = sorted(range(len(images)), key=lambda index: images[index].shape)
-    return [images[index] for index in order], order
-
-
-def _chunks(images: Images, size: int) -> Sequence[Images]:
-    """As few parts as possible of at most so many images each, and of about the same number."""
-    count = len(images)
-    if count <= size:
-        return [images]
-    size = -(-count // -(-count // size))
-    return [images[start : start + size] for start in range(0, count, size)]
-
-
 def is_convolutional(model: nn.Module) -> bool:
     """Whether a network is laid out with channels last, in which convolutions are faster: not one that has none but to
     cut an image into patches."""
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
-
-
-def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: str = "exact") -> list[Expert]:
-    """Load experts, check that they fit together, and order them by rising cost.
-
-    Raises:
-        PertinenceError: fewer than two, one that cannot be loaded, two that are the same, or different label spaces.
-    """
-    parsed = [ExpertReference.parse(reference) for reference in list_references(references)]
-    if len(parsed) < 2:
-        raise PertinenceError(f"a pool needs at least two experts, got {len(parsed)}: there is nothing to choose from")
-    opened: dict[Any, Checkpoint] = {}
-    experts = [load_expert(reference, options, preprocessing, opened=opened) for reference in parsed]
-    identities: dict[tuple, str] = {}
-    for expert in experts:
-        entry = expert.entry
-        identity = (
-            entry["revision"],
-            entry["repo_id"] if is_commit(entry["revision"]) else None,
-            str(entry["transform"]),
-            entry["quantization"],
-        )
-        if identity in identities:
-            raise PertinenceError(
-                f"experts {identities[identity]!r} and {entry['name']!r} are the same checkpoint with the same "
-                "settings: leave one out"
-            )
-        identities[identity] = entry["name"]
-    _align_labels(parsed, experts)
-    experts.sort(key=lambda expert: expert.entry["gmacs"])
-    _make_names_unique(experts)
-    return experts
-
-
-def list_references(references: Sequence[Any]) -> list[Any]:
-    """Several references as a list; one that stands alone is refused rather than taken apart."""
-    if isinstance(references, (str, Path, dict, PreTrainedModel)):
-        raise PertinenceError(f"experts come as a list of at least two, got one {type(references).__name__}")
-    return list(references)
-
-
-def _align_labels(references: Sequence[ExpertReference], experts: Sequence[Expert]) -> None:
-    first = experts[0]
-    if references[0].label_map is not None:
-        # The first expert's own map says what the labels of the pool are.
-        own = first.model.config.id2label
-        chosen = list(own) if references[0].label_map == "by_name" else references[0].label_map
-        size = len(chosen) if isinstance(chosen, (list, tuple)) else len(own)
-        first.entry["label_map"] = resolve_label_map(chosen, own, dict(enumerate(range(size))), first.entry["name"])
-    labels = first.labels
-    for reference, expert in zip(references[1:], experts[1:], strict=True):
-        name, names = expert.entry["name"], expert.model.config.id2label
-        expert.entry["label_map"] = resolve_label_map(reference.label_map, names, labels, name)
-        check_same_labels(name, names, first.entry["name"], labels, expert.entry["label_map"])
-
-
-def pool_labels(experts: Sequence[Expert]) -> dict[int, str]:
-    """The labels of a pool: those of the first expert that has names for them."""
-    return next((expert.labels for expert in experts if not is_generic(expert.labels)), experts[0].labels)
 
 
 def load_expert(
@@ -384,18 +308,3 @@ def _check_channels(name: str, config: Any) -> None:
         channels = shape[0]
     if channels not in (None, 3):
         raise PertinenceError(f"expert {name!r} takes images of {shown(channels)} channels, expected 3 (RGB)")
-
-
-def _make_names_unique(experts: Sequence[Expert]) -> None:
-    names = [expert.entry["name"] for expert in experts]
-    for expert in experts:
-        name = expert.entry["name"]
-        if names.count(name) > 1:
-            folder = Path(expert.entry["repo_id"] or name)
-            expert.entry["name"] = f"{folder.parent.name}/{name}" if folder.parent.name else name
-    seen: dict[str, int] = {}
-    for expert in experts:
-        name = expert.entry["name"]
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 1:
-            expert.entry["name"] = f"{name}-{seen[name]}"

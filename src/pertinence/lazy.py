@@ -15,13 +15,13 @@ import torch
 from accelerate.utils import convert_file_size_to_int
 from torch import nn
 
+from .batches import Images
 from .checkpoints import Checkpoint, LoadOptions, is_commit
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .dispatcher import keeping_dtype
 from .errors import PertinenceError
 from .experts import Expert, reload_expert
 from .front import STEM
-from .preprocessing import Images
 from .references import find_folder, locate
 
 

@@ -11,18 +11,20 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .batches import Images, stacked, take
 from .checkpoints import LoadOptions
 from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Answer, Dispatcher, Head, Routing, route, threshold_head
 from .errors import PertinenceError
-from .experts import Expert, load_pool, pool_labels
+from .experts import Expert
 from .figures import Figures
 from .front import STEM, Front, OperatingPoint, Stage
 from .image_processing_pertinence import as_images
 from .lazy import LazyExpert
 from .one_image import is_simple, route_one
-from .preprocessing import Images, UnfitImage, stacked, take
+from .pool import load_pool, pool_labels
 from .pretrained import COUNTED, PertinencePreTrainedModel
+from .transforms import UnfitImage
 
 
 @dataclass

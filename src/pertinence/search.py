@@ -25,9 +25,10 @@ from .checkpoints import ExpertReference
 from .costs import measure_latency
 from .data import LabelledImages, first_readable, labelled, raise_or, stratified_split
 from .errors import PertinenceError
-from .experts import Expert, list_references, load_expert, load_pool, pool_labels
+from .experts import Expert, load_expert
 from .front_search import FoundFront, search_front
 from .modeling_pertinence import PertinenceForImageClassification
+from .pool import list_references, load_pool, pool_labels
 from .predictions import Predictions, predict
 from .proposals import propose_variants
 from .result import SearchFolder, SearchResult, holds_result, pick_examples

@@ -11,7 +11,8 @@ from torch import nn
 
 from .checkpoints import Checkpoint, size_options
 from .errors import PertinenceError, first_line
-from .preprocessing import Transform, resize_transform, resolve_transform
+from .preprocessing import resize_transform, resolve_transform
+from .transforms import Transform
 
 
 SIZE_MODES = ("crop", "resize")

@@ -25,8 +25,8 @@ from transformers.utils import logging
 from pertinence import SearchArguments
 from pertinence.checkpoints import LoadOptions
 from pertinence.data import LabelledImages
-from pertinence.experts import load_pool
 from pertinence.front_search import search_front
+from pertinence.pool import load_pool
 from pertinence.predictions import ExpertPredictions, Predictions, predict
 from pertinence.proposals import TRIED_IMAGES, Trial, best_variant, price_of_pool
 from pertinence.report import Series

@@ -25,8 +25,8 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from pertinence import PertinenceForImageClassification, PertinenceImageProcessor
+from pertinence.batches import chunks
 from pertinence.dispatcher import route
-from pertinence.experts import _chunks
 from pertinence.image_processing_pertinence import decode_image
 from pertinence.one_image import is_simple, route_one
 
@@ -97,7 +97,7 @@ def efficiency(model: PertinenceForImageClassification, batches: list[list[torch
     cpu = torch.device("cpu")
 
     def network(expert, ready: torch.Tensor) -> torch.Tensor:
-        parts = [expert.model(pixel_values=chunk).logits for chunk in _chunks(ready, expert.chunk_size(cpu))]
+        parts = [expert.model(pixel_values=chunk).logits for chunk in chunks(ready, expert.chunk_size(cpu))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.inference_mode()
@@ -130,7 +130,7 @@ def efficiency(model: PertinenceForImageClassification, batches: list[list[torch
         for part in mine:
             for expert, images in zip(model.experts, part, strict=True):
                 if images:
-                    for chunk in _chunks(images, expert.chunk_size(cpu)):
+                    for chunk in chunks(images, expert.chunk_size(cpu)):
                         ready = expert.preprocess(chunk).to(memory_format=expert.memory_format)
                         expert.model(pixel_values=ready)
 
