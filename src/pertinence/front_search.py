@@ -74,17 +74,10 @@ def search_front(
     Raises:
         PertinenceError: an expert is no better than chance, or there are too few images.
     """
-    warnings = leak_warnings(names, search, report)
-    if search.measure == ACCURACY:
-        static = [one.figures for one in evaluate_experts(search)]
-        warnings = check_better_than_chance(names, static, search.num_labels) + warnings
-    if copies := len(report) - len(report.without_copies()):
-        warnings.append(f"{copies} of {len(report)} report images are copies of others: intervals are too narrow.")
-    for warning in warnings:
-        logger.warning(warning)
     skipped = {"search": search} | ({} if report.labels is search.labels else {"report": report})
     skipped = {kind: part for kind, part in skipped.items() if part.skipped}
-    warnings = [f"{part.describe_skipped(f'{kind} images')}." for kind, part in skipped.items()] + warnings
+    warnings = [f"{part.describe_skipped(f'{kind} images')}." for kind, part in skipped.items()]
+    warnings += _doubts(names, search, report)
     mixing = args.mixing if args.mixing is not None else search.measure == ACCURACY
     recipes, judged, images = make_recipes(search, args, mixing, accelerator.device, smaller)
     statics = static_candidates(judged)
@@ -109,14 +102,12 @@ def search_front(
         evaluated += evolution.evaluated
         hypervolumes[recipe.name] = evolution.hypervolumes
 
-    baselines = {}
+    baselines: dict[str, list[Candidate]] = {}
     if args.baselines:
-        for recipe in recipes:
-            baselines[f"{recipe.name} without search"] = _neutral(recipe, statics)
-        whole = len(names) - len(smaller or {})
-        for count in sorted({2, min(3, whole), min(whole, MAX_MEMBERS)}):
-            tuned = run(ThresholdRecipe(search, count, mixing)).archive.candidates
-            baselines[f"max-softmax chain of {count}"] = tuned
+        baselines |= {f"{recipe.name} without search": _neutral(recipe, statics) for recipe in recipes}
+        for count in _chain_lengths(len(names) - len(smaller or {})):
+            tuned = run(ThresholdRecipe(search, count, mixing))
+            baselines[f"max-softmax chain of {count}"] = tuned.archive.candidates
     chosen = {name: _thinned(candidates, statics[-1].cost, args.front_size) for name, candidates in baselines.items()}
     front, heads, default = build_front(archive.candidates, names, statics[-1].cost, args.front_size)
     select_experts = tuple(candidate.point.select for candidate in statics)
@@ -131,6 +122,25 @@ def search_front(
         {**images, "report": len(report)}
         | ({"skipped": {kind: list(part.skipped) for kind, part in skipped.items()}} if skipped else {}),
     )
+
+
+def _doubts(names: Sequence[str], search: Predictions, report: Predictions) -> list[str]:
+    """What speaks against the pool or its images, logged and returned; what surely forbids a search is raised."""
+    warnings = []
+    if search.measure == ACCURACY:
+        static = [one.figures for one in evaluate_experts(search)]
+        warnings += check_better_than_chance(names, static, search.num_labels)
+    warnings += leak_warnings(names, search, report)
+    if copies := len(report) - len(report.without_copies()):
+        warnings.append(f"{copies} of {len(report)} report images are copies of others: intervals are too narrow.")
+    for warning in warnings:
+        logger.warning(warning)
+    return warnings
+
+
+def _chain_lengths(experts: int) -> list[int]:
+    """Of the chains that are tuned for comparison, for a pool of so many experts."""
+    return sorted({2, min(3, experts), min(experts, MAX_MEMBERS)})
 
 
 def _neutral(recipe: Recipe, statics: Sequence[Candidate]) -> list[Candidate]:
