@@ -12,6 +12,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageColumn
 
 from pertinence import Figures, Front, OperatingPoint, PertinenceError, PertinenceForImageClassification
+from pertinence.arguments import BenchmarkArguments
 from pertinence.cli import main
 from pertinence.dispatcher import Head, threshold_head
 from pertinence.figures import Latency
@@ -111,3 +112,8 @@ def test_without_a_benchmark_a_budget_goes_by_the_search(folder):
 def test_impossible_settings_are_refused(folder, capsys, flags, words):
     assert main(["benchmark", str(folder), *flags]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_no_batch_size_is_refused():
+    with pytest.raises(PertinenceError, match="batch_size must be at least 1"):
+        BenchmarkArguments(batch_size=[])

@@ -98,6 +98,14 @@ def test_info_loads_no_weights(searched, tmp_path):
         assert word in shown
 
 
+def test_info_of_experts_that_are_in_no_file(searched, tmp_path, capsys):
+    config = json.loads((searched / "runs/digits/config.json").read_text())
+    config["experts"][0]["repo_id"] = None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["info", str(tmp_path)]) == 0
+    assert "no file" in capsys.readouterr().out
+
+
 @pytest.fixture
 def bad_search(searched, tmp_path, monkeypatch, capsys):
     """A function: the one line that a search with something wrong prints; nothing may be left behind."""

@@ -189,6 +189,18 @@ def result(experts, digits, digit_experts):
     return DispatcherSearch(experts, digits[1], args, report_dataset=digits[2]).run()
 
 
+def test_a_model_is_pushed_with_what_transformers_lets_one_say(experts, hub, tmp_path):
+    model = PertinenceForImageClassification.from_experts(experts, 0.6, token=hub.token)
+    model.add_model_tags(["made-by-us"])
+    model.push_to_hub("tester/tagged", token=hub.token, tags="mine", max_shard_size=100)
+    files = hub.files("tester/tagged")
+    assert {"made-by-us", "mine"} <= set(ModelCard(files["README.md"].decode()).data.tags)
+    assert "model.safetensors.index.json" in files
+    options = {"repo_id": "tester/tagged", "tags": ["yours"], "replace_card": True}
+    model.save_pretrained(tmp_path / "tagged", push_to_hub=True, token=hub.token, **options)
+    assert {"made-by-us", "yours"} <= set(ModelCard(hub.files("tester/tagged")["README.md"].decode()).data.tags)
+
+
 def test_a_result_is_pushed_by_the_main_process_alone(result, hub):
     hub.requests.clear()
     other = dataclasses.replace(result, is_main_process=False)

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from pertinence import PertinenceError, PertinenceImageProcessor
+from pertinence.image_processing_pertinence import decode_image
 
 
 HEIGHT, WIDTH = 20, 33
@@ -116,6 +117,16 @@ def test_a_strip_is_not_taken_for_channels(shape):
     else:
         expected = np.broadcast_to(strip, (*shape[:2], 3))
     np.testing.assert_array_equal(decode(strip), expected)
+
+
+def test_an_array_of_another_byte_order_is_read_rightly(pixels):
+    np.testing.assert_array_equal(decode((pixels / 255).astype(">f4")), pixels)
+
+
+@pytest.mark.parametrize("dtype", [object, str, np.longdouble, "datetime64[s]"], ids=str)
+def test_an_array_of_no_numbers_is_refused(pixels, dtype):
+    with pytest.raises(PertinenceError, match="cannot be made of an array of .*: give uint8"):
+        decode_image(pixels.astype("int64").astype(dtype))
 
 
 def test_an_array_that_is_a_view_is_read_rightly(pixels):

@@ -7,15 +7,21 @@ import gc
 import shutil
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import huggingface_hub
 import pytest
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from pertinence import PertinenceError, PertinenceForImageClassification
+from pertinence.checkpoints import LoadOptions
+from pertinence.figures import Figures
+from pertinence.front import Front, OperatingPoint
+from pertinence.pool import load_pool
 
 
 ARCHITECTURES = ("test_convnext", "test_efficientnet", "test_resnet")
@@ -161,6 +167,41 @@ def test_coming_and_going_costs_no_memory(saved, model, batch):
     assert growth < 4_000
 
 
+@pytest.mark.parametrize("default", ["large", None, "most-accurate"])
+def test_what_runs_first_stays_however_it_is_named(folders, batch, default):
+    pool = load_pool(folders, LoadOptions())
+    alone = [OperatingPoint(name, "static", (index,)) for index, name in enumerate(("small", "middle", "large"))]
+    front = Front([replace(p, select=figures(p.members[0])) for p in alone], [e.entry["name"] for e in pool])
+    model = PertinenceForImageClassification.compose(pool, front, {}, "large")
+    first, second, third = sizes(model)
+    model.config.operating_point = default
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        lazily = lazy(folder, max_memory=third + max(first, second))
+        for point, loaded in ((None, [2]), ("small", [0, 2]), ("middle", [1, 2])):
+            lazily(batch, operating_point=point)
+            assert lazily.experts[0].store.loaded == loaded
+
+
+def figures(expert: int) -> Figures:
+    return Figures(0.5 + expert / 10, (0.4, 0.9), 1.0 + expert, tuple(float(i == expert) for i in range(3)), 100)
+
+
+def test_a_save_does_not_disturb_what_is_loaded_meanwhile(saved, model, batch, tmp_path, monkeypatch):
+    lazily, met = lazy(saved), []
+    write = PreTrainedModel.save_pretrained
+
+    def write_while_another_thread_asks(self, *args, **kwargs) -> None:
+        with ThreadPoolExecutor(1) as thread:
+            met.append(thread.submit(lazily, batch).result())
+        write(self, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", write_while_another_thread_asks)
+    lazily.save_pretrained(tmp_path, save_experts=True)
+    torch.testing.assert_close(met[0].logits, model(batch).logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(lazy(tmp_path)(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
+
+
 def test_a_cap_that_is_too_small_says_what_is_needed(saved, model):
     first, second, third = sizes(model)
     needed = first + max(second, third)
@@ -232,6 +273,19 @@ def test_from_the_hub_only_what_is_chosen_is_fetched_and_then_works_offline(
     hub.requests.clear()
     torch.testing.assert_close(lazy(name)(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_a_model_in_a_subfolder_finds_its_copies_there(hub, folders, model, batch, tmp_path, lazily):
+    PertinenceForImageClassification.from_experts(folders, 0.6).save_pretrained(
+        tmp_path / "of/mine", save_experts=True
+    )
+    first = hub.add_model("lazy/several", tmp_path)
+    hub.add_model("lazy/several", Path(__file__).parent / "fixtures" / "format_1")  # with nothing of it any more
+    for source, revision in ((tmp_path, None), ("lazy/several", first)):
+        options = {"subfolder": "of/mine", "lazy": lazily, **({"revision": revision} if revision else {})}
+        loaded = PertinenceForImageClassification.from_pretrained(source, **options)
+        torch.testing.assert_close(loaded(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
 
 
 def is_expert(path: str) -> bool:

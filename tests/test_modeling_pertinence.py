@@ -322,10 +322,14 @@ def test_an_expert_that_answers_alone_is_not_touched(model, batch):
 # From thresholds, without a search
 
 
-@pytest.mark.parametrize("thresholds", [0.6, [0.6, 0.6], (0.4, 0.9), 0, 1, [1.0, 0.0]], ids=str)
+@pytest.mark.parametrize(
+    "thresholds",
+    [0.6, [0.6, 0.6], (0.4, 0.9), 0, 1, [1.0, 0.0], np.float32(0.6), np.array([0.4, 0.9]), torch.tensor([0.6, 0.6])],
+    ids=str,
+)
 def test_thresholds_make_a_confidence_cascade(folders, batch, alone, thresholds):
     model = PertinenceForImageClassification.from_experts([folders[1], folders[4], folders[0]], thresholds)
-    values = thresholds if isinstance(thresholds, list | tuple) else [thresholds] * 2
+    values = np.broadcast_to(np.asarray(thresholds), 2).tolist()
     out = model(batch)
     for image, answers_of_five in enumerate(alone):
         answers = [answers_of_five[expert] for expert in (0, 1, 4)]
@@ -337,7 +341,9 @@ def test_thresholds_make_a_confidence_cascade(folders, batch, alone, thresholds)
 
 
 @pytest.mark.parametrize(
-    "thresholds", [[], [0.5], [0.5, 0.5, 0.5], 1.1, -0.1, [0.5, 2.0], float("nan"), [0.5, float("nan")]], ids=str
+    "thresholds",
+    [[], [0.5], [0.5, 0.5, 0.5], 1.1, -0.1, [0.5, 2.0], float("nan"), [0.5, float("nan")], [[0.5, 0.5]], "half", None],
+    ids=str,
 )
 def test_thresholds_that_do_not_fit_are_refused(folders, thresholds):
     with pytest.raises(PertinenceError, match="3 experts take 2 thresholds between 0 and 1, one for each"):
@@ -475,6 +481,12 @@ def test_a_plain_tuple_holds_the_same(model, batch, labels):
     assert type(plain) is tuple
     for actual, expected in zip(plain, out.values(), strict=True):
         torch.testing.assert_close(actual, expected, equal_nan=True)
+    model.config.return_dict = False
+    try:
+        assert type(model(batch[:3])) is tuple
+        assert not isinstance(model(batch[:3], return_dict=True), tuple)
+    finally:
+        model.config.return_dict = True
 
 
 def margins(scores: torch.Tensor) -> torch.Tensor:

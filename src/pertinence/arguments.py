@@ -12,11 +12,12 @@ from .front import MAX_POINTS
 
 
 def check_least(arguments: Any, **least: int) -> None:
-    """Raise `PertinenceError` where a setting is below its least value."""
+    """Raise `PertinenceError` where a setting, or one of those in a list, is below its least value."""
     for name, value in least.items():
         given = getattr(arguments, name)
-        if not isinstance(given, int) or given < value:
-            raise PertinenceError(f"{name} must be at least {value}, a whole number, got {given}")
+        for one in given or [None] if isinstance(given, list) else [given]:
+            if not isinstance(one, int) or one < value:
+                raise PertinenceError(f"{name} must be at least {value}, a whole number, got {given}")
 
 
 @dataclass
@@ -100,11 +101,9 @@ class BenchmarkArguments(RuntimeArguments):
     operating_point: str | None = field(default=None, metadata={"help": "Time only the point of this name."})
 
     def __post_init__(self):
-        sizes = self.batch_size
-        for self.batch_size in sizes:  # checked one by one, as the parent knows it
-            super().__post_init__()
-        self.batch_size = sorted(set(sizes))
+        super().__post_init__()
         check_least(self, rounds=1)
+        self.batch_size = sorted(set(self.batch_size))
 
 
 @dataclass

@@ -195,8 +195,14 @@ class Front(Sequence[OperatingPoint]):
     def __len__(self) -> int:
         return len(self._points)
 
-    def find(self, name: str) -> OperatingPoint:
-        """The point of that name; `fastest` and `most-accurate` always exist."""
+    def find(self, name: str | None) -> OperatingPoint:
+        """The point of that name; `fastest` and `most-accurate` always exist. None: the last.
+
+        Raises:
+            PertinenceError: there is none.
+        """
+        if name is None and self._points:
+            return self._points[-1]
         if name in self._by_name:
             return self._by_name[name]
         if name == FASTEST and self._points:

@@ -100,7 +100,10 @@ def decode_image(image: Any) -> torch.Tensor:
             ) from error
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.require(image, requirements=("C", "W")))
+        try:
+            image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ("C", "W")))
+        except (TypeError, ValueError) as error:
+            raise PertinenceError(f"an image cannot be made of an array of {image.dtype}: give uint8") from error
     if not isinstance(image, torch.Tensor):
         raise PertinenceError(f"expected an image (PIL, path, URL, numpy or torch array), got {type(image).__name__}")
     return to_uint8(_channels_first(image))

@@ -48,9 +48,8 @@ def describe_model(
     header = ["expert", "GMACs", "parameters", "licence", "revision", "from"]
     rows = []
     for entry in config.entries:
-        licence, revision = entry.get("licence") or "", entry["revision"][:14]
-        known = [f"{entry['gmacs']:.4g}", f"{entry['parameters']:,}", licence, revision, entry["repo_id"]]
-        rows.append([entry["name"], *known])
+        known = [f"{entry['gmacs']:.4g}", f"{entry['parameters']:,}", entry.get("licence") or ""]
+        rows.append([entry["name"], *known, entry["revision"][:14], entry["repo_id"] or "no file"])
     front, guarantee = config.build_front(), config.build_guarantee()
     parts = [
         f"{len(config.experts)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",

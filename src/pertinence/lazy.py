@@ -37,12 +37,14 @@ class SavedPool:
         config: of the model.
         source, revision: folder or Hub id that the model itself was loaded from, and its commit.
         options: how experts are loaded.
+        subfolder: of the model in `source`.
     """
 
     config: PertinenceConfig
     source: str
     revision: str | None
     options: LoadOptions
+    subfolder: str = ""
 
     @property
     def entries(self) -> dict[int, dict[str, Any]]:
@@ -65,7 +67,7 @@ class SavedPool:
     def load(self, index: int, opened: dict[Any, Checkpoint]) -> Expert:
         """Load one expert; `opened` holds the checkpoints that are there already (see `open_checkpoint`)."""
         entry = self.entries[index]
-        place = locate(entry, self.source, self.revision, self.options)
+        place = locate(entry, self.source, self.revision, self.options, self.subfolder)
         expert = reload_expert(entry, place, self.options, self.config.preprocessing, index == STEM, opened)
         is_copy = EMBEDDED.fullmatch(entry["repo_id"])
         if is_copy and not is_commit(entry["revision"]) and expert.revision != entry["revision"]:
@@ -81,7 +83,7 @@ class SavedPool:
 
     def folder(self, index: int) -> Path:
         """Where the files of an expert lie (see `find_folder`)."""
-        return find_folder(self.entries[index], self.source, self.revision, self.options)
+        return find_folder(self.entries[index], self.source, self.revision, self.options, self.subfolder)
 
     def load_all(self) -> Experts:
         opened: dict[Any, Checkpoint] = {}
@@ -140,7 +142,7 @@ class ExpertStore:
     def __init__(self, pool: SavedPool, max_memory: int | None = None):
         self.pool, self.max_memory = pool, max_memory
         self.loads = 0
-        self._first = {point.name: point.members[0] for point in pool.config.build_front()}
+        self._front = pool.config.build_front()
         self._weights: OrderedDict[Any, _Weights] = OrderedDict()  # the least recently used first
         self._changed = threading.Condition()  # with a lock that its owner may take again
         self._dtypes = {index: pool.dtype(index) for index in pool.entries}
@@ -258,7 +260,7 @@ class ExpertStore:
         return self.memory + size <= self.max_memory
 
     def _staying(self) -> set[int]:
-        first = self._first.get(self.pool.config.operating_point, next(iter(self._first.values()), 0))
+        first = self._front.find(self.pool.config.operating_point).members[0] if len(self._front) else 0
         return {first} | ({STEM} & set(self.pool.entries))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertStore:

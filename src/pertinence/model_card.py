@@ -64,7 +64,7 @@ class Card:
 
     @property
     def default(self) -> OperatingPoint:
-        return self.front.find(self.config.operating_point or self.front[-1].name)
+        return self.front.find(self.config.operating_point)
 
     @cached_property
     def experts(self) -> list[Figures | None]:

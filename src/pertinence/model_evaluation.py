@@ -50,11 +50,10 @@ def evaluate_model(
     args = args or RuntimeArguments()
     model = open_model(model_path, args, expert_paths, revision)
     beside = {"token": args.token, "revision": commit_of(model, revision)}
-    front, default = model.front, model.config.operating_point or model.front[-1].name
+    front, default = model.front, model.front.find(operating_point or model.config.operating_point)
     images = open_images(model, data, args.token)
     if operating_point is not None:
-        default = front.find(operating_point).name
-        front = Front([front.find(default)], front.expert_names)
+        front = Front([default], front.expert_names)
     baselines = (
         {}
         if operating_point is not None
@@ -76,7 +75,7 @@ def evaluate_model(
     elif select and not _agrees(model):
         measured = [outcome.figures for outcome in evaluate_experts(predictions)]
         warnings += looks_trained(front.expert_names, select, measured, "these images")
-    return evaluate_front(front, heads, predictions, default, baselines, select, warnings)
+    return evaluate_front(front, heads, predictions, default.name, baselines, select, warnings)
 
 
 def open_model(

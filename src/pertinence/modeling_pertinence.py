@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .batches import Images, stacked, take
 from .checkpoints import LoadOptions
 from .configuration_pertinence import PertinenceConfig
 from .dispatcher import Answer, Dispatcher, Head, Routing, route, threshold_head
-from .errors import PertinenceError
+from .errors import PertinenceError, shown
 from .experts import Expert
 from .figures import Figures
 from .front import STEM, Front, OperatingPoint, Stage
@@ -137,11 +138,11 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         """
         pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing)
         count = len(pool) - 1
-        values = [thresholds] * count if isinstance(thresholds, (int, float)) else list(thresholds or ())
-        if len(values) != count or not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values):
+        values = _as_thresholds(thresholds, count)
+        if values is None:
             raise PertinenceError(
                 f"{len(pool)} experts take {count} thresholds between 0 and 1, one for each but the last, got "
-                f"{thresholds}"
+                f"{shown(thresholds)}"
             )
         point = OperatingPoint("cascade", "thresholds", tuple(range(len(pool))), tuple(Stage(i) for i in range(count)))
         heads = [
@@ -215,13 +216,13 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         for expert in filter(None, [*self.experts, self.stem]):
             expert.compile_network({"dynamic": True, **options})
 
+    @can_return_tuple
     def forward(
         self,
         images: Any = None,
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         operating_point: str | None = None,
-        return_dict: bool | None = None,
     ) -> PertinenceOutput | tuple:
         """Classify images, each by the experts that the dispatcher runs for it.
 
@@ -231,7 +232,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             pixel_values: the same, under the name that data collators use.
             labels: int64 (B,); adds the cross-entropy as `loss`.
             operating_point: use this point in this call only.
-            return_dict: False for a plain tuple.
+            return_dict: False for a plain tuple, as in transformers.
 
         Raises:
             PertinenceError: no image, images of another form, unknown operating point, or NaN from an expert.
@@ -245,7 +246,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         batch = as_images(pixel_values if images is None else images)
         if not len(self._front):
             raise PertinenceError("this model has no operating points: its config.json lists no `front`")
-        point = self._front.find(operating_point or self.config.operating_point or self._front[-1].name)
+        point = self._front.find(operating_point or self.config.operating_point)
         try:
             routing = self._route(point, batch)
         except UnfitImage as error:
@@ -254,7 +255,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels.to(routing.logits.device), routing.logits, self.config)
-        output = PertinenceOutput(
+        return PertinenceOutput(
             loss=loss,
             logits=routing.logits,
             expert_indices=routing.expert_indices,
@@ -262,7 +263,6 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             gmacs=routing.gmacs.float().to(routing.logits.device),
             dispatcher_logits=routing.scores,
         )
-        return output.to_tuple() if return_dict is False else output
 
     def _route(self, point: OperatingPoint, batch: torch.Tensor | list[torch.Tensor]) -> Routing:
         batch, device, heads = stacked(batch), self.device, self.dispatcher.heads(point)
@@ -293,3 +293,14 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         scores = expert.answer(image)[0].tolist()[0]
         expert.check(sum(scores))
         return scores
+
+
+def _as_thresholds(given: Any, count: int) -> list[float] | None:
+    """One threshold for each stage, or for all, as a list; None where they are none."""
+    try:
+        values = np.asarray(given, dtype=float)
+    except (TypeError, ValueError):
+        return None
+    if values.ndim == 0:
+        values = np.full(count, values)
+    return values.tolist() if values.shape == (count,) and ((values >= 0) & (values <= 1)).all() else None

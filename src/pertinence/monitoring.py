@@ -76,7 +76,7 @@ class RoutingMonitor:
     ):
         if not 0 < false_alarm_rate < 1:
             raise PertinenceError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
-        point = model.front.find(operating_point or model.config.operating_point or model.front[-1].name)
+        point = model.front.find(operating_point or model.config.operating_point)
         counts = model.dispatcher.answers_of(point) if reference is None else reference
         shape = (len(model.front.expert_names), CONFIDENCE_BINS)
         if tuple(counts.shape) != shape:

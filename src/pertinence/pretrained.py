@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
@@ -20,9 +22,17 @@ from .dispatcher import Dispatcher
 from .downloads import checked_downloads, explain_hub, fetch, may_pass, with_retries
 from .errors import PertinenceError
 from .experts import Expert
-from .files import CONFIG, WEIGHT_PATTERNS, beside, check_same_search, give_usual_mode, hash_tensors, move_into
+from .files import (
+    CONFIG,
+    WEIGHT_PATTERNS,
+    beside,
+    check_same_search,
+    give_usual_mode,
+    hash_tensors,
+    move_into,
+    update_config,
+)
 from .front import STEM
-from .hub import push_folder
 from .image_processing_pertinence import PertinenceImageProcessor
 from .lazy import ExpertStore, LazyExpert, SavedPool, parse_memory
 from .references import as_copy, check_unchanged, is_on_hub, save_components
@@ -30,7 +40,6 @@ from .references import as_copy, check_unchanged, is_on_hub, save_components
 
 COUNTED = "dispatcher.answers"
 """The one tensor that a model may lack: where nothing was counted there is nothing to save."""
-PUSH_OPTIONS = {"repo_id", "private", "token", "revision", "create_pr", "commit_message"}
 
 
 def commit_of(model: PreTrainedModel, revision: str | None) -> str | None:
@@ -102,8 +111,6 @@ class PertinencePreTrainedModel(PreTrainedModel):
 
         try:
             model, info = load() if is_folder else with_retries(load)
-        except RuntimeError as error:
-            raise PertinenceError(f"the heads of {source} do not fit its front") from error
         except Exception as error:  # of transformers, of the Hub's client, of the network
             if is_folder or isinstance(error, PertinenceError) or not may_pass(error):
                 raise
@@ -122,7 +129,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 "saved there, or copied in part; load it again, or save or copy it anew"
             )
         revision = commit_of(model, kwargs.get("revision"))
-        pool = SavedPool(model.config, source, revision, LoadOptions.parse(options))
+        subfolder = kwargs.get("subfolder") or ""
+        pool = SavedPool(model.config, source, revision, LoadOptions.parse(options), subfolder)
         pool.move(expert_paths or {})
         experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
         model.stem = experts.pop(STEM, None)
@@ -162,9 +170,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
             hub.pop("force_download", None)  # what was loaded anew a moment ago
             known = Path(hf_hub_download(source, CONFIG, **hub))
             hub.pop("subfolder", None)
-            revision = hub.pop("revision", None)
-            if not subfolder:
-                revision = kwargs["revision"] = known.parent.name
+            hub.pop("revision", None)
+            revision = kwargs["revision"] = known.parents[len(Path(subfolder).parts)].name
             patterns = [f"{subfolder}/{one}" if subfolder else one for one in WEIGHT_PATTERNS]
             folder = fetch(source, revision, patterns, **hub)
         variant = kwargs.get("variant")
@@ -203,19 +210,46 @@ class PertinencePreTrainedModel(PreTrainedModel):
             return
         if not self.config.experts or len(self.experts) != len(self.config.experts):
             raise PertinenceError("this model has no experts, so there is nothing to save: load or make it first")
+        folder = Path(save_directory)
+        check_same_search(folder, self.config.front)
+        own = self._own(state_dict)
+        heads_hash = hash_tensors(own)  # transformers empties what it is given
+        pushes = kwargs.pop("push_to_hub", False)
+        hub = {key: kwargs.pop(key) for key in _push_options() & set(kwargs)} if pushes else {}
+        with beside(folder / "model") as staged:
+            staged.mkdir()
+            entries = self._save_components(folder, staged, save_experts)
+            super().save_pretrained(staged, state_dict=own, **kwargs)
+            experts, stem = entries[: len(self.experts)], entries[-1] if self.config.stem else None
+            update_config(staged / CONFIG, {"experts": experts, "stem": stem, "heads_hash": heads_hash})
+            for path in staged.glob("model*.safetensors"):
+                give_usual_mode(path)
+            PertinenceImageProcessor().save_pretrained(staged)
+            move_into(staged, folder, (CONFIG,), () if kwargs.get("variant") else WEIGHT_PATTERNS)
+        if pushes:
+            self.push_to_hub(**{"repo_id": folder.resolve().name, "save_experts": save_experts} | hub)
+
+    def _save_components(self, folder: Path, staged: Path, save_experts: bool) -> list[dict[str, Any]]:
+        """Copy experts, and a stem, where they are to be copied.
+
+        Args:
+            folder: that is saved to.
+            staged: where the copies go until all is written.
+            save_experts: whether they are copied.
+
+        Returns:
+            What the saved config says of each, the stem last.
+        """
         entries = self.config.entries
-        components = {str(index): expert for index, expert in enumerate(self.experts)}
-        if self.stem is not None:
-            components["stem"] = self.stem
         unsaved = [entry["name"] for entry in entries if entry["repo_id"] is None]
         if unsaved and not save_experts:
             raise PertinenceError(
                 f"expert {unsaved[0]!r} was given as a loaded model, so there is nothing to refer to: save with "
                 "save_experts=True, or save that model first and give its folder"
             )
-        folder = Path(save_directory)
-        check_same_search(folder, self.config.front)
-        own = self._own(state_dict)
+        components = {str(index): expert for index, expert in enumerate(self.experts)}
+        if self.stem is not None:
+            components["stem"] = self.stem
         # Experts that share their weights share a folder: that of the first of them.
         homes: dict[Any, str] = {}
         names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
@@ -223,37 +257,20 @@ class PertinencePreTrainedModel(PreTrainedModel):
             not is_on_hub(entry["repo_id"]) and expert.folder == (folder / "experts" / name).resolve()
             for entry, name, expert in zip(entries, names, components.values(), strict=True)
         )
-        pushes = kwargs.pop("push_to_hub", False)
-        hub = {key: kwargs.pop(key) for key in PUSH_OPTIONS & set(kwargs)} if pushes else {}
-        config = self.config
-        with beside(folder / "model") as staged:
-            staged.mkdir()
-            if save_experts and not here:
-                save_components({name: components[name] for name in names}, staged / "experts")
-            saved = []
-            for entry, name, expert in zip(entries, names, components.values(), strict=True):
-                if save_experts or here:
-                    copy = as_copy(entry, name)
-                    revision = hash_folder((folder if here else staged) / copy["repo_id"])
-                    if isinstance(expert, LazyExpert):  # others were checked when they were loaded
-                        check_unchanged(entry, revision)
-                    entry = {**copy, "revision": revision}
-                elif EMBEDDED.fullmatch(entry["repo_id"]):
-                    entry = {**entry, "repo_id": str(expert.folder)}
-                saved.append(entry)
-            before = config.experts, config.stem, config.heads_hash
-            try:
-                config.experts, config.stem = saved[: len(config.experts)], saved[-1] if config.stem else None
-                config.heads_hash = hash_tensors(own)
-                super().save_pretrained(staged, state_dict=own, **kwargs)
-            finally:
-                config.experts, config.stem, config.heads_hash = before
-            for path in staged.glob("model*.safetensors"):
-                give_usual_mode(path)
-            PertinenceImageProcessor().save_pretrained(staged)
-            move_into(staged, folder, (CONFIG,), () if kwargs.get("variant") else WEIGHT_PATTERNS)
-        if pushes:
-            self.push_to_hub(**{"repo_id": folder.resolve().name, "save_experts": save_experts} | hub)
+        if save_experts and not here:
+            save_components({name: components[name] for name in names}, staged / "experts")
+        saved = []
+        for entry, name, expert in zip(entries, names, components.values(), strict=True):
+            if save_experts or here:
+                copy = as_copy(entry, name)
+                revision = hash_folder((folder if here else staged) / copy["repo_id"])
+                if isinstance(expert, LazyExpert):  # others were checked when they were loaded
+                    check_unchanged(entry, revision)
+                entry = {**copy, "revision": revision}
+            elif EMBEDDED.fullmatch(entry["repo_id"]):
+                entry = {**entry, "repo_id": str(expert.folder)}
+            saved.append(entry)
+        return saved
 
     def _own(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """What is saved of a state: the dispatcher."""
@@ -263,18 +280,39 @@ class PertinencePreTrainedModel(PreTrainedModel):
             if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
         }
 
-    def push_to_hub(self, repo_id: str, *, save_experts: bool = False, **options: Any) -> CommitInfo:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        save_experts: bool = False,
+        max_shard_size: int | str | None = None,
+        tags: Sequence[str] | str | None = None,
+        **options: Any,
+    ) -> CommitInfo:
         """Push model, image processor and a model card, in one commit.
 
         Args:
             repo_id: of the model repository, which is created where there is none.
             save_experts: also push a copy of each expert's own files; copies that the model has go along anyway.
-            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.hub.push_folder`.
+            max_shard_size: of the files of weights, as in transformers.
+            tags: further tags of the card, beside those of `add_model_tags`.
+            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.push_folder`.
 
         Raises:
             PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.
         """
+        from .hub import push_folder
+
         save_experts |= any(EMBEDDED.fullmatch(entry["repo_id"] or "") for entry in self.config.entries)
+        tags = [*(self.model_tags or ()), *([tags] if isinstance(tags, str) else tags or ())]
+        shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, save_experts=save_experts)
-            return push_folder(folder, repo_id, **options)
+            self.save_pretrained(folder, save_experts=save_experts, **shards)
+            return push_folder(folder, repo_id, tags=tags, **options)
+
+
+def _push_options() -> set[str]:
+    """Names of what `save_pretrained(push_to_hub=True, ...)` hands on."""
+    from .hub import push_folder
+
+    return set(inspect.signature(push_folder).parameters) - {"folder", "save_experts"}

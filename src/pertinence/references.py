@@ -25,18 +25,25 @@ from .files import CONFIG, give_usual_mode
 from .preprocessing import is_timm_processor
 
 
-def locate(entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions) -> str:
-    """Hub id or folder to load an expert of a saved model from; `source` is where the model itself was loaded from."""
+def locate(entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions, subfolder: str = "") -> str:
+    """Hub id or folder to load an expert of a saved model from.
+
+    Args:
+        entry: of the model's config.
+        source, revision: folder or Hub id that the model itself was loaded from, and its commit.
+        options: how files are fetched from the Hub.
+        subfolder: of the model in `source`.
+    """
     name, repo_id = entry["name"], entry["repo_id"]
     if repo_id is None:
         raise PertinenceError(f"expert {name!r} has no reference in config.json")
     if EMBEDDED.fullmatch(repo_id):
-        root = Path(source)
+        root, home = Path(source), Path(subfolder) / repo_id
         with _naming(name, source, revision):
             if not root.is_dir():
-                root = fetch(source, revision, [f"{repo_id.removeprefix('./')}/*"], **options.hub)
-            check_contained(root / repo_id, root)
-        return str((root / repo_id).resolve())
+                root = fetch(source, revision, [f"{home.as_posix()}/*"], **options.hub)
+            check_contained(root / home, root)
+        return str((root / home).resolve())
     if Path(repo_id).is_absolute() and not Path(repo_id).is_dir():
         raise PertinenceError(
             f"expert {name!r} was in the folder {repo_id}, which is not there: tell where it has moved to with "
@@ -45,9 +52,11 @@ def locate(entry: dict[str, Any], source: str, revision: str | None, options: Lo
     return repo_id
 
 
-def find_folder(entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions) -> Path:
+def find_folder(
+    entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions, subfolder: str = ""
+) -> Path:
     """Folder with the files of an expert of a saved model, fetched where they are not here yet; see `locate`."""
-    where = locate(entry, source, revision, options)
+    where = locate(entry, source, revision, options, subfolder)
     folder = Path(where)
     with _naming(entry["name"], where, entry["revision"]):
         if is_on_hub(where):

@@ -123,6 +123,8 @@ class DispatcherSearch:
             variants = propose_variants(pool, self.images, search, accelerator, args, measure)
             pool, smaller = merged(pool, variants, args.cost)
             search, report = self._predict(pool, stem, accelerator)
+        if self.report_images is None:
+            _say_held_out(search, report)
         predicted = time.perf_counter()
         names = [expert.entry["name"] for expert in pool]
         found = search_front(names, search, report, args, accelerator, folder.state_dir, smaller)
@@ -275,6 +277,8 @@ def search_predictions(
         if args.labels == "agree":
             parts = [part.agreeing() for part in parts]
         search, held = parts if len(parts) > 1 else hold_out(parts[0], args)
+        if report is None:
+            _say_held_out(search, held)
         found = search_front(table.names, search, held, args, accelerator, folder.state_dir)
     record = {**_record(found, settings, args), "run": _run_facts(start, start, accelerator, args)}
     return SearchResult(None, found.evaluation, found, record, is_main_process=accelerator.is_main_process)
@@ -301,10 +305,14 @@ def _table_settings(table: PredictionTable, args: SearchArguments, report: Predi
 def hold_out(predictions: Predictions, args: SearchArguments) -> tuple[Predictions, Predictions]:
     """Divide predictions into those of the images to search on and those of the images to report on."""
     kept, held_out = stratified_split(predictions.targets, args.report_fraction, args.seed, predictions.copies)
-    logger.warning(
-        f"No report images given: {len(held_out)} of {len(predictions)} search images are held out to report on."
-    )
     return predictions.subset(kept), predictions.subset(held_out)
+
+
+def _say_held_out(search: Predictions, report: Predictions) -> None:
+    logger.warning(
+        f"No report images given: {len(report)} of {len(search) + len(report)} search images are held out to report "
+        "on."
+    )
 
 
 def _record(found: FoundFront, settings: dict[str, Any], args: SearchArguments) -> dict[str, Any]:
