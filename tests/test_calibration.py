@@ -23,6 +23,7 @@ from pertinence import (
     PertinenceConfig,
     PertinenceError,
     PertinenceForImageClassification,
+    evaluate_model,
 )
 from pertinence.arguments import DataArguments, RuntimeArguments, SearchArguments
 from pertinence.calibration import (
@@ -431,6 +432,20 @@ def test_images_of_the_search_and_of_its_report_are_refused(copied, data, capsys
         assert command(copied, data, "--max-accuracy-loss", "0.2", split=split) == 1
         assert "calibration images took part in the search" in capsys.readouterr().err.splitlines()[-1]
     assert json.loads((copied / "config.json").read_text())["guarantee"] is None
+
+
+def test_a_loaded_model_is_measured_as_it_is(run, digits, tmp_path, caplog):
+    model = PertinenceForImageClassification.from_pretrained(run)
+    assert calibrate(model, digits[2], max_accuracy_loss=0.1) == calibrate(run, digits[2], max_accuracy_loss=0.1)
+    assert evaluate_model(model, digits[2]).to_dict() == evaluate_model(run, digits[2]).to_dict()
+    with pytest.raises(PertinenceError, match="calibration images took part in the search"):
+        calibrate(model, digits[1].select(range(450)), max_accuracy_loss=0.2)
+    assert "does not say" not in caplog.text
+    composed = PertinenceForImageClassification.compose(
+        list(model.experts), model.front, {p.name: model.dispatcher.heads(p) for p in model.front}, "fastest"
+    )
+    assert calibrate(composed, digits[2], max_accuracy_loss=0.1).shared is None
+    assert "The model does not say which images its search has seen" in caplog.text
 
 
 def test_a_model_from_elsewhere_is_calibrated_with_a_warning(copied, data, capsys, caplog):

@@ -26,7 +26,8 @@ from pertinence import DispatcherSearch, PertinenceError, SearchArguments
 from pertinence.bundle import collect
 from pertinence.candidates import load_baselines
 from pertinence.cli import parse
-from pertinence.info import describe_model, open_config
+from pertinence.configuration_pertinence import open_config
+from pertinence.info import describe_model
 from pertinence.result import check_output_dir
 from pertinence.seen import SeenImages
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import hashlib
 import shutil
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -200,6 +201,24 @@ def test_a_save_does_not_disturb_what_is_loaded_meanwhile(saved, model, batch, t
     lazily.save_pretrained(tmp_path, save_experts=True)
     torch.testing.assert_close(met[0].logits, model(batch).logits, atol=1e-5, rtol=0)
     torch.testing.assert_close(lazy(tmp_path)(batch).logits, model(batch).logits, atol=1e-5, rtol=0)
+
+
+def test_files_are_hashed_once_and_again_when_they_change(folders, tmp_path, batch, monkeypatch, caplog):
+    copies = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in folders]
+    whole = PertinenceForImageClassification.from_experts(copies, 0.6)
+    whole.save_pretrained(tmp_path / "model")
+    first, second, third = sizes(whole)
+    lazily = lazy(tmp_path / "model", max_memory=first + max(second, third))
+    hashed, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, how: hashed.append(Path(file.name)) or digest(file, how))
+    for _ in range(3):
+        lazily(batch)
+    assert lazily.experts[0].store.loads > 4
+    assert len(hashed) == len(set(hashed))
+    config = Path(whole.config.experts[2]["repo_id"]) / "config.json"
+    config.write_text(config.read_text() + "\n")
+    lazily(batch)
+    assert f"Expert {whole.config.experts[2]['name']!r} in {config.parent} has changed" in caplog.text
 
 
 def test_a_cap_that_is_too_small_says_what_is_needed(saved, model):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from .checkpoint_checks import is_contained
 from .checkpoints import LoadOptions, hash_folder
-from .configuration_pertinence import EMBEDDED, PertinenceConfig
+from .configuration_pertinence import EMBEDDED, PertinenceConfig, open_config
 from .errors import MALFORMED, PertinenceError, explain
 from .files import (
     BASELINES,
@@ -32,7 +32,6 @@ from .files import (
     hash_tensors,
     read_mapping,
 )
-from .info import open_config
 from .licences import forbids_copies
 from .model_card import Card, render_card
 from .references import files_to_copy, find_copies

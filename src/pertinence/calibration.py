@@ -21,7 +21,7 @@ from .figures import ACCURACY
 from .files import update_config
 from .front import Front, OperatingPoint
 from .guarantee import Comparison, Guarantee
-from .model_evaluation import ImageSource, open_images, open_model, predict_images
+from .model_evaluation import ImageSource, ModelSource, open_images, open_model, predict_images, source_of
 from .modeling_pertinence import PertinenceForImageClassification
 from .noninferiority import images_needed, noninferiority_p_value
 from .predictions import Predictions
@@ -40,7 +40,7 @@ SCORES_CUT = "scores were cut to the largest, so that answers of points that dec
 
 
 def calibrate(
-    model_path: str | os.PathLike,
+    model: ModelSource,
     data: ImageSource,
     args: RuntimeArguments | None = None,
     max_accuracy_loss: float = 0.005,
@@ -51,7 +51,7 @@ def calibrate(
     """Promise of the cheapest operating point that can be promised; `store_guarantee` keeps it.
 
     Args:
-        model_path: folder or Hub id.
+        model: folder or Hub id, or a loaded model, which is taken as it is.
         data: which images, or where they are; none that the search or its report has seen.
         args: how experts are run; `trust_remote_code` for those that bring code.
         max_accuracy_loss: accuracy (0 to 1) that may be lost against the largest expert; of a model that was searched
@@ -68,9 +68,9 @@ def calibrate(
     if not 0 < confidence <= MAX_CONFIDENCE:
         raise PertinenceError(f"confidence must lie between 0 and {MAX_CONFIDENCE}, got {confidence}")
     args = args or RuntimeArguments()
-    model = open_model(model_path, args, expert_paths, revision)
+    source, model = source_of(model), open_model(model, args, expert_paths, revision)
     images = open_images(model, data, args.token)
-    shared, rows = check_unseen(model_path, images, args.token, commit_of(model, revision))
+    shared, rows = check_unseen(source, images, args.token, commit_of(model, revision))
     predictions = predict_images(model, images, args)
     predictions = predictions.subset(torch.isin(predictions.rows, rows).nonzero().squeeze(1)).without_copies()
     largest = evaluate_experts(predictions)[-1]
@@ -166,24 +166,26 @@ def fixed_sequence(
 
 
 def check_unseen(
-    model_path: str | os.PathLike, images: LabelledImages, token: str | None = None, revision: str | None = None
+    source: str | os.PathLike | None, images: LabelledImages, token: str | None = None, revision: str | None = None
 ) -> tuple[float | None, torch.Tensor]:
     """Refuse images that the search of a model, or its report, has seen; a trace of them is left out.
 
     Returns:
         Share of the images that are left out, None where the model does not say which it saw; and the rows that stay.
     """
-    seen = SeenImages.load(model_path, token, revision)
+    seen = None if source is None else SeenImages.load(source, token, revision)
     everything = torch.arange(len(images))
     if seen is None:
-        logger.warning(f"{model_path} does not say which images its search has seen: make sure that these are others.")
+        logger.warning(
+            f"{source or 'The model'} does not say which images its search has seen: make sure that these are others."
+        )
         return None, everything
     shared, rows = seen.shared(images), seen.unseen(images)
     # Where not every image is hashed nobody knows which to leave out.
     if shared > TOLERATED_SHARED or (rows is None and shared > 0):
         raise PertinenceError(
             f"about {max(1, round(shared * len(images)))} of the {len(images)} calibration images took part in the "
-            f"search of {model_path} or in its report: calibrate on other images"
+            f"search of {source} or in its report: calibrate on other images"
         )
     return shared, everything if rows is None else torch.from_numpy(rows)
 

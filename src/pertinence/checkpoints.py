@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -337,9 +337,16 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 def hash_folder(folder: Path) -> str:
     """Content hash of a checkpoint: sha256 over the names and bytes of the files that it is loaded from."""
+    found = [(path, path.stat()) for path in checkpoint_files(folder)]
+    return _hash_files(tuple((path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for path, s in found))
+
+
+@lru_cache(maxsize=1024)
+def _hash_files(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
+    """They are read once as long as they stay as they are: a lazy expert comes again and again."""
     digest = hashlib.sha256()
-    for path in checkpoint_files(folder):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+    for path, size, *_ in files:
+        digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return f"sha256:{digest.hexdigest()}"

@@ -12,7 +12,8 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from .errors import MALFORMED, PertinenceError, explain, shown
+from .downloads import explain_hub
+from .errors import MALFORMED, PertinenceError, explain, first_line, shown
 from .figures import Figures
 from .front import STEM, Front, OperatingPoint
 from .guarantee import Guarantee
@@ -294,3 +295,21 @@ EXPERT_VALUES = {
 }
 """For each key of an expert whether a value is right, and what is."""
 NEVER_NONE = REQUIRED_EXPERT_KEYS - {"repo_id"}
+
+
+def open_config(
+    model: str | os.PathLike, token: str | bool | None = None, revision: str | None = None
+) -> PertinenceConfig:
+    """The config of a model, in a folder or on the Hub, of which nothing else is fetched.
+
+    Raises:
+        PertinenceError: there is none that may be read, or it is that of another kind of model.
+    """
+    try:
+        config = PertinenceConfig.from_pretrained(model, token=token, revision=revision)
+    except OSError as error:
+        reason = None if Path(model).is_dir() else explain_hub(str(model), revision, error)
+        raise PertinenceError(reason or first_line(error)) from error
+    if not config.experts:
+        raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
+    return config

@@ -16,7 +16,7 @@ from .errors import MALFORMED, PertinenceError, explain
 class FeatureTap:
     """Reads the input of a classifier's final classification layer.
 
-    That layer is found by what it does, not by its name: of all linear layers and 1x1 convolutions with one output per
+    That layer is found by what it does, not by its name: of all linear layers and convolutions with one output per
     label, the one that runs last. Logits stand in for the features of a model without such a layer, and for those of a
     backbone, whose pooled output they are.
     """

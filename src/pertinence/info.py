@@ -7,31 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .configuration_pertinence import PertinenceConfig
-from .downloads import explain_hub
-from .errors import MALFORMED, PertinenceError, first_line
+from .configuration_pertinence import open_config
+from .errors import MALFORMED, PertinenceError
 from .figures import format_table
 from .files import find_table_record
 from .front import Front, OperatingPoint
 from .values import is_name
-
-
-def open_config(
-    model: str | os.PathLike, token: str | bool | None = None, revision: str | None = None
-) -> PertinenceConfig:
-    """The config of a model, in a folder or on the Hub, of which nothing else is fetched.
-
-    Raises:
-        PertinenceError: there is none that may be read, or it is that of another kind of model.
-    """
-    try:
-        config = PertinenceConfig.from_pretrained(model, token=token, revision=revision)
-    except OSError as error:
-        reason = None if Path(model).is_dir() else explain_hub(str(model), revision, error)
-        raise PertinenceError(reason or first_line(error)) from error
-    if not config.experts:
-        raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
-    return config
 
 
 def describe_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import datasets
 
@@ -24,20 +25,22 @@ from .seen import TOLERATED_SHARED, SeenImages
 
 
 ImageSource = DataArguments | datasets.Dataset | LabelledImages
+ModelSource = str | os.PathLike | PertinenceForImageClassification
+"""Folder or Hub id, or a loaded model."""
 
 
 def evaluate_model(
-    model_path: str | os.PathLike,
+    model: ModelSource,
     data: ImageSource,
     args: RuntimeArguments | None = None,
     operating_point: str | None = None,
     expert_paths: dict[str, str] | None = None,
     revision: str | None = None,
 ) -> Evaluation:
-    """Measure a saved model on images of a split: all its operating points, or one.
+    """Measure a model on images of a split: all its operating points, or one.
 
     Args:
-        model_path: folder or Hub id.
+        model: folder or Hub id, or a loaded model, which is taken as it is.
         data: which images, or where they are; they must be none that the search has seen.
         args: how experts are run; `trust_remote_code` for those that bring code.
         operating_point: measure only the point of this name.
@@ -48,7 +51,7 @@ def evaluate_model(
         PertinenceError: there is no model, its experts or the images cannot be loaded, or do not fit together.
     """
     args = args or RuntimeArguments()
-    model = open_model(model_path, args, expert_paths, revision)
+    source, model = source_of(model), open_model(model, args, expert_paths, revision)
     beside = {"token": args.token, "revision": commit_of(model, revision)}
     front, default = model.front, model.front.find(operating_point or model.config.operating_point)
     images = open_images(model, data, args.token)
@@ -56,8 +59,8 @@ def evaluate_model(
         front = Front([default], front.expert_names)
     baselines = (
         {}
-        if operating_point is not None
-        else load_baselines(model_path, len(front.expert_names), model.config.feature_sizes, **beside)
+        if operating_point is not None or source is None
+        else load_baselines(source, len(front.expert_names), model.config.feature_sizes, **beside)
     )
     tuned = [candidate.point for candidates, _ in baselines.values() for candidate in candidates]
     predictions = predict_images(model, images, args, [*front, *tuned])
@@ -69,30 +72,39 @@ def evaluate_model(
         warnings.append(
             f"{images.num_copies} of {len(images.digests)} images are copies of others: intervals are too narrow."
         )
-    seen = SeenImages.load(model_path, **beside)
+    seen = None if source is None else SeenImages.load(source, **beside)
     if seen is not None and seen.shared(images, "search") > TOLERATED_SHARED:
-        warnings.append(f"{model_path} was searched on these very images: its figures on them are optimistic.")
+        warnings.append(f"{source} was searched on these very images: its figures on them are optimistic.")
     elif select and not _agrees(model):
         measured = [outcome.figures for outcome in evaluate_experts(predictions)]
         warnings += looks_trained(front.expert_names, select, measured, "these images")
     return evaluate_front(front, heads, predictions, default.name, baselines, select, warnings)
 
 
+def source_of(model: ModelSource) -> str | os.PathLike | None:
+    """Where that lies which a search left beside a model; None for one that was not loaded from anywhere."""
+    if not isinstance(model, PertinenceForImageClassification):
+        return model
+    return model.name_or_path if Path(model.name_or_path).is_dir() or commit_of(model, None) else None
+
+
 def open_model(
-    model_path: str | os.PathLike,
+    model: ModelSource,
     args: RuntimeArguments,
     expert_paths: dict[str, str] | None = None,
     revision: str | None = None,
 ) -> PertinenceForImageClassification:
     """Load a saved model and its experts; `args` say how, as in `evaluate_model`."""
-    if find_table_record(model_path) is not None:
+    if isinstance(model, PertinenceForImageClassification):
+        return model
+    if find_table_record(model) is not None:
         raise PertinenceError(
-            f"{model_path} is the result of a search on a table of predictions: it has no models to run on images; "
+            f"{model} is the result of a search on a table of predictions: it has no models to run on images; "
             "search the table again with --report-split or --report-dataset"
         )
     options = args.load_options
     return PertinenceForImageClassification.from_pretrained(
-        model_path,
+        model,
         dtype=options.dtype,
         token=options.token,
         trust_remote_code=options.trust_remote_code,
