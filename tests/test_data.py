@@ -189,9 +189,17 @@ def test_local_parquet_loads(tmp_path):
     assert len(load_images(DataArguments(str(tmp_path), "validation"))) == 6
 
 
-def test_data_set_from_the_hub_loads(hub):
-    make_dataset().push_to_hub("tester/pets", split="test", token=hub.token)
-    assert len(load_images(DataArguments("tester/pets", "test"))) == 6
+def test_data_set_from_the_hub_loads_at_any_commit(hub, tmp_path):
+    commits = []
+    for count in (6, 4):
+        make_dataset().select(range(count)).to_parquet(tmp_path / "test.parquet")
+        commits.append(hub.add_dataset("tester/pets", tmp_path))
+    for name, expected in (("tester/pets", 1), (f"tester/pets@{commits[0]}", 0), ("tester/pets@main", 1)):
+        images = load_images(DataArguments(name, "test"))
+        assert (len(images), images.commit) == ((6, 4)[expected], commits[expected])
+    with pytest.raises(PertinenceError, match="tester/pets.*gone"):
+        load_images(DataArguments("tester/pets@gone", "test"))
+    assert load_images(DataArguments(str(tmp_path), "test")).commit is None
 
 
 FILES = r"/datasets/tester/{}/resolve/.*\.parquet"

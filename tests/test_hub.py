@@ -114,6 +114,26 @@ def test_metadata_of_the_card(pushed, run, experts):
     assert values == {key: round(default["report"][key], 6) for key in ("accuracy", "gmacs")}
 
 
+def test_a_data_set_of_the_hub_is_pinned_and_named(experts, digits, hub, tmp_path):
+    for split, images in (("validation", digits[1]), ("test", digits[2])):
+        images.to_parquet(tmp_path / f"data/{split}.parquet")
+    commit = hub.add_dataset("tester/digit-images", tmp_path / "data")
+    arguments = ["--dataset", "tester/digit-images", "--split", "validation", "--report-split", "test", *SETTINGS]
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert main(["search", "--experts", *experts, *arguments, "--output-dir", str(first), "--no-baselines"]) == 0
+    settings = yaml.safe_load((first / "search.yaml").read_text())
+    assert settings["dataset"] == f"tester/digit-images@{commit}"
+    push(hub, first, "tester/of-the-hub")
+    data = ModelCard(hub.files("tester/of-the-hub")["README.md"].decode()).data
+    assert data.datasets == ["tester/digit-images"]
+    assert {(r.dataset_type, r.dataset_revision) for r in data.eval_results} == {("tester/digit-images", commit)}
+    digits[1].select(range(100)).to_parquet(tmp_path / "data/validation.parquet")
+    hub.add_dataset("tester/digit-images", tmp_path / "data")
+    assert main(["search", "--config", str(first / "search.yaml"), "--output-dir", str(again)]) == 0
+    fronts = [json.loads((folder / "search_result.json").read_text())["front"] for folder in (first, again)]
+    assert fronts[0] == fronts[1]
+
+
 def test_it_comes_back_from_the_hub_as_it_was(pushed, run, hub, images, tmp_path):
     here = PertinenceForImageClassification.from_pretrained(run)
     there = load(hub, "tester/digits", tmp_path, revision=hub.commits("tester/digits")[1], operating_point="fastest")

@@ -25,7 +25,10 @@ class DataArguments:
     """Which images."""
 
     dataset: str | None = field(
-        default=None, metadata={"help": "Hub name of a data set, or a local folder of images or of parquet files."}
+        default=None,
+        metadata={
+            "help": "Data set on the Hub (id, or id@revision), or a local folder of images or of parquet files."
+        },
     )
     split: str | None = field(
         default=None, metadata={"help": "Split to use; must hold images that no expert was trained on."}

@@ -73,7 +73,8 @@ class Tensors:
         shapes, dtypes = {}, {}
         for path in paths:
             try:
-                with safe_open(path, framework="pt") as file:
+                # As arrays: for tensors torch would map all of the file at once, as memory of its own.
+                with safe_open(path, framework="np") as file:
                     for name in file.keys():  # noqa: SIM118
                         part = file.get_slice(name)
                         shapes[name], dtypes[name] = tuple(part.get_shape()), part.get_dtype()

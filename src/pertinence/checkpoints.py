@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -23,7 +22,7 @@ from transformers.utils import logging
 from .checkpoint_checks import building_from, check_checkpoint
 from .downloads import chain, explain_hub, fetch, pin
 from .errors import PertinenceError, explain
-from .values import LONGEST_NAME
+from .values import LONGEST_NAME, split_revision
 
 
 logger = logging.get_logger(__name__)
@@ -124,8 +123,8 @@ class ExpertReference:
             return cls(repo_id=str(Path(text).resolve()))
         if isinstance(reference, Path) or text.startswith((".", "/", "~")):
             raise PertinenceError(f"expert {text!r}: there is no such folder")
-        repo_id, _, revision = text.partition("@")
-        return cls(repo_id=repo_id, revision=revision or None)
+        repo_id, revision = split_revision(text)
+        return cls(repo_id=repo_id, revision=revision)
 
     def _updated(self, values: dict[str, Any]) -> ExpertReference:
         return replace(self, **{key: value for key, value in values.items() if key != "repo_id" and value is not None})
@@ -324,10 +323,6 @@ def _timm_processor(config: Any) -> Any:
     from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
     return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
-
-
-def is_commit(revision: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

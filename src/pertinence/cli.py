@@ -20,7 +20,7 @@ from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError, first_line
 from .files import FRONT_FIGURE, RECORD, SHARES_FIGURE
 from .hub import check_pushable, push_folder
-from .settings import anchored, read_config, resolved_settings
+from .settings import anchored, pinned, read_config, resolved_settings
 
 
 logger = logging.get_logger(__name__)
@@ -159,9 +159,11 @@ def _prepare_images(data: DataArguments, args: SearchArguments, inputs: SearchIn
         raise PertinenceError("a search needs --experts, or --predictions and --costs")
     needs_labels = args.labels == "given"
     images, report = load_images(data, args.token, needs_labels), None
+    data.dataset = pinned(data.dataset, images.commit)
     if inputs.has_report:
         report_data = data.replaced(inputs.report_dataset, inputs.report_split)
         report = load_images(report_data, args.token, needs_labels)
+        inputs.report_dataset = inputs.report_dataset and pinned(inputs.report_dataset, report.commit)
     searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
     return searcher.is_finished, searcher.run
 

@@ -22,6 +22,7 @@ from .downloads import DamagedDownload, checked_downloads, explain_hub, may_pass
 from .errors import PertinenceError, explain, first_line, shown
 from .image_processing_pertinence import decode_image
 from .labels import first_difference, in_another_order, is_generic, places_by_name
+from .values import is_commit, split_revision
 
 
 HASHED_IMAGES = 20_000
@@ -129,6 +130,13 @@ class LabelledImages(torch.utils.data.Dataset):
             return unusable(index, self.image_column, reason)
 
     @property
+    def commit(self) -> str | None:
+        """That of the Hub's data set which the images are from; None where they are from elsewhere."""
+        # By which `datasets` names the folder of what it prepares.
+        homes = {Path(file["filename"]).parent.name for file in self._images.cache_files}
+        return next(iter(homes)) if len(homes) == 1 and all(map(is_commit, homes)) else None
+
+    @property
     def num_copies(self) -> int:
         """How many of the images that are hashed are copies of others."""
         return len(self.digests) - len(self.digests.unique())
@@ -188,10 +196,12 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
     if name is None or split is None:
         missing = " and ".join(f"--{key}" for key, value in (("dataset", name), ("split", split)) if value is None)
         raise PertinenceError(f"no images were named: give {missing}")
+    name, revision = (name, None) if Path(name).exists() else split_revision(name)
+    options = {"split": split, "token": token, "revision": revision}
     try:
-        dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, split=split, token=token))
+        dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, **options))
     except Exception as error:  # builders fail in any way; say which data set and why
-        reason = (explain_hub(name, None, error) if may_pass(error) else None) or first_line(error)
+        reason = (explain_hub(name, revision, error) if may_pass(error) else None) or first_line(error)
         if "Unknown split" in reason:
             raise PertinenceError(f"data set {name!r} has no split {split!r}: {reason}") from error
         raise PertinenceError(f"data set {name!r} cannot be loaded: {reason}") from error

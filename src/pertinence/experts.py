@@ -18,7 +18,6 @@ from .checkpoints import (
     Checkpoint,
     ExpertReference,
     LoadOptions,
-    is_commit,
     open_checkpoint,
     read_licence,
     size_options,
@@ -31,7 +30,7 @@ from .features import FeatureTap
 from .labels import resolve_label_map
 from .preprocessing import Preprocessor
 from .transforms import Transform
-from .values import is_name
+from .values import is_commit, is_name
 from .variants import quantized, smaller_transform
 
 

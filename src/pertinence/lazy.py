@@ -16,13 +16,14 @@ from accelerate.utils import convert_file_size_to_int
 from torch import nn
 
 from .batches import Images
-from .checkpoints import Checkpoint, LoadOptions, is_commit
+from .checkpoints import Checkpoint, LoadOptions
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .dispatcher import keeping_dtype
 from .errors import PertinenceError
 from .experts import Expert, reload_expert
 from .front import STEM
 from .references import find_folder, locate
+from .values import is_commit
 
 
 Experts = dict[int, "Expert | LazyExpert"]

@@ -19,6 +19,7 @@ from .figures import ACCURACY, Figures, figure_cells, figure_header
 from .files import EXAMPLES_FIGURE, FRONT_FIGURE, SHARES_FIGURE
 from .front import Front, OperatingPoint
 from .licences import most_restrictive
+from .values import split_revision
 
 
 TEMPLATE = "model_card.md.jinja"
@@ -81,8 +82,10 @@ class Card:
         """The report images as a model index names them."""
         settings = self.settings or {}
         setting = "report_dataset" if settings.get("report_dataset") else "dataset"
-        name = settings.get(setting)
+        name, revision = settings.get(setting), None
         is_public = name is not None and setting not in self.folders
+        if is_public:
+            name, revision = split_revision(name)
         split = settings.get("report_split") or settings.get("split")
         if split and not settings.get("report_split") and not settings.get("report_dataset"):
             split = f"{split} (a part held out)"
@@ -90,6 +93,7 @@ class Card:
             "dataset_type": name if is_public else "custom",
             "dataset_name": name or "report images",
             "dataset_config": settings.get("dataset_config"),
+            "dataset_revision": revision,
             "dataset_split": split,
         }
 
@@ -131,7 +135,7 @@ def metadata(card: Card) -> ModelCardData:
     bases = list(dict.fromkeys(base for base in bases if not EMBEDDED.fullmatch(base)))
     settings = card.settings or {}
     datasets = [settings.get(name) for name in ("dataset", "report_dataset") if name not in card.folders]
-    datasets = list(dict.fromkeys(filter(None, datasets)))
+    datasets = list(dict.fromkeys(split_revision(name)[0] for name in datasets if name))
     figures = card.default.report
     results = None
     if figures is not None:

@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .checkpoints import Checkpoint, ExpertReference, LoadOptions, is_commit
+from .checkpoints import Checkpoint, ExpertReference, LoadOptions
 from .errors import PertinenceError
 from .experts import Expert, load_expert
 from .labels import check_same_labels, is_generic, resolve_label_map
+from .values import is_commit
 
 
 def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: str = "exact") -> list[Expert]:

@@ -210,6 +210,12 @@ class PertinencePreTrainedModel(PreTrainedModel):
             return
         if not self.config.experts or len(self.experts) != len(self.config.experts):
             raise PertinenceError("this model has no experts, so there is nothing to save: load or make it first")
+        unsaved = [entry["name"] for entry in self.config.entries if entry["repo_id"] is None]
+        if unsaved and not save_experts:
+            raise PertinenceError(
+                f"expert {unsaved[0]!r} was given as a loaded model, so there is nothing to refer to: save with "
+                "save_experts=True, or save that model first and give its folder"
+            )
         folder = Path(save_directory)
         check_same_search(folder, self.config.front)
         own = self._own(state_dict)
@@ -241,12 +247,6 @@ class PertinencePreTrainedModel(PreTrainedModel):
             What the saved config says of each, the stem last.
         """
         entries = self.config.entries
-        unsaved = [entry["name"] for entry in entries if entry["repo_id"] is None]
-        if unsaved and not save_experts:
-            raise PertinenceError(
-                f"expert {unsaved[0]!r} was given as a loaded model, so there is nothing to refer to: save with "
-                "save_experts=True, or save that model first and give its folder"
-            )
         components = {str(index): expert for index, expert in enumerate(self.experts)}
         if self.stem is not None:
             components["stem"] = self.stem

@@ -15,7 +15,6 @@ from .checkpoints import (
     LoadOptions,
     checkpoint_files,
     hash_folder,
-    is_commit,
 )
 from .configuration_pertinence import EMBEDDED
 from .downloads import explain_hub, fetch
@@ -23,6 +22,7 @@ from .errors import PertinenceError, first_line
 from .experts import Expert
 from .files import CONFIG, give_usual_mode
 from .preprocessing import is_timm_processor
+from .values import is_commit
 
 
 def locate(entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions, subfolder: str = "") -> str:

@@ -11,7 +11,7 @@ import yaml
 from .checkpoints import ExpertReference
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError, shown
-from .values import is_name
+from .values import is_name, split_revision
 
 
 PATHS = ("dataset", "report_dataset", "predictions", "costs", "output_dir", "cache_dir")
@@ -41,24 +41,29 @@ def anchored(settings: dict[str, Any], config: PertinenceConfig | None) -> dict[
     """
     entries = [] if config is None else config.entries
 
-    def pinned(reference: str | dict[str, Any]) -> str | dict[str, Any]:
+    def at_commit(reference: str | dict[str, Any]) -> str | dict[str, Any]:
         parsed = ExpertReference.parse(reference)
         commits = {entry["revision"] for entry in entries if entry["repo_id"] == parsed.repo_id}
         # Of several commits of one repository each was asked for by its own name.
         revision = commits.pop() if len(commits) == 1 and not parsed.is_folder else parsed.revision
         if isinstance(reference, dict):
             return {**reference, "repo_id": parsed.repo_id} | ({"revision": revision} if revision else {})
-        return f"{parsed.repo_id}@{revision}" if revision else parsed.repo_id
+        return pinned(parsed.repo_id, revision)
 
     anchored = {
         name: str(Path(value).resolve()) if name in PATHS and Path(value).exists() else value
         for name, value in settings.items()
     }
     if settings.get("experts"):
-        anchored["experts"] = [pinned(reference) for reference in settings["experts"]]
+        anchored["experts"] = [at_commit(reference) for reference in settings["experts"]]
     if settings.get("stem"):
-        anchored["stem"] = pinned(settings["stem"])
+        anchored["stem"] = at_commit(settings["stem"])
     return anchored
+
+
+def pinned(repo_id: str, commit: str | None) -> str:
+    """A repository as it is named in settings, at the commit that was loaded; as it was where none is known."""
+    return repo_id if commit is None else f"{split_revision(repo_id)[0]}@{commit}"
 
 
 def read_config(path: str, known: set[str]) -> dict[str, Any]:

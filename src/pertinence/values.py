@@ -1,7 +1,9 @@
-"""Whether a value that stands in somebody's file is what it should be: JSON knows NaN, and numbers of any size."""
+"""Values that stand in somebody's file or command: whether they are what they should be, as JSON knows NaN and numbers
+of any size."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -23,3 +25,14 @@ def is_number(value: Any, least: float = -LARGEST, most: float = LARGEST) -> boo
 def is_name(value: Any) -> bool:
     """Whether it is one line of text of a moderate length, which does nothing to a terminal that shows it."""
     return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+
+
+def split_revision(reference: str) -> tuple[str, str | None]:
+    """Id and revision of a repository that is named by `id` or `id@revision`."""
+    repo_id, _, revision = reference.partition("@")
+    return repo_id, revision or None
+
+
+def is_commit(revision: str) -> bool:
+    """Whether it is that of a commit, in full."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
