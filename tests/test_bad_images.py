@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -35,8 +36,9 @@ from pertinence.arguments import DataArguments, RuntimeArguments
 from pertinence.calibration import calibrate
 from pertinence.checkpoints import LoadOptions
 from pertinence.cli import main
-from pertinence.data import LabelledImages
+from pertinence.data import LabelledImages, raise_or
 from pertinence.experts import Expert
+from pertinence.image_processing_pertinence import decode_image
 from pertinence.model_evaluation import evaluate_model
 from pertinence.pool import load_pool
 from pertinence.predictions import predict
@@ -207,6 +209,73 @@ def test_a_row_that_cannot_be_decoded_is_an_error_by_itself(folder, name):
         error = images[1]
     assert isinstance(error, PertinenceError)
     assert str(error).startswith("image 1 of column 'image' cannot be decoded")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (None, "the row has none"),
+        ({"bytes": None, "path": None}, "the row has none"),
+        ({"bytes": None, "path": "/dev/zero"}, "'/dev/zero' is no file"),
+        ({"bytes": None, "path": "FIFO"}, "is no file"),
+        ({"bytes": None, "path": "/nowhere/x.png"}, "nowhere"),
+    ],
+    ids=["none", "empty", "endless", "fifo", "gone"],
+)
+def test_a_row_without_an_image_is_one_that_cannot_be_decoded(folder, tmp_path, row, words):
+    """Neither counted nor hashed does it take memory, or wait for what never comes."""
+    if row and row["path"] == "FIFO":
+        os.mkfifo(tmp_path / "fifo")
+        row = row | {"path": str(tmp_path / "fifo")}
+    good = {"bytes": (folder / "cmyk").read_bytes(), "path": None}
+    column = datasets.Dataset.from_dict(
+        {"image": [good, row]}, features=datasets.Features({"image": datasets.Image()})
+    )
+    with bounded():
+        images = LabelledImages(column, needs_labels=False)
+        assert isinstance(images[0], torch.Tensor)
+        assert "image 1 of column 'image' cannot be decoded" in str(images[1])
+        assert words in str(images[1])
+
+
+def test_rows_without_an_image_are_measured_where_not_all_are_hashed(folder, monkeypatch):
+    monkeypatch.setattr("pertinence.data.HASHED_IMAGES", 2)
+    good = {"bytes": (folder / "cmyk").read_bytes(), "path": None}
+    features = datasets.Features({"image": datasets.Image()})
+    of = [
+        LabelledImages(datasets.Dataset.from_dict({"image": rows}, features=features), needs_labels=False).fingerprint
+        for rows in ([good, None, good, None], [good, None, good, good])
+    ]
+    assert of[0] != of[1]
+
+
+@pytest.mark.parametrize("mode", [None, "L"])
+def test_a_row_is_read_as_its_column_says(folder, mode):
+    features = datasets.Features({"image": datasets.Image(mode=mode)})
+    for name in ("cmyk", "rotated by exif"):
+        rows = datasets.Dataset.from_dict({"image": [str(folder / name)]}, features=features)
+        expected = np.asarray(rows[0]["image"].convert("RGB"))
+        np.testing.assert_array_equal(LabelledImages(rows, needs_labels=False)[0].permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("kind", ["path", "opened", "row", "bytes"])
+def test_postscript_is_not_run(tmp_path, monkeypatch, kind):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", str(tmp_path / "gs"))
+    path = tmp_path / "x.png"
+    photo().save(path, "EPS")
+    row = {"bytes": path.read_bytes() if kind == "bytes" else None, "path": str(path)}
+    column = datasets.Dataset.from_dict({"image": [row]}, features=datasets.Features({"image": datasets.Image()}))
+    said = {
+        "path": lambda: decode_image(str(path)),
+        "opened": lambda: decode_image(Image.open(path)),
+        "row": lambda: raise_or([LabelledImages(column, needs_labels=False)[0]]),
+    }
+    with pytest.raises(PertinenceError, match="an EPS file is a program"):
+        said.get(kind, said["row"])()
+    assert not (tmp_path / "ran").exists()
 
 
 # What would become too large

@@ -286,7 +286,16 @@ def test_flags_replace_what_a_config_says(searched, tmp_path, monkeypatch):
         ("population: [1, 2]", "population must be at least 2, a whole number"),
         ("learning_rate: [1]", "a setting is of the wrong type"),
         ("population: 1", "population must be at least 2"),
+        ("seed: 2020-13-45", "cannot be read"),
+        ("seed: !!bool maybe", "cannot be read"),
+        ("seed: !!timestamp foo", "cannot be read"),
+        ("seed: !!int ''", "cannot be read"),
+        (f"seed: {'9' * 5000}", "cannot be read"),
+        ("experts: &a [*a]", "aliases"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nexperts: [*b, *b]", "aliases"),
+        ("experts: [" + "x, " * 300_000 + "x]", "more than 524,288 bytes"),
     ],
+    ids=lambda text: text[:30],
 )
 def test_bad_config_gets_one_sentence(text, sentence, tmp_path, capsys):
     (tmp_path / "search.yaml").write_text(text)
@@ -317,6 +326,26 @@ def test_version(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out.startswith("pertinence ")
+
+
+def test_a_terminal_without_signs_loses_nothing(searched, tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "-m", "pertinence", "evaluate", "runs/digits", "--dataset", "data", "--split", "test",
+         "--output-dir", str(tmp_path / "measured")],
+        cwd=searched, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert b" ? " in finished.stdout  # a plus-minus sign elsewhere
+    assert (tmp_path / "measured" / "evaluation.json").is_file()
+
+
+def test_whoever_has_read_enough_gets_no_error(searched):
+    with subprocess.Popen(
+        [sys.executable, "-m", "pertinence", "info", "runs/digits", "--json"],
+        cwd=searched, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        process.stdout.close()
+        assert process.stderr.read() == b""
 
 
 def test_two_processes_predict_find_the_same_and_push_once(searched, hub, tmp_path):

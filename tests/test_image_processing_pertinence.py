@@ -129,6 +129,16 @@ def test_an_array_of_no_numbers_is_refused(pixels, dtype):
         decode_image(pixels.astype("int64").astype(dtype))
 
 
+@pytest.mark.parametrize("kind", ["sparse", "meta", "float8"])
+def test_a_tensor_without_plain_numbers_is_refused_or_read(pixels, kind):
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    if kind == "float8":
+        assert decode_image(torch.zeros(3, 4, 4, dtype=torch.float8_e4m3fn)).max() == 0
+        return
+    with pytest.raises(PertinenceError, match="must be dense tensors with values"):
+        decode_image(image.to("meta") if kind == "meta" else image.contiguous().to_sparse())
+
+
 def test_an_array_that_is_a_view_is_read_rightly(pixels):
     np.testing.assert_array_equal(decode(pixels[::-1, ::2]), pixels[::-1, ::2])
 

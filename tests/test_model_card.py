@@ -1,5 +1,6 @@
 """The model card: one whole card, word by word, and what changes it."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +117,19 @@ def test_a_guarantee_is_on_the_card_with_its_assumptions(card):
     text = render_card(card)
     assert "loses less than 0.5 points of accuracy against the largest expert, with 95 % confidence" in text
     assert "Assumes: images to come are like these" in text
+
+
+def test_nothing_of_somebodys_is_markup(card):
+    name, settings = "![x](https://evil/pixel.png) `a` <b>", {"dataset": "a\n```\n# Heading\n"}
+    card.config.experts[0]["name"] = card.config.experts[0]["licence"] = name
+    card.config.front[0]["name"] = name
+    text = render_card(replace(card, settings=SETTINGS | settings, needs_code=(name,)))
+    blocks = r"^(`{3,})\w*\n.*?^\1$|`[^`\n]+`"
+    outside = re.sub(blocks, "", text.split("---", 2)[2], flags=re.MULTILINE | re.DOTALL)
+    assert "# Heading" not in outside
+    for markup in ("[x", "<b", "`a"):
+        assert markup in text
+        assert re.search(rf"(?<!\\){re.escape(markup)}", outside) is None
 
 
 def test_names_cannot_break_a_table():

@@ -44,6 +44,12 @@ def given(monkeypatch) -> list[int]:
     return sizes
 
 
+def test_a_model_is_stored_by_torch_as_any_other(model, images, tmp_path):
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(again(images(4, 40)).logits, model(images(4, 40)).logits)
+
+
 def test_an_expert_that_is_let_go_is_freed_at_once(tiny_experts, images):
     """Not when the garbage collector comes by: a lazy model would hold far more than it may."""
     gc.collect()

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from pertinence import PertinenceConfig, PertinenceError, PertinenceForImageClassification
 from pertinence.bundle import collect
-from pertinence.checkpoint_checks import building_from, check_checkpoint
+from pertinence.checkpoint_checks import building_from, check_checkpoint, classifier_processors
 
 
 Changed = Callable[..., Path]
@@ -168,6 +168,45 @@ def test_a_processor_brings_no_code(changed, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {
+            "image_processor_type": "OneFormerImageProcessor",
+            "repo_path": "someone/tracker",
+            "class_info_file": "x.json",
+        },
+        {"feature_extractor_type": "OneFormerFeatureExtractor", "repo_path": "someone/tracker"},
+        {"image_processor_type": "LayoutLMv3ImageProcessor", "apply_ocr": True, "tesseract_config": "-c debug_file=x"},
+        {"image_processor_type": "Qwen2VLImageProcessorFast", "min_pixels": 10**10, "max_pixels": 10**11},
+        {"image_processor_type": "Swin2SRImageProcessor", "size_divisor": 60_000},
+        {"image_processor": {"image_processor_type": "LlavaNextImageProcessor"}},
+    ],
+    ids=lambda values: str(next(iter(values.values()))),
+)
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json", "config.json"])
+def test_a_processor_is_that_of_a_classifier(changed, hub, values, name):
+    folder = changed(f"experts/1/{name}", **values)
+    hub.requests.clear()
+    assert f"its {name} asks for " in (message := refusal(folder))
+    assert "not for image classifiers" in message
+    assert hub.requests == []
+
+
+def test_processors_of_classifiers_are_known():
+    """Those that public checkpoints have, under all the names that they have had."""
+    kinds = ("ViT", "ConvNext", "Bit", "CLIP", "Beit", "DeiT", "EfficientNet", "MobileNetV2", "Siglip", "DINOv3ViT")
+    assert {f"{kind}ImageProcessor" for kind in kinds} <= classifier_processors()
+
+
+@pytest.mark.parametrize("kind", ["detr", "dpt", "upernet", "vitmatte", "maskformer", "vitpose", "timm_backbone"])
+def test_a_backbone_leads_to_no_other_repository(changed, hub, kind):
+    folder = changed("experts/1/config.json", model_type=kind, backbone="someone/tracker", use_timm_backbone=False)
+    hub.requests.clear()
+    assert "its config.json has backbone, which has other files" in refusal(folder)
+    assert hub.requests == []
+
+
 # No file from elsewhere
 
 
@@ -212,19 +251,38 @@ def test_a_link_leads_to_no_other_experts(changed, tmp_path):
 
 @pytest.mark.parametrize(
     "place",
-    ["experts/0/README.md", "experts/0/config.json", "experts/0/LICENSE", "preprocessor_config.json", "front.png"],
-)
+    [
+        "experts/0/README.md", "experts/0/config.json", "experts/0/LICENSE", "preprocessor_config.json", "front.png",
+        "config.json", "search.yaml", "search_result.json",
+    ],
+)  # fmt: skip
 def test_a_link_takes_no_file_of_this_machine_along(changed, tmp_path, place):
-    (tmp_path / "secret").write_text("{}")
     folder = changed()
     front = json.loads((folder / "config.json").read_text())["front"]
     (folder / "search_result.json").write_text(json.dumps({"front": front}))  # only of a search figures are pushed
+    known = (folder / place).read_text() if (folder / place).is_file() else "{}"
+    (tmp_path / "secret").write_text(known)
     (folder / place).unlink(missing_ok=True)
     (folder / place).symlink_to(tmp_path / "secret")
     if place.startswith("experts"):
         assert "is a link that leads out of" in refusal(folder)
     with pytest.raises(PertinenceError, match="is a link that leads out of"):
         collect(folder, tmp_path / "work")
+
+
+@pytest.mark.parametrize("place", ["LICENSE", "extra.json"])
+@pytest.mark.parametrize("within", ["", "snapshots", "models--a/snapshots"])
+def test_a_link_in_an_experts_folder_takes_no_file_along(changed, whole, tmp_path, place, within):
+    expert = tmp_path / within / "expert"
+    shutil.copytree(whole / "experts" / "0", expert)
+    (tmp_path / "secret").write_text("{}")
+    (expert / place).symlink_to(tmp_path / "secret")
+    model = PertinenceForImageClassification.from_experts([expert, whole / "experts" / "1"], 0.6)
+    with pytest.raises(PertinenceError, match="is a link that leads out of"):
+        model.save_pretrained(tmp_path / "copied", save_experts=True)
+    model.save_pretrained(tmp_path / "referring")
+    with pytest.raises(PertinenceError, match="is a link that leads out of"):
+        collect(tmp_path / "referring", tmp_path / "work", save_experts=True)
 
 
 def test_links_of_the_hubs_cache_are_followed(hub, whole, tmp_path, images):
@@ -349,6 +407,18 @@ def test_an_impossible_transform_is_refused(changed, field, value):
         ("experts/1/config.json", {"image_size": 10**6}, "image_size 1000000"),
         ("experts/0/config.json", {"pretrained_cfg__input_size": [3, 10**6, 10**6]}, "input_size 1000000"),
         ("experts/0/config.json", {"pretrained_cfg__crop_pct": 1e-9}, "crop_pct 1e-09"),
+        (
+            "experts/0/config.json",
+            {"pretrained_cfg__crop_pct": 0.2, "pretrained_cfg__input_size": [3, 2048, 2048]},
+            "crop_pct 0.2 has images resized to more than 8,192 pixels",
+        ),
+        (
+            "experts/0/config.json",
+            {"architecture": "mobilenetv2_100", "model_args": {"depth_multiplier": 1e7}},
+            "depth_multiplier 10000000.0",
+        ),
+        ("experts/1/preprocessor_config.json", {"crop_pct": 1e-3, "size": {"shortest_edge": 224}}, "crop_pct 0.001"),
+        ("experts/1/preprocessor_config.json", {"anything": {"else": [10**5]}}, "else 100000"),
         ("experts/1/preprocessor_config.json", {"size": {"height": 10**6, "width": 10**6}}, "0 pixels|1000000"),
         ("experts/1/preprocessor_config.json", {"size": {"shortest_edge": 10**6}}, "shortest_edge 1000000"),
     ],
@@ -357,11 +427,21 @@ def test_an_expert_takes_no_more_than_its_files_are_worth(changed, name, values,
     assert any(word in refusal(changed(name, **values)) for word in words.split("|"))
 
 
-def test_a_large_file_of_settings_is_not_read(changed):
+@pytest.mark.parametrize("place", ["config.json", "experts/0/config.json"])
+def test_a_large_file_of_settings_is_not_read(changed, place):
     folder = changed()
-    with (folder / "experts" / "0" / "config.json").open("w") as file:
-        file.truncate(2**26 + 1)
-    assert "has more than 67,108,864 bytes" in refusal(folder)
+    with (folder / place).open("w") as file:
+        file.truncate(2**25 + 1)
+    assert "config.json has 33,554,433 bytes, expected at most 33,554,432" in refusal(folder)
+
+
+@pytest.mark.parametrize("place", ["config.json", "experts/0/config.json", "experts/1/preprocessor_config.json"])
+def test_millions_of_empty_settings_are_not_read(changed, place):
+    """As many as fit into the bytes take two GB."""
+    folder = changed()
+    values = json.loads((folder / place).read_text()) | {"more": []}
+    (folder / place).write_text(json.dumps(values).replace('"more": []', f'"more": [{"{}," * 10**7}1]'))
+    assert "has more than 1,048,576 lists and mappings" in refusal(folder)
 
 
 def test_a_network_that_fits_its_weights_may_be_built(whole):

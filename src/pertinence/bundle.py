@@ -13,16 +13,18 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
-from .checkpoint_checks import is_contained
+from .checkpoint_checks import check_contained
 from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import EMBEDDED, PertinenceConfig, open_config
 from .errors import MALFORMED, PertinenceError, explain
 from .files import (
     BASELINES,
+    CONFIG,
     CONVERGENCE_FIGURE,
     EXAMPLES_FIGURE,
     FRONT_FIGURE,
     RECORD,
+    SEARCH_FILES,
     SEEN,
     SETTINGS,
     SHARES_FIGURE,
@@ -30,6 +32,7 @@ from .files import (
     check_same_search,
     find_table_record,
     hash_tensors,
+    parse_yaml,
     read_mapping,
 )
 from .licences import forbids_copies
@@ -117,17 +120,16 @@ def collect(
     Raises:
         PertinenceError: as `push_folder`.
     """
+    own = [path for pattern in (*MODEL_FILES, *SEARCH_FILES) for path in sorted(folder.glob(pattern))]
+    check_contained([folder / CONFIG, *own], folder)
     config = _read_config(folder)
     files: dict[str, Path | bytes] = {
-        path.name: path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))
+        path.name: path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern)) if path.is_file()
     }
     check_same_search(folder, config.front)
     if (record := read_mapping(folder / RECORD, json.loads)) is not None:
         kept = (*RUN_FILES, *([EXAMPLES_FIGURE] if examples else []))
         files |= {name: folder / name for name in kept if (folder / name).is_file()}
-    for path in files.values():
-        if not is_contained(path, folder):
-            raise PertinenceError(f"{path} is a link that leads out of {folder}: put the file itself there")
     bundle = Bundle(config, files)
     _collect_experts(bundle, folder, work, save_experts, options or LoadOptions(), dict(expert_paths or {}))
     # Written by transformers, but not from its own object, which would fill in defaults.
@@ -137,7 +139,7 @@ def collect(
         return bundle
     record.pop("run", None)
     bundle.record, files[RECORD] = record, _as_bytes(record, indent=1)
-    if (settings := read_mapping(folder / SETTINGS, yaml.safe_load)) is not None:
+    if (settings := read_mapping(folder / SETTINGS, parse_yaml)) is not None:
         bundle.settings, bundle.folders = without_paths(settings)
         text = yaml.safe_dump(bundle.settings, sort_keys=False)
         files[SETTINGS] = (settings_note(bundle.folders) + text).encode()

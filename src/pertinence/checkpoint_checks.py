@@ -10,27 +10,28 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules import module as registration
 
 from .configuration_pertinence import ATTENTION, MAX_LABELS, MEANINGLESS, PertinenceConfig
 from .errors import PertinenceError, explain, shown
-from .files import CONFIG
-from .transforms import MAX_SIDE
+from .files import CONFIG, read_text
+from .transforms import MAX_RESIZED_PIXELS, MAX_SIDE
 from .values import is_number
 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-MAX_JSON = 2**26
 LEAST_CROP = 0.05
 MOST_LAYERS = 1000
 """What a setting that counts layers may say, unless there are as many tensors."""
@@ -44,7 +45,8 @@ LABELS = ("id2label", "label2id", "label_names")
 COUNTS = ("num_labels", "num_classes")
 LAYERS = re.compile("depth|layer|block|stage|repeat", re.IGNORECASE)
 SIDES = ("image_size", "img_size", "input_size", "test_input_size", "min_input_size")
-PROCESSOR_SIDES = (*SIDES, "size", "crop_size", "pad_size", "height", "width", "shortest_edge", "longest_edge")
+RESIZED = (*SIDES, "size", "shortest_edge", "longest_edge", "height", "width")
+PROCESSOR_CLASSES = ("image_processor_type", "feature_extractor_type")
 OF_FACTORY = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_model_args",
     "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit",
@@ -97,7 +99,8 @@ def check_checkpoint(folder: Path) -> Tensors | None:
         raise PertinenceError("it is itself a pertinence model: give its experts instead")
     if (folder / "adapter_config.json").exists():
         raise PertinenceError("it is an adapter of another model: merge it into that, and save the whole")
-    _check_code(config)
+    _check_code(config, CONFIG)
+    _check_processor_class(config, CONFIG)
     for key in LABELS:
         if isinstance(config.get(key), (dict, list)) and len(config[key]) > MAX_LABELS:
             raise PertinenceError(f"its config.json has more than {MAX_LABELS} labels")
@@ -108,13 +111,14 @@ def check_checkpoint(folder: Path) -> Tensors | None:
     tensors = Tensors.of(*paths) if paths else None
     most = max(MOST_LAYERS, len(tensors.shapes) if tensors else 0)
     for key, value in _numbers({key: value for key, value in config.items() if key not in LABELS}):
-        if LAYERS.search(key) and isinstance(value, int) and value > most:
+        if LAYERS.search(key) and value > most:
             raise PertinenceError(f"its config.json has {key} {shown(value)}, but only {most} would have weights")
-        _check_side(key, value, SIDES, "config.json")
+        if key in SIDES and not is_number(value, -1, MAX_SIDE):
+            raise PertinenceError(f"its config.json has {key} {shown(value)}, expected up to {MAX_SIDE} pixels")
+    _check_resize(config)
     for name in PROCESSORS:
         if (folder / name).is_file():
-            for key, value in _numbers(read_json(folder / name)):
-                _check_side(key, value, PROCESSOR_SIDES, name)
+            _check_processor(read_json(folder / name), name)
     unknown = sorted(set(tensors.dtypes.values()) - DTYPES) if tensors else []
     if unknown:
         raise PertinenceError(f"its weights are {shown(unknown)}, expected floating-point numbers")
@@ -124,9 +128,7 @@ def check_checkpoint(folder: Path) -> Tensors | None:
 def read_json(path: Path) -> dict[str, Any]:
     """A mapping from a file of a moderate size; raises `PertinenceError` where there is none."""
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise PertinenceError(f"{path.name} has more than {MAX_JSON:,} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, PertinenceError):
             raise
@@ -153,20 +155,15 @@ def find_weights(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def check_contained(folder: Path, root: Path) -> None:
-    """Refuse a folder that lies outside of another, and files in it that are links to outside."""
-    for path in (folder, *folder.glob("*")):
-        if not is_contained(path, root):
-            raise PertinenceError(f"{path} is a link that leads out of {root}: put the files themselves there")
-
-
-def is_contained(path: Path, root: Path) -> bool:
-    """Whether a file lies in a folder, also where links are followed; those of the Hub's cache lead to the blobs of
-    the same repository."""
-    home = root.resolve()
-    if home.parent.name == "snapshots":
-        home = home.parent.parent
-    return path.resolve().is_relative_to(home)
+def check_contained(paths: Iterable[Path], root: Path) -> None:
+    """Refuse files or folders that lie outside of a folder, or are links to outside; those of the Hub's cache lead to
+    the blobs of the same repository."""
+    homes = [home := root.resolve()]
+    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
+        homes.append(home.parent.parent / "blobs")
+    for path in paths:
+        if not any(path.resolve().is_relative_to(home) for home in homes):
+            raise PertinenceError(f"{path} is a link that leads out of {root}: put the file itself there")
 
 
 @contextmanager
@@ -217,13 +214,14 @@ _watching = threading.Lock()
 _hooks: list[Any] = []
 
 
-def _check_code(config: dict[str, Any]) -> None:
-    """Refuse settings that have transformers or timm fetch or import something."""
+def _check_code(config: dict[str, Any], name: str) -> None:
+    """Refuse settings of a file that have transformers or timm fetch or import something."""
     for key, value in _settings(config):
         if key.lstrip("_").startswith("attn_implementation") and value not in ATTENTION:
-            raise PertinenceError(f"its config.json asks for the attention {shown(value)}, which may be code")
-        if (key.lstrip("_") in MEANINGLESS or key == "use_pretrained_backbone") and value:
-            raise PertinenceError(f"its config.json has {key}, which has other files or packages loaded")
+            raise PertinenceError(f"its {name} asks for the attention {shown(value)}, which may be code")
+        is_other = key == "backbone" and _is_text(value)
+        if is_other or (key.lstrip("_") in (*MEANINGLESS, "use_pretrained_backbone") and value):
+            raise PertinenceError(f"its {name} has {key}, which has other files or packages loaded")
     architecture, arguments = config.get("architecture"), config.get("model_args")
     if architecture is not None and not (_is_text(architecture) and re.fullmatch(r"[\w.-]+", architecture)):
         raise PertinenceError(f"its architecture {shown(architecture)} is not the name of a network of timm")
@@ -231,11 +229,50 @@ def _check_code(config: dict[str, Any]) -> None:
         raise PertinenceError(f"its model_args have {', '.join(others)}, which would read other files")
 
 
-def _check_side(key: str, value: float, sides: tuple[str, ...], name: str) -> None:
-    if (key in sides and not is_number(value, -1, MAX_SIDE)) or (
-        key.endswith("crop_pct") and not is_number(value, LEAST_CROP)
-    ):
-        raise PertinenceError(f"its {name} has {key} {shown(value)}, expected up to {MAX_SIDE} pixels")
+def _check_processor(values: dict[str, Any], name: str) -> None:
+    """Refuse an image processor that does more than an image classifier's does, or makes much larger images."""
+    _check_code(values, name)
+    _check_processor_class(values, name)
+    _check_resize(values)
+    for key, value in _numbers(values):
+        if not is_number(value, -MAX_SIDE, MAX_SIDE):
+            raise PertinenceError(f"its {name} has {key} {shown(value)}, expected up to {MAX_SIDE}")
+
+
+def _check_processor_class(values: dict[str, Any], name: str) -> None:
+    for key, value in _settings(values):
+        if key in PROCESSOR_CLASSES and _is_text(value):
+            kind = value.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+            # Others are somebody's own, which run with trust_remote_code or are known to this process alone.
+            if kind in dir(transformers) and kind not in classifier_processors():
+                raise PertinenceError(f"its {name} asks for {shown(value)}, which is not for image classifiers")
+
+
+@cache
+def classifier_processors() -> frozenset[str]:
+    """Names of the image processors that transformers has for classifiers and backbones: others fetch files, start
+    programs, or make images as large as a number says."""
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_BACKBONE_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    kinds = {*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *MODEL_FOR_BACKBONE_MAPPING_NAMES}
+    names = [IMAGE_PROCESSOR_MAPPING_NAMES.get(kind) or {} for kind in kinds]
+    return frozenset(name for by_backend in names for name in by_backend.values())
+
+
+def _check_resize(values: dict[str, Any]) -> None:
+    """Refuse what is cut out of an image that is resized to far more."""
+    numbers = list(_numbers(values))
+    most = math.isqrt(MAX_RESIZED_PIXELS)
+    side = max((value for key, value in numbers if key in RESIZED), default=0)
+    for share in (value for key, value in numbers if key.endswith("crop_pct")):
+        if not share >= LEAST_CROP or side / share > most:
+            raise PertinenceError(
+                f"its crop_pct {shown(share)} has images resized to more than {most:,} pixels a side"
+            )
 
 
 def _settings(values: Any) -> Iterator[tuple[str, Any]]:

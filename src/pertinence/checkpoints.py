@@ -22,6 +22,7 @@ from transformers.utils import logging
 from .checkpoint_checks import building_from, check_checkpoint
 from .downloads import chain, explain_hub, fetch, pin
 from .errors import PertinenceError, explain
+from .files import MAX_YAML
 from .values import LONGEST_NAME, split_revision
 
 
@@ -362,7 +363,8 @@ def read_licence(checkpoint: Checkpoint, title: str) -> str | None:
     """
     licence = None
     try:
-        if checkpoint.folder is not None and (card := checkpoint.folder / "README.md").is_file():
+        card = checkpoint.folder and checkpoint.folder / "README.md"
+        if card is not None and card.is_file() and card.stat().st_size <= MAX_YAML:
             values = metadata_load(card) or {}
             licence = values.get("license")
             if licence == "other":
@@ -370,6 +372,6 @@ def read_licence(checkpoint: Checkpoint, title: str) -> str | None:
     except Exception as error:  # a licence is worth showing, not worth failing for
         logger.info(f"The licence of expert {title!r} is unknown: {error}")
     licence = licence or (getattr(checkpoint.model.config, "pretrained_cfg", None) or {}).get("license")
-    licence = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
     # A card may say anything; what is stored is one line.
-    return " ".join(str(licence).split())[:LONGEST_NAME] if licence else None
+    names = [name for name in (licence if isinstance(licence, list) else [licence]) if isinstance(name, str)]
+    return " ".join(", ".join(names).split())[:LONGEST_NAME] or None

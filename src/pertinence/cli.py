@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -225,12 +227,13 @@ def evaluate(model: str, data: DataArguments, args: RuntimeArguments, outputs: E
     evaluation = evaluate_model(model, data, args, outputs.operating_point, paths, outputs.revision)
     if not PartialState().is_main_process:
         return
-    print(evaluation)
     if folder is not None:
         with replaced(folder / "evaluation.json") as file:
             file.write_text(json.dumps(evaluation.to_dict(), indent=1))
         plot_front(evaluation, folder / FRONT_FIGURE)
         plot_shares(evaluation, folder / SHARES_FIGURE)
+    print(evaluation)
+    if folder is not None:
         print(f"Saved to {folder}")
 
 
@@ -338,11 +341,18 @@ def build_parser() -> HfArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns the exit status: 0, 1 for an error of the user's, 130 when interrupted."""
     quiet_other_processes()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ± must not end what is done
     try:
         function, parts = parse(sys.argv[1:] if arguments is None else list(arguments))
         function(*parts)
+        sys.stdout.flush()
     except PertinenceError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # of transformers and huggingface_hub, too: no such model, no connection, disk full
         print(f"error: {first_line(error)}", file=sys.stderr)

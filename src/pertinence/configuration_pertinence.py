@@ -15,6 +15,7 @@ from transformers.utils import logging
 from .downloads import explain_hub
 from .errors import MALFORMED, PertinenceError, explain, first_line, shown
 from .figures import Figures
+from .files import read_text
 from .front import STEM, Front, OperatingPoint
 from .guarantee import Guarantee
 from .transforms import Transform
@@ -120,6 +121,11 @@ class PertinenceConfig(PreTrainedConfig):
                         f"the label_map of expert {entry['name']!r} does not have {len(labels)} labels"
                     )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        read_text(Path(json_file))  # refused where it is too large to be understood
+        return super()._dict_from_json_file(json_file)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PertinenceConfig:

@@ -8,7 +8,9 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from PIL import Image, ImageOps
 
 from .arguments import DataArguments
 from .downloads import DamagedDownload, checked_downloads, explain_hub, may_pass, with_retries
@@ -76,7 +79,8 @@ class LabelledImages(torch.utils.data.Dataset):
         self._set_images(dataset.select_columns(self.image_column))
 
     def _set_images(self, images: datasets.Dataset) -> None:
-        self._images = images
+        self._images, self._feature = images, images.features[self.image_column]
+        self._encoded = images.cast_column(self.image_column, datasets.Image(decode=False))
         self.digests = self._hash_images()
         digest = hashlib.sha256(f"{len(images)}".encode())
         digest.update(self.digests.numpy().tobytes())
@@ -95,22 +99,16 @@ class LabelledImages(torch.utils.data.Dataset):
         return chosen
 
     def _hash_images(self) -> torch.Tensor:
-        encoded = self._images.cast_column(self.image_column, datasets.Image(decode=False))
+        encoded = self._encoded
         step = -(-len(encoded) // HASHED_IMAGES)
         if step > 1:
             encoded = encoded.select(range(0, len(encoded), step))
-        digests = []
-        for batch in encoded.iter(1000):
-            for image in batch[self.image_column]:
-                content = image["bytes"]
-                if content is None:
-                    content = _read_file(image["path"])
-                digests.append(hashlib.sha256(content).digest()[:8])
+        digests = [_hash_image(image or {})[:8] for batch in encoded.iter(1000) for image in batch[self.image_column]]
         return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.int64).copy())
 
     def _image_sizes(self) -> np.ndarray:
         """int64 (n,), bytes of every encoded image: what tells images apart that are not hashed."""
-        encoded = self._images.cast_column(self.image_column, datasets.Image(decode=False)).with_format("arrow")
+        encoded = self._encoded.with_format("arrow")
         sizes = []
         for table in encoded.iter(10_000):
             column = table[self.image_column].combine_chunks()
@@ -124,10 +122,22 @@ class LabelledImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor | PertinenceError:
         try:
-            return decode_image(self._images[index][self.image_column])
+            return decode_image(self._open(self._encoded[index][self.image_column] or {}))
         except Exception as error:  # Pillow's readers, and those of data sets, fail in any way
             reason = first_line(error) if isinstance(error, PertinenceError) else explain(error)
             return unusable(index, self.image_column, reason)
+
+    def _open(self, image: dict[str, Any]) -> Image.Image:
+        """An image of a row, as `datasets.Image` has it, but not decoded yet."""
+        content, path, mode = image.get("bytes"), image.get("path"), self._feature.mode
+        if content is None and path is None:
+            raise PertinenceError("the row has none")
+        if content is None and not Path(path).is_file():
+            if Path(path).exists():  # a device or a pipe, which need not end
+                raise PertinenceError(f"{shown(path)} is no file")
+            return self._feature.decode_example(image)  # of a remote place
+        opened = Image.open(path if content is None else BytesIO(content))
+        return opened if mode in (None, opened.mode) else ImageOps.exif_transpose(opened).convert(mode)
 
     @property
     def commit(self) -> str | None:
@@ -224,17 +234,19 @@ def _load_checked(name: str, *args: Any, **options: Any) -> datasets.Dataset:
         raise
 
 
-def _read_file(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return path.encode()  # decoding it will say what is wrong
+def _hash_image(image: dict[str, Any]) -> bytes:
+    """SHA-256 of an image as it is stored; of what is in no file decoding will say what is wrong."""
+    content, path = image.get("bytes"), image.get("path")
+    if content is None and path is not None and Path(path).is_file():
+        with suppress(OSError), open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    return hashlib.sha256(content if content is not None else str(path).encode(errors="replace")).digest()
 
 
-def _file_size(path: str) -> int:
+def _file_size(path: str | None) -> int:
     try:
-        return Path(path).stat().st_size
-    except OSError:
+        return -1 if path is None else Path(path).stat().st_size
+    except (OSError, ValueError):
         return -1  # decoding it will say what is wrong
 
 

@@ -58,8 +58,7 @@ class Expert(nn.Module):
     def __init__(self, checkpoint: Checkpoint, entry: dict[str, Any], preprocessing: str = "exact"):
         super().__init__()
         checkpoint.model.eval().requires_grad_(False)
-        convolutional = is_convolutional(checkpoint.model)
-        self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
+        self.is_convolutional = is_convolutional(checkpoint.model)
         checkpoint.model.to(memory_format=self.memory_format)
         self.checkpoint = checkpoint
         self.model = quantized(checkpoint.model) if entry.get("quantization") else checkpoint.model
@@ -73,6 +72,11 @@ class Expert(nn.Module):
         # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
         some = (p for p in self.model.parameters() if p.is_floating_point())
         self._parameter = (next(some, torch.empty(0)),)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """That its network is laid out in."""
+        return torch.channels_last if self.is_convolutional else torch.contiguous_format
 
     @property
     def device(self) -> torch.device:

@@ -21,7 +21,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from .errors import PertinenceError, first_line
+from .errors import MALFORMED, PertinenceError, explain, first_line
 
 
 SUFFIX = ".incomplete"
@@ -49,6 +49,12 @@ SEARCH_DATA = (RECORD, BASELINES, SEEN)
 """What is read of a search later, and must be of the model that it lies beside."""
 SEARCH_FILES = (*SEARCH_DATA, SETTINGS, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE)
 """What a search leaves beside its model."""
+
+MAX_TEXT, MAX_PARTS = 2**25, 2**20
+"""Bytes of a text file that somebody made, and lists and mappings in it: of these ten million fit into the bytes, and
+would take two GB."""
+MAX_YAML = 2**19
+"""Bytes of YAML, which is slow to read."""
 
 UNWRITABLE = {
     getattr(errno, name)
@@ -192,12 +198,42 @@ def is_same_front(front: Any, other: Any) -> bool:
         return False
 
 
+def read_text(path: Path) -> str:
+    """What is in a text file; raises `PertinenceError` where that would take much memory or time to understand."""
+    size = path.stat().st_size
+    if size > MAX_TEXT:
+        raise PertinenceError(f"{path.name} has {size:,} bytes, expected at most {MAX_TEXT:,}")
+    text = path.read_text(encoding="utf-8")
+    if text.count("{") + text.count("[") > MAX_PARTS:
+        raise PertinenceError(f"{path.name} has more than {MAX_PARTS:,} lists and mappings")
+    return text
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases: nine lines of them stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases (*name): write out what they stand for")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values from YAML; raises `yaml.YAMLError` where it is damaged, too long or has aliases."""
+    if len(text) > MAX_YAML:
+        raise yaml.YAMLError(f"it has more than {MAX_YAML:,} bytes")
+    try:
+        return yaml.load(text, _PlainLoader)  # noqa: S506
+    except MALFORMED as error:  # of values that are not what they are marked as
+        raise yaml.YAMLError(explain(error)) from error
+
+
 def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     """What a file beside a model holds; None without one. Raises `PertinenceError` where it is damaged."""
     if not path.is_file():
         return None
     try:
-        values = parse(path.read_text())
+        values = parse(read_text(path))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise PertinenceError(f"{path} is damaged ({first_line(error)}): search again, or remove it") from error
     if not isinstance(values, dict):

@@ -203,7 +203,7 @@ class Front(Sequence[OperatingPoint]):
         """
         if name is None and self._points:
             return self._points[-1]
-        if name in self._by_name:
+        if isinstance(name, str) and name in self._by_name:
             return self._by_name[name]
         if name == FASTEST and self._points:
             return self._points[0]

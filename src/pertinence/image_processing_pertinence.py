@@ -87,6 +87,8 @@ def decode_image(image: Any) -> torch.Tensor:
             raise PertinenceError(f"{shown(str(image), 300)} cannot be read as an image ({reason})") from error
     if isinstance(image, Image.Image):
         try:
+            if image.format == "EPS":
+                raise PertinenceError("an EPS file is a program, which Pillow would have run")
             if image.mode.startswith(("I", "F")) and image.getextrema()[1] > 255:
                 logger.warning_once(
                     "An image has more than 8 bits a channel: what lies above 255 is cut off, as transformers does. "
@@ -106,6 +108,7 @@ def decode_image(image: Any) -> torch.Tensor:
             raise PertinenceError(f"an image cannot be made of an array of {image.dtype}: give uint8") from error
     if not isinstance(image, torch.Tensor):
         raise PertinenceError(f"expected an image (PIL, path, URL, numpy or torch array), got {type(image).__name__}")
+    check_plain(image)
     return to_uint8(_channels_first(image))
 
 
@@ -116,6 +119,7 @@ def as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
             raise PertinenceError(
                 f"expected at least one image as a batch (B, 3, H, W), got shape {tuple(images.shape)}"
             )
+        check_plain(images)
         return to_uint8(images)
     if not isinstance(images, (list, tuple)):
         raise PertinenceError(
@@ -131,7 +135,14 @@ def as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
                 f"expected image tensors (3, H, W), got {found}: decode with PertinenceImageProcessor (image "
                 f"{index} of {len(flat)})"
             )
+        check_plain(image)
     return [to_uint8(image) for image in flat]
+
+
+def check_plain(images: torch.Tensor) -> None:
+    """Refuse tensors without numbers, or with only some of them."""
+    if images.layout != torch.strided or images.is_meta or images.is_nested:
+        raise PertinenceError(f"images must be dense tensors with values, got {images.layout} on {images.device}")
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -140,6 +151,8 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
         return images
     if not images.is_floating_point():
         raise PertinenceError(f"images must be uint8, or float in [0, 1], got {images.dtype}")
+    if images.itemsize == 1:  # in which torch does no arithmetic
+        images = images.float()
     low, high = (value.item() for value in images.aminmax())
     if not (low >= 0 and high <= 1):
         raise PertinenceError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,6 +106,7 @@ def render_card(card: Card) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.filters |= {"plain": plain, "code": code, "fenced": fenced}
     template = environment.from_string(_template().read_text(encoding="utf-8"))
     try:
         return template.render(
@@ -180,10 +182,11 @@ def front_table(card: Card) -> str | None:
     rows = {*np.linspace(0, len(measured) - 1, min(len(measured), SHOWN)).round().astype(int).tolist()}
     rows |= {index for index, point in enumerate(measured) if point is card.default}
     largest = card.experts[-1]
-    header = ["operating point", *figure_header(measured[0].report), *card.config.expert_names, "saved"]
+    names = map(plain, card.config.expert_names)
+    header = ["operating point", *figure_header(measured[0].report), *names, "saved"]
     cells = []
     for point in (measured[index] for index in sorted(rows)):
-        name = f"**`{point.name}`**" if point is card.default else f"`{point.name}`"
+        name = f"**{code(point.name)}**" if point is card.default else code(point.name)
         cells.append([name, *figure_cells(point.report), _saved(point.report, largest)])
     return markdown_table(header, cells)
 
@@ -195,13 +198,13 @@ def expert_table(card: Card) -> str:
     rows = []
     figures = [*card.experts, *([None] if card.config.stem else [])]
     for entry, one in zip(card.config.entries, figures, strict=True):
-        name = f"`{entry['name']}`" + (" (stem)" if entry is card.config.stem else "")
+        name = code(entry["name"]) + (" (stem)" if entry is card.config.stem else "")
         rows.append(
             [
                 f"{name}, {card.guarded[entry['name']]}" if entry["name"] in card.guarded else name,
                 _link(entry),
                 f"`{entry['revision'].removeprefix('sha256:')[:12]}`",
-                entry.get("licence") or "not stated",
+                plain(entry.get("licence") or "not stated"),
                 f"{entry['gmacs']:.4g}",
                 f"{entry['parameters']:,}",
                 f"{100 * one.accuracy:.2f} %" if one else "",
@@ -215,7 +218,8 @@ def baseline_table(card: Card) -> str | None:
     if card.record is None:
         return None
     report, largest = card.record["report"], card.experts[-1]
-    header = ["", *figure_header(largest), *card.config.expert_names, "saved", "against the largest expert"]
+    names = map(plain, card.config.expert_names)
+    header = ["", *figure_header(largest), *names, "saved", "against the largest expert"]
 
     def row(name: str, values: Mapping[str, Any]) -> list[str]:
         figures, versus = Figures.from_dict(values), values.get("versus_largest")
@@ -223,9 +227,11 @@ def baseline_table(card: Card) -> str | None:
         return [name, *figure_cells(figures), _saved(figures, largest), difference]
 
     default = next((point for point in report["front"] if point["name"] == card.default.name), None)
-    rows = [] if default is None else [row(f"**`{card.default.name}`**", default)]
-    rows += [row(name, series["points"][series["default"]]) for name, series in card.record["baselines"].items()]
-    rows += [row(f"`{values['name']}` alone", values) for values in report["experts"]]
+    rows = [] if default is None else [row(f"**{code(card.default.name)}**", default)]
+    rows += [
+        row(plain(name), series["points"][series["default"]]) for name, series in card.record["baselines"].items()
+    ]
+    rows += [row(f"{code(values['name'])} alone", values) for values in report["experts"]]
     return markdown_table(header, [*rows, row("oracle, its own cost not counted", report["oracle"])])
 
 
@@ -236,6 +242,22 @@ def settings_text(card: Card) -> str | None:
         private = ("experts", "stem", "images")
         settings = {name: value for name, value in card.record["settings"].items() if name not in private}
     return None if settings is None else yaml.safe_dump(dict(settings), sort_keys=False).strip()
+
+
+def plain(text: Any) -> str:
+    """Somebody's text as Markdown that has no markup."""
+    return re.sub(r"[\\`*\[\]<>]", r"\\\g<0>", " ".join(str(text).split()))
+
+
+def code(text: str) -> str:
+    """A name as a span of code, which it cannot end."""
+    return f"`{text.replace('`', chr(39))}`"
+
+
+def fenced(text: str, language: str) -> str:
+    """Text as a block of code, which it cannot end."""
+    fence = "`" * max(3, *(1 + len(run) for run in re.findall("`+", text)), 3)
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

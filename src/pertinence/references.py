@@ -42,7 +42,7 @@ def locate(entry: dict[str, Any], source: str, revision: str | None, options: Lo
         with _naming(name, source, revision):
             if not root.is_dir():
                 root = fetch(source, revision, [f"{home.as_posix()}/*"], **options.hub)
-            check_contained(root / home, root)
+            check_contained([root / home, *(root / home).glob("*")], root)
         return str((root / home).resolve())
     if Path(repo_id).is_absolute() and not Path(repo_id).is_dir():
         raise PertinenceError(
@@ -115,9 +115,15 @@ def _save_expert(expert: Expert, folder: Path) -> None:
 
 
 def files_to_copy(folder: Path) -> list[Path]:
-    """What a copy of an expert consists of: the files that it is loaded from, its card and its licence."""
+    """What a copy of an expert consists of: the files that it is loaded from, its card and its licence.
+
+    Raises:
+        PertinenceError: one of them is a link to elsewhere.
+    """
     legal = {path for pattern in LEGAL_FILES for path in folder.glob(pattern) if path.is_file()}
-    return [*checkpoint_files(folder), *sorted(legal)]
+    files = [*checkpoint_files(folder), *sorted(legal)]
+    check_contained(files, folder)
+    return files
 
 
 def as_copy(entry: dict[str, Any], home: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import yaml
 from .checkpoints import ExpertReference
 from .configuration_pertinence import PertinenceConfig
 from .errors import PertinenceError, shown
+from .files import parse_yaml, read_text
 from .values import is_name, split_revision
 
 
@@ -69,8 +70,8 @@ def pinned(repo_id: str, commit: str | None) -> str:
 def read_config(path: str, known: set[str]) -> dict[str, Any]:
     """Settings from a YAML file; raises `PertinenceError` where it holds anything else."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        values = parse_yaml(read_text(Path(path)))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise PertinenceError(f"the settings in {path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
