@@ -228,9 +228,8 @@ def test_a_row_without_an_image_is_one_that_cannot_be_decoded(folder, tmp_path, 
         os.mkfifo(tmp_path / "fifo")
         row = row | {"path": str(tmp_path / "fifo")}
     good = {"bytes": (folder / "cmyk").read_bytes(), "path": None}
-    column = datasets.Dataset.from_dict(
-        {"image": [good, row]}, features=datasets.Features({"image": datasets.Image()})
-    )
+    stored = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    column = datasets.Dataset.from_dict({"image": [good, row]}, features=stored).cast_column("image", datasets.Image())
     with bounded():
         images = LabelledImages(column, needs_labels=False)
         assert isinstance(images[0], torch.Tensor)
