@@ -26,6 +26,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from pertinence import (
     Figures,
@@ -143,7 +144,20 @@ KEYS = [
     "image_std", "rescale_factor", "stem", "guarantee", "experts", "front", "num_hidden_layers", "hidden_size",
     "image_size", "patch_size", "depths", "dims", "per_layer_config", "label_map", "window", "processor_size",
     "resize", "crop", "quantization", "latency", "tie_word_embeddings", "use_bfloat16", "return_dict",
-    "output_hidden_states", "custom_pipelines", "_commit_hash", "name_or_path",
+    "output_hidden_states", "custom_pipelines", "_commit_hash", "name_or_path", "backbone", "backbone_config",
+    "use_timm_backbone", "depth_multiplier", "width_multiplier", "depth_coefficient", "repo_path", "class_info_file",
+    "apply_ocr", "tesseract_config", "min_pixels", "max_pixels", "size_divisor", "image_grid_pinpoints", "num_frames",
+]  # fmt: skip
+KINDS = sorted(
+    name for by_backend in IMAGE_PROCESSOR_MAPPING_NAMES.values() if by_backend for name in by_backend.values()
+)
+"""Every image processor of transformers."""
+YAML = [
+    "a: &a [*a]", "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nexperts: [*c, *c]", "seed: !!bool maybe",
+    "seed: !!timestamp foo", "seed: !!int ''", "seed: !!float foo", "seed: 2020-13-45", "seed: " + "9" * 5000,
+    "experts: !!python/object/apply:os.system [ls]", "? [a]\n: b", "seed: 1\nseed: 2", "<<: {seed: 1}", "--- a\n--- b",
+    "experts: !!set {a, b}", "experts: !!binary x", "- a", "\t", "a: [", "%YAML 9.9\n---\na: b",
+    "[" * 5000 + "]" * 5000,
 ]  # fmt: skip
 
 
@@ -184,8 +198,13 @@ def damaged_json(draw: st.DrawFn, document: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.sampled_from(places(document)))
         value = value_at(document, place)
-        how = draw(st.sampled_from(["replace", "replace", "delete", "scale", "repeat", "deepen", "add"]))
-        if how == "delete" and place:
+        hows = ["replace", "replace", "delete", "scale", "repeat", "deepen", "add"]
+        if isinstance(document, dict) and "image_processor_type" in document:
+            hows += ["kind", "kind"]
+        how = draw(st.sampled_from(hows))
+        if how == "kind":
+            document["image_processor_type"] = draw(st.sampled_from(KINDS))
+        elif how == "delete" and place:
             del value_at(document, place[:-1])[place[-1]]
         elif how == "scale" and type(value) in (int, float):
             document = replaced_at(document, place, value * draw(st.sampled_from([-1, 0, 2, 10, 1000, 10**6, 10**12])))
@@ -249,6 +268,9 @@ def damaged_file(draw: st.DrawFn, name: str, content: bytes) -> bytes | None:
     if how == "bytes":
         head = len(content) if is_text else 8 + struct.unpack("<Q", content[:8])[0]
         return draw(damaged_bytes(content, head))
+    if name.endswith(".yaml") and draw(st.booleans()):
+        text = draw(st.sampled_from(YAML))
+        return content + text.encode() if draw(st.booleans()) else text.encode()
     if is_text:
         return dumped(draw(damaged_json(yaml.safe_load(content))))  # JSON is YAML, too
     header, data = header_of(content)

@@ -184,6 +184,19 @@ def test_the_reference_has_every_public_name():
     assert sorted(named) == sorted(pertinence.__all__)
 
 
+def test_imports_point_down_the_map_of_the_source():
+    """docs/how-it-works.md lists every module; one imports from its own row and from those above it."""
+    rows = (ROOT / "docs/how-it-works.md").read_text().partition("## The source")[2].splitlines()
+    rows = [re.findall(r"`(\w+)`", row.split("|")[2]) for row in rows if row.startswith("| ")][2:]
+    level = {module: index for index, row in enumerate(rows) for module in row}
+    paths = [path for path in (ROOT / "src/pertinence").glob("*.py") if not path.stem.startswith("__")]
+    assert {path.stem for path in paths} == set(level)
+    for path in paths:
+        imported = re.findall(r"^ *from \.(\w+) import", path.read_text(), re.MULTILINE)
+        upwards = {module for module in imported if level[module] > level[path.stem]}
+        assert upwards <= ({"hub"} if path.stem in ("pretrained", "result") else set()), path.stem
+
+
 def test_the_figure_at_the_top_is_drawn_from_a_record(searched, hub, tmp_path):
     (tmp_path / "record.json").write_bytes(hub.files(searched[0])["search_result.json"])
     run_script(ROOT / "docs" / "front_figure.py", tmp_path / "record.json", tmp_path / "front.png")

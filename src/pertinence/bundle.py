@@ -61,7 +61,7 @@ class Bundle:
         files: content, or the file that holds it, by path in the repository; without the card.
         record, settings: of the search, without what only this machine knows; None where there was none.
         folders: names of the local folders in the settings, by setting.
-        is_guarded: whether experts are gated or private, by name.
+        guarded: "gated" or "private", by the names of experts that are.
         needs_code: names of experts that bring code of their own.
     """
 
@@ -70,7 +70,7 @@ class Bundle:
     record: dict[str, Any] | None = None
     settings: dict[str, Any] | None = None
     folders: dict[str, list[str]] = field(default_factory=dict)
-    is_guarded: dict[str, str] = field(default_factory=dict)
+    guarded: dict[str, str] = field(default_factory=dict)
     needs_code: list[str] = field(default_factory=list)
 
     @property
@@ -88,7 +88,7 @@ class Bundle:
             self.settings,
             self.folders,
             tuple(path for path in self.files if path.endswith(".png")),
-            self.is_guarded,
+            self.guarded,
             tuple(self.needs_code),
             tuple(tags),
         )

@@ -136,7 +136,7 @@ def look_up_experts(bundle: Bundle, api: HfApi) -> None:
                 "pushed; refer to it by its Hub id"
             )
         if found.gated or found.private:
-            bundle.is_guarded[entry["name"]] = "gated" if found.gated else "private"
+            bundle.guarded[entry["name"]] = "gated" if found.gated else "private"
         if entry["name"] not in bundle.needs_code and any(
             file.rfilename.endswith(".py") and "/" not in file.rfilename for file in found.siblings or ()
         ):

@@ -296,7 +296,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             save_experts: also push a copy of each expert's own files; copies that the model has go along anyway.
             max_shard_size: of the files of weights, as in transformers.
             tags: further tags of the card, beside those of `add_model_tags`.
-            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.push_folder`.
+            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.hub.push_folder`.
 
         Raises:
             PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.

@@ -47,7 +47,6 @@ from .files import (
 )
 from .front import Front, OperatingPoint
 from .front_search import FoundFront
-from .hub import push_folder
 from .modeling_pertinence import PertinenceForImageClassification
 from .plots import plot_convergence, plot_examples, plot_front, plot_shares
 from .predictions import Predictions
@@ -139,6 +138,8 @@ class SearchResult:
         Raises:
             PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.
         """
+        from .hub import push_folder
+
         pushed = None
         if self.is_main_process:
             with tempfile.TemporaryDirectory() as folder:
