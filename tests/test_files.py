@@ -7,8 +7,10 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,22 @@ def test_what_a_running_process_writes_is_not_touched(writer, tmp_path):
     process.communicate("\n")
     assert process.returncode == 0
     assert path.read_text() == "half"
+    assert names(tmp_path) == ["file"]
+
+
+def test_threads_that_write_the_same_do_not_meet(tmp_path):
+    both = threading.Barrier(2, timeout=60)
+
+    def write(text: str) -> None:
+        with replaced(tmp_path / "file") as temporary:
+            both.wait()
+            temporary.write_text(text)
+            both.wait()
+            assert temporary.read_text() == text
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(write, ["ours", "theirs"]))
+    assert (tmp_path / "file").read_text() in ("ours", "theirs")
     assert names(tmp_path) == ["file"]
 
 

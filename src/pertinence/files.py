@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -80,11 +81,11 @@ def beside(path: Path, advice: str = "free some space, or choose another folder"
     """
     prefix = f".{path.name}."
     own = f"{prefix}{platform.node()}-"
-    temporary = path.with_name(f"{own}{os.getpid()}{SUFFIX}")
+    temporary = path.with_name(f"{own}{os.getpid()}.{threading.get_ident()}{SUFFIX}")
     with writing(path, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in path.parent.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
-            process = stale.name.removeprefix(own).removesuffix(SUFFIX)
+            process = stale.name.removeprefix(own).removesuffix(SUFFIX).partition(".")[0]
             if stale.name.startswith(own) and not _is_running(process) or _is_forgotten(stale):
                 _remove(stale)
         _remove(temporary)
@@ -241,10 +242,14 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | No
     return values
 
 
+_reading_umask = threading.Lock()
+
+
 def give_usual_mode(path: Path) -> None:
     """Give a file the mode of any new file; those that safetensors writes are for their owner alone."""
-    umask = os.umask(0o077)  # it can only be read by setting it
-    os.umask(umask)
+    with _reading_umask:
+        umask = os.umask(0o077)  # it can only be read by setting it
+        os.umask(umask)
     path.chmod(0o666 & ~umask)
 
 

@@ -21,7 +21,6 @@ MAX_POINTS = 10_000
 SHOWN_NAMES = 100
 FASTEST = "fastest"
 MOST_ACCURATE = "most-accurate"
-_BUDGETS = ("gmacs", "latency_ms", "accuracy", "operating_point")
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,9 @@ class Front(Sequence[OperatingPoint]):
         given = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) != 1:
-            raise PertinenceError(f"give exactly one of {', '.join(f'`{name}`' for name in _BUDGETS)}")
+            raise PertinenceError("give exactly one of `gmacs`, `latency_ms`, `accuracy`, `operating_point`")
+        if latency_ms is None and (device is not None or batch_size is not None):
+            raise PertinenceError("`device` and `batch_size` say which milliseconds: give `latency_ms` with them")
         if operating_point is not None:
             return self.find(operating_point)
         measured = [point for point in self._points if point.select is not None]

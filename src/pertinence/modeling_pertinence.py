@@ -196,9 +196,9 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             PertinenceError: no point meets the budget; the message says what the nearest is.
         """
         budget = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
+        if sum(value is not None for value in (max_accuracy_loss, *budget.values())) != 1:
+            raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss")
         if max_accuracy_loss is not None:
-            if any(value is not None for value in budget.values()):
-                raise PertinenceError(f"`max_accuracy_loss` stands alone: give it, or one of {', '.join(budget)}")
             largest = (self.config.experts or [{}])[-1].get("select")
             if not largest:
                 raise PertinenceError("the largest expert was not measured: search, or choose with `operating_point=`")
