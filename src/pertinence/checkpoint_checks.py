@@ -158,9 +158,12 @@ def find_weights(folder: Path) -> list[Path]:
 def check_contained(paths: Iterable[Path], root: Path) -> None:
     """Refuse files or folders that lie outside of a folder, or are links to outside; those of the Hub's cache lead to
     the blobs of the same repository."""
-    homes = [home := root.resolve()]
-    if home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--"):
-        homes.append(home.parent.parent / "blobs")
+    home = root.resolve()
+    homes = [home] + [
+        place.parent / "blobs"
+        for place in home.parents
+        if place.name == "snapshots" and place.parent.name.startswith("models--")
+    ]
     for path in paths:
         if not any(path.resolve().is_relative_to(home) for home in homes):
             raise PertinenceError(f"{path} is a link that leads out of {root}: put the file itself there")
