@@ -14,7 +14,7 @@ from pertinence import PertinenceError, PertinenceForImageClassification, Routin
 from pertinence.candidates import load_baselines
 from pertinence.cli import main
 from pertinence.data import LabelledImages
-from pertinence.result import check_output_dir
+from pertinence.search_folder import check_output_dir
 from pertinence.seen import SeenImages
 
 

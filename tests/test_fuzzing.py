@@ -28,7 +28,7 @@ from pertinence.candidates import load_baselines
 from pertinence.cli import parse
 from pertinence.configuration_pertinence import open_config
 from pertinence.info import describe_model
-from pertinence.result import check_output_dir
+from pertinence.search_folder import check_output_dir
 from pertinence.seen import SeenImages
 
 

@@ -26,8 +26,8 @@ from pertinence.arguments import DataArguments, RuntimeArguments
 from pertinence.candidates import save_candidates
 from pertinence.front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS
 from pertinence.model_evaluation import evaluate_model
-from pertinence.result import SearchFolder, check_output_dir
 from pertinence.search import load_stem
+from pertinence.search_folder import SearchFolder, check_output_dir
 from pertinence.statistics import non_dominated
 
 

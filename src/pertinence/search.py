@@ -31,7 +31,8 @@ from .modeling_pertinence import PertinenceForImageClassification
 from .pool import list_references, load_pool, pool_labels
 from .predictions import Predictions, predict
 from .proposals import propose_variants
-from .result import SearchFolder, SearchResult, holds_result, pick_examples
+from .result import SearchResult, pick_examples
+from .search_folder import SearchFolder, holds_result
 from .seen import TOLERATED_SHARED, SeenImages
 from .tables import PredictionTable
 
