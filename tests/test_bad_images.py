@@ -3,6 +3,7 @@ or named and refused; a search skips it where it is told to."""
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -218,9 +220,14 @@ def test_a_row_that_cannot_be_decoded_is_an_error_by_itself(folder, name):
         ({"bytes": None, "path": None}, "the row has none"),
         ({"bytes": None, "path": "/dev/zero"}, "'/dev/zero' is no file"),
         ({"bytes": None, "path": "FIFO"}, "is no file"),
-        ({"bytes": None, "path": "/nowhere/x.png"}, "nowhere"),
+        ({"bytes": None, "path": "/nowhere/x.png"}, "is no file"),
+        ({"bytes": None, "path": "file:///dev/zero"}, "is no file"),
+        ({"bytes": None, "path": "local://../../../../../../dev/zero"}, "is no file"),
+        ({"bytes": None, "path": "simplecache::file:///dev/zero"}, "is no file"),
+        ({"bytes": None, "path": "file:///dev/zero::https://127.0.0.1/x"}, "is no file"),
+        ({"bytes": None, "path": "http://127.0.0.1:1/x.png"}, "refused"),
     ],
-    ids=["none", "empty", "endless", "fifo", "gone"],
+    ids=lambda value: str(value and value["path"]) if value is None or isinstance(value, dict) else "",
 )
 def test_a_row_without_an_image_is_one_that_cannot_be_decoded(folder, tmp_path, row, words):
     """Neither counted nor hashed does it take memory, or wait for what never comes."""
@@ -257,24 +264,31 @@ def test_a_row_is_read_as_its_column_says(folder, mode):
         np.testing.assert_array_equal(LabelledImages(rows, needs_labels=False)[0].permute(1, 2, 0), expected)
 
 
-@pytest.mark.parametrize("kind", ["path", "opened", "row", "bytes"])
+@pytest.mark.parametrize("kind", ["path", "opened", "base64", "data", "row", "bytes", "grey"])
 def test_postscript_is_not_run(tmp_path, monkeypatch, kind):
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     (tmp_path / "gs").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", str(tmp_path / "gs"))
     path = tmp_path / "x.png"
     photo().save(path, "EPS")
-    row = {"bytes": path.read_bytes() if kind == "bytes" else None, "path": str(path)}
-    column = datasets.Dataset.from_dict({"image": [row]}, features=datasets.Features({"image": datasets.Image()}))
-    said = {
-        "path": lambda: decode_image(str(path)),
-        "opened": lambda: decode_image(Image.open(path)),
-        "row": lambda: raise_or([LabelledImages(column, needs_labels=False)[0]]),
-    }
+    row = {"bytes": None if kind == "row" else path.read_bytes(), "path": str(path)}
+    features = datasets.Features({"image": datasets.Image(mode="L" if kind == "grey" else None)})
+    column = datasets.Dataset.from_dict({"image": [row]}, features=features)
+    text = base64.b64encode(path.read_bytes()).decode()
+    given = {"path": str(path), "base64": text, "data": f"data:image/png;base64,{text}"}
+    if kind in given or kind == "opened":
+        decode = partial(decode_image, given[kind] if kind in given else Image.open(path))
+    else:
+        decode = partial(raise_or, [LabelledImages(column, needs_labels=False)[0]])
     with pytest.raises(PertinenceError, match="an EPS file is a program"):
-        said.get(kind, said["row"])()
+        decode()
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("head", ["", "data:image/png;base64,"])
+def test_an_image_as_base64_is_read(head):
+    text = base64.encodebytes(encoded(photo(), "PNG")).decode()
+    np.testing.assert_array_equal(decode_image(head + text).permute(1, 2, 0), photo())
 
 
 # What would become too large

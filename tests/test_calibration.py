@@ -434,13 +434,14 @@ def test_images_of_the_search_and_of_its_report_are_refused(copied, data, capsys
     assert json.loads((copied / "config.json").read_text())["guarantee"] is None
 
 
-def test_a_loaded_model_is_measured_as_it_is(run, digits, tmp_path, caplog):
+def test_a_loaded_model_is_measured_as_it_is(run, digits, monkeypatch, caplog):
     model = PertinenceForImageClassification.from_pretrained(run)
     assert calibrate(model, digits[2], max_accuracy_loss=0.1) == calibrate(run, digits[2], max_accuracy_loss=0.1)
     assert evaluate_model(model, digits[2]).to_dict() == evaluate_model(run, digits[2]).to_dict()
     with pytest.raises(PertinenceError, match="calibration images took part in the search"):
         calibrate(model, digits[1].select(range(450)), max_accuracy_loss=0.2)
     assert "does not say" not in caplog.text
+    monkeypatch.chdir(run)  # where what lies is of another model
     composed = PertinenceForImageClassification.compose(
         list(model.experts), model.front, {p.name: model.dispatcher.heads(p) for p in model.front}, "fastest"
     )

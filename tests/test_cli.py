@@ -346,6 +346,7 @@ def test_whoever_has_read_enough_gets_no_error(searched):
     ) as process:  # fmt: skip
         process.stdout.close()
         assert process.stderr.read() == b""
+        assert process.wait() == 1
 
 
 def test_two_processes_predict_find_the_same_and_push_once(searched, hub, tmp_path):

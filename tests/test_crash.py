@@ -8,6 +8,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -266,6 +268,23 @@ def test_stopped_anywhere_a_save_leaves_the_old_model_the_new_or_none(
     assert outcomes[-1] == "new"
     assert set(outcomes) == {"old", "none", "new"}
     assert len(outcomes) >= 4
+
+
+def test_saves_to_one_folder_at_once_leave_a_whole_model(pair, images, tmp_path):
+    """One of them may have to be told to save again."""
+    models = [PertinenceForImageClassification.from_pretrained(folder) for folder in pair]
+    expected = [answers(folder, images) for folder in pair]
+
+    def save(model: PertinenceForImageClassification) -> None:
+        with suppress(PertinenceError):
+            model.save_pretrained(tmp_path / "model", save_experts=True)
+
+    for _ in range(10):
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(save, models))
+        models[0].save_pretrained(tmp_path / "model", save_experts=True)
+        assert torch.equal(answers(tmp_path / "model", images), expected[0])
+        assert not list(tmp_path.glob("model/.*"))
 
 
 def test_a_save_that_fails_changes_nothing(pair, images, tmp_path, small_disk):

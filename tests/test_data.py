@@ -200,6 +200,8 @@ def test_data_set_from_the_hub_loads_at_any_commit(hub, tmp_path):
     with pytest.raises(PertinenceError, match="tester/pets.*gone"):
         load_images(DataArguments("tester/pets@gone", "test"))
     assert load_images(DataArguments(str(tmp_path), "test")).commit is None
+    with pytest.raises(PertinenceError, match="is a folder here, which has no revision"):
+        load_images(DataArguments(f"{tmp_path}@gone", "test"))
 
 
 FILES = r"/datasets/tester/{}/resolve/.*\.parquet"

@@ -216,9 +216,10 @@ def test_a_model_is_pushed_with_what_transformers_lets_one_say(experts, hub, tmp
     files = hub.files("tester/tagged")
     assert {"made-by-us", "mine"} <= set(ModelCard(files["README.md"].decode()).data.tags)
     assert "model.safetensors.index.json" in files
-    options = {"repo_id": "tester/tagged", "tags": ["yours"], "replace_card": True}
+    options = {"repo_id": "tester/tagged-too", "tags": ["yours"], "replace_card": True, "max_shard_size": 100}
     model.save_pretrained(tmp_path / "tagged", push_to_hub=True, token=hub.token, **options)
-    assert {"made-by-us", "yours"} <= set(ModelCard(hub.files("tester/tagged")["README.md"].decode()).data.tags)
+    assert "model.safetensors.index.json" in hub.files("tester/tagged-too")
+    assert {"made-by-us", "yours"} <= set(ModelCard(hub.files("tester/tagged-too")["README.md"].decode()).data.tags)
 
 
 def test_a_result_is_pushed_by_the_main_process_alone(result, hub):

@@ -1,7 +1,12 @@
 """Licences: which is the most restrictive of several, and which forbid copies."""
 
+import json
+import shutil
+
 import pytest
 
+from pertinence.checkpoints import ExpertReference, LoadOptions
+from pertinence.experts import load_expert
 from pertinence.licences import forbids_copies, most_restrictive
 
 
@@ -42,3 +47,24 @@ def test_the_most_restrictive_is_that_of_the_whole(licences, expected):
 )
 def test_licences_that_forbid_copies(licence, forbids):
     assert forbids_copies(licence) is forbids
+
+
+@pytest.mark.parametrize(
+    ("head", "licence"),
+    [
+        ("license: mit", "mit"),
+        ("license: other\nlicense_name: mine", "mine"),
+        ("license: [mit, apache-2.0]", "mit, apache-2.0"),
+        ("license: {a: b}", None),
+        ("license: &a [*a]", None),
+        ("license: !!bool maybe", None),
+    ],
+)
+def test_a_card_states_its_licence_at_its_head(tiny_experts, tmp_path, head, licence):
+    """However long it is, and whatever it holds."""
+    folder = shutil.copytree(tiny_experts[0], tmp_path / "expert")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"].pop("license", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "README.md").write_text(f"---\n{head}\n---\n# Card\n" + "x" * 2**20)
+    assert load_expert(ExpertReference.parse(folder), LoadOptions()).entry["licence"] == licence

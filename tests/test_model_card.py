@@ -120,14 +120,14 @@ def test_a_guarantee_is_on_the_card_with_its_assumptions(card):
 
 
 def test_nothing_of_somebodys_is_markup(card):
-    name, settings = "![x](https://evil/pixel.png) `a` <b>", {"dataset": "a\n```\n# Heading\n"}
+    name, settings = "![x](https://evil/pixel.png) `a` <b> __bold__", {"dataset": "a\n```\n# Heading\n"}
     card.config.experts[0]["name"] = card.config.experts[0]["licence"] = name
     card.config.front[0]["name"] = name
     text = render_card(replace(card, settings=SETTINGS | settings, needs_code=(name,)))
-    blocks = r"^(`{3,})\w*\n.*?^\1$|`[^`\n]+`"
+    blocks = r"^(`{3,})\w*\n.*?^\1$|(?<![\\`])`[^`\n]+`"
     outside = re.sub(blocks, "", text.split("---", 2)[2], flags=re.MULTILINE | re.DOTALL)
     assert "# Heading" not in outside
-    for markup in ("[x", "<b", "`a"):
+    for markup in ("[x", "<b", "`a", "__bold"):
         assert markup in text
         assert re.search(rf"(?<!\\){re.escape(markup)}", outside) is None
 

@@ -42,6 +42,15 @@ def test_between_decisions_the_expert_that_answered_goes_on_alone(model, clip):
     assert "10 decisions on 30 frames (33.3 %)" in repr(stream)
 
 
+def test_a_model_that_answers_in_tuples_is_streamed_as_any(model, clip):
+    expected = [answer.expert_index for answer in StreamDispatcher(model, interval=3)(clip)]
+    model.config.return_dict = False
+    try:
+        assert [answer.expert_index for answer in StreamDispatcher(model, interval=3)(clip)] == expected
+    finally:
+        model.config.return_dict = True
+
+
 def test_neither_stem_nor_earlier_experts_run_between_decisions(model, clip, monkeypatch):
     hard = next(frame for frame in clip if model(frame[None]).expert_indices.item() == 1)
     stream = StreamDispatcher(model, interval=10)

@@ -135,6 +135,8 @@ def test_an_architecture_leads_to_no_other_repository(changed, hub, architecture
         (None, "attn_implementation", "someone/attention"),
         (None, "quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
         (None, "transformers_weights", "other.safetensors"),
+        ("1", "configuration_files", ["config.4.0.0.json"]),
+        (None, "configuration_files", ["config.4.0.0.json"]),
     ],
 )
 def test_settings_have_nothing_imported_or_fetched(changed, hub, expert, setting, value):
@@ -191,6 +193,24 @@ def test_a_processor_is_that_of_a_classifier(changed, hub, values, name):
     assert f"its {name} asks for " in (message := refusal(folder))
     assert "not for image classifiers" in message
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("kind", ["layoutlmv3", "oneformer", "sam"])
+def test_a_processor_that_goes_with_the_type_is_that_of_a_classifier(changed, hub, kind):
+    """A stem may be any backbone; without a class in its files transformers takes that of its type."""
+    folder = changed("experts/stem/config.json", model_type=kind)
+    (folder / "experts/stem/preprocessor_config.json").write_text('{"apply_ocr": true, "repo_path": "someone/else"}')
+    hub.requests.clear()
+    assert f"its model_type '{kind}' is none of image classifiers" in refusal(folder)
+    assert hub.requests == []
+
+
+def test_code_that_is_trusted_may_have_settings_of_its_own(changed):
+    changed("experts/1/preprocessor_config.json", max_pixels=10**6, auto_map={"AutoImageProcessor": "a.B"})
+    folder = changed("experts/1/config.json", backbone="resnet18") / "experts" / "1"
+    assert check_checkpoint(folder, trust_remote_code=True) is not None
+    with pytest.raises(PertinenceError, match="has backbone"):
+        check_checkpoint(folder)
 
 
 def test_processors_of_classifiers_are_known():
@@ -272,9 +292,13 @@ def test_a_link_takes_no_file_of_this_machine_along(changed, tmp_path, place):
 
 @pytest.mark.parametrize("place", ["LICENSE", "extra.json"])
 @pytest.mark.parametrize("within", ["", "snapshots", "models--a/snapshots"])
-def test_a_link_in_an_experts_folder_takes_no_file_along(changed, whole, tmp_path, place, within):
+@pytest.mark.parametrize("of_a_path", [False, True])
+def test_a_link_in_an_experts_folder_takes_no_file_along(whole, tmp_path, place, within, of_a_path):
     expert = tmp_path / within / "expert"
     shutil.copytree(whole / "experts" / "0", expert)
+    if of_a_path:  # which a push takes out, in a copy
+        values = json.loads((expert / "config.json").read_text()) | {"_name_or_path": "/somewhere"}
+        (expert / "config.json").write_text(json.dumps(values))
     (tmp_path / "secret").write_text("{}")
     (expert / place).symlink_to(tmp_path / "secret")
     model = PertinenceForImageClassification.from_experts([expert, whole / "experts" / "1"], 0.6)
@@ -283,6 +307,16 @@ def test_a_link_in_an_experts_folder_takes_no_file_along(changed, whole, tmp_pat
     model.save_pretrained(tmp_path / "referring")
     with pytest.raises(PertinenceError, match="is a link that leads out of"):
         collect(tmp_path / "referring", tmp_path / "work", save_experts=True)
+
+
+def test_weights_of_an_expert_may_lie_elsewhere(whole, tmp_path, images):
+    expert = tmp_path / "expert"
+    shutil.copytree(whole / "experts" / "0", expert)
+    (expert / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    (expert / "model.safetensors").symlink_to(tmp_path / "weights.safetensors")
+    model = PertinenceForImageClassification.from_experts([expert, whole / "experts" / "1"], 0.6)
+    model.save_pretrained(tmp_path / "saved", save_experts=True)
+    assert torch.equal(load(tmp_path / "saved")(images(2, 40)).logits, model(images(2, 40)).logits)
 
 
 def test_links_of_the_hubs_cache_are_followed(hub, whole, tmp_path, images):
@@ -431,8 +465,8 @@ def test_an_expert_takes_no_more_than_its_files_are_worth(changed, name, values,
 def test_a_large_file_of_settings_is_not_read(changed, place):
     folder = changed()
     with (folder / place).open("w") as file:
-        file.truncate(2**25 + 1)
-    assert "config.json has 33,554,433 bytes, expected at most 33,554,432" in refusal(folder)
+        file.truncate(2**26 + 1)
+    assert "config.json is too large: it has 67,108,865 bytes, expected at most 67,108,864" in refusal(folder)
 
 
 @pytest.mark.parametrize("place", ["config.json", "experts/0/config.json", "experts/1/preprocessor_config.json"])
@@ -441,7 +475,7 @@ def test_millions_of_empty_settings_are_not_read(changed, place):
     folder = changed()
     values = json.loads((folder / place).read_text()) | {"more": []}
     (folder / place).write_text(json.dumps(values).replace('"more": []', f'"more": [{"{}," * 10**7}1]'))
-    assert "has more than 1,048,576 lists and mappings" in refusal(folder)
+    assert "is too large: it has more than" in refusal(folder)
 
 
 def test_a_network_that_fits_its_weights_may_be_built(whole):

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
-from .checkpoint_checks import check_contained
+from .checkpoint_checks import check_contained, read_json
 from .checkpoints import LoadOptions, hash_folder
 from .configuration_pertinence import EMBEDDED, PertinenceConfig, open_config
 from .errors import MALFORMED, PertinenceError, explain
@@ -32,6 +32,7 @@ from .files import (
     check_same_search,
     find_table_record,
     hash_tensors,
+    parse_json,
     parse_yaml,
     read_mapping,
 )
@@ -127,7 +128,7 @@ def collect(
         path.name: path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern)) if path.is_file()
     }
     check_same_search(folder, config.front)
-    if (record := read_mapping(folder / RECORD, json.loads)) is not None:
+    if (record := read_mapping(folder / RECORD, parse_json)) is not None:
         kept = (*RUN_FILES, *([EXAMPLES_FIGURE] if examples else []))
         files |= {name: folder / name for name in kept if (folder / name).is_file()}
     bundle = Bundle(config, files)
@@ -207,11 +208,13 @@ def _collect_experts(
 
 def _without_own_path(source: Path, work: Path) -> Path:
     """An expert's folder, or a copy whose config.json does not say where it was loaded from."""
-    config = source / "config.json"
-    values = json.loads(config.read_text())
+    config, files = source / CONFIG, files_to_copy(source)
+    values = read_json(config)
     if not _is_path(values.get("_name_or_path")):
         return source
-    shutil.copytree(source, work)
+    work.mkdir()
+    for path in files:
+        shutil.copyfile(path, work / path.name)
     (work / config.name).write_bytes(_as_bytes({key: v for key, v in values.items() if key != "_name_or_path"}, 2))
     return work
 

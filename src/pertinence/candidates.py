@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from .dispatcher import Head
 from .downloads import find_file
 from .errors import PertinenceError
 from .evidence import NUM_KNOTS, evidence_size
-from .files import BASELINES, replaced, save_tensors
+from .files import BASELINES, parse_json, replaced, save_tensors
 from .front import OperatingPoint
 from .statistics import non_dominated
 from .values import is_whole
@@ -101,10 +101,10 @@ def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state
         save_tensors({"heads": torch.cat(weights), "json": text}, temporary)
 
 
-def load_candidates(path: Path) -> tuple[dict[str, list[Candidate]], Any]:
-    """What `save_candidates` wrote: the groups, and the rest."""
+def load_candidates(path: Path, parse: Callable[[str], Any] = json.loads) -> tuple[dict[str, list[Candidate]], Any]:
+    """What `save_candidates` wrote: the groups, and the rest; `parse` reads its JSON."""
     with safe_open(path, framework="pt") as file:
-        stored, weights = json.loads(file.get_tensor("json").numpy().tobytes()), file.get_tensor("heads")
+        stored, weights = parse(file.get_tensor("json").numpy().tobytes().decode()), file.get_tensor("heads")
     at = 0
 
     def take(*shape: int) -> torch.Tensor:
@@ -147,7 +147,7 @@ def load_baselines(
     if path is None:
         return {}
     try:
-        groups, chosen = load_candidates(path)
+        groups, chosen = load_candidates(path, parse_json)
         for name, candidates in groups.items():
             if not is_whole(chosen[name], 0, len(candidates) - 1):
                 raise ValueError(f"it chooses none of the baselines {name!r}")

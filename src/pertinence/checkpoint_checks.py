@@ -6,11 +6,10 @@ files (shards), to code (attention from the Hub, quantisers), and to as much mem
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -24,8 +23,8 @@ from torch import nn
 from torch.nn.modules import module as registration
 
 from .configuration_pertinence import ATTENTION, MAX_LABELS, MEANINGLESS, PertinenceConfig
-from .errors import PertinenceError, explain, shown
-from .files import CONFIG, read_text
+from .errors import PertinenceError, explain, printable, shown
+from .files import CONFIG, parse_json, read_text
 from .transforms import MAX_RESIZED_PIXELS, MAX_SIDE
 from .values import is_number
 
@@ -85,8 +84,12 @@ class Tensors:
         return cls(shapes, dtypes)
 
 
-def check_checkpoint(folder: Path) -> Tensors | None:
+def check_checkpoint(folder: Path, trust_remote_code: bool = False) -> Tensors | None:
     """Check the files of a checkpoint; nothing is built, and of the weights only the headers are read.
+
+    Args:
+        folder: where they lie.
+        trust_remote_code: whether code that they bring runs, which then may have settings of its own.
 
     Returns:
         What the headers say; None where there are no weights in safetensors.
@@ -95,43 +98,52 @@ def check_checkpoint(folder: Path) -> Tensors | None:
         PertinenceError: it leads to code or to other files, or its numbers cannot be those of an image classifier.
     """
     config = read_json(folder / CONFIG)
+    processors = {name: read_json(folder / name) for name in PROCESSORS if (folder / name).is_file()}
     if config.get("model_type") == PertinenceConfig.model_type:
         raise PertinenceError("it is itself a pertinence model: give its experts instead")
     if (folder / "adapter_config.json").exists():
         raise PertinenceError("it is an adapter of another model: merge it into that, and save the whole")
-    _check_code(config, CONFIG)
-    _check_processor_class(config, CONFIG)
-    for key in LABELS:
-        if isinstance(config.get(key), (dict, list)) and len(config[key]) > MAX_LABELS:
-            raise PertinenceError(f"its config.json has more than {MAX_LABELS} labels")
-    for key in COUNTS:
-        if config.get(key) is not None and not is_number(config[key], 0, MAX_LABELS):
-            raise PertinenceError(f"its config.json claims {shown(config[key])} labels, more than {MAX_LABELS}")
+    runs_code = trust_remote_code and any("auto_map" in values for values in (config, *processors.values()))
+    for name, values in {CONFIG: config, **processors}.items():
+        _check_code(values, name, runs_code)
     paths = find_weights(folder)
     tensors = Tensors.of(*paths) if paths else None
-    most = max(MOST_LAYERS, len(tensors.shapes) if tensors else 0)
-    for key, value in _numbers({key: value for key, value in config.items() if key not in LABELS}):
-        if LAYERS.search(key) and value > most:
-            raise PertinenceError(f"its config.json has {key} {shown(value)}, but only {most} would have weights")
-        if key in SIDES and not is_number(value, -1, MAX_SIDE):
-            raise PertinenceError(f"its config.json has {key} {shown(value)}, expected up to {MAX_SIDE} pixels")
-    _check_resize(config)
-    for name in PROCESSORS:
-        if (folder / name).is_file():
-            _check_processor(read_json(folder / name), name)
+    _check_sizes(config, tensors)
+    if not runs_code:
+        _check_processors(config, processors)
     unknown = sorted(set(tensors.dtypes.values()) - DTYPES) if tensors else []
     if unknown:
         raise PertinenceError(f"its weights are {shown(unknown)}, expected floating-point numbers")
     return tensors
 
 
+def _check_sizes(config: dict[str, Any], tensors: Tensors | None) -> None:
+    """Refuse numbers in a config that no image classifier of these weights has."""
+    for key in LABELS:
+        if isinstance(config.get(key), (dict, list)) and len(config[key]) > MAX_LABELS:
+            raise PertinenceError(f"its config.json has more than {MAX_LABELS} labels")
+    for key in COUNTS:
+        if config.get(key) is not None and not is_number(config[key], 0, MAX_LABELS):
+            raise PertinenceError(f"its config.json claims {shown(config[key])} labels, more than {MAX_LABELS}")
+    most = max(MOST_LAYERS, len(tensors.shapes) if tensors else 0)
+    numbers = list(_numbers({key: value for key, value in config.items() if key not in LABELS}))
+    for key, value in numbers:
+        if LAYERS.search(key) and value > most:
+            raise PertinenceError(
+                f"its config.json has {printable(key)} {shown(value)}, but only {most} would have weights"
+            )
+        if key in SIDES and not is_number(value, -1, MAX_SIDE):
+            raise PertinenceError(f"its config.json has {key} {shown(value)}, expected up to {MAX_SIDE} pixels")
+    _check_resize(numbers)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A mapping from a file of a moderate size; raises `PertinenceError` where there is none."""
     try:
-        values = json.loads(read_text(path))
+        values = parse_json(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, PertinenceError):
-            raise
+            raise PertinenceError(f"{path.name} is too large: {error}") from error
         raise PertinenceError(f"{path.name} is damaged ({explain(error)})") from error
     if not isinstance(values, dict):
         raise PertinenceError(f"{path.name} is damaged: it holds no mapping")
@@ -217,58 +229,70 @@ _watching = threading.Lock()
 _hooks: list[Any] = []
 
 
-def _check_code(config: dict[str, Any], name: str) -> None:
-    """Refuse settings of a file that have transformers or timm fetch or import something."""
-    for key, value in _settings(config):
+def _check_code(values: dict[str, Any], name: str, runs_code: bool) -> None:
+    """Refuse settings of a file that have transformers or timm fetch or import something.
+
+    Args:
+        values: what the file holds.
+        name: of the file.
+        runs_code: whether it is code of the checkpoint's own that reads them.
+    """
+    for key, value in _settings(values):
         if key.lstrip("_").startswith("attn_implementation") and value not in ATTENTION:
             raise PertinenceError(f"its {name} asks for the attention {shown(value)}, which may be code")
-        is_other = key == "backbone" and _is_text(value)
+        is_other = key == "backbone" and _is_text(value) and not runs_code
         if is_other or (key.lstrip("_") in (*MEANINGLESS, "use_pretrained_backbone") and value):
             raise PertinenceError(f"its {name} has {key}, which has other files or packages loaded")
-    architecture, arguments = config.get("architecture"), config.get("model_args")
+    architecture, arguments = values.get("architecture"), values.get("model_args")
     if architecture is not None and not (_is_text(architecture) and re.fullmatch(r"[\w.-]+", architecture)):
         raise PertinenceError(f"its architecture {shown(architecture)} is not the name of a network of timm")
     if isinstance(arguments, dict) and (others := sorted(OF_FACTORY & set(arguments))):
         raise PertinenceError(f"its model_args have {', '.join(others)}, which would read other files")
 
 
-def _check_processor(values: dict[str, Any], name: str) -> None:
+def _check_processors(config: dict[str, Any], processors: dict[str, dict[str, Any]]) -> None:
     """Refuse an image processor that does more than an image classifier's does, or makes much larger images."""
-    _check_code(values, name)
-    _check_processor_class(values, name)
-    _check_resize(values)
-    for key, value in _numbers(values):
-        if not is_number(value, -MAX_SIDE, MAX_SIDE):
-            raise PertinenceError(f"its {name} has {key} {shown(value)}, expected up to {MAX_SIDE}")
-
-
-def _check_processor_class(values: dict[str, Any], name: str) -> None:
-    for key, value in _settings(values):
-        if key in PROCESSOR_CLASSES and _is_text(value):
-            kind = value.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
-            # Others are somebody's own, which run with trust_remote_code or are known to this process alone.
-            if kind in dir(transformers) and kind not in classifier_processors():
-                raise PertinenceError(f"its {name} asks for {shown(value)}, which is not for image classifiers")
+    for name, values in {CONFIG: config, **processors}.items():
+        for key, value in _settings(values):
+            if key in PROCESSOR_CLASSES and _is_text(value):
+                kind = value.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+                # Others are somebody's own, which run with trust_remote_code or are known to this process alone.
+                if kind in dir(transformers) and kind not in classifier_processors():
+                    raise PertinenceError(f"its {name} asks for {shown(value)}, which is not for image classifiers")
+    # Where no file names a class transformers takes that of the model's type.
+    kind = config.get("model_type")
+    if _is_text(kind) and not processors_of(kind) <= classifier_processors():
+        raise PertinenceError(f"its model_type {shown(kind)} is none of image classifiers")
+    for name, values in processors.items():
+        numbers = list(_numbers(values))
+        _check_resize(numbers)
+        for key, value in numbers:
+            if not is_number(value, -MAX_SIDE, MAX_SIDE):
+                raise PertinenceError(f"its {name} has {printable(key)} {shown(value)}, expected up to {MAX_SIDE}")
 
 
 @cache
 def classifier_processors() -> frozenset[str]:
     """Names of the image processors that transformers has for classifiers and backbones: others fetch files, start
     programs, or make images as large as a number says."""
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_BACKBONE_MAPPING_NAMES,
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     )
 
     kinds = {*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *MODEL_FOR_BACKBONE_MAPPING_NAMES}
-    names = [IMAGE_PROCESSOR_MAPPING_NAMES.get(kind) or {} for kind in kinds]
-    return frozenset(name for by_backend in names for name in by_backend.values())
+    return frozenset().union(*map(processors_of, kinds))
 
 
-def _check_resize(values: dict[str, Any]) -> None:
+def processors_of(model_type: str) -> frozenset[str]:
+    """Names of the image processors that transformers has for a type of model."""
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    return frozenset((IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}).values())
+
+
+def _check_resize(numbers: Sequence[tuple[str, float]]) -> None:
     """Refuse what is cut out of an image that is resized to far more."""
-    numbers = list(_numbers(values))
     most = math.isqrt(MAX_RESIZED_PIXELS)
     side = max((value for key, value in numbers if key in RESIZED), default=0)
     for share in (value for key, value in numbers if key.endswith("crop_pct")):

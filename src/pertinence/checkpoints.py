@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import metadata_load
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -22,7 +22,7 @@ from transformers.utils import logging
 from .checkpoint_checks import building_from, check_checkpoint
 from .downloads import chain, explain_hub, fetch, pin
 from .errors import PertinenceError, explain
-from .files import MAX_YAML
+from .files import MAX_YAML, parse_yaml
 from .values import LONGEST_NAME, split_revision
 
 
@@ -227,7 +227,7 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             # By its folder from here on: transformers would prefer a local directory that happens to have the same
             # name.
             folder = fetch(reference.repo_id, revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
-        tensors = check_checkpoint(folder)
+        tensors = check_checkpoint(folder, options.trust_remote_code)
         shared = {**options.hub, "trust_remote_code": options.trust_remote_code}
         config = AutoConfig.from_pretrained(folder, **shared)
         if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
@@ -356,6 +356,13 @@ def _hash_tensors(model: nn.Module) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def card_metadata(card: Path) -> dict[str, Any]:
+    """The metadata at the head of a model card."""
+    with card.open(encoding="utf-8") as file:
+        block = re.match(r"\s*---\r?\n(.*?)\n---", file.read(MAX_YAML), re.DOTALL)
+    return (parse_yaml(block[1]) or {}) if block else {}
+
+
 def read_licence(checkpoint: Checkpoint, title: str) -> str | None:
     """Licence that a checkpoint states: on its card, else in timm's `pretrained_cfg`; None where it states none.
 
@@ -364,8 +371,8 @@ def read_licence(checkpoint: Checkpoint, title: str) -> str | None:
     licence = None
     try:
         card = checkpoint.folder and checkpoint.folder / "README.md"
-        if card is not None and card.is_file() and card.stat().st_size <= MAX_YAML:
-            values = metadata_load(card) or {}
+        if card is not None and card.is_file():
+            values = card_metadata(card)
             licence = values.get("license")
             if licence == "other":
                 licence = values.get("license_name") or licence

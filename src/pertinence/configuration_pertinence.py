@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .downloads import explain_hub
 from .errors import MALFORMED, PertinenceError, explain, first_line, shown
 from .figures import Figures
-from .files import read_text
+from .files import parse_json, read_text
 from .front import STEM, Front, OperatingPoint
 from .guarantee import Guarantee
 from .transforms import Transform
@@ -40,6 +40,7 @@ MEANINGLESS = (
     "fusion_config",
     "per_layer_config",
     "experts_implementation",
+    "configuration_files",
 )
 """Settings of transformers that have it fetch, import or replace something, and that this model has no use for."""
 PREPROCESSING_MODES = ("exact", "fast")
@@ -124,7 +125,12 @@ class PertinenceConfig(PreTrainedConfig):
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        read_text(Path(json_file))  # refused where it is too large to be understood
+        try:
+            values = parse_json(read_text(Path(json_file)))
+        except PertinenceError as error:
+            raise PertinenceError(f"{json_file} is too large: {error}") from error
+        if isinstance(values, dict):
+            _check_settings(cls, values)  # before transformers takes another file's instead
         return super()._dict_from_json_file(json_file)
 
     @classmethod

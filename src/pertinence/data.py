@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -23,12 +24,16 @@ from PIL import Image, ImageOps
 from .arguments import DataArguments
 from .downloads import DamagedDownload, checked_downloads, explain_hub, may_pass, with_retries
 from .errors import PertinenceError, explain, first_line, shown
-from .image_processing_pertinence import decode_image
+from .image_processing_pertinence import decode_image, fetch, open_image
 from .labels import first_difference, in_another_order, is_generic, places_by_name
 from .values import is_commit, split_revision
 
 
 HASHED_IMAGES = 20_000
+REMOTE, ARCHIVE = (
+    re.compile(rf"({schemes})://") for schemes in ("https?|hf|s3|gs|gcs|abfs|az", "zip|tar|gzip|xz|bz2|zstd")
+)
+"""Where a row may say that its image lies, if that is in no file of this machine."""
 BY_NAME = "label_map='by_name' (--label-map by_name)"
 
 
@@ -133,10 +138,15 @@ class LabelledImages(torch.utils.data.Dataset):
         if content is None and path is None:
             raise PertinenceError("the row has none")
         if content is None and not Path(path).is_file():
-            if Path(path).exists():  # a device or a pipe, which need not end
+            *inside, place = path.split("::")
+            if not REMOTE.match(place) or not all(map(ARCHIVE.match, inside)):  # a device or a pipe need not end
                 raise PertinenceError(f"{shown(path)} is no file")
-            return self._feature.decode_example(image)  # of a remote place
-        opened = Image.open(path if content is None else BytesIO(content))
+            if path.startswith(("http://", "https://")):
+                content = fetch(path)
+            else:
+                with fsspec.open(path) as file:
+                    content = file.read()
+        opened = open_image(path if content is None else BytesIO(content))
         return opened if mode in (None, opened.mode) else ImageOps.exif_transpose(opened).convert(mode)
 
     @property
@@ -207,6 +217,8 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
         missing = " and ".join(f"--{key}" for key, value in (("dataset", name), ("split", split)) if value is None)
         raise PertinenceError(f"no images were named: give {missing}")
     name, revision = (name, None) if Path(name).exists() else split_revision(name)
+    if revision is not None and Path(name).exists():
+        raise PertinenceError(f"data set {name!r} is a folder here, which has no revision: leave @{revision} out")
     options = {"split": split, "token": token, "revision": revision}
     try:
         dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, **options))

@@ -25,5 +25,9 @@ def shown(value: object, most: int = 80) -> str:
 
 def explain(error: BaseException) -> str:
     """What kind of error it is and what it says, as a part of one line."""
-    text = "".join(letter if letter.isprintable() else " " for letter in first_line(error))
-    return f"{type(error).__name__}: {text[:200]}"
+    return f"{type(error).__name__}: {printable(first_line(error))}"
+
+
+def printable(text: str, most: int = 200) -> str:
+    """Somebody's text as a part of one line, without what does something to a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:most])

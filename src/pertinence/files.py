@@ -51,9 +51,9 @@ SEARCH_DATA = (RECORD, BASELINES, SEEN)
 SEARCH_FILES = (*SEARCH_DATA, SETTINGS, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE)
 """What a search leaves beside its model."""
 
-MAX_TEXT, MAX_PARTS = 2**25, 2**20
-"""Bytes of a text file that somebody made, and lists and mappings in it: of these ten million fit into the bytes, and
-would take two GB."""
+MAX_TEXT, MAX_PARTS = 2**26, 2**20
+"""Bytes of a text file that somebody made, and lists and mappings in it: of these twenty million fit into the bytes,
+and would take four GB."""
 MAX_YAML = 2**19
 """Bytes of YAML, which is slow to read."""
 
@@ -137,12 +137,17 @@ def move_into(staged: Path, folder: Path, marks: Sequence[str], obsolete: Sequen
     for mark in reversed(marks):
         (folder / mark).unlink(missing_ok=True)
     for path in (path for pattern in obsolete for path in folder.glob(pattern)):
-        path.unlink()
+        path.unlink(missing_ok=True)
     places = {mark: place for place, mark in enumerate(marks)}
     for path in sorted(staged.iterdir(), key=lambda path: places.get(path.name, -1)):
         if path.is_dir():
             _remove(folder / path.name)
-        os.replace(path, folder / path.name)
+        try:
+            os.replace(path, folder / path.name)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise PertinenceError(f"somebody else is saving to {folder}: save there again") from error
 
 
 def check_writable(folder: Path, advice: str) -> None:
@@ -179,7 +184,7 @@ def check_same_search(folder: Path, front: list[dict[str, Any]] | None) -> None:
     left = [name for name in SEARCH_FILES if (folder / name).is_file()]
     if not set(SEARCH_DATA) & set(left):
         return
-    there = read_mapping(folder / (RECORD if RECORD in left else CONFIG), json.loads) or {}
+    there = read_mapping(folder / (RECORD if RECORD in left else CONFIG), parse_json) or {}
     if not is_same_front(there.get("front"), front):
         raise PertinenceError(
             f"{left[0]} in {folder} is of another search than the model: save the model to a folder of its own, or "
@@ -200,14 +205,18 @@ def is_same_front(front: Any, other: Any) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """What is in a text file; raises `PertinenceError` where that would take much memory or time to understand."""
+    """What is in a text file of at most `MAX_TEXT` bytes; raises `PertinenceError` where it has more."""
     size = path.stat().st_size
     if size > MAX_TEXT:
-        raise PertinenceError(f"{path.name} has {size:,} bytes, expected at most {MAX_TEXT:,}")
-    text = path.read_text(encoding="utf-8")
-    if text.count("{") + text.count("[") > MAX_PARTS:
-        raise PertinenceError(f"{path.name} has more than {MAX_PARTS:,} lists and mappings")
-    return text
+        raise PertinenceError(f"it has {size:,} bytes, expected at most {MAX_TEXT:,}")
+    return path.read_text(encoding="utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """Values from JSON; raises `ValueError` where it is damaged, or would take much memory and time."""
+    if len(text) > MAX_TEXT or text.count("{") + text.count("[") > MAX_PARTS:
+        raise PertinenceError(f"it has more than {MAX_TEXT:,} bytes or {MAX_PARTS:,} lists and mappings")
+    return json.loads(text)
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -236,7 +245,8 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | No
     try:
         values = parse(read_text(path))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise PertinenceError(f"{path} is damaged ({first_line(error)}): search again, or remove it") from error
+        what = "too large" if isinstance(error, PertinenceError) else "damaged"
+        raise PertinenceError(f"{path} is {what} ({first_line(error)}): search again, or remove it") from error
     if not isinstance(values, dict):
         raise PertinenceError(f"{path} is damaged: search again, or remove it")
     return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from .checkpoints import ExpertReference, LoadOptions
 from .configuration_pertinence import EMBEDDED, PertinenceConfig
 from .downloads import chain, explain_hub, may_pass, with_retries
 from .errors import PertinenceError, first_line
-from .files import CONFIG, SEARCH_DATA, SEARCH_FILES, is_same_front, read_mapping
+from .files import CONFIG, SEARCH_DATA, SEARCH_FILES, is_same_front, parse_json, read_mapping
 
 
 logger = logging.get_logger(__name__)
@@ -152,7 +151,7 @@ def _holds_another(
     with _explained(repo_id):
         path = with_retries(partial(hf_hub_download, repo_id, CONFIG, revision=revision, token=token))
     try:
-        known = read_mapping(Path(path), json.loads) or {}
+        known = read_mapping(Path(path), parse_json) or {}
     except PertinenceError:  # damaged: this push mends it
         known = {}
     return not is_same_front(known.get("front"), config.front)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import os
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from huggingface_hub import get_session
 from PIL import Image, ImageOps
 from transformers import BaseImageProcessor, BatchFeature
-from transformers.image_utils import load_image
 from transformers.utils import logging
 
 from .errors import MALFORMED, PertinenceError, explain, shown
@@ -78,17 +80,15 @@ def decode_image(image: Any) -> torch.Tensor:
     """
     if isinstance(image, (str, Path)):
         try:
-            if os.path.isfile(image):
-                with Image.open(image) as opened:  # closed again, also where it cannot be decoded
-                    return decode_image(opened)
-            image = load_image(str(image))
+            source = image if os.path.isfile(image) else BytesIO(fetch(str(image)))
+            with open_image(source) as opened:  # closed again, also where it cannot be decoded
+                return decode_image(opened)
         except Exception as error:  # Pillow's readers fail in any way: say which file and why
             reason = str(error) if isinstance(error, PertinenceError) else explain(error)
             raise PertinenceError(f"{shown(str(image), 300)} cannot be read as an image ({reason})") from error
     if isinstance(image, Image.Image):
         try:
-            if image.format == "EPS":
-                raise PertinenceError("an EPS file is a program, which Pillow would have run")
+            _refuse_programs(image)
             if image.mode.startswith(("I", "F")) and image.getextrema()[1] > 255:
                 logger.warning_once(
                     "An image has more than 8 bits a channel: what lies above 255 is cut off, as transformers does. "
@@ -110,6 +110,29 @@ def decode_image(image: Any) -> torch.Tensor:
         raise PertinenceError(f"expected an image (PIL, path, URL, numpy or torch array), got {type(image).__name__}")
     check_plain(image)
     return to_uint8(_channels_first(image))
+
+
+def open_image(source: str | Path | BinaryIO) -> Image.Image:
+    """An image of a file, opened and not decoded; raises `PertinenceError` for PostScript."""
+    opened = Image.open(source)
+    _refuse_programs(opened)
+    return opened
+
+
+def _refuse_programs(image: Image.Image) -> None:
+    if image.format == "EPS":
+        raise PertinenceError("an EPS file is a program, which Pillow would have run")
+
+
+def fetch(text: str) -> bytes:
+    """The bytes of an image that is given by a URL or as base64, as transformers' `load_image` takes them."""
+    if text.startswith(("http://", "https://")):
+        return get_session().get(text, follow_redirects=True).content
+    try:
+        text = text.partition(",")[2] if text.startswith("data:image/") else text
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as error:
+        raise PertinenceError("it is no file, no URL, and no base64") from error
 
 
 def as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from .configuration_pertinence import open_config
 from .errors import MALFORMED, PertinenceError
 from .figures import format_table
-from .files import find_table_record
+from .files import find_table_record, parse_json, read_text
 from .front import Front, OperatingPoint
 from .values import is_name
 
@@ -46,7 +45,7 @@ def describe_model(
 
 def _describe_table_record(path: Path) -> tuple[dict[str, Any], str]:
     try:
-        record = json.loads(path.read_text())
+        record = parse_json(read_text(path))
         experts = record["settings"]["experts"]
         names = [entry["name"] for entry in experts]
         front = Front([OperatingPoint.from_dict(point) for point in record["front"]], names)

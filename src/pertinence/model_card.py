@@ -246,7 +246,7 @@ def settings_text(card: Card) -> str | None:
 
 def plain(text: Any) -> str:
     """Somebody's text as Markdown that has no markup."""
-    return re.sub(r"[\\`*\[\]<>]", r"\\\g<0>", " ".join(str(text).split()))
+    return re.sub(r"[\\`*_~\[\]<>]", r"\\\g<0>", " ".join(str(text).split()))
 
 
 def code(text: str) -> str:
@@ -256,7 +256,7 @@ def code(text: str) -> str:
 
 def fenced(text: str, language: str) -> str:
     """Text as a block of code, which it cannot end."""
-    fence = "`" * max(3, *(1 + len(run) for run in re.findall("`+", text)), 3)
+    fence = "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text}\n{fence}"
 
 

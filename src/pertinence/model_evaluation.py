@@ -85,7 +85,8 @@ def source_of(model: ModelSource) -> str | os.PathLike | None:
     """Where that lies which a search left beside a model; None for one that was not loaded from anywhere."""
     if not isinstance(model, PertinenceForImageClassification):
         return model
-    return model.name_or_path if Path(model.name_or_path).is_dir() or commit_of(model, None) else None
+    name = model.name_or_path
+    return name if name and (Path(name).is_dir() or commit_of(model, None)) else None
 
 
 def open_model(

@@ -149,7 +149,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             source: Hub id or folder.
             kwargs: of `from_pretrained`.
         """
-        if (Path(source) / "adapter_config.json").exists():
+        if (Path(source) / (kwargs.get("subfolder") or "") / "adapter_config.json").exists():
             raise PertinenceError(
                 f"{source} has an adapter_config.json, by which another model would be loaded: remove it"
             )
@@ -222,6 +222,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
         heads_hash = hash_tensors(own)  # transformers empties what it is given
         pushes = kwargs.pop("push_to_hub", False)
         hub = {key: kwargs.pop(key) for key in _push_options() & set(kwargs)} if pushes else {}
+        if pushes and "max_shard_size" in kwargs:
+            hub["max_shard_size"] = kwargs["max_shard_size"]
         with beside(folder / "model") as staged:
             staged.mkdir()
             entries = self._save_components(folder, staged, save_experts)

@@ -107,7 +107,7 @@ class StreamDispatcher:
         change = None if scene is None or self._scene is None else scene.change_since(self._scene)
         is_due = self._expert is None or (self.interval is not None and self._since >= self.interval)
         if is_due or (change is not None and change > self.scene_change):
-            out = self.model(image[None], operating_point=self.operating_point)
+            out = self.model(image[None], operating_point=self.operating_point, return_dict=True)
             logits, gmacs, dispatched = out.logits[0], out.gmacs[0].item(), True
             self._expert, self._scene, self._since = out.expert_indices[0].item(), scene, 0
         else:
