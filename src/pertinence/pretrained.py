@@ -82,54 +82,21 @@ class PertinencePreTrainedModel(PreTrainedModel):
             PertinenceError: an expert cannot be found or loaded; the message names it.
         """
         watch_modules()  # before other threads build anything beside a lazy expert that is loaded
-        if (former := kwargs.pop("torch_dtype", None)) is not None:  # as transformers still takes it
-            kwargs.setdefault("dtype", former)
-        options = {
-            field.name: kwargs[field.name] for field in fields(LoadOptions) if kwargs.get(field.name) is not None
-        }
-        if not lazy and isinstance(max_memory, (int, str)):
-            raise PertinenceError("max_memory as one size needs lazy=True: else every expert is loaded at once")
-        if lazy and max_memory is not None:
-            # An expert may be loaded thousands of times, and safetensors 0.8 loses 56 bytes for every tensor that it
-            # reads from a mapped file.
-            options.setdefault("disable_mmap", True)
-        elif max_memory is not None:
-            kwargs["max_memory"] = max_memory
-        for alone in ("trust_remote_code", "attn_implementation"):  # for experts: the dispatcher has no use for them
-            kwargs.pop(alone, None)
+        options = _expert_options(kwargs, lazy, max_memory)
         wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
-        is_folder, parent = Path(source).is_dir(), super()
-        if is_folder and not {"config", "subfolder"} & set(kwargs) and not (Path(source) / CONFIG).is_file():
-            raise PertinenceError(f"{source} holds no model: it has no {CONFIG}, which comes last when one is saved")
-
-        kwargs["use_safetensors"] = True  # never a pickle
-
-        def load() -> tuple[Self, dict[str, Any]]:
-            with checked_downloads(source, options.get("cache_dir")):
-                cls._check_files(source, kwargs)
-                return parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
-
-        try:
-            model, info = load() if is_folder else with_retries(load)
-        except Exception as error:  # of transformers, of the Hub's client, of the network
-            if is_folder or isinstance(error, PertinenceError) or not may_pass(error):
-                raise
-            raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
+        model, info = cls._load_dispatcher(source, args, kwargs, options.get("cache_dir"))
         if not model.config.experts:
             raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
             raise PertinenceError(f"the heads of {source} do not fit its front")
         model.dispatcher.check(source)
-        if options.get("dtype") == "auto":
-            del options["dtype"]  # each expert's own, as the config notes it
         expected = model.config.heads_hash
         if expected is not None and kwargs.get("state_dict") is None and expected != hash_tensors(model._own()):
             raise PertinenceError(
                 f"config.json and the weights of {source} do not belong together: it was read while another model was "
                 "saved there, or copied in part; load it again, or save or copy it anew"
             )
-        revision = commit_of(model, kwargs.get("revision"))
-        subfolder = kwargs.get("subfolder") or ""
+        revision, subfolder = commit_of(model, kwargs.get("revision")), kwargs.get("subfolder") or ""
         pool = SavedPool(model.config, source, revision, LoadOptions.parse(options), subfolder)
         pool.move(expert_paths or {})
         experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
@@ -138,6 +105,34 @@ class PertinencePreTrainedModel(PreTrainedModel):
         model.dispatcher.requires_grad_(False)
         model.eval()
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _load_dispatcher(
+        cls, source: str, args: Sequence[Any], kwargs: dict[str, Any], cache_dir: str | None
+    ) -> tuple[Self, dict[str, Any]]:
+        """The model without its experts, and transformers' account of its weights.
+
+        Args:
+            source: Hub id or folder.
+            args, kwargs: of `from_pretrained`; `kwargs` are changed to those that were used.
+            cache_dir: of the Hub's client.
+        """
+        is_folder, parent = Path(source).is_dir(), super()
+        if is_folder and not {"config", "subfolder"} & set(kwargs) and not (Path(source) / CONFIG).is_file():
+            raise PertinenceError(f"{source} holds no model: it has no {CONFIG}, which comes last when one is saved")
+        kwargs["use_safetensors"] = True  # never a pickle
+
+        def load() -> tuple[Self, dict[str, Any]]:
+            with checked_downloads(source, cache_dir):
+                cls._check_files(source, kwargs)
+                return parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
+
+        try:
+            return load() if is_folder else with_retries(load)
+        except Exception as error:  # of transformers, of the Hub's client, of the network
+            if is_folder or isinstance(error, PertinenceError) or not may_pass(error):
+                raise
+            raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
 
     @classmethod
     def _check_files(cls, source: str, kwargs: dict[str, Any]) -> None:
@@ -318,3 +313,24 @@ def _push_options() -> set[str]:
     from .hub import push_folder
 
     return set(inspect.signature(push_folder).parameters) - {"folder", "save_experts"}
+
+
+def _expert_options(kwargs: dict[str, Any], lazy: bool, max_memory: int | str | dict | None) -> dict[str, Any]:
+    """What `from_pretrained` was given for experts, by the fields of `LoadOptions`; what is theirs alone leaves
+    `kwargs`."""
+    if (former := kwargs.pop("torch_dtype", None)) is not None:  # as transformers still takes it
+        kwargs.setdefault("dtype", former)
+    options = {field.name: kwargs[field.name] for field in fields(LoadOptions) if kwargs.get(field.name) is not None}
+    if options.get("dtype") == "auto":
+        del options["dtype"]  # each expert's own, as the config notes it
+    if not lazy and isinstance(max_memory, (int, str)):
+        raise PertinenceError("max_memory as one size needs lazy=True: else every expert is loaded at once")
+    if lazy and max_memory is not None:
+        # An expert may be loaded thousands of times, and safetensors 0.8 loses 56 bytes for every tensor that it
+        # reads from a mapped file.
+        options.setdefault("disable_mmap", True)
+    elif max_memory is not None:
+        kwargs["max_memory"] = max_memory
+    for alone in ("trust_remote_code", "attn_implementation"):
+        kwargs.pop(alone, None)
+    return options
