@@ -19,6 +19,7 @@ from transformers import AutoConfig
 from pertinence import PertinenceConfig, PertinenceError, PertinenceForImageClassification
 from pertinence.bundle import collect
 from pertinence.checkpoint_checks import building_from, check_checkpoint, classifier_processors
+from pertinence.checkpoints import hash_folder
 
 
 Changed = Callable[..., Path]
@@ -290,7 +291,7 @@ def test_a_link_takes_no_file_of_this_machine_along(changed, tmp_path, place):
         collect(folder, tmp_path / "work")
 
 
-@pytest.mark.parametrize("place", ["LICENSE", "extra.json"])
+@pytest.mark.parametrize("place", ["LICENSE", "extra.json", "extra.safetensors"])
 @pytest.mark.parametrize("within", ["", "snapshots", "models--a/snapshots"])
 @pytest.mark.parametrize("of_a_path", [False, True])
 def test_a_link_in_an_experts_folder_takes_no_file_along(whole, tmp_path, place, within, of_a_path):
@@ -306,6 +307,25 @@ def test_a_link_in_an_experts_folder_takes_no_file_along(whole, tmp_path, place,
         model.save_pretrained(tmp_path / "copied", save_experts=True)
     model.save_pretrained(tmp_path / "referring")
     with pytest.raises(PertinenceError, match="is a link that leads out of"):
+        collect(tmp_path / "referring", tmp_path / "work", save_experts=True)
+
+
+def test_weights_that_are_none_are_not_taken_along(whole, tmp_path):
+    expert = tmp_path / "expert"
+    shutil.copytree(whole / "experts" / "0", expert)
+    PertinenceForImageClassification.from_experts([expert, whole / "experts" / "1"], 0.6).save_pretrained(
+        tmp_path / "referring"
+    )
+    (tmp_path / "secret").write_text("a key that nobody should see")
+    (expert / "model.safetensors").unlink()
+    (expert / "model.safetensors").symlink_to(tmp_path / "secret")
+    config = tmp_path / "referring" / "config.json"
+    values = json.loads(config.read_text())
+    for entry in values["experts"]:
+        if entry["repo_id"] == str(expert):
+            entry["revision"] = hash_folder(expert)  # whoever made the link could write this, too
+    config.write_text(json.dumps(values))
+    with pytest.raises(PertinenceError, match="is damaged"):
         collect(tmp_path / "referring", tmp_path / "work", save_experts=True)
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_checks import check_contained, find_weights
+from .checkpoint_checks import Tensors, check_contained, find_weights
 from .checkpoints import (
     CHECKPOINT_FILES,
     LEGAL_FILES,
@@ -118,12 +118,13 @@ def files_to_copy(folder: Path) -> list[Path]:
     """What a copy of an expert consists of: the files that it is loaded from, its card and its licence.
 
     Raises:
-        PertinenceError: one of them is a link to elsewhere.
+        PertinenceError: one of them is a link to elsewhere, or the weights are damaged.
     """
     legal = {path for pattern in LEGAL_FILES for path in folder.glob(pattern) if path.is_file()}
-    files = [*checkpoint_files(folder), *sorted(legal)]
-    # Weights, of which the headers have been read, may lie elsewhere, as on clusters; who knows what the rest is.
-    check_contained((path for path in files if path.suffix != ".safetensors"), folder)
+    files, weights = [*checkpoint_files(folder), *sorted(legal)], find_weights(folder)
+    # What really are weights may lie elsewhere, as on clusters; who knows what the rest is.
+    Tensors.of(*weights)
+    check_contained((path for path in files if path not in weights), folder)
     return files
 
 
