@@ -2,6 +2,8 @@
 
 import zlib
 from functools import partial
+from io import BytesIO
+from zipfile import ZipFile
 
 import datasets
 import pytest
@@ -202,6 +204,17 @@ def test_data_set_from_the_hub_loads_at_any_commit(hub, tmp_path):
     assert load_images(DataArguments(str(tmp_path), "test")).commit is None
     with pytest.raises(PertinenceError, match="is a folder here, which has no revision"):
         load_images(DataArguments(f"{tmp_path}@gone", "test"))
+
+
+def test_an_image_within_an_archive_is_read(tmp_path):
+    picture = BytesIO()
+    Image.new("RGB", (8, 8), (7, 0, 0)).save(picture, "PNG")
+    with ZipFile(tmp_path / "test.zip", "w") as archive:
+        archive.writestr("cat/0.png", picture.getvalue())
+    stored = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    row = {"bytes": None, "path": f"zip://cat/0.png::{tmp_path / 'test.zip'}"}
+    rows = datasets.Dataset.from_dict({"image": [row]}, features=stored).cast_column("image", datasets.Image())
+    assert LabelledImages(rows, needs_labels=False)[0][:, 0, 0].tolist() == [7, 0, 0]
 
 
 FILES = r"/datasets/tester/{}/resolve/.*\.parquet"

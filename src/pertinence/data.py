@@ -139,7 +139,8 @@ class LabelledImages(torch.utils.data.Dataset):
             raise PertinenceError("the row has none")
         if content is None and not Path(path).is_file():
             *inside, place = path.split("::")
-            if not REMOTE.match(place) or not all(map(ARCHIVE.match, inside)):  # a device or a pipe need not end
+            is_there = REMOTE.match(place) or (inside and Path(place).is_file())
+            if not is_there or not all(map(ARCHIVE.match, inside)):  # a device or a pipe need not end
                 raise PertinenceError(f"{shown(path)} is no file")
             if path.startswith(("http://", "https://")):
                 content = fetch(path)
