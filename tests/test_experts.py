@@ -598,6 +598,14 @@ def test_a_moved_expert_is_named_and_found(tiny_experts, tmp_path, images):
     assert_same_logits(load(tmp_path / "mended")(images(8, 120)).logits, pool(images(8, 120)).logits)
 
 
+@pytest.mark.parametrize(
+    "reference", ["someone/model@", "@v1", {"repo_id": "someone/model@v1", "revision": "v2"}], ids=str
+)
+def test_a_reference_is_one_repository_at_one_revision(reference):
+    with pytest.raises(PertinenceError, match="write id@revision|named at two revisions"):
+        ExpertReference.parse(reference)
+
+
 def test_a_changed_folder_warns(tiny_experts, make_expert, tmp_path, caplog):
     changing = copy_folder(tiny_experts[0], tmp_path / "changing")
     cascade([changing, tiny_experts[1]]).save_pretrained(tmp_path / "model")

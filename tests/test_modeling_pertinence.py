@@ -641,6 +641,19 @@ def test_the_trainer_evaluates_it(own_model, batch, tmp_path):
 # Saved and loaded
 
 
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": 100}], ids=["whole", "shards"])
+@pytest.mark.parametrize("from_hub", [False, True])
+def test_a_variant_comes_back(folders, batch, hub, tmp_path, options, from_hub):
+    model = PertinenceForImageClassification.from_experts(folders[:3], 0.6)
+    model.save_pretrained(tmp_path, variant="v1", save_experts=True, **options)
+    assert not (tmp_path / "model.safetensors").exists()
+    source = f"tester/variant-{len(options)}"
+    if from_hub:
+        hub.add_model(source, tmp_path)
+    again = load(source if from_hub else tmp_path, variant="v1")
+    assert torch.equal(again(batch).logits, model(batch).logits)
+
+
 def test_it_comes_back_bit_for_bit(composed, batch, tmp_path):
     composed.save_pretrained(tmp_path)
     again = load(tmp_path)

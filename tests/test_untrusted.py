@@ -184,6 +184,7 @@ def test_a_processor_brings_no_code(changed, tmp_path):
         {"image_processor_type": "Qwen2VLImageProcessorFast", "min_pixels": 10**10, "max_pixels": 10**11},
         {"image_processor_type": "Swin2SRImageProcessor", "size_divisor": 60_000},
         {"image_processor": {"image_processor_type": "LlavaNextImageProcessor"}},
+        {"image_processor_type": "LayoutLMv2ImageProcessorFastFast"},
     ],
     ids=lambda values: str(next(iter(values.values()))),
 )
@@ -204,6 +205,27 @@ def test_a_processor_that_goes_with_the_type_is_that_of_a_classifier(changed, hu
     hub.requests.clear()
     assert f"its model_type '{kind}' is none of image classifiers" in refusal(folder)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"_attn_implementation_autoset": True},
+        {"stage_out_channels": [128, 512, 1024, 2048]},
+        {"block_sizes": [2048]},
+        {"label2id": {"size": 0, "height": 10**6, "cat": 2}},
+    ],
+    ids=str,
+)
+def test_what_real_checkpoints_say_is_accepted(changed, values):
+    assert check_checkpoint(changed("experts/1/config.json", **values) / "experts" / "1") is not None
+
+
+@pytest.mark.parametrize("kind", ["ImageGPTImageProcessor", "Siglip2ImageProcessor"])
+def test_a_processor_that_gives_no_pixels_is_said(changed, kind):
+    folder = changed("experts/1/preprocessor_config.json", image_processor_type=kind, size=None) / "experts" / "1"
+    with pytest.raises(PertinenceError, match=f"expert '1': its {kind}\\w* gives no images"):
+        PertinenceForImageClassification.from_experts([folder, folder.parent / "0"], 0.6)
 
 
 def test_code_that_is_trusted_may_have_settings_of_its_own(changed):
@@ -459,6 +481,7 @@ def test_an_impossible_transform_is_refused(changed, field, value):
         ("experts/1/config.json", {"hidden_size": 96 * 10**6}, "a much larger network than its weights are"),
         ("experts/1/config.json", {"intermediate_size": 10**9}, "a much larger network than its weights are"),
         ("experts/1/config.json", {"image_size": 10**6}, "image_size 1000000"),
+        ("experts/1/config.json", {"image_size": 512, "patch_size": 1}, "at most 16,384 patches"),
         ("experts/0/config.json", {"pretrained_cfg__input_size": [3, 10**6, 10**6]}, "input_size 1000000"),
         ("experts/0/config.json", {"pretrained_cfg__crop_pct": 1e-9}, "crop_pct 1e-09"),
         (

@@ -34,6 +34,8 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 LEAST_CROP = 0.05
 MOST_LAYERS = 1000
 """What a setting that counts layers may say, unless there are as many tensors."""
+MOST_PATCHES = 2**14
+"""Of an image: each may attend to each other."""
 SPARE_ELEMENTS = 2**24
 """Elements that a network may have beyond four times those of its files: buffers that are not saved."""
 SPARE_MODULES = 10_000
@@ -43,6 +45,7 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 LABELS = ("id2label", "label2id", "label_names")
 COUNTS = ("num_labels", "num_classes")
 LAYERS = re.compile("depth|layer|block|stage|repeat", re.IGNORECASE)
+WIDTHS = re.compile("(channels|sizes?|dims?|widths?)$", re.IGNORECASE)
 SIDES = ("image_size", "img_size", "input_size", "test_input_size", "min_input_size")
 RESIZED = (*SIDES, "size", "shortest_edge", "longest_edge", "height", "width")
 PROCESSOR_CLASSES = ("image_processor_type", "feature_extractor_type")
@@ -128,13 +131,20 @@ def _check_sizes(config: dict[str, Any], tensors: Tensors | None) -> None:
     most = max(MOST_LAYERS, len(tensors.shapes) if tensors else 0)
     numbers = list(_numbers({key: value for key, value in config.items() if key not in LABELS}))
     for key, value in numbers:
-        if LAYERS.search(key) and value > most:
+        if LAYERS.search(key) and not WIDTHS.search(key) and value > most:
             raise PertinenceError(
                 f"its config.json has {printable(key)} {shown(value)}, but only {most} would have weights"
             )
         if key in SIDES and not is_number(value, -1, MAX_SIDE):
             raise PertinenceError(f"its config.json has {key} {shown(value)}, expected up to {MAX_SIDE} pixels")
     _check_resize(numbers)
+    patches = [value for key, value in numbers if key == "patch_size"]
+    side = max((value for key, value in numbers if key in SIDES), default=0)
+    if patches and not (side / max(min(patches), 0.5)) ** 2 <= MOST_PATCHES:
+        raise PertinenceError(
+            f"its config.json cuts images of {shown(side)} pixels a side into patches of {shown(min(patches))}, "
+            f"expected at most {MOST_PATCHES:,} patches"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -150,20 +160,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def find_weights(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint; none where it has only others.
+def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files of a checkpoint, or of a variant of it; none where it has only others.
 
     Raises:
         PertinenceError: its index names anything but safetensors files beside it.
     """
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
+    single, index = SINGLE, INDEX
+    if variant is not None:
+        single, index = f"model.{variant}.safetensors", f"{INDEX.removesuffix('json')}{variant}.json"
+    if (folder / single).is_file():
+        return [folder / single]
+    if not (folder / index).is_file():
         return []
-    places = read_json(folder / INDEX).get("weight_map")
+    places = read_json(folder / index).get("weight_map")
     names = set(places.values()) if isinstance(places, dict) and all(map(_is_text, places.values())) else {""}
     if not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
-        raise PertinenceError(f"its {INDEX} names files that are no safetensors files beside it")
+        raise PertinenceError(f"its {index} names files that are no safetensors files beside it")
     return [folder / name for name in sorted(names)]
 
 
@@ -238,7 +251,8 @@ def _check_code(values: dict[str, Any], name: str, runs_code: bool) -> None:
         runs_code: whether it is code of the checkpoint's own that reads them.
     """
     for key, value in _settings(values):
-        if key.lstrip("_").startswith("attn_implementation") and value not in ATTENTION:
+        is_named = key.lstrip("_").startswith("attn_implementation") and not isinstance(value, bool)
+        if is_named and value not in ATTENTION:
             raise PertinenceError(f"its {name} asks for the attention {shown(value)}, which may be code")
         is_other = key == "backbone" and _is_text(value) and not runs_code
         if is_other or (key.lstrip("_") in (*MEANINGLESS, "use_pretrained_backbone") and value):
@@ -255,7 +269,7 @@ def _check_processors(config: dict[str, Any], processors: dict[str, dict[str, An
     for name, values in {CONFIG: config, **processors}.items():
         for key, value in _settings(values):
             if key in PROCESSOR_CLASSES and _is_text(value):
-                kind = value.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+                kind = re.sub("(Fast|Pil)+$", "", value.replace("FeatureExtractor", "ImageProcessor"))
                 # Others are somebody's own, which run with trust_remote_code or are known to this process alone.
                 if kind in dir(transformers) and kind not in classifier_processors():
                     raise PertinenceError(f"its {name} asks for {shown(value)}, which is not for image classifiers")

@@ -128,7 +128,10 @@ class ExpertReference:
         return cls(repo_id=repo_id, revision=revision)
 
     def _updated(self, values: dict[str, Any]) -> ExpertReference:
-        return replace(self, **{key: value for key, value in values.items() if key != "repo_id" and value is not None})
+        values = {key: value for key, value in values.items() if key != "repo_id" and value is not None}
+        if self.revision is not None and values.get("revision", self.revision) != self.revision:
+            raise PertinenceError(f"expert {self.repo_id!r} is named at two revisions: give one")
+        return replace(self, **values)
 
     @property
     def is_folder(self) -> bool:

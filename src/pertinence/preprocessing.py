@@ -125,10 +125,15 @@ def resolve_transform(processor: Any) -> Transform:
 
     The description is not believed: it is compared with the processor on small images of three shapes.
     """
-    described = _describe_timm(processor) if is_timm_processor(processor) else _describe_transformers(processor)
-    if described is not None and _gives_same_pixels(described, processor):
-        return described
-    return Transform(library="own", size=tuple(run_processor(processor, _probe(256, 256)).shape[-2:]))
+    try:
+        described = _describe_timm(processor) if is_timm_processor(processor) else _describe_transformers(processor)
+        if described is not None and _gives_same_pixels(described, processor):
+            return described
+        return Transform(library="own", size=tuple(run_processor(processor, _probe(256, 256)).shape[-2:]))
+    except Exception as error:  # somebody's settings of somebody's processor
+        if isinstance(error, (PertinenceError, MemoryError, torch.OutOfMemoryError)):
+            raise
+        raise PertinenceError(f"its {type(processor).__name__} gives no images ({explain(error)})") from error
 
 
 def _describe_timm(processor: Any) -> Transform | None:

@@ -160,18 +160,17 @@ class PertinencePreTrainedModel(PreTrainedModel):
             raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if kwargs.get("state_dict") is not None:
             return
-        subfolder, folder = kwargs.get("subfolder") or "", Path(source)
+        subfolder, folder, variant = kwargs.get("subfolder") or "", Path(source), kwargs.get("variant")
         if not folder.is_dir():
             hub.pop("force_download", None)  # what was loaded anew a moment ago
             known = Path(hf_hub_download(source, CONFIG, **hub))
             hub.pop("subfolder", None)
             hub.pop("revision", None)
             revision = kwargs["revision"] = known.parents[len(Path(subfolder).parts)].name
-            patterns = [f"{subfolder}/{one}" if subfolder else one for one in WEIGHT_PATTERNS]
+            patterns = [*WEIGHT_PATTERNS, *([f"model.{variant}*.safetensors", f"*.{variant}.json"] if variant else [])]
+            patterns = [f"{subfolder}/{one}" if subfolder else one for one in patterns]
             folder = fetch(source, revision, patterns, **hub)
-        variant = kwargs.get("variant")
-        single = folder / subfolder / f"model.{variant}.safetensors"
-        paths = [single] if variant and single.is_file() else find_weights(folder / subfolder)
+        paths = (variant and find_weights(folder / subfolder, variant)) or find_weights(folder / subfolder)
         if not paths:
             raise PertinenceError(f"{source} has no model.safetensors; pickles (pytorch_model.bin) are never opened")
         found = Tensors.of(*paths)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from .errors import PertinenceError
+
 
 LARGEST = 1e15
 """What no count, cost or weight comes near; above it float arithmetic goes wrong."""
@@ -29,7 +31,9 @@ def is_name(value: Any) -> bool:
 
 def split_revision(reference: str) -> tuple[str, str | None]:
     """Id and revision of a repository that is named by `id` or `id@revision`."""
-    repo_id, _, revision = reference.partition("@")
+    repo_id, mark, revision = reference.partition("@")
+    if mark and not (repo_id and revision):
+        raise PertinenceError(f"{reference!r} is no repository at a revision: write id@revision")
     return repo_id, revision or None
 
 
