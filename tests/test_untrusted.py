@@ -213,6 +213,7 @@ def test_a_processor_that_goes_with_the_type_is_that_of_a_classifier(changed, hu
         {"_attn_implementation_autoset": True},
         {"stage_out_channels": [128, 512, 1024, 2048]},
         {"block_sizes": [2048]},
+        {"patch_size": 2, "image_size": 384},  # of MobileViT, whose patches are those of a smaller map
         {"label2id": {"size": 0, "height": 10**6, "cat": 2}},
     ],
     ids=str,
@@ -481,7 +482,7 @@ def test_an_impossible_transform_is_refused(changed, field, value):
         ("experts/1/config.json", {"hidden_size": 96 * 10**6}, "a much larger network than its weights are"),
         ("experts/1/config.json", {"intermediate_size": 10**9}, "a much larger network than its weights are"),
         ("experts/1/config.json", {"image_size": 10**6}, "image_size 1000000"),
-        ("experts/1/config.json", {"image_size": 512, "patch_size": 1}, "at most 16,384 patches"),
+        ("experts/1/config.json", {"image_size": 512, "patch_size": 1}, "at most 40,000 patches"),
         ("experts/0/config.json", {"pretrained_cfg__input_size": [3, 10**6, 10**6]}, "input_size 1000000"),
         ("experts/0/config.json", {"pretrained_cfg__crop_pct": 1e-9}, "crop_pct 1e-09"),
         (

@@ -34,8 +34,8 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 LEAST_CROP = 0.05
 MOST_LAYERS = 1000
 """What a setting that counts layers may say, unless there are as many tensors."""
-MOST_PATCHES = 2**14
-"""Of an image: each may attend to each other."""
+MOST_PATCHES = 40_000
+"""Of an image: each may attend to each other, which takes ten seconds then."""
 SPARE_ELEMENTS = 2**24
 """Elements that a network may have beyond four times those of its files: buffers that are not saved."""
 SPARE_MODULES = 10_000
