@@ -195,9 +195,10 @@ def _collect_experts(
         entries = {name: entry for name, entry in entries.items() if EMBEDDED.fullmatch(entry["repo_id"])}
     copies, folders = find_copies(entries, str(folder), options)
     for home, source in folders.items():
-        source = _without_own_path(source, work / home)
-        copied, revision = files_to_copy(source), hash_folder(source)
-        bundle.files |= {f"experts/{home}/{path.name}": path for path in copied}
+        copied = files_to_copy(source)
+        source = _without_own_path(source, copied, work / home)
+        revision = hash_folder(source)
+        bundle.files |= {f"experts/{home}/{path.name}": source / path.name for path in copied}
         for copy in (copy for copy in copies.values() if copy["repo_id"] == f"./experts/{home}"):
             copy["revision"] = revision
             if any(path.suffix == ".py" for path in copied):
@@ -206,9 +207,9 @@ def _collect_experts(
     config.stem = copies.get("stem", config.stem)
 
 
-def _without_own_path(source: Path, work: Path) -> Path:
-    """An expert's folder, or a copy whose config.json does not say where it was loaded from."""
-    config, files = source / CONFIG, files_to_copy(source)
+def _without_own_path(source: Path, files: Sequence[Path], work: Path) -> Path:
+    """An expert's folder, or a copy of its files whose config.json does not say where it was loaded from."""
+    config = source / CONFIG
     values = read_json(config)
     if not _is_path(values.get("_name_or_path")):
         return source

@@ -271,7 +271,7 @@ def _check_processors(config: dict[str, Any], processors: dict[str, dict[str, An
             if key in PROCESSOR_CLASSES and _is_text(value):
                 kind = re.sub("(Fast|Pil)+$", "", value.replace("FeatureExtractor", "ImageProcessor"))
                 # Others are somebody's own, which run with trust_remote_code or are known to this process alone.
-                if kind in dir(transformers) and kind not in classifier_processors():
+                if kind not in classifier_processors() and kind in dir(transformers):  # which takes long
                     raise PertinenceError(f"its {name} asks for {shown(value)}, which is not for image classifiers")
     # Where no file names a class transformers takes that of the model's type.
     kind = config.get("model_type")

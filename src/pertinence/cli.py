@@ -253,9 +253,9 @@ def calibrate(model: str, data: DataArguments, args: RuntimeArguments, promise: 
         store_guarantee(model, guarantee)
         print(f"Stored in {model}, whose default operating point is now {guarantee.operating_point}.")
     else:
-        pinned = f" --revision {promise.revision}" if promise.revision else ""
+        at = f" --revision {promise.revision}" if promise.revision else ""
         print(
-            f"Not stored, as {model} is not a local folder: get it with `hf download {model}{pinned} --local-dir "
+            f"Not stored, as {model} is not a local folder: get it with `hf download {model}{at} --local-dir "
             f"FOLDER`, calibrate FOLDER, and push it with `pertinence push FOLDER {model} --replace-card`."
         )
 

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .downloads import explain_hub
 from .errors import MALFORMED, PertinenceError, explain, first_line, shown
 from .figures import Figures
-from .files import parse_json, read_text
+from .files import check_json, read_text
 from .front import STEM, Front, OperatingPoint
 from .guarantee import Guarantee
 from .transforms import Transform
@@ -126,12 +126,13 @@ class PertinenceConfig(PreTrainedConfig):
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
         try:
-            values = parse_json(read_text(Path(json_file)))
+            check_json(read_text(Path(json_file)))
         except PertinenceError as error:
             raise PertinenceError(f"{json_file} is too large: {error}") from error
+        values = super()._dict_from_json_file(json_file)
         if isinstance(values, dict):
             _check_settings(cls, values)  # before transformers takes another file's instead
-        return super()._dict_from_json_file(json_file)
+        return values
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PertinenceConfig:

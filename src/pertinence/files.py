@@ -212,10 +212,15 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def parse_json(text: str) -> Any:
-    """Values from JSON; raises `ValueError` where it is damaged, or would take much memory and time."""
+def check_json(text: str) -> None:
+    """Raise `PertinenceError` where it would take much memory and time to understand a text."""
     if len(text) > MAX_TEXT or text.count("{") + text.count("[") > MAX_PARTS:
         raise PertinenceError(f"it has more than {MAX_TEXT:,} bytes or {MAX_PARTS:,} lists and mappings")
+
+
+def parse_json(text: str) -> Any:
+    """Values from JSON; raises `ValueError` where it is damaged, or would take much memory and time."""
+    check_json(text)
     return json.loads(text)
 
 
