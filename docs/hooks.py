@@ -6,7 +6,7 @@ import re
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-from pertinence.cli import COMMANDS, main
+from pertinence.commands.main import COMMANDS, main
 
 
 ROOT = Path(__file__).resolve().parents[1]

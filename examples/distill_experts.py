@@ -34,15 +34,16 @@ from torchvision.transforms import v2
 from transformers import HfArgumentParser
 
 from pertinence import PertinenceError
-from pertinence.accelerators import make_accelerator
-from pertinence.arguments import DataArguments
-from pertinence.checkpoints import ExpertReference, LoadOptions
-from pertinence.cli import read_config
-from pertinence.data import LabelledImages, load_images, raise_or
-from pertinence.experts import Expert, is_convolutional, load_expert
-from pertinence.files import replaced, save_tensors, update_config
-from pertinence.progress import progress_bar
-from pertinence.transforms import Transform
+from pertinence.commands.main import read_config
+from pertinence.data.arguments import DataArguments
+from pertinence.data.dataset import LabelledImages, load_images, raise_or
+from pertinence.experts.expert import Expert, is_convolutional, load_expert
+from pertinence.experts.loading import ExpertReference, LoadOptions
+from pertinence.experts.transforms import Transform
+from pertinence.hub.layout import update_config
+from pertinence.utils.distributed import make_accelerator
+from pertinence.utils.io import replaced, save_tensors
+from pertinence.utils.progress import progress_bar
 
 
 MEAN = STD = (0.5, 0.5, 0.5)

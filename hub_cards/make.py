@@ -20,9 +20,9 @@ from pathlib import Path
 
 from huggingface_hub import metadata_save
 
-from pertinence.bundle import check_no_paths, collect
-from pertinence.cli import main as pertinence
-from pertinence.hub import CARD
+from pertinence.commands.main import main as pertinence
+from pertinence.hub.bundle import check_no_paths, collect
+from pertinence.hub.push import CARD
 
 
 HERE = Path(__file__).resolve().parent

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from datasets import load_dataset
 
-from pertinence.image_processing_pertinence import decode_image
+from pertinence.data.decoding import decode_image
 
 
 MARGIN = 3

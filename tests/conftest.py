@@ -58,7 +58,7 @@ def hub() -> LocalHub:
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits between attempts to reach the Hub, neither this package nor its client."""
     hurried = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
-    monkeypatch.setattr("pertinence.downloads.sleep", hurried.sleep)
+    monkeypatch.setattr("pertinence.utils.downloads.sleep", hurried.sleep)
     monkeypatch.setattr("huggingface_hub.utils._http.time", hurried)
 
 
@@ -184,7 +184,7 @@ def _blobs(count: int, size: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(scope="session")
 def digits() -> tuple:
     """scikit-learn's digits as data sets: images that train experts, that search, and that nobody has seen."""
-    from pertinence.demo import digits
+    from pertinence.commands.demo import digits
 
     return digits(seed=0)
 

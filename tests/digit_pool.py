@@ -8,8 +8,8 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from pertinence.data import LabelledImages
-from pertinence.transforms import Transform
+from pertinence.data.dataset import LabelledImages
+from pertinence.experts.transforms import Transform
 
 
 ARCHITECTURES = {  # two CNNs and a ViT: input size, images that the last layer is fitted to, arguments

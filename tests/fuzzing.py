@@ -37,15 +37,15 @@ from pertinence import (
     PertinenceImageProcessor,
     Stage,
 )
-from pertinence.checkpoints import ExpertReference, LoadOptions
-from pertinence.dispatcher import Head
-from pertinence.downloads import chain
-from pertinence.evidence import CONFIDENCE, evidence_size
-from pertinence.experts import load_expert
-from pertinence.figures import Latency
-from pertinence.front import STEM
-from pertinence.guarantee import Comparison, Guarantee
-from pertinence.pool import load_pool
+from pertinence.experts.expert import load_expert
+from pertinence.experts.loading import ExpertReference, LoadOptions
+from pertinence.experts.pool import load_pool
+from pertinence.routing.evidence import CONFIDENCE, evidence_size
+from pertinence.routing.front import STEM
+from pertinence.routing.guarantee import Comparison, Guarantee
+from pertinence.routing.heads import Head
+from pertinence.routing.metrics import Latency
+from pertinence.utils.downloads import chain
 
 
 SECONDS = 10

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pertinence import OperatingPoint, PertinenceError, PertinenceForImageClassification, PertinenceImageProcessor
-from pertinence.front import STEM
+from pertinence.routing.front import STEM
 
 
 MODEL = "user/pertinence-cifar10"

@@ -5,27 +5,28 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from .configuration_pertinence import PertinenceConfig
-from .errors import PertinenceError
-from .figures import Figures
-from .front import Front, OperatingPoint, Stage
-from .guarantee import Guarantee
-from .image_processing_pertinence import PertinenceImageProcessor
-from .modeling_pertinence import PertinenceForImageClassification, PertinenceOutput
+from ._version import __version__ as __version__
+from .hub.configuration import PertinenceConfig
+from .models.image_processing_pertinence import PertinenceImageProcessor
+from .models.modeling_pertinence import PertinenceForImageClassification, PertinenceOutput
+from .routing.front import Front, OperatingPoint, Stage
+from .routing.guarantee import Guarantee
+from .routing.metrics import Figures
+from .utils.errors import PertinenceError
 
 
 if TYPE_CHECKING:
-    from .arguments import DataArguments, RuntimeArguments, SearchArguments
-    from .calibration import calibrate, store_guarantee
-    from .data import LabelledImages
-    from .model_evaluation import evaluate_model
-    from .monitoring import RoutingMonitor
-    from .result import SearchResult
-    from .search import DispatcherSearch, search_predictions
-    from .streaming import StreamDispatcher
-    from .tables import PredictionTable
-
-__version__ = "0.1.0"
+    from .data.arguments import DataArguments
+    from .data.dataset import LabelledImages
+    from .evaluation.calibration import calibrate, store_guarantee
+    from .evaluation.evaluate import evaluate_model
+    from .evaluation.monitoring import RoutingMonitor
+    from .models.streaming import StreamDispatcher
+    from .predictions.arguments import RuntimeArguments
+    from .predictions.tables import PredictionTable
+    from .search.arguments import SearchArguments
+    from .search.result import SearchResult
+    from .search.search import DispatcherSearch, search_predictions
 
 __all__ = [
     "DataArguments",
@@ -59,19 +60,19 @@ AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageCla
 
 
 _LAZY = {
-    "DataArguments": "arguments",
-    "DispatcherSearch": "search",
-    "LabelledImages": "data",
-    "PredictionTable": "tables",
-    "RoutingMonitor": "monitoring",
-    "RuntimeArguments": "arguments",
-    "SearchArguments": "arguments",
-    "SearchResult": "result",
-    "StreamDispatcher": "streaming",
-    "calibrate": "calibration",
-    "evaluate_model": "model_evaluation",
-    "search_predictions": "search",
-    "store_guarantee": "calibration",
+    "DataArguments": "search.arguments",
+    "DispatcherSearch": "search.search",
+    "LabelledImages": "data.dataset",
+    "PredictionTable": "predictions.tables",
+    "RoutingMonitor": "evaluation.monitoring",
+    "RuntimeArguments": "search.arguments",
+    "SearchArguments": "search.arguments",
+    "SearchResult": "search.result",
+    "StreamDispatcher": "models.streaming",
+    "calibrate": "evaluation.calibration",
+    "evaluate_model": "evaluation.evaluate",
+    "search_predictions": "search.search",
+    "store_guarantee": "evaluation.calibration",
 }
 
 

@@ -17,10 +17,10 @@ import torch
 from policy_table import SAVINGS, load_variants, load_zoo_pool, resplits
 from transformers.utils import logging
 
-from pertinence.cascade import CascadeCurve, CascadeFitter, CascadeSettings
-from pertinence.evidence import log_softmax, mix, mix_evidence
-from pertinence.predictions import Predictions
-from pertinence.statistics import non_dominated
+from pertinence.evaluation.intervals import non_dominated
+from pertinence.predictions.predict import Predictions
+from pertinence.routing.evidence import log_softmax, mix, mix_evidence
+from pertinence.search.recipes.cascade import CascadeCurve, CascadeFitter, CascadeSettings
 
 
 Chain = tuple[tuple[str, str], ...]

@@ -16,9 +16,9 @@ import torch
 from accelerate import Accelerator
 
 from pertinence import SearchArguments
-from pertinence.front_search import search_front
-from pertinence.predictions import KEPT_SCORES, ExpertPredictions, Predictions
-from pertinence.search import hold_out
+from pertinence.predictions.predict import KEPT_SCORES, ExpertPredictions, Predictions
+from pertinence.search.front_search import search_front
+from pertinence.search.search import hold_out
 
 
 EXPERTS, LABELS, AT_ONCE = 5, 1000, 16384

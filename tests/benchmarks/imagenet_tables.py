@@ -19,8 +19,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging
 
 from pertinence import PredictionTable, SearchArguments, search_predictions
-from pertinence.costs import count_gmacs
-from pertinence.report import Series
+from pertinence.evaluation.report import Series
+from pertinence.experts.costs import count_gmacs
 
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"

@@ -138,7 +138,7 @@ def work(task: Task) -> None:
 
 
 def run_command(*arguments: str) -> int:
-    from pertinence.cli import main
+    from pertinence.commands.main import main
 
     return main(list(arguments))
 
@@ -156,7 +156,7 @@ class Bench:
         self.folder, self.hub, self.rng = folder, hub, rng
         # Its children have imported everything: a process starts in a moment.
         self.processes = multiprocessing.get_context("forkserver")
-        self.processes.set_forkserver_preload(["pertinence.cli", "pertinence.search"])
+        self.processes.set_forkserver_preload(["pertinence.commands.main", "pertinence.search.search"])
         self.count, self.cache = 0, folder / "cache"
         self.seconds: dict[str, float] = {}
         self.steps: dict[str, int] = {}
@@ -176,7 +176,7 @@ class Bench:
     def _prepare_parts(self) -> None:
         from digit_pool import ARCHITECTURES, save_digit_expert
 
-        from pertinence.demo import digits
+        from pertinence.commands.demo import digits
 
         train, search, report = digits(0)
         search, report = search.select(range(IMAGES)), report.select(range(IMAGES))
@@ -408,7 +408,7 @@ class Bench:
 
 def check_stores(cache: Path) -> None:
     """Predictions that are there are whole."""
-    from pertinence.files import hash_file
+    from pertinence.utils.io import hash_file
 
     for store in (cache / "predictions").glob("[!.]*"):
         metadata = json.loads((store / "metadata.json").read_text())

@@ -23,13 +23,13 @@ from huggingface_hub.constants import HF_HOME
 from transformers.utils import logging
 
 from pertinence import SearchArguments
-from pertinence.checkpoints import LoadOptions
-from pertinence.data import LabelledImages
-from pertinence.front_search import search_front
-from pertinence.pool import load_pool
-from pertinence.predictions import ExpertPredictions, Predictions, predict
-from pertinence.proposals import TRIED_IMAGES, Trial, best_variant, price_of_pool
-from pertinence.report import Series
+from pertinence.data.dataset import LabelledImages
+from pertinence.evaluation.report import Series
+from pertinence.experts.loading import LoadOptions
+from pertinence.experts.pool import load_pool
+from pertinence.predictions.predict import ExpertPredictions, Predictions, predict
+from pertinence.search.front_search import search_front
+from pertinence.search.proposals import TRIED_IMAGES, Trial, best_variant, price_of_pool
 
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"

@@ -25,10 +25,10 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from pertinence import PertinenceForImageClassification, PertinenceImageProcessor
-from pertinence.batches import chunks
-from pertinence.dispatcher import route
-from pertinence.image_processing_pertinence import decode_image
-from pertinence.one_image import is_simple, route_one
+from pertinence.data.batches import chunks
+from pertinence.data.decoding import decode_image
+from pertinence.routing.policy import route
+from pertinence.routing.single_image import is_simple, route_one
 
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"

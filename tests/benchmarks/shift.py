@@ -25,13 +25,13 @@ from PIL import Image, ImageFilter
 from transformers.utils import logging
 
 from pertinence import DispatcherSearch, PertinenceForImageClassification, SearchArguments, SearchResult
-from pertinence.data import LabelledImages
-from pertinence.dispatcher import Routing
-from pertinence.evaluation import route_predictions
-from pertinence.evidence import count_answers
-from pertinence.monitoring import RoutingMonitor
-from pertinence.predictions import Predictions, predict
-from pertinence.report import Evaluation, Series, evaluate_front
+from pertinence.data.dataset import LabelledImages
+from pertinence.evaluation.monitoring import RoutingMonitor
+from pertinence.evaluation.outcomes import route_predictions
+from pertinence.evaluation.report import Evaluation, Series, evaluate_front
+from pertinence.predictions.predict import Predictions, predict
+from pertinence.routing.evidence import count_answers
+from pertinence.routing.policy import Routing
 
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"

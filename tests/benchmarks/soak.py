@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from memory import memory  # noqa: E402
 from mixed_load import Counts, MixedLoad  # noqa: E402
 
-from pertinence.image_processing_pertinence import decode_image  # noqa: E402
+from pertinence.data.decoding import decode_image
 
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"

@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 
 from pertinence import SearchArguments
-from pertinence.evolution import evolve
-from pertinence.predictions import ExpertPredictions, Predictions
-from pertinence.recipes import PaperRecipe, static_candidates
+from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.search.evolution import evolve
+from pertinence.search.recipes.base import PaperRecipe, static_candidates
 
 
 EXPERTS, FEATURES, LABELS, FIT, SELECT = 4, 64, 10, 5000, 2000

@@ -1,0 +1,1 @@
+"""Labelled images: data sets, labels, splits, decoding. May import `utils`."""

@@ -1,0 +1,333 @@
+"""Labelled images of a split: which column is what, decoding, and stratified division."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from PIL import Image, ImageOps
+
+from ..utils.downloads import DamagedDownload, checked_downloads, explain_hub, may_pass, with_retries
+from ..utils.errors import PertinenceError, explain, first_line, shown
+from ..utils.validation import is_commit, split_revision
+from .arguments import DataArguments
+from .decoding import decode_image, fetch, open_image
+from .labels import first_difference, in_another_order, is_generic, places_by_name
+
+
+HASHED_IMAGES = 20_000
+REMOTE, ARCHIVE = (
+    re.compile(rf"({schemes})://") for schemes in ("https?|hf|s3|gs|gcs|abfs|az", "zip|tar|gzip|xz|bz2|zstd")
+)
+"""Where a row may say that its image lies, if that is in no file of this machine."""
+BY_NAME = "label_map='by_name' (--label-map by_name)"
+
+
+class LabelledImages(torch.utils.data.Dataset):
+    """A data set's images and labels; item i is the decoded image, uint8 (3, H, W), or an error.
+
+    An error is returned, not raised, so that it crosses a worker process as one clear sentence; see `raise_or`.
+
+    Args:
+        dataset: with one image and one class-label column, or more and the names of those to use.
+        image_column, label_column: default to the only ones.
+        needs_labels: whether a data set without labels is refused; where labels are not needed none are read.
+        label_map: "by_name": labels, which may be text, are those of a pool that have the same names (see
+            `match_labels`); None: those that have the same indices.
+
+    Attributes:
+        labels: int64 (n,), or None.
+        label_names: label by index, or None where the column knows no names.
+        digests: int64 (m,), hashes of the encoded images; of a large split those of evenly spaced ones.
+        fingerprint: content hash of images and labels, in their order; of a large split of those images that are
+            hashed, of the sizes of all, and of all labels.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        needs_labels: bool = True,
+        label_map: str | None = None,
+    ):
+        if label_map not in (None, "by_name"):
+            raise PertinenceError(f"label_map must be 'by_name' or None, got {shown(label_map)}")
+        if isinstance(dataset, datasets.DatasetDict):
+            raise PertinenceError(
+                f"expected one split, got a data set with the splits {', '.join(dataset)}: choose one"
+            )
+        if not isinstance(dataset, datasets.Dataset):
+            raise PertinenceError(f"expected a datasets.Dataset, got {type(dataset).__name__}")
+        dataset = dataset.with_format(None)  # without a transform of the user's, or columns that it hides
+        self.image_column = _find_column(dataset, image_column, datasets.Image, "image")
+        if len(dataset) == 0:
+            raise PertinenceError("the split is empty: there are no images to use")
+        self.labels, self.label_names, self.label_map = None, None, label_map
+        if needs_labels:
+            label_column = _find_column(dataset, label_column, datasets.ClassLabel, "label")
+            self.labels, self.label_names = _read_labels(dataset, label_column, label_map)
+        self._set_images(dataset.select_columns(self.image_column))
+
+    def _set_images(self, images: datasets.Dataset) -> None:
+        self._images, self._feature = images, images.features[self.image_column]
+        self._encoded = images.cast_column(self.image_column, datasets.Image(decode=False))
+        self.digests = self._hash_images()
+        digest = hashlib.sha256(f"{len(images)}".encode())
+        digest.update(self.digests.numpy().tobytes())
+        if len(self.digests) < len(images):
+            digest.update(self._image_sizes().tobytes())
+        digest.update(b"" if self.labels is None else self.labels.numpy().tobytes())
+        if self.label_map is not None and self.label_names is not None:
+            digest.update(json.dumps(list(self.label_names.items())).encode())
+        self.fingerprint = digest.hexdigest()[:16]
+
+    def select(self, rows: torch.Tensor) -> LabelledImages:
+        """Some of the images; int64 (m,)."""
+        chosen = copy.copy(self)
+        chosen.labels = None if self.labels is None else self.labels[rows]
+        chosen._set_images(self._images.select(rows.tolist()))
+        return chosen
+
+    def _hash_images(self) -> torch.Tensor:
+        encoded = self._encoded
+        step = -(-len(encoded) // HASHED_IMAGES)
+        if step > 1:
+            encoded = encoded.select(range(0, len(encoded), step))
+        digests = [_hash_image(image or {})[:8] for batch in encoded.iter(1000) for image in batch[self.image_column]]
+        return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.int64).copy())
+
+    def _image_sizes(self) -> np.ndarray:
+        """int64 (n,), bytes of every encoded image: what tells images apart that are not hashed."""
+        encoded = self._encoded.with_format("arrow")
+        sizes = []
+        for table in encoded.iter(10_000):
+            column = table[self.image_column].combine_chunks()
+            found = pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()
+            paths = pc.struct_field(column, "path").to_pylist()
+            sizes += [_file_size(path) if size is None else size for size, path in zip(found, paths, strict=True)]
+        return np.array(sizes, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> torch.Tensor | PertinenceError:
+        try:
+            return decode_image(self._open(self._encoded[index][self.image_column] or {}))
+        except Exception as error:  # Pillow's readers, and those of data sets, fail in any way
+            reason = first_line(error) if isinstance(error, PertinenceError) else explain(error)
+            return unusable(index, self.image_column, reason)
+
+    def _open(self, image: dict[str, Any]) -> Image.Image:
+        """An image of a row, as `datasets.Image` has it, but not decoded yet."""
+        content, path, mode = image.get("bytes"), image.get("path"), self._feature.mode
+        if content is None and path is None:
+            raise PertinenceError("the row has none")
+        if content is None and not Path(path).is_file():
+            *inside, place = path.split("::")
+            is_there = REMOTE.match(place) or (inside and Path(place).is_file())
+            if not is_there or not all(map(ARCHIVE.match, inside)):  # a device or a pipe need not end
+                raise PertinenceError(f"{shown(path)} is no file")
+            if path.startswith(("http://", "https://")):
+                content = fetch(path)
+            else:
+                with fsspec.open(path) as file:
+                    content = file.read()
+        opened = open_image(path if content is None else BytesIO(content))
+        return opened if mode in (None, opened.mode) else ImageOps.exif_transpose(opened).convert(mode)
+
+    @property
+    def commit(self) -> str | None:
+        """That of the Hub's data set which the images are from; None where they are from elsewhere."""
+        # By which `datasets` names the folder of what it prepares.
+        homes = {Path(file["filename"]).parent.name for file in self._images.cache_files}
+        return next(iter(homes)) if len(homes) == 1 and all(map(is_commit, homes)) else None
+
+    @property
+    def num_copies(self) -> int:
+        """How many of the images that are hashed are copies of others."""
+        return len(self.digests) - len(self.digests.unique())
+
+    def match_labels(self, labels: dict[int, str]) -> None:
+        """Give the labels the indices that a pool's have, where that goes by name.
+
+        Raises:
+            PertinenceError: they cannot be labels that the pool answers with.
+        """
+        if self.labels is None:
+            return
+        if self.label_map == "by_name":
+            advice = "rename them as the experts call them, or leave their images out"
+            used, which = self.labels.unique(return_inverse=True)  # names that no image has may be any
+            names = {label: self.label_names[label] for label in used.tolist()}
+            places = torch.tensor(places_by_name(names, labels, "the data set", advice))
+            self.labels, self.label_names = places[which], dict(labels)
+        highest = int(self.labels.max())
+        if highest >= len(labels):
+            raise PertinenceError(
+                f"the images have label {highest}, but the experts know only {len(labels)} labels (0 to "
+                f"{len(labels) - 1})"
+            )
+        names = self.label_names
+        if names is None or is_generic(names) or is_generic(labels):
+            return
+        if len(names) != len(labels) or in_another_order(names, labels):
+            raise PertinenceError(
+                "the data set has other labels than the experts, or in another order: "
+                f"{first_difference(names, labels)}. Have its labels found by their names, {BY_NAME}"
+            )
+
+
+def labelled(
+    images: datasets.Dataset | LabelledImages,
+    needs_labels: bool,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_map: str | None = None,
+) -> LabelledImages:
+    """A data set as `LabelledImages`; one that is that already is refused where it lacks labels that are needed."""
+    if not isinstance(images, LabelledImages):
+        return LabelledImages(images, image_column, label_column, needs_labels, label_map)
+    if needs_labels and images.labels is None:
+        raise PertinenceError("these images were loaded without labels, which are needed here: load them with labels")
+    return images
+
+
+def load_images(arguments: DataArguments, token: str | None = None, needs_labels: bool = True) -> LabelledImages:
+    """Load one split from the Hub or a local folder.
+
+    Raises:
+        PertinenceError: no such data set, split or column, or images without labels.
+    """
+    name, split = arguments.dataset, arguments.split
+    if name is None or split is None:
+        missing = " and ".join(f"--{key}" for key, value in (("dataset", name), ("split", split)) if value is None)
+        raise PertinenceError(f"no images were named: give {missing}")
+    name, revision = (name, None) if Path(name).exists() else split_revision(name)
+    if revision is not None and Path(name).exists():
+        raise PertinenceError(f"data set {name!r} is a folder here, which has no revision: leave @{revision} out")
+    options = {"split": split, "token": token, "revision": revision}
+    try:
+        dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, **options))
+    except Exception as error:  # builders fail in any way; say which data set and why
+        reason = (explain_hub(name, revision, error) if may_pass(error) else None) or first_line(error)
+        if "Unknown split" in reason:
+            raise PertinenceError(f"data set {name!r} has no split {split!r}: {reason}") from error
+        raise PertinenceError(f"data set {name!r} cannot be loaded: {reason}") from error
+    if arguments.limit is not None and arguments.limit < len(dataset):
+        dataset = dataset.select(range(arguments.limit))
+    columns = arguments.image_column, arguments.label_column
+    return LabelledImages(dataset, *columns, needs_labels, arguments.label_map)
+
+
+def _load_checked(name: str, *args: Any, **options: Any) -> datasets.Dataset:
+    """`load_dataset`; what it made of a damaged download is removed with that."""
+    dataset = None
+    try:
+        with checked_downloads(name, kind="dataset"):
+            dataset = datasets.load_dataset(name, *args, **options)
+        return dataset
+    except DamagedDownload:
+        for file in dataset.cache_files if dataset is not None else ():
+            shutil.rmtree(Path(file["filename"]).parent, ignore_errors=True)
+        raise
+
+
+def _hash_image(image: dict[str, Any]) -> bytes:
+    """SHA-256 of an image as it is stored; of what is in no file decoding will say what is wrong."""
+    content, path = image.get("bytes"), image.get("path")
+    if content is None and path is not None and Path(path).is_file():
+        with suppress(OSError), open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    return hashlib.sha256(content if content is not None else str(path).encode(errors="replace")).digest()
+
+
+def _file_size(path: str | None) -> int:
+    try:
+        return -1 if path is None else Path(path).stat().st_size
+    except (OSError, ValueError):
+        return -1  # decoding it will say what is wrong
+
+
+def _find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role: str) -> str:
+    if wanted is not None:
+        if wanted not in dataset.column_names:
+            raise PertinenceError(f"there is no column {wanted!r}; the columns are {', '.join(dataset.column_names)}")
+        if kind is datasets.Image and not isinstance(dataset.features[wanted], kind):
+            raise PertinenceError(f"column {wanted!r} holds no images, but {_describe(dataset.features[wanted])}")
+        return wanted
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
+    if len(found) == 1:
+        return found[0]
+    columns = ", ".join(found or dataset.column_names)
+    problem = f"several {role} columns ({columns})" if found else f"no {role} column (its columns: {columns})"
+    raise PertinenceError(f"the data set has {problem}: name one with --{role}-column (in Python {role}_column=)")
+
+
+def _read_labels(
+    dataset: datasets.Dataset, column: str, label_map: str | None
+) -> tuple[torch.Tensor, dict[int, str] | None]:
+    """Labels of a column, int64 (n,), and their names where it has any; text is its own name."""
+    feature = dataset.features[column]
+    dtype = getattr(feature, "dtype", "")
+    if dtype in ("string", "large_string") and label_map is not None:
+        values = dataset.with_format("arrow")[column][:].combine_chunks().dictionary_encode()
+        if values.null_count == 0:
+            names, labels = values.dictionary.to_pylist(), values.indices.to_numpy()
+            return torch.from_numpy(labels.astype(np.int64)), dict(enumerate(names))
+    elif dtype in ("string", "large_string"):
+        raise PertinenceError(
+            f"column {column!r} holds text, not indices of labels: have labels found by their names, {BY_NAME}"
+        )
+    elif not re.fullmatch(r"u?int\d+", dtype):
+        raise PertinenceError(f"column {column!r} holds no labels, but {_describe(feature)}: expected class indices")
+    elif label_map is not None and not isinstance(feature, datasets.ClassLabel):
+        raise PertinenceError(f"column {column!r} has no names, by which labels could be found: leave label_map out")
+    else:
+        values = dataset.with_format("numpy")[column][:]
+        if values.dtype.kind in "iu" and values.min() >= 0:
+            names = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
+            return torch.from_numpy(values.astype(np.int64)), names
+    raise PertinenceError(f"column {column!r} holds no labels for some images: use another split, or leave them out")
+
+
+def _describe(feature: Any) -> str:
+    """The type of a column."""
+    return getattr(feature, "dtype", None) or type(feature).__name__
+
+
+def unusable(index: int, column: str, reason: str) -> PertinenceError:
+    """What to say of an image that cannot be used."""
+    return PertinenceError(
+        f"image {index} of column {column!r} cannot be decoded ({reason}): remove it, or skip such images with "
+        "--on-bad-image skip"
+    )
+
+
+def first_readable(images: LabelledImages) -> torch.Tensor:
+    """The first image that can be decoded; raises what is wrong with the first of all where none can."""
+    decoded = (images[index] for index in range(len(images)))
+    found = next((image for image in decoded if not isinstance(image, PertinenceError)), None)
+    return raise_or([images[0]])[0] if found is None else found
+
+
+def raise_or(items: Sequence[Any]) -> list[torch.Tensor]:
+    """Decoded images, or the first error among them, raised."""
+    for item in items:
+        if isinstance(item, PertinenceError):
+            raise item
+    return list(items)

@@ -1,0 +1,144 @@
+"""Images of any kind as uint8 tensors."""
+
+from __future__ import annotations
+
+import base64
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from huggingface_hub import get_session
+from PIL import Image, ImageOps
+from transformers.utils import logging
+
+from ..utils.errors import PertinenceError, explain, shown
+
+
+logger = logging.get_logger(__name__)
+
+
+def decode_image(image: Any) -> torch.Tensor:
+    """One image of any kind to an RGB uint8 tensor (3, H, W).
+
+    Raises:
+        PertinenceError: not an image, or one that cannot be decoded.
+    """
+    if isinstance(image, (str, Path)):
+        try:
+            source = image if os.path.isfile(image) else BytesIO(fetch(str(image)))
+            with open_image(source) as opened:  # closed again, also where it cannot be decoded
+                return decode_image(opened)
+        except Exception as error:  # Pillow's readers fail in any way: say which file and why
+            reason = str(error) if isinstance(error, PertinenceError) else explain(error)
+            raise PertinenceError(f"{shown(str(image), 300)} cannot be read as an image ({reason})") from error
+    if isinstance(image, Image.Image):
+        try:
+            _refuse_programs(image)
+            if image.mode.startswith(("I", "F")) and image.getextrema()[1] > 255:
+                logger.warning_once(
+                    "An image has more than 8 bits a channel: what lies above 255 is cut off, as transformers does. "
+                    "Scale such images down before."
+                )
+            # As transformers' `load_image` does, so that an expert sees the same pixels inside as alone.
+            image = ImageOps.exif_transpose(image).convert("RGB")
+        except Exception as error:  # as above
+            raise PertinenceError(
+                f"an image cannot be decoded ({explain(error)}): replace it or leave it out"
+            ) from error
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    if isinstance(image, np.ndarray):
+        try:
+            image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ("C", "W")))
+        except (TypeError, ValueError) as error:
+            raise PertinenceError(f"an image cannot be made of an array of {image.dtype}: give uint8") from error
+    if not isinstance(image, torch.Tensor):
+        raise PertinenceError(f"expected an image (PIL, path, URL, numpy or torch array), got {type(image).__name__}")
+    check_plain(image)
+    return to_uint8(_channels_first(image))
+
+
+def open_image(source: str | Path | BinaryIO) -> Image.Image:
+    """An image of a file, opened and not decoded; raises `PertinenceError` for PostScript."""
+    opened = Image.open(source)
+    _refuse_programs(opened)
+    return opened
+
+
+def _refuse_programs(image: Image.Image) -> None:
+    if image.format == "EPS":
+        raise PertinenceError("an EPS file is a program, which Pillow would have run")
+
+
+def fetch(text: str) -> bytes:
+    """The bytes of an image that is given by a URL or as base64, as transformers' `load_image` takes them."""
+    if text.startswith(("http://", "https://")):
+        return get_session().get(text, follow_redirects=True).content
+    try:
+        text = text.partition(",")[2] if text.startswith("data:image/") else text
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as error:
+        raise PertinenceError("it is no file, no URL, and no base64") from error
+
+
+def as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
+    """Whatever forward may be given, as a uint8 batch (B, 3, H, W) or a list of uint8 tensors (3, H, W)."""
+    if isinstance(images, torch.Tensor):
+        if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+            raise PertinenceError(
+                f"expected at least one image as a batch (B, 3, H, W), got shape {tuple(images.shape)}"
+            )
+        check_plain(images)
+        return to_uint8(images)
+    if not isinstance(images, (list, tuple)):
+        raise PertinenceError(
+            f"expected the output of PertinenceImageProcessor or a tensor (B, 3, H, W), got {type(images).__name__}"
+        )
+    flat = [image for item in images for image in (item if isinstance(item, (list, tuple)) else [item])]
+    if not flat:
+        raise PertinenceError("got an empty batch: expected at least one image")
+    for index, image in enumerate(flat):
+        if not isinstance(image, torch.Tensor) or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+            found = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+            raise PertinenceError(
+                f"expected image tensors (3, H, W), got {found}: decode with PertinenceImageProcessor (image "
+                f"{index} of {len(flat)})"
+            )
+        check_plain(image)
+    return [to_uint8(image) for image in flat]
+
+
+def check_plain(images: torch.Tensor) -> None:
+    """Refuse tensors without numbers, or with only some of them."""
+    if images.layout != torch.strided or images.is_meta or images.is_nested:
+        raise PertinenceError(f"images must be dense tensors with values, got {images.layout} on {images.device}")
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images as they are; float images in [0, 1] to uint8."""
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise PertinenceError(f"images must be uint8, or float in [0, 1], got {images.dtype}")
+    if images.itemsize == 1:  # in which torch does no arithmetic
+        images = images.float()
+    low, high = (value.item() for value in images.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise PertinenceError(
+            f"float images must lie in [0, 1], got values from {low:.3g} to {high:.3g}: pass images as they are, "
+            "every expert normalises them itself"
+        )
+    return (images * 255).round().to(torch.uint8)
+
+
+def _channels_first(image: torch.Tensor) -> torch.Tensor:
+    if image.ndim == 2:
+        image = image[None]
+    if image.ndim != 3 or not image.numel() or (image.shape[0] not in (1, 3, 4) and image.shape[-1] not in (1, 3, 4)):
+        raise PertinenceError(f"expected an image of 1, 3 or 4 channels, got an array of shape {tuple(image.shape)}")
+    # A strip four pixels high is no image of four channels.
+    if image.shape[0] not in (1, 3, 4) or (image.shape[0] == 4 and image.shape[-1] in (1, 3)):
+        image = image.permute(2, 0, 1)
+    return (image[:3] if image.shape[0] != 1 else image.expand(3, -1, -1)).contiguous()

@@ -1,0 +1,212 @@
+"""Chooses the cheapest operating point whose loss against the largest expert is below a limit, with confidence.
+
+Learn then Test (Angelopoulos, Bates, Candès, Jordan and Lei 2021, arXiv 2110.01052): each operating point is a
+hypothesis, "it loses at least the limit", and those that images of their own refute are promised together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from ..data.dataset import LabelledImages
+from ..data.seen import TOLERATED_SHARED, SeenImages
+from ..hub.layout import update_config
+from ..models.modeling_pertinence import PertinenceForImageClassification
+from ..models.pretrained import commit_of
+from ..predictions.arguments import RuntimeArguments
+from ..predictions.predict import Predictions
+from ..routing.front import Front, OperatingPoint
+from ..routing.guarantee import Comparison, Guarantee
+from ..routing.metrics import ACCURACY
+from ..utils.errors import PertinenceError
+from .evaluate import ImageSource, ModelSource, open_images, open_model, predict_images, source_of
+from .noninferiority import images_needed, noninferiority_p_value
+from .outcomes import evaluate_experts, evaluate_point
+
+
+logger = logging.get_logger(__name__)
+
+MAX_CONFIDENCE = 0.999
+EXCHANGEABLE = "images to come are like the calibration images (exchangeable with them)"
+LABELS_RIGHT = "the labels of the calibration images are right"
+CHOSEN_BEFORE = "limit and confidence were chosen before these images were looked at, which serve nothing else"
+AS_CALIBRATED = "the model runs as it was calibrated: these experts, {dtype}, {preprocessing} preprocessing"
+SCORES_CUT = "scores were cut to the largest, so that answers of points that decide or mix are approximate"
+
+
+def calibrate(
+    model: ModelSource,
+    data: ImageSource,
+    args: RuntimeArguments | None = None,
+    max_accuracy_loss: float = 0.005,
+    confidence: float = 0.95,
+    expert_paths: dict[str, str] | None = None,
+    revision: str | None = None,
+) -> Guarantee:
+    """Promise of the cheapest operating point that can be promised; `store_guarantee` keeps it.
+
+    Args:
+        model: folder or Hub id, or a loaded model, which is taken as it is.
+        data: which images, or where they are; none that the search or its report has seen.
+        args: how experts are run; `trust_remote_code` for those that bring code.
+        max_accuracy_loss: accuracy (0 to 1) that may be lost against the largest expert; of a model that was searched
+            without labels, agreement with it.
+        confidence: probability, over draws of the images, with which the promise is kept.
+        expert_paths: where local experts have moved to, folder by expert name.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        PertinenceError: no point qualifies, with about how many images would be needed; or the images were seen.
+    """
+    if not 0 < max_accuracy_loss < 1:
+        raise PertinenceError(f"max_accuracy_loss must lie between 0 and 1, got {max_accuracy_loss}")
+    if not 0 < confidence <= MAX_CONFIDENCE:
+        raise PertinenceError(f"confidence must lie between 0 and {MAX_CONFIDENCE}, got {confidence}")
+    args = args or RuntimeArguments()
+    source, model = source_of(model), open_model(model, args, expert_paths, revision)
+    images = open_images(model, data, args.token)
+    shared, rows = check_unseen(source, images, args.token, commit_of(model, revision))
+    predictions = predict_images(model, images, args)
+    predictions = predictions.subset(torch.isin(predictions.rows, rows).nonzero().squeeze(1)).without_copies()
+    largest = evaluate_experts(predictions)[-1]
+    order = by_falling_cost(model.front)
+    approximate = False
+
+    def counts():
+        nonlocal approximate
+        for point in order:
+            outcome = evaluate_point(point, model.dispatcher.heads(point), predictions)
+            approximate |= outcome.figures.approximate
+            wins, losses = outcome.disagreements(largest)
+            yield point.name, losses, wins
+
+    tested = fixed_sequence(counts(), len(predictions), max_accuracy_loss, confidence)
+    qualified = [one for one in tested if one.p_value <= 1 - confidence]
+    if not qualified:
+        raise PertinenceError(
+            f"no operating point can be guaranteed to lose less than {100 * max_accuracy_loss:g} points of "
+            f"{predictions.measure} with {100 * confidence:g} % confidence: "
+            + _shortfall(tested[0], len(predictions), max_accuracy_loss, confidence)
+        )
+    _warn_of_second_try(model.config.build_guarantee(), images.fingerprint, max_accuracy_loss, confidence)
+    return Guarantee(
+        qualified[-1].operating_point,
+        max_accuracy_loss,
+        confidence,
+        len(predictions),
+        images.fingerprint,
+        tested,
+        predictions.measure,
+        shared,
+        _assumptions(model, predictions, approximate),
+    )
+
+
+def _warn_of_second_try(previous: Guarantee | None, fingerprint: str, limit: float, confidence: float) -> None:
+    if (
+        previous is not None
+        and previous.images == fingerprint
+        and (previous.max_accuracy_loss, previous.confidence) != (limit, confidence)
+    ):
+        logger.warning(
+            f"These images have calibrated this model before, to {100 * previous.max_accuracy_loss:g} points with "
+            f"{100 * previous.confidence:g} % confidence: of what is tried on the same images only the first is "
+            "promised."
+        )
+
+
+def _assumptions(
+    model: PertinenceForImageClassification, predictions: Predictions, approximate: bool
+) -> tuple[str, ...]:
+    """What a promise rests on, in words."""
+    assumptions = [EXCHANGEABLE, LABELS_RIGHT] if predictions.measure == ACCURACY else [EXCHANGEABLE]
+    if predictions.skipped:
+        assumptions.append(f"images that cannot be decoded are none of them; {len(predictions.skipped)} were left out")
+    dtype = str(model.dtype).removeprefix("torch.")
+    assumptions += [CHOSEN_BEFORE, AS_CALIBRATED.format(dtype=dtype, preprocessing=model.config.preprocessing)]
+    return (*assumptions, SCORES_CUT) if approximate else tuple(assumptions)
+
+
+def by_falling_cost(front: Front) -> list[OperatingPoint]:
+    """Operating points from the most expensive down, by what the search knew: fixed before any image is seen."""
+    points = list(front)
+    if all(point.select is not None for point in points):
+        points.sort(key=lambda point: (point.select.cost, point.select.accuracy))
+    return points[::-1]
+
+
+def fixed_sequence(
+    counts: Iterable[tuple[str, int, int]], samples: int, limit: float, confidence: float
+) -> tuple[Comparison, ...]:
+    """Test hypotheses one after the other, each at the full level, up to the first that is not refuted.
+
+    The first true hypothesis of the order is refuted with a probability of at most 1 - confidence, and unless it is
+    nothing after it is tested: so this bounds the probability of any wrong promise (fixed sequence testing).
+
+    Args:
+        counts: name, losses and wins of each point, in an order that the images did not choose.
+        samples: number of images.
+        limit: of the loss.
+        confidence: of all promises together.
+
+    Returns:
+        All that were tested: only the last may not have been refuted.
+    """
+    tested = []
+    for name, losses, wins in counts:
+        tested.append(Comparison(name, losses, wins, noninferiority_p_value(losses, wins, samples, limit)))
+        if tested[-1].p_value > 1 - confidence:
+            break
+    return tuple(tested)
+
+
+def check_unseen(
+    source: str | os.PathLike | None, images: LabelledImages, token: str | None = None, revision: str | None = None
+) -> tuple[float | None, torch.Tensor]:
+    """Refuse images that the search of a model, or its report, has seen; a trace of them is left out.
+
+    Returns:
+        Share of the images that are left out, None where the model does not say which it saw; and the rows that stay.
+    """
+    seen = None if source is None else SeenImages.load(source, token, revision)
+    everything = torch.arange(len(images))
+    if seen is None:
+        logger.warning(
+            f"{source or 'The model'} does not say which images its search has seen: make sure that these are others."
+        )
+        return None, everything
+    shared, rows = seen.shared(images), seen.unseen(images)
+    # Where not every image is hashed nobody knows which to leave out.
+    if shared > TOLERATED_SHARED or (rows is None and shared > 0):
+        raise PertinenceError(
+            f"about {max(1, round(shared * len(images)))} of the {len(images)} calibration images took part in the "
+            f"search of {source} or in its report: calibrate on other images"
+        )
+    return shared, everything if rows is None else torch.from_numpy(rows)
+
+
+def store_guarantee(folder: str | os.PathLike, guarantee: Guarantee) -> None:
+    """Note a guarantee in the config.json of a saved model, and make its operating point the default.
+
+    Raises:
+        PertinenceError: the model is not in a local folder.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise PertinenceError(f"{folder} is not a local folder, so the guarantee cannot be stored: download it first")
+    update_config(path, {"guarantee": guarantee.to_dict(), "operating_point": guarantee.operating_point})
+
+
+def _shortfall(tested: Comparison, samples: int, limit: float, confidence: float) -> str:
+    """Why a point does not qualify, and what would help."""
+    loss = 100 * (tested.losses - tested.wins) / samples
+    what = f"the most expensive, {tested.operating_point!r}, loses {loss:.2f} points on {samples} images"
+    needed = images_needed(tested.losses, tested.wins, samples, limit, confidence)
+    if needed is None:
+        return f"{what}, which is not below the limit; more images alone would not do, so allow a larger loss"
+    return f"{what} (p-value {tested.p_value:.3f}); if that goes on, about {needed:,} images would be needed"

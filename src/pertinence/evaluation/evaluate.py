@@ -1,0 +1,166 @@
+"""Measures a saved model, and the baselines that its search tuned, on other images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+
+from ..data.arguments import DataArguments
+from ..data.dataset import LabelledImages, labelled, load_images
+from ..data.seen import TOLERATED_SHARED, SeenImages
+from ..hub.layout import find_table_record
+from ..models.modeling_pertinence import PertinenceForImageClassification
+from ..models.pretrained import commit_of
+from ..predictions.arguments import RuntimeArguments
+from ..predictions.predict import Predictions, predict
+from ..routing.front import STEM, Front, OperatingPoint
+from ..routing.metrics import AGREEMENT, Figures
+from ..utils.distributed import make_accelerator
+from ..utils.errors import PertinenceError
+from .baselines import load_baselines
+from .outcomes import evaluate_experts, looks_trained
+from .report import Evaluation, evaluate_front
+
+
+ImageSource = DataArguments | datasets.Dataset | LabelledImages
+ModelSource = str | os.PathLike | PertinenceForImageClassification
+"""Folder or Hub id, or a loaded model."""
+
+
+def evaluate_model(
+    model: ModelSource,
+    data: ImageSource,
+    args: RuntimeArguments | None = None,
+    operating_point: str | None = None,
+    expert_paths: dict[str, str] | None = None,
+    revision: str | None = None,
+) -> Evaluation:
+    """Measure a model on images of a split: all its operating points, or one.
+
+    Args:
+        model: folder or Hub id, or a loaded model, which is taken as it is.
+        data: which images, or where they are; they must be none that the search has seen.
+        args: how experts are run; `trust_remote_code` for those that bring code.
+        operating_point: measure only the point of this name.
+        expert_paths: where local experts have moved to, folder by expert name.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        PertinenceError: there is no model, its experts or the images cannot be loaded, or do not fit together.
+    """
+    args = args or RuntimeArguments()
+    source, model = source_of(model), open_model(model, args, expert_paths, revision)
+    beside = {"token": args.token, "revision": commit_of(model, revision)}
+    front, default = model.front, model.front.find(operating_point or model.config.operating_point)
+    images = open_images(model, data, args.token)
+    if operating_point is not None:
+        front = Front([default], front.expert_names)
+    baselines = (
+        {}
+        if operating_point is not None or source is None
+        else load_baselines(source, len(front.expert_names), model.config.feature_sizes, **beside)
+    )
+    tuned = [candidate.point for candidates, _ in baselines.values() for candidate in candidates]
+    predictions = predict_images(model, images, args, [*front, *tuned])
+    heads = {point.name: model.dispatcher.heads(point) for point in front}
+    select = [entry["select"] and Figures.from_dict(entry["select"]) for entry in model.config.experts]
+    select = select if all(select) else []
+    warnings = [f"{predictions.describe_skipped('images')}."] if predictions.skipped else []
+    if images.num_copies:
+        warnings.append(
+            f"{images.num_copies} of {len(images.digests)} images are copies of others: intervals are too narrow."
+        )
+    seen = None if source is None else SeenImages.load(source, **beside)
+    if seen is not None and seen.shared(images, "search") > TOLERATED_SHARED:
+        warnings.append(f"{source} was searched on these very images: its figures on them are optimistic.")
+    elif select and not _agrees(model):
+        measured = [outcome.figures for outcome in evaluate_experts(predictions)]
+        warnings += looks_trained(front.expert_names, select, measured, "these images")
+    return evaluate_front(front, heads, predictions, default.name, baselines, select, warnings)
+
+
+def source_of(model: ModelSource) -> str | os.PathLike | None:
+    """Where that lies which a search left beside a model; None for one that was not loaded from anywhere."""
+    if not isinstance(model, PertinenceForImageClassification):
+        return model
+    name = model.name_or_path
+    return name if name and (Path(name).is_dir() or commit_of(model, None)) else None
+
+
+def open_model(
+    model: ModelSource,
+    args: RuntimeArguments,
+    expert_paths: dict[str, str] | None = None,
+    revision: str | None = None,
+) -> PertinenceForImageClassification:
+    """Load a saved model and its experts; `args` say how, as in `evaluate_model`."""
+    if isinstance(model, PertinenceForImageClassification):
+        return model
+    if find_table_record(model) is not None:
+        raise PertinenceError(
+            f"{model} is the result of a search on a table of predictions: it has no models to run on images; "
+            "search the table again with --report-split or --report-dataset"
+        )
+    options = args.load_options
+    return PertinenceForImageClassification.from_pretrained(
+        model,
+        dtype=options.dtype,
+        token=options.token,
+        trust_remote_code=options.trust_remote_code,
+        expert_paths=expert_paths,
+        **({} if revision is None else {"revision": revision}),
+    )
+
+
+def open_images(
+    model: PertinenceForImageClassification, data: ImageSource, token: str | None = None
+) -> LabelledImages:
+    """Load images to measure a model on; their labels are needed, and checked, unless it was searched without any."""
+    needs_labels = not _agrees(model)
+    if isinstance(data, DataArguments):
+        images = load_images(data, token, needs_labels)
+    else:
+        images = labelled(data, needs_labels)
+    images.match_labels(model.config.id2label)
+    return images
+
+
+def predict_images(
+    model: PertinenceForImageClassification,
+    images: LabelledImages,
+    args: RuntimeArguments,
+    points: Sequence[OperatingPoint] | None = None,
+) -> Predictions:
+    """What every expert of a model says about images, with the measure and the costs of its search.
+
+    Args:
+        model: with its experts.
+        images: see `open_images`.
+        args: how experts are run.
+        points: those that are to be measured; default: all of the model's.
+    """
+    reading = {stage.after for point in points or model.front for stage in point.decisions if stage.evidence != "mix"}
+    predictions = predict(
+        model.experts,
+        images,
+        make_accelerator(args.device),
+        stem=model.stem,
+        features_of=sorted(reading - {STEM}),
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        cache_dir=args.cache_dir,
+        on_bad_image=args.on_bad_image,
+    )
+    if _agrees(model):
+        predictions = predictions.agreeing()
+    latency = [entry.get("latency") for entry in model.config.entries]
+    if None not in latency:
+        predictions = predictions.with_latency(latency)
+    return predictions
+
+
+def _agrees(model: PertinenceForImageClassification) -> bool:
+    return any(point.select is not None and point.select.measure == AGREEMENT for point in model.front)

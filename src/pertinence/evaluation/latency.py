@@ -1,0 +1,140 @@
+"""Measured latency of operating points: per device and batch size, on real images, noted beside their GMACs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.arguments import DataArguments
+from ..data.dataset import load_images, raise_or
+from ..hub.layout import update_config
+from ..models.modeling_pertinence import PertinenceForImageClassification
+from ..routing.front import OperatingPoint
+from ..routing.metrics import Latency, format_table
+from ..utils.distributed import device_name, make_accelerator
+from ..utils.errors import PertinenceError
+from ..utils.progress import progress_bar
+from .arguments import BenchmarkArguments
+from .evaluate import open_model
+
+
+TIMED_IMAGES = 128
+"""Images that a round goes through where batches are smaller: each takes a way of its own through the experts."""
+
+
+def benchmark(
+    model_path: str | os.PathLike,
+    data: DataArguments,
+    args: BenchmarkArguments,
+    expert_paths: dict[str, str] | None = None,
+    revision: str | None = None,
+) -> list[OperatingPoint]:
+    """Time the operating points of a saved model.
+
+    Args:
+        model_path: folder or Hub id.
+        data: images to time on, from evenly spaced rows; without a data set they are synthetic.
+        args: device, dtype, batch sizes, rounds.
+        expert_paths: where local experts have moved to, folder by expert name.
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        The points of the front, the timed ones with their `latency`.
+
+    Raises:
+        PertinenceError: there is no model, or no images.
+    """
+    device = make_accelerator(args.device).device
+    model = open_model(model_path, args, expert_paths, revision).to(device)
+    timed = list(model.front) if args.operating_point is None else [model.front.find(args.operating_point)]
+    count = max(TIMED_IMAGES, *args.batch_size)
+    if data.dataset is None:
+        images, kind = synthetic_images(count, model.experts[-1].preprocess.transform.size), "synthetic"
+    else:
+        source = load_images(data, args.token, needs_labels=False)
+        rows = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+        images, kind = [source[row] for row in rows], "given"
+        if args.on_bad_image == "skip":
+            images = [image for image in images if not isinstance(image, PertinenceError)] or images
+        images = raise_or(images)
+    with progress_bar(args.rounds * len(timed) * len(args.batch_size), "Latency", "round") as bar:
+        seconds = time_points(model, timed, images, args.batch_size, args.rounds, bar.update)
+    name = device_name(device)
+    measured = {
+        point.name: [
+            Latency(name, size, *(1000 * np.quantile(rounds, [0.5, 0.25, 0.75])).tolist(), images=kind)
+            for size, rounds in by_size.items()
+        ]
+        for point, by_size in zip(timed, seconds, strict=True)
+    }
+    return [point.replaced_latency(measured.get(point.name, ())) for point in model.front]
+
+
+def time_points(
+    model: PertinenceForImageClassification,
+    points: Sequence[OperatingPoint],
+    images: Sequence[torch.Tensor],
+    batch_sizes: Sequence[int],
+    rounds: int,
+    on_round: Callable[[], object] = lambda: None,
+) -> list[dict[int, list[float]]]:
+    """Seconds of an image at each point, by batch size, round by round.
+
+    Points take turns within a round, so that a machine that slows down slows all of them.
+    """
+    seconds: list[dict[int, list[float]]] = [{size: [] for size in batch_sizes} for _ in points]
+    for size in batch_sizes:
+        used = images[: max(size, TIMED_IMAGES // size * size)]
+        batches = [used[start : start + size] for start in range(0, len(used), size)]
+        for point in points:
+            model(batches[0], operating_point=point.name)  # buffers and kernels are made in the first call
+        for _ in range(rounds):
+            for point, by_size in zip(points, seconds, strict=True):
+                _wait_for(model.device)
+                start = time.perf_counter()
+                for batch in batches:
+                    model(batch, operating_point=point.name)
+                _wait_for(model.device)
+                by_size[size].append((time.perf_counter() - start) / len(used))
+                on_round()
+    return seconds
+
+
+def synthetic_images(count: int, size: tuple[int, int]) -> list[torch.Tensor]:
+    """Smooth coloured patterns of a size: uint8 (3, H, W), always the same."""
+    coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    return list((torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8))
+
+
+def store_latency(folder: str | os.PathLike, points: Sequence[OperatingPoint]) -> None:
+    """Note measured latencies in the config.json of a saved model; raises `PertinenceError` where it is no folder."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise PertinenceError(f"{folder} is not a local folder, so nothing can be stored there: download it first")
+    update_config(path, {"front": [point.to_dict() for point in points]})
+
+
+def latency_table(points: Sequence[OperatingPoint]) -> str:
+    """Milliseconds of an image at each point, with the quartiles of the rounds."""
+    settings = list(dict.fromkeys((entry.device, entry.batch_size) for point in points for entry in point.latency))
+    header = ["operating point", "GMACs", *(f"{device}, batch {size}" for device, size in settings)]
+    rows = []
+    for point in points:
+        cells = {
+            (entry.device, entry.batch_size): f"{entry.milliseconds:.4g} ms [{entry.low:.4g} .. {entry.high:.4g}]"
+            for entry in point.latency
+        }
+        gmacs = f"{point.select.gmacs:.4g}" if point.select else ""
+        rows.append([point.name, gmacs, *(cells.get(setting, "") for setting in settings)])
+    return format_table(header, rows)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until an accelerator has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,223 @@
+"""`RoutingMonitor`: notices that the images which a model gets are no longer like those that it was measured on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from ..models.modeling_pertinence import PertinenceForImageClassification, PertinenceOutput
+from ..routing.evidence import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins
+from ..routing.metrics import format_table
+from ..routing.policy import Routing
+from ..utils.errors import PertinenceError
+
+
+BETA_PARAMETERS = (0.5, 0.7, 0.86, 1.0, 1.16, 1.42, 2.0)
+"""Bets are on p-values that follow Beta(a, b), for a and b among these: small ones, large ones, both or neither."""
+START_SCALE = 100
+"""A shift is expected after some hundred images: those after n images are bet on with 100 / (n + 100) of the stake."""
+AT_ONCE = 512
+
+
+class RoutingMonitor:
+    r"""Watches which experts answer, and how sure they are, against what was counted on the report images.
+
+    A sequential test with a guarantee: as long as images are exchangeable with the report images, the chance that it
+    ever alarms, however long it watches, is at most `false_alarm_rate` (over the draw of both).
+
+    It is a conformal test martingale. An image falls into a cell, the expert that ran last and the bin of the largest
+    probability; later experts and lower confidence are stranger. Its p-value is its rank by strangeness, ties broken
+    at random, among the report images and all images seen since; of exchangeable images these are independent and
+    uniform, however few were counted (Vovk, Nouretdinov and Gammerman 2003, "Testing exchangeability on-line"). Bets
+    that p-values are not uniform but Beta(a, b), with a and b of a grid, start anew at every image (the mixture of
+    Shiryaev and Roberts, with weights that sum to one, as in Vovk et al. 2021, "Retrain or not retrain"). What a
+    stake of 1 has become is the evidence; that it ever reaches 1 / `false_alarm_rate` has at most that probability
+    (Ville's inequality).
+
+    Both directions are noticed, stranger images and images too easy. A shift after n quiet images is noticed later:
+    about 2 log(n / 100) more evidence is needed, on the log scale. As images are compared with those seen since, too,
+    a drift that creeps in over many more images than were reported on may pass for normal. Each operating point needs
+    a monitor of its own: make a new one after `set_budget`.
+
+    Args:
+        model: that answers.
+        operating_point: whose answers are watched; default: the model's.
+        false_alarm_rate: probability of an alarm on images like the report images, over any length of time.
+        reference: int64 (N, 32), `count_answers` of other images that are normal; default: the counts stored when the
+            model was searched (above 256 labels they are approximate, and so is the guarantee).
+        seed: of the random ranks among equals.
+
+    Attributes:
+        images: how many were seen since the start or the last `reset`.
+        alarmed_after: how many had been seen at the alarm; None: no alarm.
+        log_evidence: natural log of the evidence against normal images now; alarm at `log_threshold`.
+
+    Raises:
+        PertinenceError: nothing was counted for this operating point, or the rate is no probability.
+
+    Examples:
+        >>> monitor = RoutingMonitor(model, false_alarm_rate=0.01)
+        >>> for images in stream:
+        ...     if monitor.update(model(images)):
+        ...         print(monitor)
+        ...         break
+    """
+
+    def __init__(
+        self,
+        model: PertinenceForImageClassification,
+        operating_point: str | None = None,
+        false_alarm_rate: float = 0.01,
+        *,
+        reference: torch.Tensor | None = None,
+        seed: int = 0,
+    ):
+        if not 0 < false_alarm_rate < 1:
+            raise PertinenceError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
+        point = model.front.find(operating_point or model.config.operating_point)
+        counts = model.dispatcher.answers_of(point) if reference is None else reference
+        shape = (len(model.front.expert_names), CONFIDENCE_BINS)
+        if tuple(counts.shape) != shape:
+            raise PertinenceError(
+                f"reference must have shape {shape}, as count_answers gives, got {tuple(counts.shape)}"
+            )
+        if not counts.any():
+            raise PertinenceError(
+                f"nothing is known of the answers at operating point {point.name!r}, because this model was not "
+                "searched (or before answers were counted): search it, or give reference=count_answers(...) of the "
+                "answers to normal images"
+            )
+        self.operating_point, self.expert_names = point, model.front.expert_names
+        self.false_alarm_rate, self.log_threshold = false_alarm_rate, -math.log(false_alarm_rate)
+        self._reference = counts.cpu().numpy().astype(np.int64)
+        self._seed = seed
+        a, b = (grid.ravel() for grid in np.meshgrid(BETA_PARAMETERS, BETA_PARAMETERS))
+        self._powers = np.stack([a - 1, b - 1])
+        self._scales = np.array(
+            [math.lgamma(x + y) - math.lgamma(x) - math.lgamma(y) for x, y in zip(a, b, strict=True)]
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the images seen and the alarm; what comes is a new test, with a false-alarm rate of its own."""
+        self.images, self.alarmed_after, self.log_evidence = 0, None, 0.0
+        self._seen = np.zeros_like(self._reference)
+        self._stakes = np.full(len(self._scales), -np.inf)
+        self._random = np.random.default_rng(self._seed)
+
+    @property
+    def alarmed(self) -> bool:
+        return self.alarmed_after is not None
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of the images seen that each expert answered last, float64 (N,)."""
+        return self._seen.sum(1) / max(self.images, 1)
+
+    @property
+    def expected_shares(self) -> np.ndarray:
+        """The same of the report images."""
+        return self._reference.sum(1) / self._reference.sum()
+
+    @property
+    def histogram(self) -> np.ndarray:
+        """Share of the images seen in each bin of confidence, rising (see `CONFIDENCE_EDGES`), float64 (32,)."""
+        return self._seen.sum(0) / max(self.images, 1)
+
+    @property
+    def expected_histogram(self) -> np.ndarray:
+        """The same of the report images."""
+        return self._reference.sum(0) / self._reference.sum()
+
+    def update(self, output: PertinenceOutput | Routing) -> bool:
+        """Take note of answers, in the order of the batch; batches of any sizes give the same.
+
+        Args:
+            output: what the model gave for the next images, at this monitor's operating point.
+
+        Returns:
+            Whether there was an alarm, now or before.
+
+        Raises:
+            PertinenceError: the answers are of another operating point.
+        """
+        experts, bins = output.expert_indices.cpu(), confidence_bins(output.logits.float()).cpu()
+        strangers = set(experts.unique().tolist()) - set(self.operating_point.members)
+        if strangers:
+            raise PertinenceError(
+                f"expert {self.expert_names[min(strangers)]!r} is no member of {self.operating_point.name!r}, which "
+                "this monitor watches: make one for the operating point that answers"
+            )
+        # Bins rise with confidence, cells with strangeness.
+        cells = (experts * CONFIDENCE_BINS + CONFIDENCE_BINS - 1 - bins).numpy()
+        for start in range(0, len(cells), AT_ONCE):
+            self._note(cells[start : start + AT_ONCE])
+        return self.alarmed
+
+    def _note(self, cells: np.ndarray) -> None:
+        known = (self._reference + self._seen)[:, ::-1].ravel()
+        evidence = self._bet(conformal_p_values(cells, known, self._random.random(len(cells))))
+        over = np.flatnonzero(evidence >= self.log_threshold)
+        if self.alarmed_after is None and len(over):
+            self.alarmed_after = self.images + int(over[0]) + 1
+        self.log_evidence = float(evidence[-1])
+        self.images += len(cells)
+        self._seen += np.bincount(cells, minlength=known.size).reshape(self._seen.shape)[:, ::-1]
+
+    def _bet(self, p_values: np.ndarray) -> np.ndarray:
+        """Log of the evidence after each of n p-values, (n,).
+
+        The stake w_k is set on every bet at the k-th image and multiplied by each density b_n from then on, so that
+        together they are R_n = (R_(n-1) + w_n) b_n; what is not set yet stays as it is.
+        """
+        p = np.clip(p_values, 1e-12, 1 - 1e-12)
+        densities = np.stack([np.log(p), np.log1p(-p)], 1) @ self._powers + self._scales
+        count = self.images + np.arange(1, len(p) + 1)
+        set_now = np.log(START_SCALE / ((count + START_SCALE - 1) * (count + START_SCALE)))
+        grown = densities.cumsum(0)
+        started = np.concatenate([self._stakes[None], set_now[:, None] - (grown - densities)])
+        stakes = grown + np.logaddexp.accumulate(started)[1:]
+        self._stakes = stakes[-1]
+        mean = np.logaddexp.reduce(stakes, 1) - math.log(stakes.shape[1])
+        return np.logaddexp(mean, np.log(START_SCALE / (count + START_SCALE)))
+
+    def __repr__(self) -> str:
+        rows = [
+            [name, f"{100 * expected:.1f} %", f"{100 * seen:.1f} %"]
+            for name, expected, seen in zip(self.expert_names, self.expected_shares, self.shares, strict=True)
+        ]
+        medians = (_median(histogram) for histogram in (self.expected_histogram, self.histogram))
+        rows.append(["median confidence", *medians])
+        state = f"alarm after {self.alarmed_after}" if self.alarmed else "no alarm"
+        table = format_table([self.operating_point.name, "expected", "seen"], rows)
+        return (
+            f"{table}\n{self.images} images: {state}; log evidence {self.log_evidence:.2f}, alarm at "
+            f"{self.log_threshold:.2f} (false-alarm rate {self.false_alarm_rate:g})"
+        )
+
+
+def conformal_p_values(cells: np.ndarray, known: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Rank of each image by strangeness among those known and those before it: near 0 the strangest, near 1 the least.
+
+    Args:
+        cells: int64 (n,), the strangeness of each image.
+        known: int64 (cells,), how many images are known of each strangeness.
+        uniform: float64 (n,) in [0, 1), ranks among equals.
+
+    Returns:
+        float64 (n,); independent and uniform where all images are exchangeable.
+    """
+    before = np.tri(len(cells), k=-1, dtype=bool)
+    stranger = (known[::-1].cumsum()[::-1] - known)[cells] + (before & (cells > cells[:, None])).sum(1)
+    equal = known[cells] + (before & (cells == cells[:, None])).sum(1)
+    return (stranger + uniform * (equal + 1)) / (known.sum() + np.arange(1, len(cells) + 1))
+
+
+def _median(histogram: np.ndarray) -> str:
+    """Where the bin of the median starts, as a probability."""
+    if not histogram.any():
+        return ""
+    middle = int(np.searchsorted(histogram.cumsum(), histogram.sum() / 2))
+    return f"{1 / (1 + math.exp(-CONFIDENCE_EDGES[middle - 1])):.5f}" if middle else "0"

@@ -1,0 +1,227 @@
+"""What operating points, experts and the oracle do with images, on cached predictions, and what to warn of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..predictions.predict import ROWS_AT_ONCE, Predictions
+from ..routing.evidence import count_answers
+from ..routing.front import OperatingPoint
+from ..routing.heads import Head
+from ..routing.metrics import ACCURACY, Figures
+from ..routing.policy import Routing, allowed_actions, route
+from ..utils.errors import PertinenceError
+from .intervals import auroc, paired_difference, wilson_interval
+
+
+HARDLY = 0.1
+"""Share of the way from guessing to perfection that is hardly better than guessing."""
+LEAK_Z = 4.0
+LEAK_CHEAPEST = 0.95
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of n images.
+
+    Attributes:
+        correct: bool (n,).
+        costs: float64 (n,), in the unit of `Predictions.costs`.
+        figures: their summary.
+        answers: int64 (N, 32), how many answers each expert gave last, by confidence; of operating points alone.
+    """
+
+    correct: torch.Tensor
+    costs: torch.Tensor
+    figures: Figures
+    answers: torch.Tensor | None = None
+
+    def disagreements(self, other: Outcome) -> tuple[int, int]:
+        """Wins and losses: how many of the same images only this one, and only the other gets right."""
+        return (self.correct & ~other.correct).sum().item(), (~self.correct & other.correct).sum().item()
+
+    def versus(self, other: Outcome) -> tuple[float, float]:
+        """Mean difference of accuracy on the same images, and its standard error."""
+        return paired_difference(*self.disagreements(other), len(self.correct))
+
+
+def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions) -> Outcome:
+    """Route images through an operating point on cached predictions, by the code that the model itself runs."""
+    correct, gmacs, ran, answers = [], [], [], 0
+    num_experts = len(predictions.gmacs)
+    for chunk, routing in route_predictions(point, heads, predictions):
+        correct.append(routing.logits.argmax(1) == chunk.target_columns)
+        gmacs.append(routing.gmacs)
+        ran.append(routing.experts_run)
+        answers = answers + count_answers(routing.logits, routing.expert_indices, num_experts, predictions.tail)
+    approximate = predictions.candidates is not None and bool(point.stages)
+    latency = None
+    if predictions.latency is not None:
+        latency = torch.cat(ran).double() @ torch.tensor(predictions.latency, dtype=torch.float64)
+        latency += predictions.stem_latency * any(stage.after < 0 for stage in point.decisions)
+    shares = answers.sum(1) / len(predictions)
+    outcome = summarise(predictions, torch.cat(correct), torch.cat(gmacs), shares, latency, approximate)
+    return replace(outcome, answers=answers)
+
+
+def route_predictions(
+    point: OperatingPoint, heads: Sequence[Head], predictions: Predictions
+) -> Iterator[tuple[Predictions, Routing]]:
+    """Route images through an operating point, part by part: yields some of the predictions and their `Routing`."""
+    for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE):
+        chunk = predictions.subset(rows)
+        yield (
+            chunk,
+            route(
+                point,
+                heads,
+                chunk.answer,
+                len(chunk),
+                predictions.gmacs,
+                tail=predictions.tail,
+                stem_gmacs=predictions.stem_gmacs,
+            ),
+        )
+
+
+def summarise(
+    predictions: Predictions,
+    correct: torch.Tensor,
+    gmacs: torch.Tensor,
+    shares: torch.Tensor,
+    latency: torch.Tensor | None = None,
+    approximate: bool = False,
+) -> Outcome:
+    """The outcome of n images: right or wrong bool (n,), costs float64 (n,), share of each expert (N,)."""
+    accuracy = correct.sum().item() / len(correct)
+    figures = Figures(
+        accuracy,
+        wilson_interval(accuracy, len(correct)),
+        gmacs.mean().item(),
+        tuple(shares.tolist()),
+        len(correct),
+        approximate,
+        None if latency is None else latency.mean().item(),
+        predictions.measure,
+    )
+    return Outcome(correct, gmacs if latency is None else latency, figures)
+
+
+def evaluate_experts(predictions: Predictions) -> list[Outcome]:
+    """Each expert alone on every image."""
+    correct = predictions.correct()
+    everywhere = torch.ones(len(correct), dtype=torch.int64)
+    return [_evaluate_choice(predictions, correct, index * everywhere) for index in range(correct.shape[1])]
+
+
+def evaluate_oracle(predictions: Predictions) -> Outcome:
+    """The cheapest expert that is right, for images that none gets right the cheapest; its own cost is not counted."""
+    correct = predictions.correct()
+    return _evaluate_choice(predictions, correct, correct.int().argmax(1))
+
+
+def _evaluate_choice(predictions: Predictions, correct: torch.Tensor, choice: torch.Tensor) -> Outcome:
+    """One expert answers each image: right answers bool (n, N), the expert int64 (n,)."""
+    gmacs, latency = (
+        None if costs is None else torch.tensor(costs, dtype=torch.float64)[choice]
+        for costs in (predictions.gmacs, predictions.latency)
+    )
+    shares = torch.bincount(choice, minlength=correct.shape[1]) / len(choice)
+    right = correct.gather(1, choice.unsqueeze(1)).squeeze(1)
+    return summarise(predictions, right, gmacs, shares, latency)
+
+
+def routing_auroc(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions) -> dict[int, float]:
+    """How well the decisions know when an expert will do: AUROC by expert, over the images that came to a decision.
+
+    An expert's score at a decision is that of its action minus the best other. Where all is decided at once every
+    allowed expert is judged: positive are the images that it is the cheapest to get right. In a cascade the expert
+    that has just run is judged: positive are the images that it gets right.
+
+    Returns:
+        AUROC by pool index, where both kinds of images exist.
+    """
+    margins: dict[int, list[torch.Tensor]] = {}
+    positives: dict[int, list[torch.Tensor]] = {}
+    for chunk, routing in route_predictions(point, heads, predictions):
+        correct = chunk.correct()
+        for stage, scores in zip(point.decisions, routing.scores.unbind(1), strict=True):
+            allowed = torch.from_numpy(allowed_actions(point, stage, correct.shape[1]))
+            reached = ~scores.isnan().all(1)
+            cheapest = torch.where((correct & allowed).any(1), (correct & allowed).int().argmax(1), -1)
+            scores = scores.nan_to_num(-torch.inf, neginf=-torch.inf)
+            for expert in [stage.after] if len(point.decisions) > 1 else allowed.nonzero().flatten().tolist():
+                others = scores.index_fill(1, torch.tensor([expert]), -torch.inf).max(1).values
+                margins.setdefault(expert, []).append((scores[:, expert] - others)[reached])
+                positives.setdefault(expert, []).append((cheapest == expert)[reached])
+    values = {e: auroc(torch.cat(margins[e]).numpy(), torch.cat(positives[e]).numpy()) for e in margins}
+    return {expert: value for expert, value in values.items() if value is not None}
+
+
+def check_better_than_chance(names: Sequence[str], figures: Sequence[Figures], num_labels: int) -> list[str]:
+    """Refuse an expert that surely does hardly better than guessing: its labels cannot be those of the images.
+
+    Returns:
+        Sentences about experts that may be guessing, where there are too few images to tell; a weak expert among few
+        labels looks like that.
+    """
+    chance, warnings = 1 / num_labels, []
+    for name, measured in zip(names, figures, strict=True):
+        spread = 2 * math.sqrt(chance * (1 - chance) / measured.samples)
+        if measured.accuracy > chance + spread:
+            continue
+        sentence = (
+            f"expert {name!r} is right on {100 * measured.accuracy:.2f} % of {measured.samples} images, no better "
+            f"than chance among {num_labels} labels: check that its labels are those of the data set, in the same "
+            "order (`label_map`), and that its preprocessing is its own"
+        )
+        if measured.accuracy + spread < chance + HARDLY * (1 - chance):
+            raise PertinenceError(sentence)
+        warnings.append(f"{sentence}; more images would tell.")
+    return warnings
+
+
+def leak_warnings(names: Sequence[str], search: Predictions, report: Predictions) -> list[str]:
+    """Sentences that say why experts look trained on the search images; none where they do not.
+
+    On an expert's own training images the cheapest right expert says nothing of unseen ones.
+    """
+    if search.measure != ACCURACY:
+        return []  # labels that an expert gave itself say nothing of its training
+    seen, unseen = ([outcome.figures for outcome in evaluate_experts(part)] for part in (search, report))
+    warnings = looks_trained(names, seen, unseen, "the report images")
+    correct = search.correct()
+    solved = correct[correct.any(1)]
+    cheapest = solved[:, 0].double().mean().item() if len(solved) else 0.0
+    if cheapest > LEAK_CHEAPEST:
+        warnings.append(
+            f"The cheapest expert is right on {100 * cheapest:.1f} % of the search images that any expert gets right: "
+            "either these images trained the experts, or there is almost nothing left for a dispatcher to gain."
+        )
+    return warnings
+
+
+def looks_trained(names: Sequence[str], seen: Sequence[Figures], unseen: Sequence[Figures], others: str) -> list[str]:
+    """Which experts are significantly more accurate on the search images (`seen`) than on others, as sentences.
+
+    Args:
+        names: of the experts.
+        seen, unseen: figures of each.
+        others: what the other images are called.
+    """
+    warnings = []
+    for name, ours, theirs in zip(names, seen, unseen, strict=True):
+        right = ours.accuracy * ours.samples + theirs.accuracy * theirs.samples
+        pooled = right / (ours.samples + theirs.samples)
+        error = math.sqrt(max(pooled * (1 - pooled), 0.0) * (1 / ours.samples + 1 / theirs.samples))
+        if error and (ours.accuracy - theirs.accuracy) / error > LEAK_Z:
+            warnings.append(
+                f"Expert {name!r} is right on {100 * ours.accuracy:.2f} % of the search images, but on "
+                f"{100 * theirs.accuracy:.2f} % of {others}: it looks trained on the search images (or {others} are "
+                "harder). Search on images that no expert was trained on."
+            )
+    return warnings

@@ -1,0 +1,262 @@
+"""The report of a front: its figures on images that chose nothing, beside everything that it must be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..predictions.predict import Predictions
+from ..routing.front import Front, OperatingPoint
+from ..routing.heads import Head
+from ..routing.metrics import Figures, as_plain, figure_cells, figure_header, format_table
+from .baselines import Candidate
+from .intervals import Difference, bootstrap_differences, hull_hypervolume, hypervolume, random_mix_hull
+from .outcomes import Outcome, evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
+
+
+ROUNDING = 1e-9
+SHOWN = 24
+"""Operating points that are printed; all are stored."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Operating points by rising cost on the search images, measured on the report images.
+
+    Attributes:
+        points: whose `report` holds the figures.
+        versus_largest: difference of accuracy to the largest expert, point by point.
+        versus_mix: the same to a random mix of experts at the cost of the point.
+        default: index of the point that the default rule chooses on the search images.
+        answers: int64 (N, 32), how many answers each expert gave last, by confidence, point by point.
+    """
+
+    points: tuple[OperatingPoint, ...]
+    versus_largest: tuple[Difference, ...]
+    versus_mix: tuple[Difference, ...]
+    default: int
+    answers: tuple[torch.Tensor, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "default": self.default,
+            "points": [
+                {
+                    **{key: point.to_dict()[key] for key in ("name", "recipe", "members", "select")},
+                    **point.report.to_dict(),
+                    "versus_largest": as_plain(asdict(largest)),
+                    "versus_random_mix": as_plain(asdict(mix)),
+                }
+                for point, largest, mix in zip(self.points, self.versus_largest, self.versus_mix, strict=True)
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A front and what it must be compared with, measured on the same images.
+
+    Attributes:
+        series: the operating points.
+        expert_names: of the pool.
+        experts: figures of each expert alone.
+        oracle: figures of the perfect choice; its own cost is not counted.
+        baselines: by name, cascades on the largest softmax probability and the same heads without a search.
+        hypervolumes: area under the random mixes of the points of the front, of each baseline, of the experts
+            ("random-mix"), and of experts and oracle, and under the best single expert without mixing ("static"),
+            above the cheapest expert's accuracy and up to the largest one's cost.
+        auroc: by expert, how well the default point knows when it will do.
+        drop: by how much less the points lead the largest expert on the report images than on the search images;
+            mean over the front. None where the front is of single experts.
+        warnings: sentences to read first.
+    """
+
+    series: Series
+    expert_names: tuple[str, ...]
+    experts: tuple[Figures, ...]
+    oracle: Figures
+    baselines: Mapping[str, Series]
+    hypervolumes: Mapping[str, float]
+    auroc: Mapping[str, float]
+    drop: float | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def front(self) -> Front:
+        return Front(self.series.points, self.expert_names)
+
+    @property
+    def default(self) -> str:
+        return self.series.points[self.series.default].name
+
+    @property
+    def gap_closed(self) -> float | None:
+        """Share of the area between random mixes and the oracle that the front closes."""
+        gap = self.hypervolumes["oracle"] - self.hypervolumes["random-mix"]
+        return (self.hypervolumes["front"] - self.hypervolumes["random-mix"]) / gap if gap > 0 else None
+
+    @property
+    def below_mix(self) -> list[str]:
+        """Names of the points that lie below a random mix of experts at the same cost."""
+        pairs = zip(self.series.points, self.series.versus_mix, strict=True)
+        return [point.name for point, versus in pairs if versus.mean < -ROUNDING]
+
+    def hull(self, cost: float) -> float:
+        """Accuracy of the best random mix of experts at a cost."""
+        costs, accuracy = zip(*((figures.cost, figures.accuracy) for figures in self.experts), strict=True)
+        return float(random_mix_hull(costs, np.array(accuracy), cost))
+
+    def to_dict(self) -> dict[str, Any]:
+        experts = zip(self.expert_names, self.experts, strict=True)
+        return {
+            "operating_point": self.default,
+            "front": self.series.to_dict()["points"],
+            "experts": [{"name": name, **figures.to_dict()} for name, figures in experts],
+            "oracle": self.oracle.to_dict(),
+            "baselines": {name: series.to_dict() for name, series in self.baselines.items()},
+            "hypervolumes": dict(self.hypervolumes),
+            "gap_closed": self.gap_closed,
+            "routing_auroc": dict(self.auroc),
+            "search_to_report_drop": self.drop,
+            "below_random_mix": self.below_mix,
+            "warnings": list(self.warnings),
+        }
+
+    def __repr__(self) -> str:
+        largest = self.experts[-1]
+        header = ["", *figure_header(largest), *self.expert_names, "saved", "vs largest", "95 % interval", "vs mix"]
+
+        def saved(figures: Figures) -> str:
+            return f"{100 * (1 - figures.cost / largest.cost):.1f} %"
+
+        def cells(name: str, series: Series, index: int) -> list[str]:
+            figures, versus = series.points[index].report, series.versus_largest[index]
+            low, high = versus.interval
+            return [
+                name,
+                *figure_cells(figures),
+                saved(figures),
+                f"{100 * versus.mean:+.2f} ± {100 * versus.standard_error:.2f}",
+                f"{100 * low:+.2f} .. {100 * high:+.2f}",
+                f"{100 * series.versus_mix[index].mean:+.2f}",
+            ]
+
+        rows = [
+            [name, *figure_cells(f), saved(f), "", "", ""]
+            for name, f in zip(self.expert_names, self.experts, strict=True)
+        ]
+        rows.append(["oracle", *figure_cells(self.oracle), saved(self.oracle), "", "", ""])
+        rows += [cells(name, series, series.default) for name, series in self.baselines.items()]
+        points = self.series.points
+        shown = {*np.linspace(0, len(points) - 1, min(len(points), SHOWN)).round().astype(int), self.series.default}
+        for index, point in ((index, points[index]) for index in sorted(shown)):
+            rows.append(cells(f"{point.name}{' *' if point.name == self.default else ''}", self.series, index))
+        hidden = (
+            [f"{len(points)} operating points, of which {len(shown)} are shown."] if len(shown) < len(points) else []
+        )
+        return "\n".join([format_table(header, rows), *hidden, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        measure = self.experts[0].measure
+        notes = [
+            f"{self.experts[0].samples} images; * default operating point; differences in points of {measure} on the "
+            "same images, ± standard error.",
+        ]
+        if self.baselines:
+            notes.append(
+                "Of each baseline the point that the same rule chooses on the search images. Chains are tuned and "
+                "judged on the same images there, so that their choice is optimistic."
+            )
+        volumes = ", ".join(f"{name} {100 * value:.3f}" for name, value in self.hypervolumes.items())
+        notes.append(f"Area under random mixes of points, in % of cost x {measure}: {volumes}.")
+        if self.gap_closed is not None:
+            notes.append(f"Of the gap between random mixes and the oracle {100 * self.gap_closed:.1f} % is closed.")
+        if self.auroc:
+            values = ", ".join(f"{name} {value:.3f}" for name, value in self.auroc.items())
+            notes.append(f"Routing AUROC of {self.default}: {values}.")
+        if self.drop is not None:
+            notes.append(
+                f"The lead over the largest expert drops by {100 * self.drop:.2f} points on average from the search "
+                "images to these."
+            )
+        if self.below_mix:
+            notes.append(f"Below a random mix of experts at the same cost: {', '.join(self.below_mix)}.")
+        if any(point.report.approximate for point in self.series.points):
+            notes.append("Scores were cut to the largest: figures of points that decide or mix are approximate.")
+        return notes + [f"Warning: {warning}" for warning in self.warnings]
+
+
+def evaluate_front(
+    front: Front,
+    heads: Mapping[str, Sequence[Head]],
+    predictions: Predictions,
+    default: str,
+    baselines: Mapping[str, tuple[Sequence[Candidate], int]] | None = None,
+    select_experts: Sequence[Figures | None] = (),
+    warnings: Sequence[str] = (),
+) -> Evaluation:
+    """Measure operating points, experts, baselines and the oracle on images that neither fitted nor chose anything.
+
+    Args:
+        front: operating points of the pool that made the predictions.
+        heads: heads of each point by its name.
+        predictions: of the images to report on.
+        default: name of the default operating point.
+        baselines: by name, candidates and the index of the one that the default rule chooses.
+        select_experts: figures of the experts on the search images, for the search-to-report drop.
+        warnings: sentences to show.
+    """
+    experts = evaluate_experts(predictions)
+    names, default = [point.name for point in front], front.find(default).name
+    series = _measure([(point, heads.get(point.name, ())) for point in front], names.index(default), predictions)
+    compared = {
+        name: _measure([(candidate.point, candidate.heads) for candidate in candidates], chosen, predictions)
+        for name, (candidates, chosen) in (baselines or {}).items()
+    }
+    figures = tuple(one.figures for one in experts)
+    oracle = evaluate_oracle(predictions).figures
+    reference = (figures[-1].cost, figures[0].accuracy)
+    reports = {name: [p.report for p in s.points] for name, s in {"front": series, **compared}.items()}
+    reports |= {"random-mix": figures, "oracle": (oracle, *figures)}
+    volumes = {
+        name: hull_hypervolume([f.cost for f in several], [f.accuracy for f in several], reference)
+        for name, several in reports.items()
+    }
+    volumes["static"] = hypervolume([f.cost for f in figures], [f.accuracy for f in figures], reference)
+    chosen = front.find(default)
+    auroc = routing_auroc(chosen, heads.get(default, ()), predictions)
+    largest = select_experts[-1] if len(select_experts) else None
+    drops = [
+        point.select.accuracy - largest.accuracy - versus.mean
+        for point, versus in zip(series.points, series.versus_largest, strict=True)
+        if largest and point.select and point.recipe != "static"
+    ]
+    return Evaluation(
+        series,
+        front.expert_names,
+        figures,
+        oracle,
+        compared,
+        volumes,
+        {front.expert_names[expert]: value for expert, value in auroc.items()},
+        sum(drops) / len(drops) if drops else None,
+        tuple(warnings),
+    )
+
+
+def _measure(
+    points: Sequence[tuple[OperatingPoint, Sequence[Head]]], default: int, predictions: Predictions
+) -> Series:
+    correct = predictions.correct().numpy()
+
+    def differences(result: Outcome) -> tuple[Difference, Difference]:
+        return bootstrap_differences(result.correct.numpy(), result.costs.numpy(), correct, predictions.costs)
+
+    outcomes = [evaluate_point(point, heads, predictions) for point, heads in points]
+    versus_largest, versus_mix = zip(*map(differences, outcomes), strict=True)
+    measured = (replace(point, report=one.figures) for (point, _), one in zip(points, outcomes, strict=True))
+    return Series(tuple(measured), versus_largest, versus_mix, default, tuple(one.answers for one in outcomes))

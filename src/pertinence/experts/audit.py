@@ -1,0 +1,339 @@
+"""What somebody's checkpoint may say of itself: checked before transformers and timm build anything from it.
+
+Their loaders follow what a folder says: to other repositories (adapters, architectures like `hf-hub:...`), to other
+files (shards), to code (attention from the Hub, quantisers), and to as much memory as a number asks for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn.modules import module as registration
+
+from ..utils.errors import PertinenceError, explain, printable, shown
+from ..utils.io import parse_json, read_text
+from ..utils.validation import is_number
+from .entry import ATTENTION, CONFIG, MAX_LABELS, MEANINGLESS, MODEL_TYPE
+from .transforms import MAX_RESIZED_PIXELS, MAX_SIDE
+
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+LEAST_CROP = 0.05
+MOST_LAYERS = 1000
+"""What a setting that counts layers may say, unless there are as many tensors."""
+MOST_PATCHES = 40_000
+"""Of an image: each may attend to each other, which takes ten seconds then."""
+SPARE_ELEMENTS = 2**24
+"""Elements that a network may have beyond four times those of its files: buffers that are not saved."""
+SPARE_MODULES = 10_000
+DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+FLOATS = {"F64", "F32", "F16", "BF16"}
+
+LABELS = ("id2label", "label2id", "label_names")
+COUNTS = ("num_labels", "num_classes")
+LAYERS = re.compile("depth|layer|block|stage|repeat", re.IGNORECASE)
+WIDTHS = re.compile("(channels|sizes?|dims?|widths?)$", re.IGNORECASE)
+SIDES = ("image_size", "img_size", "input_size", "test_input_size", "min_input_size")
+RESIZED = (*SIDES, "size", "shortest_edge", "longest_edge", "height", "width")
+PROCESSOR_CLASSES = ("image_processor_type", "feature_extractor_type")
+OF_FACTORY = {
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_model_args",
+    "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit",
+}  # fmt: skip
+"""Arguments of `timm.create_model` that are none of the network's: they read other files."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What the headers of a checkpoint's safetensors files say.
+
+    Attributes:
+        shapes, dtypes: by tensor; dtypes as safetensors names them.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+    @property
+    def elements(self) -> int:
+        return sum(map(math.prod, self.shapes.values()))
+
+    @classmethod
+    def of(cls, *paths: Path) -> Tensors:
+        """Of some files, of which nothing but the header is read; raises `PertinenceError` where one is damaged."""
+        shapes, dtypes = {}, {}
+        for path in paths:
+            try:
+                # As arrays: for tensors torch would map all of the file at once, as memory of its own.
+                with safe_open(path, framework="np") as file:
+                    for name in file.keys():  # noqa: SIM118
+                        part = file.get_slice(name)
+                        shapes[name], dtypes[name] = tuple(part.get_shape()), part.get_dtype()
+            except (SafetensorError, OSError) as error:
+                raise PertinenceError(f"{path} is damaged ({explain(error)}): fetch it again") from error
+        return cls(shapes, dtypes)
+
+
+def check_checkpoint(folder: Path, trust_remote_code: bool = False) -> Tensors | None:
+    """Check the files of a checkpoint; nothing is built, and of the weights only the headers are read.
+
+    Args:
+        folder: where they lie.
+        trust_remote_code: whether code that they bring runs, which then may have settings of its own.
+
+    Returns:
+        What the headers say; None where there are no weights in safetensors.
+
+    Raises:
+        PertinenceError: it leads to code or to other files, or its numbers cannot be those of an image classifier.
+    """
+    config = read_json(folder / CONFIG)
+    processors = {name: read_json(folder / name) for name in PROCESSORS if (folder / name).is_file()}
+    if config.get("model_type") == MODEL_TYPE:
+        raise PertinenceError("it is itself a pertinence model: give its experts instead")
+    if (folder / "adapter_config.json").exists():
+        raise PertinenceError("it is an adapter of another model: merge it into that, and save the whole")
+    runs_code = trust_remote_code and any("auto_map" in values for values in (config, *processors.values()))
+    for name, values in {CONFIG: config, **processors}.items():
+        _check_code(values, name, runs_code)
+    paths = find_weights(folder)
+    tensors = Tensors.of(*paths) if paths else None
+    _check_sizes(config, tensors)
+    if not runs_code:
+        _check_processors(config, processors)
+    unknown = sorted(set(tensors.dtypes.values()) - DTYPES) if tensors else []
+    if unknown:
+        raise PertinenceError(f"its weights are {shown(unknown)}, expected floating-point numbers")
+    return tensors
+
+
+def _check_sizes(config: dict[str, Any], tensors: Tensors | None) -> None:
+    """Refuse numbers in a config that no image classifier of these weights has."""
+    for key in LABELS:
+        if isinstance(config.get(key), (dict, list)) and len(config[key]) > MAX_LABELS:
+            raise PertinenceError(f"its config.json has more than {MAX_LABELS} labels")
+    for key in COUNTS:
+        if config.get(key) is not None and not is_number(config[key], 0, MAX_LABELS):
+            raise PertinenceError(f"its config.json claims {shown(config[key])} labels, more than {MAX_LABELS}")
+    most = max(MOST_LAYERS, len(tensors.shapes) if tensors else 0)
+    numbers = list(_numbers({key: value for key, value in config.items() if key not in LABELS}))
+    for key, value in numbers:
+        if LAYERS.search(key) and not WIDTHS.search(key) and value > most:
+            raise PertinenceError(
+                f"its config.json has {printable(key)} {shown(value)}, but only {most} would have weights"
+            )
+        if key in SIDES and not is_number(value, -1, MAX_SIDE):
+            raise PertinenceError(f"its config.json has {key} {shown(value)}, expected up to {MAX_SIDE} pixels")
+    _check_resize(numbers)
+    patches = [value for key, value in numbers if key == "patch_size"]
+    side = max((value for key, value in numbers if key in SIDES), default=0)
+    if patches and not (side / max(min(patches), 0.5)) ** 2 <= MOST_PATCHES:
+        raise PertinenceError(
+            f"its config.json cuts images of {shown(side)} pixels a side into patches of {shown(min(patches))}, "
+            f"expected at most {MOST_PATCHES:,} patches"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A mapping from a file of a moderate size; raises `PertinenceError` where there is none."""
+    try:
+        values = parse_json(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, PertinenceError):
+            raise PertinenceError(f"{path.name} is too large: {error}") from error
+        raise PertinenceError(f"{path.name} is damaged ({explain(error)})") from error
+    if not isinstance(values, dict):
+        raise PertinenceError(f"{path.name} is damaged: it holds no mapping")
+    return values
+
+
+def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files of a checkpoint, or of a variant of it; none where it has only others.
+
+    Raises:
+        PertinenceError: its index names anything but safetensors files beside it.
+    """
+    single, index = SINGLE, INDEX
+    if variant is not None:
+        single, index = f"model.{variant}.safetensors", f"{INDEX.removesuffix('json')}{variant}.json"
+    if (folder / single).is_file():
+        return [folder / single]
+    if not (folder / index).is_file():
+        return []
+    places = read_json(folder / index).get("weight_map")
+    names = set(places.values()) if isinstance(places, dict) and all(map(_is_text, places.values())) else {""}
+    if not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
+        raise PertinenceError(f"its {index} names files that are no safetensors files beside it")
+    return [folder / name for name in sorted(names)]
+
+
+def check_contained(paths: Iterable[Path], root: Path) -> None:
+    """Refuse files or folders that lie outside of a folder, or are links to outside; those of the Hub's cache lead to
+    the blobs of the same repository."""
+    home = root.resolve()
+    homes = [home] + [
+        place.parent / "blobs"
+        for place in home.parents
+        if place.name == "snapshots" and place.parent.name.startswith("models--")
+    ]
+    for path in paths:
+        if not any(path.resolve().is_relative_to(home) for home in homes):
+            raise PertinenceError(f"{path} is a link that leads out of {root}: put the file itself there")
+
+
+@contextmanager
+def building_from(tensors: Tensors) -> Iterator[None]:
+    """Within it this thread builds no network that is much larger than its weights are; other threads do as they like.
+
+    Raises:
+        PertinenceError: it has far more parameters, buffers or modules.
+    """
+    watch_modules()
+    before = getattr(_building, "left", None)
+    _building.left = {
+        "elements": 4 * tensors.elements + SPARE_ELEMENTS,
+        "modules": 50 * len(tensors.shapes) + SPARE_MODULES,
+    }
+    try:
+        yield
+    finally:
+        _building.left = before
+
+
+_building = threading.local()
+
+
+def _count(kind: str, amount: int) -> None:
+    left = getattr(_building, "left", None)
+    if left is not None:
+        left[kind] -= amount
+        if left[kind] < 0:
+            raise PertinenceError("its config.json describes a much larger network than its weights are")
+
+
+def _count_elements(_: nn.Module, __: str, tensor: torch.Tensor | None) -> None:
+    _count("elements", 0 if tensor is None else tensor.numel())
+
+
+def watch_modules() -> None:
+    """Have torch tell what is built, from the first checkpoint on and for good: torch walks over its hooks whenever
+    any thread builds a module, so that none may come and go meanwhile."""
+    with _watching:
+        if not _hooks:
+            _hooks.append(registration.register_module_parameter_registration_hook(_count_elements))
+            _hooks.append(registration.register_module_buffer_registration_hook(_count_elements))
+            _hooks.append(registration.register_module_module_registration_hook(lambda *_: _count("modules", 1)))
+
+
+_watching = threading.Lock()
+_hooks: list[Any] = []
+
+
+def _check_code(values: dict[str, Any], name: str, runs_code: bool) -> None:
+    """Refuse settings of a file that have transformers or timm fetch or import something.
+
+    Args:
+        values: what the file holds.
+        name: of the file.
+        runs_code: whether it is code of the checkpoint's own that reads them.
+    """
+    for key, value in _settings(values):
+        is_named = key.lstrip("_").startswith("attn_implementation") and not isinstance(value, bool)
+        if is_named and value not in ATTENTION:
+            raise PertinenceError(f"its {name} asks for the attention {shown(value)}, which may be code")
+        is_other = key == "backbone" and _is_text(value) and not runs_code
+        if is_other or (key.lstrip("_") in (*MEANINGLESS, "use_pretrained_backbone") and value):
+            raise PertinenceError(f"its {name} has {key}, which has other files or packages loaded")
+    architecture, arguments = values.get("architecture"), values.get("model_args")
+    if architecture is not None and not (_is_text(architecture) and re.fullmatch(r"[\w.-]+", architecture)):
+        raise PertinenceError(f"its architecture {shown(architecture)} is not the name of a network of timm")
+    if isinstance(arguments, dict) and (others := sorted(OF_FACTORY & set(arguments))):
+        raise PertinenceError(f"its model_args have {', '.join(others)}, which would read other files")
+
+
+def _check_processors(config: dict[str, Any], processors: dict[str, dict[str, Any]]) -> None:
+    """Refuse an image processor that does more than an image classifier's does, or makes much larger images."""
+    for name, values in {CONFIG: config, **processors}.items():
+        for key, value in _settings(values):
+            if key in PROCESSOR_CLASSES and _is_text(value):
+                kind = re.sub("(Fast|Pil)+$", "", value.replace("FeatureExtractor", "ImageProcessor"))
+                # Others are somebody's own, which run with trust_remote_code or are known to this process alone.
+                if kind not in classifier_processors() and kind in dir(transformers):  # which takes long
+                    raise PertinenceError(f"its {name} asks for {shown(value)}, which is not for image classifiers")
+    # Where no file names a class transformers takes that of the model's type.
+    kind = config.get("model_type")
+    if _is_text(kind) and not processors_of(kind) <= classifier_processors():
+        raise PertinenceError(f"its model_type {shown(kind)} is none of image classifiers")
+    for name, values in processors.items():
+        numbers = list(_numbers(values))
+        _check_resize(numbers)
+        for key, value in numbers:
+            if not is_number(value, -MAX_SIDE, MAX_SIDE):
+                raise PertinenceError(f"its {name} has {printable(key)} {shown(value)}, expected up to {MAX_SIDE}")
+
+
+@cache
+def classifier_processors() -> frozenset[str]:
+    """Names of the image processors that transformers has for classifiers and backbones: others fetch files, start
+    programs, or make images as large as a number says."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_BACKBONE_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    kinds = {*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *MODEL_FOR_BACKBONE_MAPPING_NAMES}
+    return frozenset().union(*map(processors_of, kinds))
+
+
+def processors_of(model_type: str) -> frozenset[str]:
+    """Names of the image processors that transformers has for a type of model."""
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    return frozenset((IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}).values())
+
+
+def _check_resize(numbers: Sequence[tuple[str, float]]) -> None:
+    """Refuse what is cut out of an image that is resized to far more."""
+    most = math.isqrt(MAX_RESIZED_PIXELS)
+    side = max((value for key, value in numbers if key in RESIZED), default=0)
+    for share in (value for key, value in numbers if key.endswith("crop_pct")):
+        if not share >= LEAST_CROP or side / share > most:
+            raise PertinenceError(
+                f"its crop_pct {shown(share)} has images resized to more than {most:,} pixels a side"
+            )
+
+
+def _settings(values: Any) -> Iterator[tuple[str, Any]]:
+    """Every setting of a document, however deep it stands: the key that is nearest, and a value."""
+    waiting = [("", values)]
+    while waiting:
+        key, value = waiting.pop()
+        yield key, value
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += ((key, item) for item in value)
+
+
+def _numbers(values: Any) -> Iterator[tuple[str, float]]:
+    """Those settings that are numbers."""
+    for key, value in _settings(values):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield key, value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)

@@ -1,0 +1,100 @@
+"""What one image costs: GMACs, by fvcore (one fused multiply-add is one MAC) with a handle for attention; or time."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..utils.errors import MALFORMED, PertinenceError
+
+
+TURNS, TURN_SECONDS = 9, 0.1
+
+
+def count_gmacs(model: nn.Module, size: tuple[int, int], options: dict[str, Any] | None = None) -> float:
+    """GMACs of one image of (3, height, width) through an image classifier; preprocessing is not counted.
+
+    Args:
+        model: a transformers image classifier, or a backbone that answers as one; it is traced alone, on its own
+            device.
+        size: (height, width) in pixels of what the model receives.
+        options: what else it is called with.
+
+    Raises:
+        PertinenceError: the model cannot be traced on such an image.
+    """
+    parameter = next(model.parameters())
+    image = torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates the tracing that fvcore is built on
+        # Imported here: running a saved model must not need fvcore.
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(_LogitsOf(model, options or {}).eval(), image)
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        try:
+            return analysis.total() / 1e9
+        except (RuntimeError, *MALFORMED) as error:  # a model that takes no images fails in any way
+            raise PertinenceError(
+                f"the operations of {type(model).__name__} cannot be counted on a {size[0]}x{size[1]} image: {error}"
+            ) from error
+
+
+def measure_latency(
+    experts: Sequence[nn.Module], image: torch.Tensor, batch_size: int, device: torch.device
+) -> list[float]:
+    """Milliseconds that each expert takes for one image on a device, preprocessing included: medians of several turns.
+
+    Experts take turns, so that a machine that slows down slows all of them.
+
+    Args:
+        experts: modules that take a list of images.
+        image: uint8 (3, H, W), of which batches are made.
+        batch_size: images of a batch; its time is divided by it.
+        device: where experts are run; they are put back after.
+    """
+    # Imported here: running a saved model must need neither datasets nor what torch compiles extensions with.
+    from torch.utils.benchmark import Timer
+
+    from ..utils.progress import progress_bar
+
+    homes = [expert.device for expert in experts]
+    timers = [
+        Timer(
+            "expert(images)",
+            globals={"expert": expert.to(device), "images": [image] * batch_size},
+            num_threads=torch.get_num_threads(),  # its default is one
+        )
+        for expert in experts
+    ]
+    seconds: list[list[float]] = [[] for _ in timers]
+    with progress_bar(TURNS * len(timers), "Latency", "turn") as bar:
+        for _ in range(TURNS):
+            for timer, turns in zip(timers, seconds, strict=True):
+                turns.append(timer.blocked_autorange(min_run_time=TURN_SECONDS).median)
+                bar.update(1)
+    for expert, home in zip(experts, homes, strict=True):
+        expert.to(home)
+    return [1000 * median(turns) / batch_size for turns in seconds]
+
+
+class _LogitsOf(nn.Module):
+    def __init__(self, model: nn.Module, options: dict[str, Any]):
+        super().__init__()
+        self.model, self.options = model, options
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixel_values, **self.options).logits
+
+
+def _attention_macs(inputs, outputs) -> int:
+    """MACs of Q K^T and of attention times V."""
+    query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
+    return math.prod(query[:-2]) * query[-2] * key[-2] * (query[-1] + value[-1])

@@ -1,0 +1,68 @@
+"""Pooled features of a classifier: what goes into its final classification layer, wherever that is."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..utils.errors import MALFORMED, PertinenceError, explain
+from .loading import Backbone
+
+
+class FeatureTap:
+    """Reads the input of a classifier's final classification layer.
+
+    That layer is found by what it does, not by its name: of all linear layers and convolutions with one output per
+    label, the one that runs last. Logits stand in for the features of a model without such a layer, and for those of a
+    backbone, whose pooled output they are.
+    """
+
+    def __init__(self, model: PreTrainedModel | Backbone | None = None):
+        # It does not hold the model, whose layers hold it: a model that is let go is freed at once.
+        self.seen = threading.local()  # one model may be called from several threads
+        for module in () if model is None or isinstance(model, Backbone) else model.modules():
+            outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == model.config.num_labels:
+                module.register_forward_pre_hook(self._remember)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel | Backbone) -> FeatureTap:
+        """The one of a model, however many experts are made from it."""
+        tap = vars(model).get("_feature_tap")
+        if tap is None:
+            tap = model._feature_tap = cls(model)
+        return tap
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FeatureTap, ()  # what a thread has seen is nothing to copy, and layers keep their hooks
+
+    def _remember(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if getattr(self.seen, "is_running", False):  # another expert may run the same model
+            self.seen.is_linear, self.seen.input = isinstance(module, nn.Linear), inputs[0]
+
+    def run(
+        self, model: PreTrainedModel | Backbone, pixel_values: torch.Tensor, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the classifier on images: logits (b, C) and pooled features (b, F)."""
+        self.seen.input, self.seen.is_running = None, True
+        try:
+            logits = model(pixel_values=pixel_values, **options).logits
+        except torch.OutOfMemoryError:
+            raise
+        except (*MALFORMED, RuntimeError) as error:  # somebody's settings may not fit somebody's network
+            kind, shape = type(getattr(model, "timm_model", model)).__name__, tuple(pixel_values.shape)
+            raise PertinenceError(f"an expert ({kind}) fails on pixels of shape {shape} ({explain(error)})") from error
+        finally:
+            self.seen.is_running = False
+        features, self.seen.input = self.seen.input, None
+        if features is None:
+            return logits, logits
+        if features.ndim > 2:
+            first, last = (1, features.ndim - 1) if self.seen.is_linear else (2, features.ndim)
+            positions = tuple(range(first, last))
+            features = features.mean(positions)
+        return logits, features

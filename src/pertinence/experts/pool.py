@@ -1,0 +1,89 @@
+"""The pool: several experts that fit together, by rising cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..data.labels import check_same_labels, is_generic, resolve_label_map
+from ..utils.errors import PertinenceError
+from ..utils.validation import is_commit
+from .expert import Expert, load_expert
+from .loading import Checkpoint, ExpertReference, LoadOptions
+
+
+def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: str = "exact") -> list[Expert]:
+    """Load experts, check that they fit together, and order them by rising cost.
+
+    Raises:
+        PertinenceError: fewer than two, one that cannot be loaded, two that are the same, or different label spaces.
+    """
+    parsed = [ExpertReference.parse(reference) for reference in list_references(references)]
+    if len(parsed) < 2:
+        raise PertinenceError(f"a pool needs at least two experts, got {len(parsed)}: there is nothing to choose from")
+    opened: dict[Any, Checkpoint] = {}
+    experts = [load_expert(reference, options, preprocessing, opened=opened) for reference in parsed]
+    identities: dict[tuple, str] = {}
+    for expert in experts:
+        entry = expert.entry
+        identity = (
+            entry["revision"],
+            entry["repo_id"] if is_commit(entry["revision"]) else None,
+            str(entry["transform"]),
+            entry["quantization"],
+        )
+        if identity in identities:
+            raise PertinenceError(
+                f"experts {identities[identity]!r} and {entry['name']!r} are the same checkpoint with the same "
+                "settings: leave one out"
+            )
+        identities[identity] = entry["name"]
+    _align_labels(parsed, experts)
+    experts.sort(key=lambda expert: expert.entry["gmacs"])
+    _make_names_unique(experts)
+    return experts
+
+
+def list_references(references: Sequence[Any]) -> list[Any]:
+    """Several references as a list; one that stands alone is refused rather than taken apart."""
+    if isinstance(references, (str, Path, dict, PreTrainedModel)):
+        raise PertinenceError(f"experts come as a list of at least two, got one {type(references).__name__}")
+    return list(references)
+
+
+def _align_labels(references: Sequence[ExpertReference], experts: Sequence[Expert]) -> None:
+    first = experts[0]
+    if references[0].label_map is not None:
+        # The first expert's own map says what the labels of the pool are.
+        own = first.model.config.id2label
+        chosen = list(own) if references[0].label_map == "by_name" else references[0].label_map
+        size = len(chosen) if isinstance(chosen, (list, tuple)) else len(own)
+        first.entry["label_map"] = resolve_label_map(chosen, own, dict(enumerate(range(size))), first.entry["name"])
+    labels = first.labels
+    for reference, expert in zip(references[1:], experts[1:], strict=True):
+        name, names = expert.entry["name"], expert.model.config.id2label
+        expert.entry["label_map"] = resolve_label_map(reference.label_map, names, labels, name)
+        check_same_labels(name, names, first.entry["name"], labels, expert.entry["label_map"])
+
+
+def pool_labels(experts: Sequence[Expert]) -> dict[int, str]:
+    """The labels of a pool: those of the first expert that has names for them."""
+    return next((expert.labels for expert in experts if not is_generic(expert.labels)), experts[0].labels)
+
+
+def _make_names_unique(experts: Sequence[Expert]) -> None:
+    names = [expert.entry["name"] for expert in experts]
+    for expert in experts:
+        name = expert.entry["name"]
+        if names.count(name) > 1:
+            folder = Path(expert.entry["repo_id"] or name)
+            expert.entry["name"] = f"{folder.parent.name}/{name}" if folder.parent.name else name
+    seen: dict[str, int] = {}
+    for expert in experts:
+        name = expert.entry["name"]
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            expert.entry["name"] = f"{name}-{seen[name]}"

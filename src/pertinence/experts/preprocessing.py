@@ -1,0 +1,191 @@
+"""Each expert's own preprocessing: resolved once into a small `Transform`, applied to uint8 images on their device.
+
+In mode `exact` the pixels are, bit for bit, those of the expert's own processor: vectorised where that is possible
+(nothing is resized, or the processor itself resizes with torchvision), through the processor elsewhere. In mode `fast`
+torchvision resizes for all.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data.batches import Images, by_shape
+from ..utils.errors import PertinenceError, explain
+from .transforms import Transform
+
+
+class Preprocessor:
+    """Turns uint8 images into what one expert receives.
+
+    Args:
+        transform: what the processor does, from `resolve_transform`.
+        processor: the expert's own image processor.
+        mode: "exact" or "fast".
+    """
+
+    def __init__(self, transform: Transform, processor: Any, mode: str = "exact"):
+        if transform.processor_size is not None:
+            processor = resized_processor(processor, transform.processor_size)
+        self.transform, self.processor, self.mode = transform, processor, mode
+
+    def __call__(self, images: Images) -> torch.Tensor:
+        """uint8 images, B of them, to float32 (B, 3, height, width) on the device of the images."""
+        return by_shape(images, self._apply)
+
+    def _apply(self, images: torch.Tensor) -> torch.Tensor:
+        self.transform.check_image(*images.shape[-2:])
+        if self.is_vectorised(*images.shape[-2:]):
+            return self.transform.apply(images)
+        try:
+            pixel_values = run_processor(self.processor, images)
+        except Exception as error:  # somebody's settings of somebody's processor
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                raise
+            raise PertinenceError(
+                f"an expert's {type(self.processor).__name__} fails on images of shape {tuple(images.shape)} "
+                f"({explain(error)})"
+            ) from error
+        return self.transform.cut(pixel_values)
+
+    def is_vectorised(self, height: int, width: int) -> bool:
+        """Whether images of this size are transformed as one tensor rather than one by one."""
+        if self.transform.library == "own":
+            return False
+        if self.mode == "fast" or self.transform.library == "transformers":
+            return True
+        return self.transform.resized(height, width) == (height, width)
+
+
+def run_processor(processor: Any, images: torch.Tensor) -> torch.Tensor:
+    """Call an expert's own image processor on uint8 images (B, 3, H, W)."""
+    if is_timm_processor(processor):
+        inputs = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
+        pixel_values = processor(inputs, return_tensors="pt")["pixel_values"]
+    else:
+        inputs = list(images.cpu().numpy()) if getattr(processor, "backend", "") == "pil" else list(images)
+        pixel_values = processor(images=inputs, return_tensors="pt", input_data_format="channels_first")[
+            "pixel_values"
+        ]
+    return pixel_values.to(images.device, torch.float32)
+
+
+def resize_transform(transform: Transform, processor: Any, size: int) -> Transform:
+    """The transform of an expert that sees all of an image, at `size` x `size` pixels.
+
+    Raises:
+        PertinenceError: the size is not smaller, or the processor cannot be set to it.
+    """
+    transform.check_smaller(size)
+    smaller = resolve_transform(resized_processor(processor, (size, size)))
+    if smaller.size != (size, size):
+        raise PertinenceError(
+            f"its {type(processor).__name__} gives {smaller.size[0]}x{smaller.size[1]} pixels when set to {size}: "
+            "leave image_size_by out to cut the middle out instead"
+        )
+    return replace(smaller, processor_size=(size, size))
+
+
+def resized_processor(processor: Any, size: tuple[int, int]) -> Any:
+    """A copy of an expert's own image processor, set to make images of (height, width) as its library would."""
+    if is_timm_processor(processor):
+        from timm.data import create_transform
+
+        smaller = copy.copy(processor)
+        smaller.data_config = {**processor.data_config, "input_size": (3, *size)}
+        smaller.val_transforms = create_transform(**smaller.data_config, is_training=False)
+        return smaller
+    smaller = copy.deepcopy(processor)
+    made = run_processor(processor, _probe(256, 256)).shape[-2:]
+    wanted = {"height": size[0], "width": size[1]}
+    edge = getattr(smaller, "do_resize", False) and smaller.size.get("shortest_edge")
+    smaller.do_resize = True
+    smaller.size = type(smaller.size)(**({"shortest_edge": round(edge * size[0] / made[0])} if edge else wanted))
+    if getattr(smaller, "do_center_crop", False):
+        if not edge:  # what is cut out keeps its share of what is resized
+            smaller.size = type(smaller.size)(
+                **{side: round(processor.size[side] * size[0] / made[0]) for side in ("height", "width")}
+            )
+        smaller.crop_size = type(smaller.crop_size)(**wanted)
+    return smaller
+
+
+def is_timm_processor(processor: Any) -> bool:
+    return type(processor).__name__ == "TimmWrapperImageProcessor"
+
+
+def resolve_transform(processor: Any) -> Transform:
+    """Describe an image processor as a `Transform`; library "own" where the description would not give the same
+    pixels.
+
+    The description is not believed: it is compared with the processor on small images of three shapes.
+    """
+    try:
+        described = _describe_timm(processor) if is_timm_processor(processor) else _describe_transformers(processor)
+        if described is not None and _gives_same_pixels(described, processor):
+            return described
+        return Transform(library="own", size=tuple(run_processor(processor, _probe(256, 256)).shape[-2:]))
+    except Exception as error:  # somebody's settings of somebody's processor
+        if isinstance(error, (PertinenceError, MemoryError, torch.OutOfMemoryError)):
+            raise
+        raise PertinenceError(f"its {type(processor).__name__} gives no images ({explain(error)})") from error
+
+
+def _describe_timm(processor: Any) -> Transform | None:
+    steps: dict[str, Any] = {"library": "timm"}
+    for step in processor.val_transforms.transforms:
+        name = type(step).__name__
+        if name == "Resize" and step.max_size is None:
+            size = step.size
+            steps["resize"] = int(size) if isinstance(size, int) else tuple(size) if len(size) == 2 else int(size[0])
+            steps["interpolation"] = step.interpolation.value
+        elif name == "CenterCrop":
+            steps["crop"] = tuple(step.size)
+        elif name in ("ToTensor", "MaybeToTensor"):
+            steps["rescale"] = 1 / 255
+        elif name == "Normalize":
+            steps["mean"], steps["std"] = (tuple(torch.as_tensor(v).flatten().tolist()) for v in (step.mean, step.std))
+        else:
+            return None
+    size = steps.get("crop") or steps.get("resize")
+    return Transform(size=size, **steps) if isinstance(size, tuple) else None
+
+
+def _describe_transformers(processor: Any) -> Transform | None:
+    from transformers.image_processing_backends import TorchvisionBackend, pil_torch_interpolation_mapping
+
+    if not isinstance(processor, TorchvisionBackend):
+        return None
+    steps: dict[str, Any] = {"library": "transformers"}
+    if processor.do_resize:
+        height, width, shortest = (processor.size.get(key) for key in ("height", "width", "shortest_edge"))
+        if not (height and width) and not shortest:
+            return None
+        steps["resize"] = (height, width) if height and width else shortest
+        steps["interpolation"] = pil_torch_interpolation_mapping[processor.resample].value
+    if processor.do_center_crop:
+        steps["crop"] = (processor.crop_size["height"], processor.crop_size["width"])
+    if processor.do_rescale:
+        steps["rescale"] = processor.rescale_factor
+    if processor.do_normalize:
+        steps["mean"], steps["std"] = tuple(processor.image_mean), tuple(processor.image_std)
+    size = steps.get("crop") or steps.get("resize")
+    return Transform(size=size, **steps) if isinstance(size, tuple) else None
+
+
+def _gives_same_pixels(transform: Transform, processor: Any) -> bool:
+    height, width = transform.resize if isinstance(transform.resize, tuple) else (transform.resize or 64,) * 2
+    shapes = [(height, width)]
+    if transform.library == "transformers":
+        shapes += [(height + 13, 2 * width + 5), (2 * height + 5, width // 2 + 3)]
+    return all(torch.equal(transform.apply(_probe(*s)), run_processor(processor, _probe(*s))) for s in shapes)
+
+
+def _probe(height: int, width: int) -> torch.Tensor:
+    values = np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8)
+    return torch.from_numpy(values)

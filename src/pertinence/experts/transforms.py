@@ -1,0 +1,189 @@
+"""What an expert does to an image before its network sees it, as far as resizing, cropping and normalising say it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tvF
+
+from ..utils.errors import PertinenceError, explain, shown
+from ..utils.validation import is_number, is_whole
+
+
+MAX_RESIZED_PIXELS = 2**26
+LIBRARIES = ("timm", "transformers", "own")
+MAX_SIDE = 2048
+"""Pixels of a side that an expert may receive: beyond it a batch takes more memory than anybody's file may ask for."""
+
+
+class UnfitImage(PertinenceError):
+    """An image that an expert cannot be given.
+
+    Attributes:
+        size: (height, width) of the image.
+    """
+
+    def __init__(self, message: str, size: tuple[int, int]):
+        super().__init__(message)
+        self.size = size
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What an expert does to an image, as far as resizing, centre crop, scale and normalisation describe it.
+
+    Attributes:
+        library: whose arithmetic: "timm" (PIL resizes; scale, then normalise), "transformers" (torchvision resizes;
+            scale and normalisation in one), or "own" (not described by the other fields: the processor itself is
+            called).
+        size: (height, width) in pixels of what the expert receives.
+        resize: (height, width), or the shortest edge, or None.
+        interpolation: of the resize, as torchvision names it.
+        crop: (height, width) of the centre crop, or None.
+        rescale: factor that uint8 values are multiplied by, or None.
+        mean, std: of the normalisation, per channel, or None.
+        window: (height, width) of a last centre crop, of what the expert's own processor gives, or None: the expert
+            then sees less than it was made for, and costs less.
+        processor_size: (height, width) that the expert's own processor is set to, or None: as it was saved.
+    """
+
+    library: str
+    size: tuple[int, int]
+    resize: tuple[int, int] | int | None = None
+    interpolation: str = "bilinear"
+    crop: tuple[int, int] | None = None
+    rescale: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    window: tuple[int, int] | None = None
+    processor_size: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.library not in LIBRARIES or self.interpolation not in [mode.value for mode in InterpolationMode]:
+            self._refuse("library", "interpolation")
+        sizes = {name: getattr(self, name) for name in ("size", "resize", "crop", "window", "processor_size")}
+        if is_whole(self.resize):
+            sizes["resize"] = (self.resize, self.resize)
+        for name, size in sizes.items():
+            if not (size is None and name != "size") and not _is_size(size):
+                self._refuse(name, expected=f", expected (height, width) from 1 to {MAX_SIDE}")
+        constants = [value for value in (self.mean, self.std) if value is not None]
+        if (self.mean is None) != (self.std is None) or not all(
+            isinstance(value, tuple) and len(value) == 3 and all(map(is_number, value)) for value in constants
+        ):
+            self._refuse("mean", "std", expected=", expected three numbers each")
+        if 0 in (self.std or ()) or not (self.rescale is None or (is_number(self.rescale) and self.rescale)):
+            self._refuse("rescale", "std", expected=", expected none that are zero")
+
+    def _refuse(self, *names: str, expected: str = "") -> None:
+        values = ", ".join(f"{name} {shown(getattr(self, name))}" for name in names)
+        raise PertinenceError(f"an expert's `transform` is malformed: {values}{expected}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Transform:
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        except (TypeError, AttributeError) as error:
+            raise PertinenceError(f"an expert's `transform` is malformed ({explain(error)})") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @property
+    def is_smaller(self) -> bool:
+        """Whether the expert receives smaller images than it was made for."""
+        return self.window is not None or self.processor_size is not None
+
+    def seen_through(self, size: int) -> Transform:
+        """The same, of which only the middle `size` x `size` pixels are kept.
+
+        Raises:
+            PertinenceError: there are not that many pixels.
+        """
+        self.check_smaller(size)
+        return replace(self, size=(size, size), window=(size, size))
+
+    def check_smaller(self, size: int) -> None:
+        """Raise `PertinenceError` where `size` is not a smaller square than what the expert was made for."""
+        if not isinstance(size, int) or not 0 < size < min(self.size):
+            raise PertinenceError(
+                f"image_size={size!r} must be a whole number below the {min(self.size)} pixels that the expert was "
+                "made for"
+            )
+
+    def cut(self, images: torch.Tensor) -> torch.Tensor:
+        """The window of images (..., H, W) that are otherwise ready."""
+        return images if self.window is None else tvF.center_crop(images, list(self.window))
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Size of an image of (height, width) after the resize."""
+        if self.resize is None:
+            return height, width
+        if isinstance(self.resize, tuple):
+            return self.resize
+        short, long = sorted((height, width))
+        length = int(self.resize * long / short)
+        return (self.resize, length) if height <= width else (length, self.resize)
+
+    def check_image(self, height: int, width: int) -> None:
+        """Raise `UnfitImage` where an image of (height, width) would be made a very large one.
+
+        So it is where the shortest edge decides: 224 pixels of 1 x 20,000 are 224 x 4,480,000.
+        """
+        if self.library == "own":  # as if its shortest edge decided, with some more for a crop
+            pixels = 1.5 * self.size[0] * self.size[1] * max(height, width) / min(height, width)
+        else:
+            pixels = math.prod(self.resized(height, width))
+        if pixels > MAX_RESIZED_PIXELS:
+            raise UnfitImage(
+                f"{height} x {width} pixels would be resized to about {pixels:,.0f}: cut it to a less narrow shape, "
+                "or leave it out",
+                (height, width),
+            )
+
+    def _center_crop(self, images: torch.Tensor) -> torch.Tensor:
+        (height, width), (crop_height, crop_width) = images.shape[-2:], self.crop
+        if self.library == "transformers" and height >= crop_height and width >= crop_width:
+            # transformers rounds an odd margin down, torchvision to the even number.
+            return tvF.crop(images, (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+        return tvF.center_crop(images, list(self.crop))
+
+    def apply(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 3, H, W) to float32 (B, 3, *size), resizing with torchvision."""
+        target = self.resized(*images.shape[-2:])
+        if target != tuple(images.shape[-2:]):
+            mode = InterpolationMode(self.interpolation)
+            images = tvF.resize(images, list(target), interpolation=mode, antialias=True)
+        if self.crop is not None:
+            images = self._center_crop(images)
+        images = self.cut(images).to(torch.float32)
+        if self.library == "transformers" and self.rescale is not None and self.mean is not None:
+            # transformers folds the scale into mean and std; the same order of operations gives the same bits.
+            mean, std = _constants(self.mean, self.std, 1.0 / self.rescale, images.device)
+            return images.sub_(mean).div_(std)
+        if self.rescale is not None:
+            # timm divides by 255, which is not the same in the last bit as multiplying by 1/255.
+            images = images.div_(255) if self.library == "timm" else images.mul_(self.rescale)
+        if self.mean is not None:
+            mean, std = _constants(self.mean, self.std, 1.0, images.device)
+            images = images.sub_(mean).div_(std)
+        return images
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(is_whole(side, 1, MAX_SIDE) for side in value)
+
+
+@lru_cache
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], scale: float, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std times `scale`, float32 (3, 1, 1): made once, so that nothing waits for a device."""
+    # The dtype is said: while transformers loads a model in another thread the default is that of the model.
+    tensors = (torch.tensor(values, dtype=torch.float32, device=device) for values in (mean, std))
+    return tuple((values * scale).view(-1, 1, 1) for values in tensors)

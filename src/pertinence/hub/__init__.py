@@ -1,0 +1,3 @@
+"""What a saved model is: its configuration, files and card, and how it is pushed. May import `predictions` and what
+lies below it.
+"""

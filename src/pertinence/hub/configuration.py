@@ -1,0 +1,223 @@
+"""`PertinenceConfig`: the pool, the front and the default operating point of a composed model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from ..experts.entry import ATTENTION, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, _check_expert
+from ..routing.front import STEM, Front, OperatingPoint
+from ..routing.guarantee import Guarantee
+from ..routing.metrics import Figures
+from ..utils.downloads import explain_hub
+from ..utils.errors import MALFORMED, PertinenceError, explain, first_line, shown
+from ..utils.io import check_json, read_text
+from ..utils.validation import is_whole
+
+
+logger = logging.get_logger(__name__)
+
+FORMAT_VERSION = 1
+MAX_EXPERTS = 256
+PREPROCESSING_MODES = ("exact", "fast")
+
+
+class PertinenceConfig(PreTrainedConfig):
+    r"""Configuration of [`PertinenceForImageClassification`].
+
+    Args:
+        experts (`list[dict]`, *optional*):
+            The pool by rising cost, one entry per expert, with the keys `name`, `repo_id`, `revision`, `gmacs`,
+            `parameters`, `features`, `transform`, `label_map`, `licence`, `select`, `report`.
+        stem (`dict`, *optional*):
+            A separate network that the first decision looks at and that answers nothing itself, with the keys of an
+            expert; `None`: the first member of each operating point.
+        front (`list[dict]`, *optional*):
+            Operating points by rising cost, with the keys `name`, `recipe`, `members`, `stages`, `select`, `report`,
+            and `latency` where it was measured.
+        operating_point (`str`, *optional*):
+            Name of the operating point that is used where a call names none.
+        preprocessing (`str`, defaults to `"exact"`):
+            `"exact"`: each expert sees the pixels of its own processor; `"fast"`: torchvision on uint8 for all.
+        guarantee (`dict`, *optional*):
+            What `pertinence calibrate` promised of an operating point, see `Guarantee`.
+        heads_hash (`str`, *optional*):
+            Of the weights that were saved with this file, see `files.hash_tensors`: others are refused.
+        format_version (`int`, defaults to 1):
+            Version of this format.
+    """
+
+    model_type = MODEL_TYPE
+    keys_to_ignore_at_inference = ["expert_indices", "experts_run", "gmacs", "dispatcher_logits"]
+
+    experts: list[dict[str, Any]] | None = None
+    stem: dict[str, Any] | None = None
+    front: list[dict[str, Any]] | None = None
+    operating_point: str | None = None
+    preprocessing: str = "exact"
+    guarantee: dict[str, Any] | None = None
+    heads_hash: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs):
+        # Before the parent builds label maps: a number from a file must not decide how much memory is taken.
+        _check_settings(type(self), kwargs)
+        labels = kwargs.get("id2label") or self.id2label
+        _check_labels(labels, kwargs.get("num_labels"))
+        if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in DTYPES:
+            raise PertinenceError(
+                f"config.json has dtype {shown(self.dtype)}, which is not one of {', '.join(DTYPES)}"
+            )
+        if self.experts is not None:
+            self.check()
+            for entry in self.experts:
+                if labels and entry.get("label_map") is not None and len(entry["label_map"]) != len(labels):
+                    raise PertinenceError(
+                        f"the label_map of expert {entry['name']!r} does not have {len(labels)} labels"
+                    )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        try:
+            check_json(read_text(Path(json_file)))
+        except PertinenceError as error:
+            raise PertinenceError(f"{json_file} is too large: {error}") from error
+        values = super()._dict_from_json_file(json_file)
+        if isinstance(values, dict):
+            _check_settings(cls, values)  # before transformers takes another file's instead
+        return values
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PertinenceConfig:
+        """As in transformers.
+
+        Raises:
+            PertinenceError: the file is not the config of such a model.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except MALFORMED as error:
+            if isinstance(error, (PertinenceError, HFValidationError)):
+                raise
+            raise PertinenceError(
+                f"the config.json of {pretrained_model_name_or_path} is damaged ({explain(error)}): fetch it again"
+            ) from error
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """What is known of every expert, and last of the stem where there is one."""
+        return [*(self.experts or []), *filter(None, [self.stem])]
+
+    @property
+    def expert_names(self) -> list[str]:
+        return [entry["name"] for entry in self.experts or []]
+
+    @property
+    def feature_sizes(self) -> dict[int, int]:
+        """Width of the pooled features of each expert by its index, and of a separate stem by `STEM`."""
+        entries = dict(enumerate(self.experts or [])) | ({STEM: self.stem} if self.stem else {})
+        return {index: entry["features"] for index, entry in entries.items()}
+
+    def build_front(self) -> Front:
+        """The front as objects; raises `PertinenceError` where an entry is malformed."""
+        return Front([OperatingPoint.from_dict(values) for values in self.front or []], self.expert_names)
+
+    def build_guarantee(self) -> Guarantee | None:
+        """The guarantee as an object, if there is one; raises `PertinenceError` where it is malformed."""
+        return None if self.guarantee is None else Guarantee.from_dict(self.guarantee)
+
+    def check(self) -> None:
+        """Raise `PertinenceError` where this cannot be the config of a model."""
+        if not 1 <= len(self.experts) <= MAX_EXPERTS:
+            raise PertinenceError(f"`experts` has {len(self.experts)} entries, expected 1 to {MAX_EXPERTS}")
+        if self.preprocessing not in PREPROCESSING_MODES:
+            raise PertinenceError(
+                f"preprocessing={shown(self.preprocessing)} is not one of {', '.join(map(repr, PREPROCESSING_MODES))}"
+            )
+        if not isinstance(self.format_version, int):
+            raise PertinenceError(f"format_version must be a number, got {shown(self.format_version)}")
+        if self.format_version > FORMAT_VERSION:
+            logger.warning(
+                f"This model has format version {self.format_version}, newer than {FORMAT_VERSION}, which this "
+                "version of pertinence knows: upgrade with `pip install -U pertinence`."
+            )
+        for index, entry in enumerate(self.experts):
+            _check_expert(f"expert {index} of config.json", entry)
+            for figures in filter(None, (entry.get("select"), entry.get("report"))):
+                _check_figures(f"expert {index} of config.json", figures, len(self.experts))
+        names = self.expert_names
+        if self.stem is not None:
+            _check_expert("the stem of config.json", self.stem)
+            names = [*names, self.stem["name"]]
+        if len(set(names)) != len(names):
+            raise PertinenceError(f"experts need different names, got {names}")
+        front = self.build_front()
+        if self.stem is None and any(stage.after == STEM for point in front for stage in point.stages):
+            raise PertinenceError("an operating point starts at a stem, but config.json has no `stem`")
+        if self.operating_point is not None:
+            front.find(self.operating_point)
+        guarantee = self.build_guarantee()
+        for tested in guarantee.tested if guarantee else ():
+            front.find(tested.operating_point)
+
+
+def _check_settings(cls: type[PertinenceConfig], settings: dict[str, Any]) -> None:
+    """Refuse what transformers would do because of a setting in a file, and settings that take a method's place."""
+    if settings.get("attn_implementation") not in ATTENTION:
+        raise PertinenceError(
+            f"config.json asks for the attention {shown(settings['attn_implementation'])}, which may be code from "
+            f"somewhere else; known: {', '.join(filter(None, ATTENTION))}"
+        )
+    if not isinstance(settings.get("model_type", ""), str):
+        raise PertinenceError(f"config.json has the model_type {shown(settings['model_type'])}, expected text")
+    for key in MEANINGLESS:
+        if settings.get(key) is not None:
+            raise PertinenceError(f"config.json has {key}, which a pertinence model has no use for: take it out")
+    for key in settings:
+        if callable(getattr(cls, key, None)):
+            raise PertinenceError(f"config.json has the key {shown(key)}, which is the name of a method: take it out")
+
+
+def _check_labels(labels: Any, count: Any) -> None:
+    if count is not None and not is_whole(count, 0, MAX_LABELS):
+        raise PertinenceError(f"config.json claims {shown(count)} labels, more than {MAX_LABELS} labels")
+    if labels is None:
+        return
+    if not isinstance(labels, dict) or len(labels) > MAX_LABELS:
+        raise PertinenceError(f"id2label must map up to {MAX_LABELS} indices to labels, got {type(labels).__name__}")
+    if {str(index) for index in labels} != set(map(str, range(len(labels)))):
+        raise PertinenceError(f"id2label must have the indices 0 to {len(labels) - 1}")
+    if not all(isinstance(label, (str, int)) for label in labels.values()):
+        raise PertinenceError("id2label must map indices to text")
+
+
+def _check_figures(where: str, values: dict[str, Any], num_experts: int) -> None:
+    try:
+        figures = Figures.from_dict(values)
+    except MALFORMED as error:
+        raise PertinenceError(f"{where}: its figures are malformed ({explain(error)})") from error
+    figures.check(where, num_experts)
+
+
+def open_config(
+    model: str | os.PathLike, token: str | bool | None = None, revision: str | None = None
+) -> PertinenceConfig:
+    """The config of a model, in a folder or on the Hub, of which nothing else is fetched.
+
+    Raises:
+        PertinenceError: there is none that may be read, or it is that of another kind of model.
+    """
+    try:
+        config = PertinenceConfig.from_pretrained(model, token=token, revision=revision)
+    except OSError as error:
+        reason = None if Path(model).is_dir() else explain_hub(str(model), revision, error)
+        raise PertinenceError(reason or first_line(error)) from error
+    if not config.experts:
+        raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")
+    return config

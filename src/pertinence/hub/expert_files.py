@@ -1,0 +1,168 @@
+"""Where the experts of a saved model lie: found again by their references, or copied into the model's own folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..experts.audit import Tensors, check_contained, find_weights
+from ..experts.entry import CONFIG, EMBEDDED
+from ..experts.expert import Expert
+from ..experts.loading import (
+    CHECKPOINT_FILES,
+    LEGAL_FILES,
+    LoadOptions,
+    checkpoint_files,
+    hash_folder,
+)
+from ..experts.preprocessing import is_timm_processor
+from ..utils.downloads import explain_hub, fetch
+from ..utils.errors import PertinenceError, first_line
+from ..utils.io import give_usual_mode
+from ..utils.validation import is_commit
+
+
+def locate(entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions, subfolder: str = "") -> str:
+    """Hub id or folder to load an expert of a saved model from.
+
+    Args:
+        entry: of the model's config.
+        source, revision: folder or Hub id that the model itself was loaded from, and its commit.
+        options: how files are fetched from the Hub.
+        subfolder: of the model in `source`.
+    """
+    name, repo_id = entry["name"], entry["repo_id"]
+    if repo_id is None:
+        raise PertinenceError(f"expert {name!r} has no reference in config.json")
+    if EMBEDDED.fullmatch(repo_id):
+        root, home = Path(source), Path(subfolder) / repo_id
+        with _naming(name, source, revision):
+            if not root.is_dir():
+                root = fetch(source, revision, [f"{home.as_posix()}/*"], **options.hub)
+            check_contained([root / home, *(root / home).glob("*")], root)
+        return str((root / home).resolve())
+    if Path(repo_id).is_absolute() and not Path(repo_id).is_dir():
+        raise PertinenceError(
+            f"expert {name!r} was in the folder {repo_id}, which is not there: tell where it has moved to with "
+            f"expert_paths={{{name!r}: folder}}"
+        )
+    return repo_id
+
+
+def find_folder(
+    entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions, subfolder: str = ""
+) -> Path:
+    """Folder with the files of an expert of a saved model, fetched where they are not here yet; see `locate`."""
+    where = locate(entry, source, revision, options, subfolder)
+    folder = Path(where)
+    with _naming(entry["name"], where, entry["revision"]):
+        if is_on_hub(where):
+            folder = fetch(where, entry["revision"], CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
+        weights = find_weights(folder)
+        # Offline whatever the cache has of a repository is taken for the whole.
+        if not weights or not all(path.is_file() for path in (folder / CONFIG, *weights)):
+            raise PertinenceError(
+                f"what lies in {folder} is not whole: connect and load it once, or restore the folder"
+            )
+    return folder
+
+
+@contextmanager
+def _naming(name: str, source: str, revision: str | None) -> Iterator[None]:
+    """Say in an error which expert it is about, and of one of the Hub what to do."""
+    try:
+        yield
+    except Exception as error:  # whatever the Hub has against it
+        reason = explain_hub(source, revision, error) or first_line(error)
+        raise PertinenceError(f"expert {name!r}: {reason}") from error
+
+
+def check_unchanged(entry: dict[str, Any], revision: str) -> None:
+    """Raise `PertinenceError` where the files of an expert are not those that its figures hold for.
+
+    Args:
+        entry: of the model's config.
+        revision: content hash of the files.
+    """
+    if not is_commit(entry["revision"]) and revision != entry["revision"]:
+        raise PertinenceError(
+            f"expert {entry['name']!r} in {entry['repo_id']} has changed since this model was made: its figures no "
+            "longer hold, so restore the folder or search again"
+        )
+
+
+def save_components(components: dict[str, Expert], folder: Path) -> None:
+    """Copy the files of experts to folders of their names in `folder`."""
+    for name, expert in components.items():
+        _save_expert(expert, folder / name)
+
+
+def _save_expert(expert: Expert, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    source = expert.folder
+    if source is None:
+        expert.checkpoint.model.save_pretrained(folder)
+        for path in folder.glob("*.safetensors"):
+            give_usual_mode(path)
+        if not is_timm_processor(expert.checkpoint.processor):  # timm's is a part of config.json
+            expert.checkpoint.processor.save_pretrained(folder)
+        return
+    for path in files_to_copy(source):
+        shutil.copyfile(path, folder / path.name)
+
+
+def files_to_copy(folder: Path) -> list[Path]:
+    """What a copy of an expert consists of: the files that it is loaded from, its card and its licence.
+
+    Raises:
+        PertinenceError: one of them is a link to elsewhere, or the weights are damaged.
+    """
+    legal = {path for pattern in LEGAL_FILES for path in folder.glob(pattern) if path.is_file()}
+    files, weights = [*checkpoint_files(folder), *sorted(legal)], find_weights(folder)
+    # What really are weights may lie elsewhere, as on clusters; who knows what the rest is.
+    Tensors.of(*weights)
+    check_contained((path for path in files if path not in weights), folder)
+    return files
+
+
+def as_copy(entry: dict[str, Any], home: str) -> dict[str, Any]:
+    """The entry of an expert whose files are copied to `experts/<home>`; where it came from the Hub that is noted."""
+    origin = {"origin": entry["repo_id"], "origin_revision": entry["revision"]} if is_on_hub(entry["repo_id"]) else {}
+    return {**entry, "repo_id": f"./experts/{home}"} | origin
+
+
+def is_on_hub(repo_id: str | None) -> bool:
+    """Whether an expert's reference leads to a repository of its own; else it is a folder, or was given loaded."""
+    return repo_id is not None and not Path(repo_id).is_absolute() and not EMBEDDED.fullmatch(repo_id)
+
+
+def find_copies(
+    entries: dict[str, dict[str, Any]], source: str, options: LoadOptions
+) -> tuple[dict[str, dict[str, Any]], dict[str, Path]]:
+    """What copies of experts would consist of, without loading any of them.
+
+    Args:
+        entries: of a saved model's config, by the names that their folders would have.
+        source: folder of the model.
+        options: how files are fetched from the Hub.
+
+    Returns:
+        The entries with references to the copies, and the folder that each copy is made from.
+
+    Raises:
+        PertinenceError: a folder is gone, or holds something else now.
+    """
+    homes: dict[tuple[str, str], str] = {}
+    copies, folders = {}, {}
+    for name, entry in entries.items():
+        home = homes.setdefault((entry["repo_id"], entry["revision"]), name)
+        copies[name] = as_copy(entry, home)
+        if home != name:
+            continue
+        folders[home] = find_folder(entry, source, None, options)
+        if not is_on_hub(entry["repo_id"]):
+            check_unchanged(entry, hash_folder(folders[home]))
+    return copies, folders

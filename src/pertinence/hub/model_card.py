@@ -1,0 +1,292 @@
+"""The model card: from what is known of a model and its search to text, without asking anything else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..experts.entry import EMBEDDED
+from ..routing.front import Front, OperatingPoint
+from ..routing.metrics import ACCURACY, Figures, figure_cells, figure_header
+from ..utils.errors import first_line
+from ..utils.validation import split_revision
+from .configuration import PertinenceConfig
+from .layout import EXAMPLES_FIGURE, FRONT_FIGURE, SHARES_FIGURE
+from .licences import most_restrictive
+
+
+TEMPLATE = "model_card.md.jinja"
+TAGS = ("pertinence", "timm", "dynamic-routing", "image-classification")
+HUB = "https://huggingface.co"
+SHOWN = 10
+"""Operating points in the card's table; the model has all."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card is made from.
+
+    Attributes:
+        repo_id: where the model is pushed to.
+        config: of the model.
+        record: of its search, as in `search_result.json`; None where it was not searched.
+        settings: of its search, as in `search.yaml`; None where it was started from Python, or not at all.
+        folders: names in `settings` that stand for local folders, by setting.
+        figures: names of the pictures that are pushed.
+        guarded: "gated" or "private" by the name of an expert that not everybody may read.
+        needs_code: names of experts that bring code of their own.
+        tags: further tags.
+    """
+
+    repo_id: str
+    config: PertinenceConfig
+    record: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] | None = None
+    folders: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    figures: Sequence[str] = ()
+    guarded: Mapping[str, str] = field(default_factory=dict)
+    needs_code: Sequence[str] = ()
+    tags: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        return self.repo_id.rpartition("/")[2]
+
+    @cached_property
+    def front(self) -> Front:
+        return self.config.build_front()
+
+    @property
+    def default(self) -> OperatingPoint:
+        return self.front.find(self.config.operating_point)
+
+    @cached_property
+    def experts(self) -> list[Figures | None]:
+        """What each expert was measured to give on the report images."""
+        return [entry.get("report") and Figures.from_dict(entry["report"]) for entry in self.config.experts]
+
+    @property
+    def copied(self) -> list[dict[str, Any]]:
+        """The entries of experts whose files lie in the repository itself."""
+        return [entry for entry in self.config.entries if EMBEDDED.fullmatch(entry["repo_id"])]
+
+    @property
+    def dataset(self) -> dict[str, str | None]:
+        """The report images as a model index names them."""
+        settings = self.settings or {}
+        setting = "report_dataset" if settings.get("report_dataset") else "dataset"
+        name, revision = settings.get(setting), None
+        is_public = name is not None and setting not in self.folders
+        if is_public:
+            name, revision = split_revision(name)
+        split = settings.get("report_split") or settings.get("split")
+        if split and not settings.get("report_split") and not settings.get("report_dataset"):
+            split = f"{split} (a part held out)"
+        return {
+            "dataset_type": name if is_public else "custom",
+            "dataset_name": name or "report images",
+            "dataset_config": settings.get("dataset_config"),
+            "dataset_revision": revision,
+            "dataset_split": split,
+        }
+
+
+def render_card(card: Card) -> str:
+    """The text of a model card, metadata first; raises `ValueError` where the record is of another shape."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"plain": plain, "code": code, "fenced": fenced}
+    template = environment.from_string(_template().read_text(encoding="utf-8"))
+    try:
+        return template.render(
+            card=card,
+            config=card.config,
+            default=card.default,
+            largest=card.config.experts[-1],
+            saved=_saved(card.default.report, card.experts[-1]) if card.default.report and card.experts[-1] else None,
+            metadata=metadata(card).to_yaml(),
+            licence=most_restrictive(entry.get("licence") for entry in card.copied),
+            front_table=front_table(card),
+            expert_table=expert_table(card),
+            baseline_table=baseline_table(card),
+            settings=settings_text(card),
+            budget=f"{1.05 * card.default.select.gmacs:.3g}" if card.default.select else None,
+            guarantee=card.config.build_guarantee(),
+            has_front_figure=FRONT_FIGURE in card.figures,
+            has_shares_figure=SHARES_FIGURE in card.figures,
+            has_examples_figure=EXAMPLES_FIGURE in card.figures,
+        )
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the record is of another shape: {first_line(error)}") from error
+
+
+def metadata(card: Card) -> ModelCardData:
+    """The metadata of a card: what the Hub filters and links by."""
+    bases = [entry.get("origin") or entry["repo_id"] for entry in card.config.entries]
+    bases = list(dict.fromkeys(base for base in bases if not EMBEDDED.fullmatch(base)))
+    settings = card.settings or {}
+    datasets = [settings.get(name) for name in ("dataset", "report_dataset") if name not in card.folders]
+    datasets = list(dict.fromkeys(split_revision(name)[0] for name in datasets if name))
+    figures = card.default.report
+    results = None
+    if figures is not None:
+        at = f"operating point {card.default.name}"
+        values = {
+            figures.measure: (
+                figures.accuracy,
+                f"{figures.measure.capitalize()}, {at}",
+            ),
+            "gmacs": (figures.gmacs, f"Average GMACs per image, {at}"),
+        }
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                task_name="Image Classification",
+                metric_type=kind,
+                metric_value=round(value, 6),
+                metric_name=name,
+                **card.dataset,
+            )
+            for kind, (value, name) in values.items()
+        ]
+    return ModelCardData(
+        model_name=card.name,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        base_model=bases or None,
+        base_model_relation="merge" if bases else None,
+        datasets=datasets or None,
+        metrics=[figures.measure if figures else ACCURACY],
+        eval_results=results,
+        tags=list(dict.fromkeys([*TAGS, *card.tags])),
+        **most_restrictive(entry.get("licence") for entry in card.copied),
+    )
+
+
+def front_table(card: Card) -> str | None:
+    """Some operating points of the front, evenly spaced, with the default one; None where none was measured."""
+    measured = [point for point in card.front if point.report is not None]
+    if not measured:
+        return None
+    rows = {*np.linspace(0, len(measured) - 1, min(len(measured), SHOWN)).round().astype(int).tolist()}
+    rows |= {index for index, point in enumerate(measured) if point is card.default}
+    largest = card.experts[-1]
+    names = map(plain, card.config.expert_names)
+    header = ["operating point", *figure_header(measured[0].report), *names, "saved"]
+    cells = []
+    for point in (measured[index] for index in sorted(rows)):
+        name = f"**{code(point.name)}**" if point is card.default else code(point.name)
+        cells.append([name, *figure_cells(point.report), _saved(point.report, largest)])
+    return markdown_table(header, cells)
+
+
+def expert_table(card: Card) -> str:
+    """Where each expert comes from, at which revision, under which licence, and what it costs and gives alone."""
+    measure = next((figures.measure for figures in card.experts if figures), ACCURACY)
+    header = ["expert", "from", "revision", "licence", "GMACs", "parameters", f"{measure} alone"]
+    rows = []
+    figures = [*card.experts, *([None] if card.config.stem else [])]
+    for entry, one in zip(card.config.entries, figures, strict=True):
+        name = code(entry["name"]) + (" (stem)" if entry is card.config.stem else "")
+        rows.append(
+            [
+                f"{name}, {card.guarded[entry['name']]}" if entry["name"] in card.guarded else name,
+                _link(entry),
+                f"`{entry['revision'].removeprefix('sha256:')[:12]}`",
+                plain(entry.get("licence") or "not stated"),
+                f"{entry['gmacs']:.4g}",
+                f"{entry['parameters']:,}",
+                f"{100 * one.accuracy:.2f} %" if one else "",
+            ]
+        )
+    return markdown_table(header, rows)
+
+
+def baseline_table(card: Card) -> str | None:
+    """What else could be done with the same experts, on the same images; None where it was not measured."""
+    if card.record is None:
+        return None
+    report, largest = card.record["report"], card.experts[-1]
+    names = map(plain, card.config.expert_names)
+    header = ["", *figure_header(largest), *names, "saved", "against the largest expert"]
+
+    def row(name: str, values: Mapping[str, Any]) -> list[str]:
+        figures, versus = Figures.from_dict(values), values.get("versus_largest")
+        difference = f"{100 * versus['mean']:+.2f} ± {100 * versus['standard_error']:.2f}" if versus else ""
+        return [name, *figure_cells(figures), _saved(figures, largest), difference]
+
+    default = next((point for point in report["front"] if point["name"] == card.default.name), None)
+    rows = [] if default is None else [row(f"**{code(card.default.name)}**", default)]
+    rows += [
+        row(plain(name), series["points"][series["default"]]) for name, series in card.record["baselines"].items()
+    ]
+    rows += [row(f"{code(values['name'])} alone", values) for values in report["experts"]]
+    return markdown_table(header, [*rows, row("oracle, its own cost not counted", report["oracle"])])
+
+
+def settings_text(card: Card) -> str | None:
+    """The settings that run the search again, as YAML; None where there was none."""
+    settings = card.settings
+    if settings is None and card.record is not None:
+        private = ("experts", "stem", "images")
+        settings = {name: value for name, value in card.record["settings"].items() if name not in private}
+    return None if settings is None else yaml.safe_dump(dict(settings), sort_keys=False).strip()
+
+
+def plain(text: Any) -> str:
+    """Somebody's text as Markdown that has no markup."""
+    return re.sub(r"[\\`*_~\[\]<>]", r"\\\g<0>", " ".join(str(text).split()))
+
+
+def code(text: str) -> str:
+    """A name as a span of code, which it cannot end."""
+    return f"`{text.replace('`', chr(39))}`"
+
+
+def fenced(text: str, language: str) -> str:
+    """Text as a block of code, which it cannot end."""
+    fence = "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first column left-aligned, the others right-aligned. What would break a cell is made harmless."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "| --- |" + " ---: |" * (len(header) - 1)
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def _link(entry: Mapping[str, Any]) -> str:
+    """Where an expert lies: in the repository itself, or on the Hub at its pinned revision."""
+    origin = entry.get("origin")
+    commit = entry.get("origin_revision") or entry["revision"]
+    if EMBEDDED.fullmatch(entry["repo_id"]):
+        home = entry["repo_id"].removeprefix("./")
+        source = "" if origin is None else f", from [{origin}]({HUB}/{origin}/tree/{commit})"
+        return f"[{home}]({home}){source}"
+    return f"[{entry['repo_id']}]({HUB}/{entry['repo_id']}/tree/{entry['revision']})"
+
+
+def _saved(figures: Figures, largest: Figures | None) -> str:
+    return "" if largest is None else f"{100 * (1 - figures.cost / largest.cost):.1f} %"
+
+
+def _template() -> Any:
+    """The template, beside this module where the package is installed, in the root of its source tree otherwise."""
+    installed = resources.files("pertinence") / "hub_cards" / TEMPLATE
+    return installed if installed.is_file() else Path(__file__).parents[3] / "hub_cards" / TEMPLATE

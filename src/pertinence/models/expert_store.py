@@ -1,0 +1,373 @@
+"""The experts of a saved model: all loaded at once, or each when it is first chosen, under a cap on memory."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import convert_file_size_to_int
+from torch import nn
+
+from ..data.batches import Images
+from ..experts.entry import EMBEDDED
+from ..experts.expert import Expert, reload_expert
+from ..experts.loading import Checkpoint, LoadOptions
+from ..hub.configuration import PertinenceConfig
+from ..hub.expert_files import find_folder, locate
+from ..routing.front import STEM
+from ..utils.errors import PertinenceError
+from ..utils.modules import keeping_dtype
+from ..utils.validation import is_commit
+
+
+Experts = dict[int, "Expert | LazyExpert"]
+"""By pool index; `STEM`: the separate stem."""
+
+
+@dataclass
+class SavedPool:
+    """The experts of a saved model, and where to find them.
+
+    Attributes:
+        config: of the model.
+        source, revision: folder or Hub id that the model itself was loaded from, and its commit.
+        options: how experts are loaded.
+        subfolder: of the model in `source`.
+    """
+
+    config: PertinenceConfig
+    source: str
+    revision: str | None
+    options: LoadOptions
+    subfolder: str = ""
+
+    @property
+    def entries(self) -> dict[int, dict[str, Any]]:
+        return {**dict(enumerate(self.config.experts)), **({STEM: self.config.stem} if self.config.stem else {})}
+
+    def move(self, paths: Mapping[str, Any]) -> None:
+        """Note where local experts have moved to, folder by name; raises `PertinenceError` for an unknown name."""
+        entries = {entry["name"]: entry for entry in self.entries.values()}
+        if unknown := set(paths) - set(entries):
+            raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(entries)}")
+        for name, entry in entries.items() if not Path(self.source).is_dir() else ():
+            if Path(entry["repo_id"] or "").is_absolute() and name not in paths:
+                raise PertinenceError(
+                    f"expert {name!r} of {self.source} is in the folder {entry['repo_id']} of somebody's machine: "
+                    f"tell where it is on yours with expert_paths={{{name!r}: folder}}"
+                )
+        for name, folder in paths.items():
+            entries[name]["repo_id"] = str(Path(folder).resolve())
+
+    def load(self, index: int, opened: dict[Any, Checkpoint]) -> Expert:
+        """Load one expert; `opened` holds the checkpoints that are there already (see `open_checkpoint`)."""
+        entry = self.entries[index]
+        place = locate(entry, self.source, self.revision, self.options, self.subfolder)
+        expert = reload_expert(entry, place, self.options, self.config.preprocessing, index == STEM, opened)
+        is_copy = EMBEDDED.fullmatch(entry["repo_id"])
+        if is_copy and not is_commit(entry["revision"]) and expert.revision != entry["revision"]:
+            raise PertinenceError(
+                f"the copy of expert {entry['name']!r} in {self.source} does not belong to config.json: it has "
+                "changed, or was read while another model was saved there; load it again, or save or copy it anew"
+            )
+        if index != STEM and len(expert.labels) != self.config.num_labels:
+            raise PertinenceError(
+                f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"
+            )
+        return expert
+
+    def folder(self, index: int) -> Path:
+        """Where the files of an expert lie (see `find_folder`)."""
+        return find_folder(self.entries[index], self.source, self.revision, self.options, self.subfolder)
+
+    def load_all(self) -> Experts:
+        opened: dict[Any, Checkpoint] = {}
+        return {index: self.load(index, opened) for index in self.entries}
+
+    def key(self, index: int) -> tuple[str, str]:
+        """What tells the checkpoint of an expert."""
+        entry = self.entries[index]
+        return entry["repo_id"], entry["revision"]
+
+    def dtype(self, index: int) -> torch.dtype:
+        """That an expert is loaded in."""
+        dtype = self.options.dtype or self.entries[index].get("dtype") or torch.float32
+        return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+    def is_quantized(self, index: int) -> bool:
+        return bool(self.entries[index].get("quantization"))
+
+    def size(self, index: int, dtype: torch.dtype) -> int:
+        """Bytes of the parameters of an expert's checkpoint, where the expert has been cast."""
+        # What computes in 8 bits is a copy, which leaves the checkpoint as it was loaded.
+        dtype = self.dtype(index) if self.is_quantized(index) else dtype
+        return self.entries[index]["parameters"] * dtype.itemsize
+
+
+@dataclass
+class _Weights:
+    """One checkpoint in memory, the experts that are made from it, and which of them may be run."""
+
+    size: int
+    opened: dict[Any, Checkpoint] = field(default_factory=dict)
+    experts: dict[int, Expert] = field(default_factory=dict)
+    placed: set[int] = field(default_factory=set)
+    users: int = 0
+    loading: threading.Lock = field(default_factory=threading.Lock)
+
+
+class ExpertStore:
+    """Experts that are loaded when they are asked for; the least recently used leave when the cap is reached.
+
+    Never more than `max_memory` bytes of parameters are held: a thread that needs room for another expert waits until
+    those in use are done. Experts that share a checkpoint share its weights, which count once, in the dtype that they
+    have been cast to. The expert that runs first at the model's operating point, and a separate stem, stay.
+
+    Args:
+        pool: what may be loaded.
+        max_memory: bytes; None: all that were ever chosen stay.
+
+    Attributes:
+        loads: how many times a checkpoint was loaded.
+
+    Raises:
+        PertinenceError: what stays and another expert do not fit together.
+    """
+
+    def __init__(self, pool: SavedPool, max_memory: int | None = None):
+        self.pool, self.max_memory = pool, max_memory
+        self.loads = 0
+        self._front = pool.config.build_front()
+        self._weights: OrderedDict[Any, _Weights] = OrderedDict()  # the least recently used first
+        self._changed = threading.Condition()  # with a lock that its owner may take again
+        self._dtypes = {index: pool.dtype(index) for index in pool.entries}
+        self._sizes = self._measure(self._dtypes)
+        self._check_cap(self._sizes)
+
+    def experts(self) -> Experts:
+        """A module for every expert; none is loaded yet."""
+        return {index: LazyExpert(self, index) for index in self.pool.entries}
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the parameters that are held now."""
+        with self._changed:
+            return sum(weights.size for weights in self._weights.values())
+
+    @property
+    def loaded(self) -> list[int]:
+        """The experts whose weights are held now."""
+        with self._changed:
+            return [index for index in self.pool.entries if self.pool.key(index) in self._weights]
+
+    @contextmanager
+    def borrow(self, index: int, place: Callable[[Expert], None]) -> Iterator[Expert]:
+        """An expert, which stays until it is given back; of several threads that ask for it one loads it.
+
+        Args:
+            index: of the pool, or `STEM`.
+            place: brings an expert that has just been loaded to its device.
+        """
+        key = self.pool.key(index)
+        with self._changed:
+            weights = self._reserve(key, index)
+        try:
+            with weights.loading:
+                if index not in weights.placed:
+                    self._make(index, weights)
+                    place(weights.experts[index])
+                    weights.placed.add(index)
+            yield weights.experts[index]
+        finally:
+            with self._changed:
+                weights.users -= 1
+                if not weights.opened and not weights.users and self._weights.get(key) is weights:
+                    del self._weights[key]  # it could not be loaded
+                self._changed.notify_all()
+
+    def forget(self) -> None:
+        """Let go of everything: what is asked for next is loaded anew."""
+        with self._changed:
+            self._weights.clear()
+            self._changed.notify_all()
+
+    def cast(self, index: int, dtype: torch.dtype) -> None:
+        """Count an expert in another dtype from now on.
+
+        Raises:
+            PertinenceError: the cap does not hold the experts if all are cast like this one, as those of a model are.
+        """
+        self._check_cap(self._measure(dict.fromkeys(self._dtypes, dtype)))
+        with self._changed:
+            self._dtypes[index] = dtype
+            self._sizes = self._measure(self._dtypes)
+
+    def _make(self, index: int, weights: _Weights) -> None:
+        made = {index}
+        if self._dtypes[index] != self.pool.dtype(index):
+            # Once this one is cast, the weights that those in 8 bits are made from are lost.
+            key = self.pool.key(index)
+            made |= {i for i in self.pool.entries if self.pool.key(i) == key and self.pool.is_quantized(i)}
+        for one in made - set(weights.experts):
+            weights.experts[one] = self.pool.load(one, weights.opened)
+
+    def _measure(self, dtypes: Mapping[int, torch.dtype]) -> dict[int, int]:
+        """Bytes that the checkpoint of each expert takes: in the widest dtype that one of its experts is cast to."""
+        widest: dict[Any, int] = {}
+        for index, dtype in dtypes.items():
+            key = self.pool.key(index)
+            widest[key] = max(widest.get(key, 0), self.pool.size(index, dtype))
+        return {index: widest[self.pool.key(index)] for index in dtypes}
+
+    def _check_cap(self, sizes: Mapping[int, int]) -> None:
+        """Refuse a cap that does not hold some expert of these sizes beside what stays."""
+        needed = {
+            index: sum({self.pool.key(i): sizes[i] for i in self._staying() | {index}}.values()) for index in sizes
+        }
+        most = max(needed, key=needed.__getitem__)
+        if self.max_memory is not None and needed[most] > self.max_memory:
+            raise PertinenceError(
+                f"max_memory={self.max_memory:,} bytes do not hold expert {self.pool.entries[most]['name']!r} beside "
+                f"what always stays: give at least {needed[most]:,}"
+            )
+
+    def _reserve(self, key: Any, index: int) -> _Weights:
+        while key not in self._weights:
+            if self._has_room(self._sizes[index]):
+                self._weights[key] = _Weights(self._sizes[index])
+                self.loads += 1
+            else:
+                self._changed.wait()
+        self._weights.move_to_end(key)
+        self._weights[key].users += 1
+        return self._weights[key]
+
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes more may be held, after those have left that can."""
+        if self.max_memory is None:
+            return True
+        staying = {self.pool.key(index) for index in self._staying()}
+        # What stays leaves last: another operating point may have another first expert than the cap was checked for.
+        leaving = sorted(self._weights, key=lambda key: key in staying)
+        for key in leaving:
+            if self.memory + size > self.max_memory and not self._weights[key].users:
+                del self._weights[key]
+        return self.memory + size <= self.max_memory
+
+    def _staying(self) -> set[int]:
+        first = self._front.find(self.pool.config.operating_point).members[0] if len(self._front) else 0
+        return {first} | ({STEM} & set(self.pool.entries))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExpertStore:
+        store = memo[id(self)] = ExpertStore(copy.deepcopy(self.pool, memo), self.max_memory)
+        store._dtypes, store._sizes = self._dtypes.copy(), self._sizes
+        return store
+
+
+class LazyExpert(nn.Module):
+    """Stands where an [`Expert`] stands and answers as it does, but has it loaded only while the store keeps it."""
+
+    def __init__(self, store: ExpertStore, index: int):
+        super().__init__()
+        self.store, self.index = store, index
+        self._compile_options: dict[str, Any] | None = None
+        device = _one_device(store.pool.options.device_map)
+        dtype = torch.float32 if store.pool.is_quantized(index) else store.pool.dtype(index)
+        self.register_buffer("placement", torch.empty(0, dtype=dtype, device=device), persistent=False)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        return self.store.pool.entries[self.index]
+
+    @property
+    def device(self) -> torch.device:
+        return self.placement.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.placement.dtype
+
+    @property
+    def folder(self) -> Path:
+        """Where its own files lie; those of the Hub are fetched for that, but no network is built."""
+        return self.store.pool.folder(self.index)
+
+    @property
+    def weights_key(self) -> tuple[str, str]:
+        return self.store.pool.key(self.index)
+
+    def __getattr__(self, name: str) -> Any:
+        # What only the loaded expert knows; it is loaded for that.
+        if name in ("model", "preprocess", "revision", "labels", "checkpoint"):
+            with self._borrow() as expert:
+                return getattr(expert, name)
+        return super().__getattr__(name)
+
+    def forward(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Expert.forward`."""
+        with self._borrow() as expert:
+            return expert(images, max_batch)
+
+    def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Expert.answer`."""
+        with self._borrow() as expert:
+            return expert.answer(images, max_batch)
+
+    check = Expert.check
+
+    def train(self, mode: bool = True) -> LazyExpert:
+        return super().train(False)
+
+    def compile_network(self, options: dict[str, Any]) -> None:
+        """As `Expert.compile_network`, whenever it is loaded from now on."""
+        self._compile_options = options
+        self.store.forget()
+
+    def _borrow(self) -> AbstractContextManager[Expert]:
+        return self.store.borrow(self.index, self._place)
+
+    def _place(self, expert: Expert) -> None:
+        expert.to(self.device, self.dtype)
+        if self._compile_options is not None:
+            expert.compile_network(self._compile_options)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LazyExpert:
+        """As `Expert._apply`, whenever it is loaded from now on."""
+        fn = keeping_dtype(fn) if self.store.pool.is_quantized(self.index) else fn
+        before, after = self.placement, fn(self.placement)
+        if after.dtype != before.dtype:
+            self.store.cast(self.index, after.dtype)
+        super()._apply(fn, recurse)
+        if (before.device, before.dtype) != (self.device, self.dtype):
+            self.store.forget()
+        return self
+
+
+def _one_device(device_map: Any) -> torch.device | None:
+    """The device that a `device_map` names."""
+    if isinstance(device_map, dict) and set(device_map) == {""}:
+        device_map = device_map[""]
+    if device_map == "auto":
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        return None if device_map is None else torch.device(device_map)
+    except (RuntimeError, TypeError) as error:
+        raise PertinenceError(
+            f"lazy experts all go to one device, got device_map={device_map!r}: name one, like 'cuda:0'"
+        ) from error
+
+
+def parse_memory(max_memory: int | str | None) -> int | None:
+    """Bytes of a cap like 500_000_000, "500MB" or "2GiB"."""
+    try:
+        size = None if max_memory is None else convert_file_size_to_int(max_memory)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise PertinenceError(f'max_memory is a number of bytes or a size like "2GiB", got {max_memory!r}') from error
+    return size

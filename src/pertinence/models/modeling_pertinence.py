@@ -1,0 +1,307 @@
+"""`PertinenceForImageClassification`: experts, dispatcher and front as one transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+
+from ..data.batches import Images, stacked, take
+from ..data.decoding import as_images
+from ..experts.expert import Expert
+from ..experts.loading import LoadOptions
+from ..experts.pool import load_pool, pool_labels
+from ..experts.transforms import UnfitImage
+from ..hub.configuration import PertinenceConfig
+from ..routing.front import STEM, Front, OperatingPoint, Stage
+from ..routing.heads import Dispatcher, Head, threshold_head
+from ..routing.metrics import Figures
+from ..routing.policy import Answer, Routing, route
+from ..routing.single_image import is_simple, route_one
+from ..utils.errors import PertinenceError, shown
+from .expert_store import LazyExpert
+from .pretrained import COUNTED, PertinencePreTrainedModel
+
+
+@dataclass
+class PertinenceOutput(ModelOutput):
+    """Output of [`PertinenceForImageClassification`]; everything but `loss` is batch-first.
+
+    Attributes:
+        loss: float32 scalar, cross-entropy, where `labels` were given.
+        logits: float32 (B, C).
+        expert_indices: int64 (B,), the expert of the pool that ran last.
+        experts_run: bool (B, N), every expert that was run for the image.
+        gmacs: float32 (B,), stem, experts and heads; preprocessing is not counted.
+        dispatcher_logits: float32 (B, stages, N), the scores of the actions; NaN where a stage was not reached or an
+            action is not allowed.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    expert_indices: torch.Tensor | None = None
+    experts_run: torch.Tensor | None = None
+    gmacs: torch.Tensor | None = None
+    dispatcher_logits: torch.Tensor | None = None
+
+
+class PertinenceForImageClassification(PertinencePreTrainedModel):
+    r"""Image classifiers that exist already, and a dispatcher that runs for each image the cheapest that will do.
+
+    Make one with [`DispatcherSearch`], with [`~PertinenceForImageClassification.from_experts`] (a confidence cascade,
+    no search), or load one with [`~PertinenceForImageClassification.from_pretrained`].
+    """
+
+    base_model_prefix = ""
+    main_input_name = "images"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False
+    _keep_in_fp32_modules_strict = ["dispatcher"]
+    _keys_to_ignore_on_load_missing = [COUNTED]
+
+    def __init__(self, config: PertinenceConfig):
+        super().__init__(config)
+        if config.experts:
+            config.check()  # again: options of from_pretrained replace what the file says
+        self._front = config.build_front()
+        self._gmacs = [entry["gmacs"] for entry in config.experts or []]
+        self._stem_gmacs = config.stem["gmacs"] if config.stem else 0.0
+        self.dispatcher = Dispatcher(self._front, len(config.experts or []), config.feature_sizes)
+        # Experts are references: attached after the dispatcher's weights are loaded, and never saved with them.
+        self.experts = nn.ModuleList()
+        self.stem: Expert | LazyExpert | None = None
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        for parameter in module.parameters(recurse=False):
+            init.zeros_(parameter)
+
+    # Making one
+
+    @classmethod
+    def compose(
+        cls,
+        experts: Sequence[Expert],
+        front: Front,
+        heads: dict[str, Sequence[Head]],
+        operating_point: str,
+        stem: Expert | None = None,
+        answers: Sequence[torch.Tensor] = (),
+    ) -> PertinenceForImageClassification:
+        """A model from loaded experts (by rising cost), operating points, and the heads of each point by its name;
+        where they were measured also how many answers each expert gave, point by point (see `count_answers`)."""
+        labels = pool_labels(experts)
+        config = PertinenceConfig(
+            experts=[expert.entry for expert in experts],
+            stem=stem.entry if stem is not None else None,
+            front=front.to_list(),
+            operating_point=operating_point,
+            preprocessing=experts[0].preprocess.mode,
+            problem_type="single_label_classification",
+            id2label=labels,
+            label2id={label: index for index, label in labels.items()},
+            dtype=str(experts[0].model.dtype).removeprefix("torch."),
+        )
+        model = cls(config)
+        for point in front:
+            model.dispatcher.set_heads(point, heads.get(point.name, ()))
+        for point, counts in zip(front, answers, strict=False):
+            model.dispatcher.set_answers(point, counts)
+        model.experts.extend(experts)
+        model.stem = stem
+        return model.eval()
+
+    @classmethod
+    def from_experts(
+        cls,
+        experts: Sequence[Any],
+        thresholds: Sequence[float] | float,
+        *,
+        preprocessing: str = "exact",
+        **load_options: Any,
+    ) -> PertinenceForImageClassification:
+        """A confidence cascade at once, without any search: go on to the next expert while the largest softmax
+        probability is below the threshold.
+
+        Args:
+            experts: references (Hub id, `id@revision`, folder, mapping, or loaded model); ordered by rising cost.
+            thresholds: one for each expert but the last in that order, or one for all; in [0, 1].
+            preprocessing: "exact" or "fast".
+            load_options: dtype, device_map, attn_implementation, token, cache_dir, local_files_only, force_download,
+                trust_remote_code.
+        """
+        pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing)
+        count = len(pool) - 1
+        values = _as_thresholds(thresholds, count)
+        if values is None:
+            raise PertinenceError(
+                f"{len(pool)} experts take {count} thresholds between 0 and 1, one for each but the last, got "
+                f"{shown(thresholds)}"
+            )
+        point = OperatingPoint("cascade", "thresholds", tuple(range(len(pool))), tuple(Stage(i) for i in range(count)))
+        heads = [
+            threshold_head(point, stage, value, len(pool)) for stage, value in zip(point.stages, values, strict=True)
+        ]
+        front = Front([point], [expert.entry["name"] for expert in pool])
+        return cls.compose(pool, front, {point.name: heads}, point.name)
+
+    # Running it
+
+    @property
+    def front(self) -> Front:
+        """The operating points by rising cost; prints as a table."""
+        return self._front
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the experts; the dispatcher is always float32."""
+        return self.experts[0].dtype if len(self.experts) else self.config.dtype or torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.experts[0].device if len(self.experts) else super().device
+
+    def set_budget(
+        self,
+        *,
+        gmacs: float | None = None,
+        latency_ms: float | None = None,
+        accuracy: float | None = None,
+        max_accuracy_loss: float | None = None,
+        operating_point: str | None = None,
+        device: str | None = None,
+        batch_size: int | None = None,
+    ) -> OperatingPoint:
+        """Choose the operating point for the calls to come, by the figures on the search images; saving keeps it.
+
+        Args:
+            gmacs: the most accurate point whose mean cost is at most this.
+            latency_ms: the same for milliseconds of an image, as `pertinence benchmark` or the search measured them.
+            accuracy: the cheapest point whose accuracy (0 to 1) is at least this.
+            max_accuracy_loss: the cheapest point whose accuracy is at most this much (0 to 1) below the largest
+                expert's.
+            operating_point: the point of that name.
+            device, batch_size: which milliseconds, where several were measured (`point.latency`).
+
+        Returns:
+            The chosen point.
+
+        Raises:
+            PertinenceError: no point meets the budget; the message says what the nearest is.
+        """
+        budget = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
+        if sum(value is not None for value in (max_accuracy_loss, *budget.values())) != 1:
+            raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss")
+        if max_accuracy_loss is not None:
+            largest = (self.config.experts or [{}])[-1].get("select")
+            if not largest:
+                raise PertinenceError("the largest expert was not measured: search, or choose with `operating_point=`")
+            budget["accuracy"] = Figures.from_dict(largest).accuracy - max_accuracy_loss
+        point = self._front.choose(**budget, device=device, batch_size=batch_size)
+        self.config.operating_point = point.name
+        return point
+
+    def compile_experts(self, **options: Any) -> None:
+        """Compile every expert's network with `torch.compile`, lazy ones when they are loaded; decisions stay eager.
+
+        Args:
+            options: of `torch.compile`; `dynamic=True` unless said otherwise, as every batch is divided anew.
+        """
+        for expert in filter(None, [*self.experts, self.stem]):
+            expert.compile_network({"dynamic": True, **options})
+
+    @can_return_tuple
+    def forward(
+        self,
+        images: Any = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        operating_point: str | None = None,
+    ) -> PertinenceOutput | tuple:
+        """Classify images, each by the experts that the dispatcher runs for it.
+
+        Args:
+            images: what [`PertinenceImageProcessor`] gives (a list of uint8 tensors (3, H, W) of any sizes), or a
+                batch (B, 3, H, W), uint8 or float in [0, 1]; not normalised.
+            pixel_values: the same, under the name that data collators use.
+            labels: int64 (B,); adds the cross-entropy as `loss`.
+            operating_point: use this point in this call only.
+            return_dict: False for a plain tuple, as in transformers.
+
+        Raises:
+            PertinenceError: no image, images of another form, unknown operating point, or NaN from an expert.
+        """
+        if not len(self.experts):
+            raise PertinenceError(
+                "this model has no experts yet: load it with from_pretrained, or make it with from_experts"
+            )
+        if (images is None) == (pixel_values is None):
+            raise PertinenceError("give the images once, as `images` or as `pixel_values`")
+        batch = as_images(pixel_values if images is None else images)
+        if not len(self._front):
+            raise PertinenceError("this model has no operating points: its config.json lists no `front`")
+        point = self._front.find(operating_point or self.config.operating_point)
+        try:
+            routing = self._route(point, batch)
+        except UnfitImage as error:
+            index = next(index for index, image in enumerate(batch) if tuple(image.shape[-2:]) == error.size)
+            raise PertinenceError(f"image {index} of {len(batch)}: {error}") from error
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels.to(routing.logits.device), routing.logits, self.config)
+        return PertinenceOutput(
+            loss=loss,
+            logits=routing.logits,
+            expert_indices=routing.expert_indices,
+            experts_run=routing.experts_run,
+            gmacs=routing.gmacs.float().to(routing.logits.device),
+            dispatcher_logits=routing.scores,
+        )
+
+    def _route(self, point: OperatingPoint, batch: torch.Tensor | list[torch.Tensor]) -> Routing:
+        batch, device, heads = stacked(batch), self.device, self.dispatcher.heads(point)
+        if is_simple(point, len(batch), self.config.num_labels):
+            return route_one(point, heads, lambda index: self._scores(index, batch), self._gmacs, device)
+        answered: list[tuple[Expert, torch.Tensor]] = []
+
+        def run(index: int, rows: torch.Tensor) -> Answer:
+            expert = self.stem if index == STEM else self.experts[index]
+            with torch.inference_mode():
+                logits, features = expert.answer(take(batch, rows))
+                total = logits.sum()
+            if device.type == "cpu":
+                expert.check(total)
+            else:  # later: reading it waits for everything before
+                answered.append((expert, total))
+            return logits, features
+
+        routing = route(point, heads, run, len(batch), self._gmacs, device, stem_gmacs=self._stem_gmacs)
+        for expert, total in answered:
+            expert.check(total)
+        return routing
+
+    @torch.inference_mode()
+    def _scores(self, index: int, image: Images) -> list[float]:
+        """What an expert answers to one image, as numbers."""
+        expert = self.experts[index]
+        scores = expert.answer(image)[0].tolist()[0]
+        expert.check(sum(scores))
+        return scores
+
+
+def _as_thresholds(given: Any, count: int) -> list[float] | None:
+    """One threshold for each stage, or for all, as a list; None where they are none."""
+    try:
+        values = np.asarray(given, dtype=float)
+    except (TypeError, ValueError):
+        return None
+    if values.ndim == 0:
+        values = np.full(count, values)
+    return values.tolist() if values.shape == (count,) and ((values >= 0) & (values <= 1)).all() else None

@@ -1,0 +1,328 @@
+"""Loading, saving and pushing a model: its experts are references, its heads are checked before memory is taken."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import CommitInfo, hf_hub_download
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..experts.audit import FLOATS, Tensors, find_weights, watch_modules
+from ..experts.entry import CONFIG, EMBEDDED
+from ..experts.expert import Expert
+from ..experts.loading import LoadOptions, hash_folder
+from ..hub.configuration import PertinenceConfig
+from ..hub.expert_files import as_copy, check_unchanged, is_on_hub, save_components
+from ..hub.layout import WEIGHT_PATTERNS, check_same_search, update_config
+from ..routing.front import STEM
+from ..routing.heads import Dispatcher
+from ..utils.downloads import checked_downloads, explain_hub, fetch, may_pass, with_retries
+from ..utils.errors import PertinenceError
+from ..utils.io import beside, give_usual_mode, hash_tensors, move_into
+from .expert_store import ExpertStore, LazyExpert, SavedPool, parse_memory
+from .image_processing_pertinence import PertinenceImageProcessor
+
+
+COUNTED = "dispatcher.answers"
+"""The one tensor that a model may lack: where nothing was counted there is nothing to save."""
+
+
+def commit_of(model: PreTrainedModel, revision: str | None) -> str | None:
+    """That a model was loaded from, where its search left the rest, too; of a folder what was asked for."""
+    return getattr(model.config, "_commit_hash", None) or revision
+
+
+class PertinencePreTrainedModel(PreTrainedModel):
+    """What a dispatcher over experts has in common with other pre-trained models: files, here and on the Hub."""
+
+    config_class = PertinenceConfig
+    dispatcher: Dispatcher
+    experts: nn.ModuleList
+    stem: Expert | LazyExpert | None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        expert_paths: dict[str, str | os.PathLike] | None = None,
+        lazy: bool = False,
+        max_memory: int | str | dict | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a model and its experts, each at its pinned revision.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or folder.
+            expert_paths: where local experts have moved to, folder by expert name.
+            lazy: load each expert only when it is first chosen.
+            max_memory: with `lazy`, bytes of experts' parameters, or a size like "2GiB": the least recently used leave
+                for others; the one that runs first, and a stem, stay. Without `lazy` as in transformers.
+            kwargs: as in transformers; `dtype`, `device_map`, `disable_mmap`, `attn_implementation` (experts that do
+                not know it keep their own), `token`, `cache_dir`, `local_files_only`, `force_download` and
+                `trust_remote_code` reach every expert. `operating_point` and `preprocessing` replace those of the
+                config.
+
+        Raises:
+            PertinenceError: an expert cannot be found or loaded; the message names it.
+        """
+        watch_modules()  # before other threads build anything beside a lazy expert that is loaded
+        options = _expert_options(kwargs, lazy, max_memory)
+        wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
+        model, info = cls._load_dispatcher(source, args, kwargs, options.get("cache_dir"))
+        if not model.config.experts:
+            raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
+        if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
+            raise PertinenceError(f"the heads of {source} do not fit its front")
+        model.dispatcher.check(source)
+        expected = model.config.heads_hash
+        if expected is not None and kwargs.get("state_dict") is None and expected != hash_tensors(model._own()):
+            raise PertinenceError(
+                f"config.json and the weights of {source} do not belong together: it was read while another model was "
+                "saved there, or copied in part; load it again, or save or copy it anew"
+            )
+        revision, subfolder = commit_of(model, kwargs.get("revision")), kwargs.get("subfolder") or ""
+        pool = SavedPool(model.config, source, revision, LoadOptions.parse(options), subfolder)
+        pool.move(expert_paths or {})
+        experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
+        model.stem = experts.pop(STEM, None)
+        model.experts.extend(experts.values())
+        model.dispatcher.requires_grad_(False)
+        model.eval()
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _load_dispatcher(
+        cls, source: str, args: Sequence[Any], kwargs: dict[str, Any], cache_dir: str | None
+    ) -> tuple[Self, dict[str, Any]]:
+        """The model without its experts, and transformers' account of its weights.
+
+        Args:
+            source: Hub id or folder.
+            args, kwargs: of `from_pretrained`; `kwargs` are changed to those that were used.
+            cache_dir: of the Hub's client.
+        """
+        is_folder, parent = Path(source).is_dir(), super()
+        if is_folder and not {"config", "subfolder"} & set(kwargs) and not (Path(source) / CONFIG).is_file():
+            raise PertinenceError(f"{source} holds no model: it has no {CONFIG}, which comes last when one is saved")
+        kwargs["use_safetensors"] = True  # never a pickle
+
+        def load() -> tuple[Self, dict[str, Any]]:
+            with checked_downloads(source, cache_dir):
+                cls._check_files(source, kwargs)
+                return parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
+
+        try:
+            return load() if is_folder else with_retries(load)
+        except Exception as error:  # of transformers, of the Hub's client, of the network
+            if is_folder or isinstance(error, PertinenceError) or not may_pass(error):
+                raise
+            raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
+
+    @classmethod
+    def _check_files(cls, source: str, kwargs: dict[str, Any]) -> None:
+        """Refuse a config, or weights that are not those of its front, before transformers takes memory for them.
+
+        On the Hub all that follows is pinned to one commit.
+
+        Args:
+            source: Hub id or folder.
+            kwargs: of `from_pretrained`.
+        """
+        if (Path(source) / (kwargs.get("subfolder") or "") / "adapter_config.json").exists():
+            raise PertinenceError(
+                f"{source} has an adapter_config.json, by which another model would be loaded: remove it"
+            )
+        hub = {
+            key: kwargs[key]
+            for key in ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+            if kwargs.get(key) is not None
+        }
+        config = kwargs.get("config")
+        if not isinstance(config, PertinenceConfig):
+            config = PertinenceConfig.from_pretrained(config or source, **hub)
+        if not config.experts:
+            raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
+        if kwargs.get("state_dict") is not None:
+            return
+        subfolder, folder, variant = kwargs.get("subfolder") or "", Path(source), kwargs.get("variant")
+        if not folder.is_dir():
+            hub.pop("force_download", None)  # what was loaded anew a moment ago
+            known = Path(hf_hub_download(source, CONFIG, **hub))
+            hub.pop("subfolder", None)
+            hub.pop("revision", None)
+            revision = kwargs["revision"] = known.parents[len(Path(subfolder).parts)].name
+            patterns = [*WEIGHT_PATTERNS, *([f"model.{variant}*.safetensors", f"*.{variant}.json"] if variant else [])]
+            patterns = [f"{subfolder}/{one}" if subfolder else one for one in patterns]
+            folder = fetch(source, revision, patterns, **hub)
+        paths = (variant and find_weights(folder / subfolder, variant)) or find_weights(folder / subfolder)
+        if not paths:
+            raise PertinenceError(f"{source} has no model.safetensors; pickles (pytorch_model.bin) are never opened")
+        found = Tensors.of(*paths)
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
+        if COUNTED not in found.shapes:
+            expected.pop(COUNTED)
+        if found.shapes != expected or not set(found.dtypes.values()) <= FLOATS:
+            raise PertinenceError(f"the heads of {source} do not fit its front")
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        save_experts: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save config, dispatcher and image processor; of the experts only the references.
+
+        Args:
+            save_directory: folder to write to. What it holds of another model stays whole until all is written.
+            save_experts: also copy each expert's own files to `experts/<i>/` and refer to them there.
+            kwargs: as in transformers; with `push_to_hub=True` followed by `push_to_hub`.
+
+        Raises:
+            PertinenceError: an expert was passed as a loaded model, is in no file yet, and `save_experts` is not set;
+                or the folder cannot be written to, or holds the record of a search that this is not the model of.
+        """
+        if not kwargs.get("is_main_process", True):
+            return
+        if not self.config.experts or len(self.experts) != len(self.config.experts):
+            raise PertinenceError("this model has no experts, so there is nothing to save: load or make it first")
+        unsaved = [entry["name"] for entry in self.config.entries if entry["repo_id"] is None]
+        if unsaved and not save_experts:
+            raise PertinenceError(
+                f"expert {unsaved[0]!r} was given as a loaded model, so there is nothing to refer to: save with "
+                "save_experts=True, or save that model first and give its folder"
+            )
+        folder = Path(save_directory)
+        check_same_search(folder, self.config.front)
+        own = self._own(state_dict)
+        heads_hash = hash_tensors(own)  # transformers empties what it is given
+        pushes = kwargs.pop("push_to_hub", False)
+        hub = {key: kwargs.pop(key) for key in _push_options() & set(kwargs)} if pushes else {}
+        if pushes and "max_shard_size" in kwargs:
+            hub["max_shard_size"] = kwargs["max_shard_size"]
+        with beside(folder / "model") as staged:
+            staged.mkdir()
+            entries = self._save_components(folder, staged, save_experts)
+            super().save_pretrained(staged, state_dict=own, **kwargs)
+            experts, stem = entries[: len(self.experts)], entries[-1] if self.config.stem else None
+            update_config(staged / CONFIG, {"experts": experts, "stem": stem, "heads_hash": heads_hash})
+            for path in staged.glob("model*.safetensors"):
+                give_usual_mode(path)
+            PertinenceImageProcessor().save_pretrained(staged)
+            move_into(staged, folder, (CONFIG,), () if kwargs.get("variant") else WEIGHT_PATTERNS)
+        if pushes:
+            self.push_to_hub(**{"repo_id": folder.resolve().name, "save_experts": save_experts} | hub)
+
+    def _save_components(self, folder: Path, staged: Path, save_experts: bool) -> list[dict[str, Any]]:
+        """Copy experts, and a stem, where they are to be copied.
+
+        Args:
+            folder: that is saved to.
+            staged: where the copies go until all is written.
+            save_experts: whether they are copied.
+
+        Returns:
+            What the saved config says of each, the stem last.
+        """
+        entries = self.config.entries
+        components = {str(index): expert for index, expert in enumerate(self.experts)}
+        if self.stem is not None:
+            components["stem"] = self.stem
+        # Experts that share their weights share a folder: that of the first of them.
+        homes: dict[Any, str] = {}
+        names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
+        here = all(
+            not is_on_hub(entry["repo_id"]) and expert.folder == (folder / "experts" / name).resolve()
+            for entry, name, expert in zip(entries, names, components.values(), strict=True)
+        )
+        if save_experts and not here:
+            save_components({name: components[name] for name in names}, staged / "experts")
+        saved = []
+        for entry, name, expert in zip(entries, names, components.values(), strict=True):
+            if save_experts or here:
+                copy = as_copy(entry, name)
+                revision = hash_folder((folder if here else staged) / copy["repo_id"])
+                if isinstance(expert, LazyExpert):  # others were checked when they were loaded
+                    check_unchanged(entry, revision)
+                entry = {**copy, "revision": revision}
+            elif EMBEDDED.fullmatch(entry["repo_id"]):
+                entry = {**entry, "repo_id": str(expert.folder)}
+            saved.append(entry)
+        return saved
+
+    def _own(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """What is saved of a state: the dispatcher."""
+        return {
+            key: value
+            for key, value in (state_dict or self.state_dict()).items()
+            if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
+        }
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        save_experts: bool = False,
+        max_shard_size: int | str | None = None,
+        tags: Sequence[str] | str | None = None,
+        **options: Any,
+    ) -> CommitInfo:
+        """Push model, image processor and a model card, in one commit.
+
+        Args:
+            repo_id: of the model repository, which is created where there is none.
+            save_experts: also push a copy of each expert's own files; copies that the model has go along anyway.
+            max_shard_size: of the files of weights, as in transformers.
+            tags: further tags of the card, beside those of `add_model_tags`.
+            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.hub.push_folder`.
+
+        Raises:
+            PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.
+        """
+        from ..hub.push import push_folder
+
+        save_experts |= any(EMBEDDED.fullmatch(entry["repo_id"] or "") for entry in self.config.entries)
+        tags = [*(self.model_tags or ()), *([tags] if isinstance(tags, str) else tags or ())]
+        shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, save_experts=save_experts, **shards)
+            return push_folder(folder, repo_id, tags=tags, **options)
+
+
+def _push_options() -> set[str]:
+    """Names of what `save_pretrained(push_to_hub=True, ...)` hands on."""
+    from ..hub.push import push_folder
+
+    return set(inspect.signature(push_folder).parameters) - {"folder", "save_experts"}
+
+
+def _expert_options(kwargs: dict[str, Any], lazy: bool, max_memory: int | str | dict | None) -> dict[str, Any]:
+    """What `from_pretrained` was given for experts, by the fields of `LoadOptions`; what is theirs alone leaves
+    `kwargs`."""
+    if (former := kwargs.pop("torch_dtype", None)) is not None:  # as transformers still takes it
+        kwargs.setdefault("dtype", former)
+    options = {field.name: kwargs[field.name] for field in fields(LoadOptions) if kwargs.get(field.name) is not None}
+    if options.get("dtype") == "auto":
+        del options["dtype"]  # each expert's own, as the config notes it
+    if not lazy and isinstance(max_memory, (int, str)):
+        raise PertinenceError("max_memory as one size needs lazy=True: else every expert is loaded at once")
+    if lazy and max_memory is not None:
+        # An expert may be loaded thousands of times, and safetensors 0.8 loses 56 bytes for every tensor that it
+        # reads from a mapped file.
+        options.setdefault("disable_mmap", True)
+    elif max_memory is not None:
+        kwargs["max_memory"] = max_memory
+    for alone in ("trust_remote_code", "attn_implementation"):
+        kwargs.pop(alone, None)
+    return options

@@ -1,0 +1,104 @@
+"""What every expert said about a split, on disk: one safetensors file per expert and split, with a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+import torchvision
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers.utils import logging
+
+from ..data.dataset import LabelledImages
+from ..experts.expert import Expert
+from ..utils.errors import PertinenceError
+from ..utils.io import hash_file, replaced, save_tensors
+
+
+logger = logging.get_logger(__name__)
+
+STORE_VERSION = 3
+ADVICE = "free some space, or choose another --cache-dir; what is finished is kept"
+
+
+def store_folder(root: Path, expert: Expert, identity: dict[str, Any]) -> Path:
+    return root / f"{expert.entry['name'].replace('/', '--')}-{_digest(identity)[:16]}"
+
+
+def identify(expert: Expert, images: LabelledImages, device: torch.device) -> dict[str, Any]:
+    """Everything that an expert's answers depend on.
+
+    Only the kind of device counts. The size of batches, which are all filled up to it, decides but last bits: it is
+    left out, so that a search that ran out of memory keeps what is finished when it goes on with smaller batches.
+    """
+    import timm
+
+    return {
+        "store_version": STORE_VERSION,
+        "expert": {
+            "revision": expert.revision,
+            **{key: expert.entry.get(key) for key in ("transform", "quantization", "label_map")},
+        },
+        "preprocessing": expert.preprocess.mode,
+        "dtype": str(expert.model.dtype),
+        "device": device.type,
+        "images": images.fingerprint,
+        "count": len(images),
+        "versions": {module.__name__: module.__version__ for module in (torch, torchvision, transformers, timm, PIL)},
+    }
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def read_store(folder: Path, identity: dict[str, Any], with_features: bool) -> dict[str, torch.Tensor] | None:
+    """Tensors of a store (memory-mapped), or None where it is absent, stale, damaged, or lacks the features."""
+    if not folder.is_dir():
+        return None
+    try:
+        metadata = json.loads((folder / "metadata.json").read_text())
+        path = folder / "predictions.safetensors"
+        if metadata["identity"] != identity or metadata["fingerprint"] != _digest(identity):
+            raise ValueError("it is of something else")
+        if metadata["sha256"] != hash_file(path):
+            raise ValueError("its fingerprint does not match")
+        with safe_open(path, framework="pt") as store:
+            if (store.metadata() or {}).get("fingerprint") != metadata["fingerprint"]:
+                raise ValueError("it holds what another expert or split was asked")
+            tensors = {key: store.get_tensor(key) for key in store.keys()}  # noqa: SIM118
+        if not {len(tensor) for tensor in tensors.values()} == {identity["count"]} or "scores" not in tensors:
+            raise ValueError("it speaks of other images")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        logger.warning(f"The predictions in {folder} are stale or damaged ({error}): computing them again.")
+        return None
+    return tensors if "features" in tensors or not with_features else None
+
+
+def write_store(folder: Path, identity: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Write a store; whole or not at all. Where another process has just written the same, that one stays."""
+    try:
+        with replaced(folder, ADVICE) as temporary:
+            temporary.mkdir()
+            path, fingerprint = temporary / "predictions.safetensors", _digest(identity)
+            save_tensors(tensors, path, {"fingerprint": fingerprint})
+            metadata = {"fingerprint": fingerprint, "identity": identity, "sha256": hash_file(path)}
+            (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2))
+    except OSError as error:
+        if _has_fingerprint(folder, identity):
+            return
+        raise PertinenceError(
+            f"predictions cannot be kept in {folder.parent} ({error.strerror}): choose another --cache-dir"
+        ) from error
+
+
+def _has_fingerprint(folder: Path, identity: dict[str, Any]) -> bool:
+    try:
+        return json.loads((folder / "metadata.json").read_text())["fingerprint"] == _digest(identity)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False

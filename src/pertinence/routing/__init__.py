@@ -1,0 +1,1 @@
+"""The policy, on arrays and tensors alone: evidence, heads, operating points, routes. May import `utils`."""

@@ -1,0 +1,312 @@
+"""Operating points and the front: what a searched model can be set to, and what each setting was measured to give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, overload
+
+from ..utils.errors import MALFORMED, PertinenceError, explain, shown
+from ..utils.validation import is_name, is_number
+from .metrics import Figures, Latency, as_plain, figure_cells, figure_header, format_table
+
+
+EVIDENCE_KINDS = ("features", "mix", "both")
+STEM = -1
+"""Stands for the separate stem where an expert's pool index is expected."""
+CHEAPEST_LOSSLESS = "cheapest-lossless"
+BEST_BELOW_LARGEST = "best-below-largest"
+MAX_POINTS = 10_000
+SHOWN_NAMES = 100
+FASTEST = "fastest"
+MOST_ACCURATE = "most-accurate"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A decision taken after expert `after` has run.
+
+    Attributes:
+        after: pool index of the expert that ran last; -1 (`STEM`): the separate stem, before any expert.
+        evidence: what its head reads: "features" (pooled features of that expert), "mix" (statistics of the mixed
+            answer) or "both".
+        mixing: weight of the log-probabilities of each member up to `after`; None: that expert's own logits.
+    """
+
+    after: int
+    evidence: str = "mix"
+    mixing: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """One trained dispatcher and what it was measured to give.
+
+    Attributes:
+        name: unique within its front.
+        recipe: how it came about, "paper", "cascade", "thresholds" or "static".
+        members: pool indices, rising; the first runs on every image.
+        stages: in order of `after`; an image that has been through a member without a stage is answered by that member
+            alone. So `paper` has one stage, `cascade` one after every member (at the last there is nothing left to
+            decide: it only mixes), and a single expert none.
+        select: figures on the search images; the only ones that choose.
+        report: figures on images that neither fitted nor chose anything.
+        latency: measured by `pertinence benchmark`, for each device and batch size.
+    """
+
+    name: str
+    recipe: str
+    members: tuple[int, ...]
+    stages: tuple[Stage, ...] = ()
+    select: Figures | None = None
+    report: Figures | None = None
+    latency: tuple[Latency, ...] = ()
+
+    @cached_property
+    def decisions(self) -> tuple[Stage, ...]:
+        """The stages at which there is something to decide: a member stands later in the pool."""
+        return tuple(stage for stage in self.stages if stage.after < self.members[-1])
+
+    @cached_property
+    def decision_after(self) -> dict[int, int]:
+        """Positions among `decisions` by the expert, or `STEM`, that they follow."""
+        return {stage.after: position for position, stage in enumerate(self.decisions)}
+
+    @cached_property
+    def stage_after(self) -> dict[int, Stage]:
+        """The stages by the expert, or `STEM`, that they follow."""
+        return {stage.after: stage for stage in self.stages}
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """Who may run, first to last: a separate stem, then the members."""
+        return ((STEM,) if STEM in self.stage_after else ()) + self.members
+
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether any answer is a mixture."""
+        return any(stage.mixing is not None for stage in self.stages)
+
+    @cached_property
+    def reads_answers_alone(self) -> bool:
+        """Whether no decision reads features."""
+        return all(stage.evidence == "mix" for stage in self.decisions)
+
+    def validate(self, num_experts: int) -> None:
+        """Raise `PertinenceError` where this cannot be an operating point of a pool of `num_experts`."""
+        where = f"operating point {shown(self.name)}"
+        if not is_name(self.name) or not is_name(self.recipe):
+            raise PertinenceError(f"{where}: name and recipe must be a line of text, got recipe {shown(self.recipe)}")
+        for figures in filter(None, (self.select, self.report)):
+            figures.check(where, num_experts)
+        for latency in self.latency:
+            latency.check(where)
+        members = shown(list(self.members))
+        if not self.members or list(self.members) != sorted(set(self.members)):
+            raise PertinenceError(f"{where}: members {members} must be rising pool indices, at least one")
+        if self.members[0] < 0 or self.members[-1] >= num_experts:
+            raise PertinenceError(f"{where}: members {members} do not fit a pool of {num_experts} experts")
+        after = [stage.after for stage in self.stages]
+        if after != sorted(set(after)) or not set(after) <= {STEM, *self.members}:
+            raise PertinenceError(
+                f"{where}: stages follow {shown(after)}, but each must follow one of the members, in order"
+            )
+        if len(self.members) > 1 and not {STEM, self.members[0]} & set(after):
+            raise PertinenceError(f"{where}: there is no stage after its first member {self.members[0]}")
+        for stage in self.stages:
+            if stage.evidence not in EVIDENCE_KINDS:
+                raise PertinenceError(
+                    f"{where}: evidence {shown(stage.evidence)} is not one of {', '.join(EVIDENCE_KINDS)}"
+                )
+            if stage.after == STEM:
+                if stage.evidence != "features" or stage.mixing is not None:
+                    raise PertinenceError(f"{where}: a stem answers nothing, so its stage can only read its features")
+                continue
+            expected = self.members.index(stage.after) + 1
+            if not all(map(is_number, stage.mixing or ())):
+                raise PertinenceError(f"{where}: the stage after expert {stage.after} has weights that are not finite")
+            if stage.mixing is not None and len(stage.mixing) != expected:
+                raise PertinenceError(
+                    f"{where}: the stage after expert {stage.after} has {len(stage.mixing)} mixing weights, "
+                    f"expected {expected}, one for each member up to it"
+                )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> OperatingPoint:
+        try:
+            stages = tuple(
+                Stage(
+                    after=int(stage["after"]),
+                    evidence=stage.get("evidence", "mix"),
+                    mixing=None if stage.get("mixing") is None else tuple(float(w) for w in stage["mixing"]),
+                )
+                for stage in values["stages"]
+            )
+            figures = {
+                key: Figures.from_dict(values[key]) if values.get(key) else None for key in ("select", "report")
+            }
+            latency = tuple(Latency.from_dict(entry) for entry in values.get("latency") or ())
+            members = tuple(int(i) for i in values["members"])
+            return cls(values["name"], values["recipe"], members, stages, **figures, latency=latency)
+        except MALFORMED as error:
+            raise PertinenceError(f"an entry of `front` is malformed ({explain(error)})") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        figures = {key: value and value.to_dict() for key, value in (("select", self.select), ("report", self.report))}
+        values = {**as_plain(asdict(replace(self, select=None, report=None))), **figures}
+        return values if self.latency else {key: value for key, value in values.items() if key != "latency"}
+
+    def replaced_latency(self, measured: Sequence[Latency]) -> OperatingPoint:
+        """The same with new measurements, which take the place of those of the same device and batch size."""
+        new = {(entry.device, entry.batch_size) for entry in measured}
+        kept = [entry for entry in self.latency if (entry.device, entry.batch_size) not in new]
+        return replace(self, latency=(*kept, *measured))
+
+
+class Front(Sequence[OperatingPoint]):
+    """Operating points by rising cost; prints as a table."""
+
+    def __init__(self, points: Iterable[OperatingPoint], expert_names: Sequence[str]):
+        self._points = tuple(points)
+        self.expert_names = tuple(expert_names)
+        if len(self._points) > MAX_POINTS:
+            raise PertinenceError(f"a front has at most {MAX_POINTS} operating points, got {len(self._points)}")
+        self._by_name: dict[str, OperatingPoint] = {}
+        for point in self._points:
+            point.validate(len(self.expert_names))
+            if point.name in self._by_name:
+                raise PertinenceError(f"two operating points are called {point.name!r}: names must be unique")
+            self._by_name[point.name] = point
+        figures = [one for point in self._points for one in (point.select, point.report) if one is not None]
+        if len({(one.measure, one.latency is None) for one in figures}) > 1:
+            raise PertinenceError("all figures of a front must have one measure, and the same kinds of cost")
+
+    @overload
+    def __getitem__(self, index: int) -> OperatingPoint: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[OperatingPoint, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> OperatingPoint | tuple[OperatingPoint, ...]:
+        return self._points[index]
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def find(self, name: str | None) -> OperatingPoint:
+        """The point of that name; `fastest` and `most-accurate` always exist. None: the last.
+
+        Raises:
+            PertinenceError: there is none.
+        """
+        if name is None and self._points:
+            return self._points[-1]
+        if isinstance(name, str) and name in self._by_name:
+            return self._by_name[name]
+        if name == FASTEST and self._points:
+            return self._points[0]
+        if name == MOST_ACCURATE and self._points:
+            return max(self._points, key=lambda point: point.select.accuracy if point.select else 0.0)
+        known = ", ".join(point.name for point in self._points[:SHOWN_NAMES])
+        more = ", ..." if len(self) > SHOWN_NAMES else ""
+        raise PertinenceError(f"there is no operating point {shown(name)}; this model has: {known}{more}")
+
+    def choose(
+        self,
+        *,
+        gmacs: float | None = None,
+        latency_ms: float | None = None,
+        accuracy: float | None = None,
+        operating_point: str | None = None,
+        device: str | None = None,
+        batch_size: int | None = None,
+    ) -> OperatingPoint:
+        """The point for a budget, by the figures on the search images (`select`).
+
+        Args:
+            gmacs: most accurate point whose mean cost is at most this.
+            latency_ms: the same for milliseconds of an image: those that `pertinence benchmark` measured, else those
+                of a search by latency.
+            accuracy: cheapest point whose accuracy (0 to 1) is at least this.
+            operating_point: the point of that name.
+            device, batch_size: which milliseconds, where several were measured.
+        """
+        given = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise PertinenceError("give exactly one of `gmacs`, `latency_ms`, `accuracy`, `operating_point`")
+        if latency_ms is None and (device is not None or batch_size is not None):
+            raise PertinenceError("`device` and `batch_size` say which milliseconds: give `latency_ms` with them")
+        if operating_point is not None:
+            return self.find(operating_point)
+        measured = [point for point in self._points if point.select is not None]
+        if not measured:
+            raise PertinenceError("no operating point was measured: search, or choose one with `operating_point=`")
+        if accuracy is not None:
+            reaching = [point for point in measured if point.select.accuracy >= accuracy]
+            if not reaching:
+                best = max(measured, key=lambda point: point.select.accuracy)
+                raise PertinenceError(
+                    f"no operating point reaches an {best.select.measure} of {accuracy:g} on the search images; the "
+                    f"best, {best.name!r}, reaches {best.select.accuracy:.4f}"
+                )
+            return min(reaching, key=lambda point: (point.select.cost, -point.select.accuracy))
+        limit, unit = given.popitem()[1], "GMACs"
+        costs = {point.name: point.select.gmacs for point in measured}
+        if gmacs is None:
+            costs, unit = self._milliseconds(device, batch_size), "ms"
+            measured = [point for point in measured if point.name in costs]
+        within = [point for point in measured if costs[point.name] <= limit]
+        if not within:
+            least = min(measured, key=lambda point: costs[point.name])
+            raise PertinenceError(
+                f"no operating point costs at most {limit:g} {unit} on the search images; the cheapest, "
+                f"{least.name!r}, costs {costs[least.name]:.4g}"
+            )
+        return max(within, key=lambda point: (point.select.accuracy, -point.select.cost))
+
+    def _milliseconds(self, device: str | None, batch_size: int | None) -> dict[str, float]:
+        """Milliseconds of an image by point: as measured for a device and batch size, else as the search had them."""
+        settings = sorted({(entry.device, entry.batch_size) for point in self for entry in point.latency})
+        wanted = [(d, b) for d, b in settings if device in (None, d) and batch_size in (None, b)]
+        known = "; ".join(f"device={d!r}, batch_size={b}" for d, b in settings)
+        if len(wanted) > 1:
+            raise PertinenceError(f"latency was measured for {known}: say which")
+        if settings and not wanted:
+            raise PertinenceError(f"latency was not measured for that, only for {known}: run `pertinence benchmark`")
+        costs = {
+            point.name: entry.milliseconds
+            for point in self
+            for entry in point.latency
+            if (entry.device, entry.batch_size) in wanted
+        }
+        if not settings and device is None and batch_size is None:
+            costs = {p.name: p.select.latency for p in self if p.select and p.select.latency is not None}
+        if not costs:
+            raise PertinenceError(
+                "no operating point has a latency: run `pertinence benchmark`, search with cost='latency', or give "
+                "`gmacs=`"
+            )
+        return costs
+
+    def to_list(self) -> list[dict[str, Any]]:
+        return [point.to_dict() for point in self._points]
+
+    def __repr__(self) -> str:
+        if not self._points:
+            return "Front(empty)"
+        shown = [(point.report, "report") if point.report else (point.select, "select") for point in self._points]
+        some = next((figures for figures, _ in shown if figures), None)
+        header = ["operating point", "recipe", *figure_header(some), *self.expert_names, "images"]
+        rows = []
+        for point, (figures, kind) in zip(self._points, shown, strict=True):
+            if figures is None:
+                rows.append([point.name, point.recipe] + [""] * (len(header) - 2))
+                continue
+            kind = f"{kind}, estimate" if figures.estimate else kind
+            rows.append([point.name, point.recipe, *figure_cells(figures), f"{figures.samples} ({kind})"])
+        table = format_table(header, rows)
+        if any(kind == "report" for _, kind in shown):
+            table += "\nBudgets are met by the figures on the search images (`point.select`), which these are not."
+        return table

@@ -1,0 +1,152 @@
+"""`Guarantee`: what was promised of an operating point, from which images, and on what assumptions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..utils.errors import MALFORMED, PertinenceError, explain, shown
+from .front import Front
+from .metrics import ACCURACY, AGREEMENT, as_plain, format_table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An operating point beside the largest expert, on the same images.
+
+    Attributes:
+        operating_point: its name.
+        losses, wins: images that only the largest expert, and only the point gets right.
+        p_value: of the hypothesis that the point loses at least as much as is allowed.
+    """
+
+    operating_point: str
+    losses: int
+    wins: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """An operating point that loses less than a limit against the largest expert, with some confidence.
+
+    Attributes:
+        operating_point: name of the cheapest point that qualified.
+        max_accuracy_loss: the limit, as a share of the images to come.
+        confidence: at least so often, over draws of the calibration images, the promise is kept.
+        samples: number of calibration images.
+        images: their fingerprint.
+        tested: the points in the order in which they were tested, from the most expensive down; the last may be the
+            one that did not qualify.
+        measure: "accuracy", or "agreement" where right means: as the largest expert answers.
+        shared: share of the images that were left out, as the search or its report had seen them; None: not known.
+        assumptions: sentences on what all of this rests.
+    """
+
+    operating_point: str
+    max_accuracy_loss: float
+    confidence: float
+    samples: int
+    images: str
+    tested: tuple[Comparison, ...]
+    measure: str = ACCURACY
+    shared: float | None = None
+    assumptions: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not (0 < self.max_accuracy_loss < 1 and 0 < self.confidence < 1):
+            raise PertinenceError(
+                f"a guarantee needs a limit and a confidence between 0 and 1, got {self.max_accuracy_loss} and "
+                f"{self.confidence}"
+            )
+        if self.samples < 1:
+            raise PertinenceError(f"a guarantee needs calibration images, got {self.samples}")
+        if self.measure not in (ACCURACY, AGREEMENT):
+            raise PertinenceError(f"a guarantee is of {ACCURACY} or {AGREEMENT}, got {shown(self.measure)}")
+        if self.operating_point not in [tested.operating_point for tested in self.tested]:
+            raise PertinenceError(f"the guarantee names {shown(self.operating_point)}, which was not tested")
+        if not all(0 <= t.losses + t.wins <= self.samples and min(t.losses, t.wins) >= 0 for t in self.tested):
+            raise PertinenceError(f"the guarantee counts more losses and wins than its {self.samples} images")
+        if not all(0 <= t.p_value <= 1 for t in self.tested) or not 0 <= (self.shared or 0.0) <= 1:
+            raise PertinenceError("the guarantee has p-values or a share that do not lie between 0 and 1")
+        if self.proof.p_value > 1 - self.confidence + 1e-12:
+            raise PertinenceError(
+                f"the guarantee has a p-value of {self.proof.p_value:.3g}, too large for a confidence of "
+                f"{self.confidence:g}"
+            )
+
+    @property
+    def proof(self) -> Comparison:
+        """What was counted of the point that qualified."""
+        return next(tested for tested in self.tested if tested.operating_point == self.operating_point)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with those of `proof` beside them."""
+        proof = {key: value for key, value in asdict(self.proof).items() if key != "operating_point"}
+        return {**as_plain(asdict(self)), **proof}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Guarantee:
+        """What `to_dict` gave; raises `PertinenceError` where it is malformed."""
+        try:
+            tested = tuple(
+                Comparison(str(t["operating_point"]), int(t["losses"]), int(t["wins"]), float(t["p_value"]))
+                for t in values["tested"]
+            )
+            shared = values.get("shared")
+            return cls(
+                str(values["operating_point"]),
+                float(values["max_accuracy_loss"]),
+                float(values["confidence"]),
+                int(values["samples"]),
+                str(values["images"]),
+                tested,
+                values.get("measure", ACCURACY),
+                None if shared is None else float(shared),
+                tuple(map(str, values.get("assumptions", ()))),
+            )
+        except MALFORMED as error:
+            if isinstance(error, PertinenceError):
+                raise
+            raise PertinenceError(f"`guarantee` is malformed ({explain(error)})") from error
+
+    @property
+    def sentence(self) -> str:
+        """The promise, in words."""
+        return (
+            f"Guarantee: {self.operating_point!r} loses less than {100 * self.max_accuracy_loss:g} points of "
+            f"{self.measure} against the largest expert, with {100 * self.confidence:g} % confidence."
+        )
+
+    def describe(self, front: Front) -> str:
+        """The promise, what it was concluded from, and on what it rests.
+
+        Args:
+            front: that of the model.
+        """
+        header = ["tested in this order", "GMACs", "losses", "wins", f"loss of {self.measure}", "p-value"]
+        rows = []
+        for tested in self.tested:
+            point = front.find(tested.operating_point)
+            figures = point.report or point.select
+            rows.append(
+                [
+                    tested.operating_point + (" *" if tested is self.proof else ""),
+                    "" if figures is None else f"{figures.gmacs:.4g}",
+                    f"{tested.losses}",
+                    f"{tested.wins}",
+                    f"{100 * (tested.losses - tested.wins) / self.samples:+.2f} %",
+                    f"{tested.p_value:.4f}",
+                ]
+            )
+        notes = [f"{self.samples} calibration images; * guaranteed, the cheapest that qualifies."]
+        if front.find(self.operating_point).members == (len(front.expert_names) - 1,):
+            notes.append("Only the largest expert itself qualifies: nothing is saved.")
+        if self.shared:
+            notes.append(
+                f"Left out, as the search or its report has seen them: {100 * self.shared:.2f} % of the split."
+            )
+        if self.shared is None:
+            notes.append("Not checked: whether the search had seen these images.")
+        notes += [f"Assumes: {assumption}" for assumption in self.assumptions]
+        return "\n".join([self.sentence, "", format_table(header, rows), *notes])

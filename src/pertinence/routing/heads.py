@@ -1,0 +1,189 @@
+"""Heads: the linear maps that decide, and those of a whole front as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..utils.errors import PertinenceError
+from ..utils.modules import keeping_dtype
+from .evidence import CONFIDENCE, CONFIDENCE_BINS, NUM_KNOTS, evidence_size, mix_evidence_size
+from .front import STEM, Front, OperatingPoint, Stage
+
+
+MAX_ELEMENTS = 2**27
+"""Weights of all heads together: what a file claims must not decide how much memory is taken."""
+
+
+@dataclass
+class Head:
+    """Linear map of one stage from evidence to a score for each expert of the pool (its own position: answer now).
+
+    Attributes:
+        weight: float32 (N, E), or (P, N, E) for P heads at once.
+        bias: float32 (N,), or (P, N).
+        knots: float32 (8,), where the hinges of the evidence stand; None for "features".
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    knots: torch.Tensor | None = None
+
+    def scores(self, evidence: np.ndarray) -> np.ndarray:
+        """Evidence (B, E) to scores (B, N); of P heads at once (P, B, N)."""
+        weight, bias = self._arrays
+        return evidence @ weight + bias
+
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.weight.numpy().mT, self.bias.numpy()[..., None, :]
+
+    @cached_property
+    def numbers(self) -> tuple[list[list[float]], list[float], list[float]]:
+        """Weight, bias and knots of one head as plain numbers."""
+        return self.weight.tolist(), self.bias.tolist(), self.knots.tolist()
+
+    @cached_property
+    def gmacs(self) -> float:
+        return self.weight.shape[-1] * self.weight.shape[-2] / 1e9
+
+
+def threshold_head(point: OperatingPoint, stage: Stage, threshold: float, num_experts: int) -> Head:
+    """The head that goes on to the next member where the mixture's largest probability is below `threshold`.
+
+    Answering scores 0, the next member threshold - confidence, any later one -1 (never chosen).
+    """
+    weight = torch.zeros(num_experts, mix_evidence_size(num_experts))
+    bias = torch.full((num_experts,), -1.0)
+    following = min(member for member in point.members if member > stage.after)
+    bias[stage.after] = 0.0
+    weight[following, CONFIDENCE] = -1.0
+    bias[following] = threshold
+    return Head(weight, bias, torch.zeros(NUM_KNOTS))
+
+
+class Dispatcher(nn.Module):
+    """The heads of all operating points of a front, stacked per stage and kind of evidence.
+
+    Args:
+        front: whose points the heads belong to; row r of a stack is the r-th point of the front that has that stage.
+        num_experts: size of the pool, N.
+        feature_sizes: width of the pooled features of each expert by its index, and of the `STEM`.
+
+    Attributes:
+        answers: float32 (points, N, 32), whole numbers: `count_answers` of the report images at each point of the
+            front; zeros where none were measured.
+    """
+
+    def __init__(self, front: Front, num_experts: int, feature_sizes: Mapping[int, int]):
+        super().__init__()
+        # The first stage always exists, so that a front of single experts is saved with a (then empty) tensor, too.
+        stacked: dict[tuple[int, str], list[str]] = {(0, "features"): []}
+        for point in front:
+            for stage in point.decisions:
+                stacked.setdefault((stage.after, stage.evidence), []).append(point.name)
+        elements = len(front) * num_experts * CONFIDENCE_BINS + sum(
+            len(names) * num_experts * evidence_size(evidence, num_experts, feature_sizes.get(after, 0))
+            for (after, evidence), names in stacked.items()
+        )
+        if elements > MAX_ELEMENTS:
+            raise PertinenceError(
+                f"the heads of {len(front)} operating points would take {elements:,} weights, more than "
+                f"{MAX_ELEMENTS:,}"
+            )
+        self.rows = {(name, *key): row for key, names in stacked.items() for row, name in enumerate(names)}
+        self.stages = nn.ModuleDict()
+        for (after, evidence), names in stacked.items():
+            size = evidence_size(evidence, num_experts, feature_sizes.get(after, 0))
+            self.stages[_stack_name(after, evidence)] = _StackedHeads(
+                len(names), num_experts, size, evidence != "features"
+            )
+        self._names = [point.name for point in front]
+        self._heads: dict[str, list[Head]] = {}
+        self.register_load_state_dict_post_hook(_forget_heads)
+        # Where a file has none, nothing casts it back from the default type that transformers sets for the experts.
+        counts = torch.zeros(len(front), num_experts, CONFIDENCE_BINS, dtype=torch.float32)
+        self.answers = nn.Parameter(counts, requires_grad=False)
+
+    def check(self, source: str) -> None:
+        """Raise `PertinenceError` where weights that came from `source` are NaN or infinite, or counts negative."""
+        for name, values in self.named_parameters():
+            if not values.isfinite().all() or (values is self.answers and (values < 0).any()):
+                raise PertinenceError(f"the heads of {source} hold impossible numbers ({name}): fetch them again")
+
+    def heads(self, point: OperatingPoint) -> list[Head]:
+        """The heads of one point, one for each of its decisions, in float32 on the CPU, where decisions are taken."""
+        heads = self._heads.get(point.name)
+        if heads is None:
+            with torch.inference_mode(False):
+                heads = [
+                    self._stack(stage)[self.rows[point.name, stage.after, stage.evidence]] for stage in point.decisions
+                ]
+            self._heads[point.name] = heads
+        return heads
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_heads": {}}
+
+    @torch.no_grad()
+    def set_heads(self, point: OperatingPoint, heads: Sequence[Head]) -> None:
+        """Store the heads of one point; raises `PertinenceError` where a shape does not fit its stage."""
+        for stage, head in zip(point.decisions, heads, strict=True):
+            self._stack(stage).store(self.rows[point.name, stage.after, stage.evidence], head, point.name)
+        _forget_heads(self)
+
+    def answers_of(self, point: OperatingPoint) -> torch.Tensor:
+        """How the report images were answered at one point, see `count_answers`: int64 (N, 32)."""
+        return self.answers[self._names.index(point.name)].long()
+
+    @torch.no_grad()
+    def set_answers(self, point: OperatingPoint, counts: torch.Tensor) -> None:
+        """Store `count_answers` of the report images at one point."""
+        self.answers[self._names.index(point.name)] = counts.to(self.answers)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Dispatcher:
+        """Moved with the model, but never cast with it: decisions stay float32 whatever the experts are."""
+        _forget_heads(self)
+        return super()._apply(keeping_dtype(fn), recurse)
+
+    def _stack(self, stage: Stage) -> _StackedHeads:
+        return self.stages[_stack_name(stage.after, stage.evidence)]
+
+
+def _forget_heads(dispatcher: Dispatcher, *_: Any) -> None:
+    """They are copies, which do not follow when the stacks change."""
+    dispatcher._heads.clear()
+
+
+def _stack_name(after: int, evidence: str) -> str:
+    return f"{'stem' if after == STEM else after}_{evidence}"
+
+
+class _StackedHeads(nn.Module):
+    def __init__(self, count: int, num_experts: int, size: int, has_knots: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(count, num_experts, size), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(count, num_experts), requires_grad=False)
+        self.knots = nn.Parameter(torch.zeros(count, NUM_KNOTS), requires_grad=False) if has_knots else None
+
+    def __getitem__(self, row: int) -> Head:
+        tensors = (self.weight, self.bias, self.knots)
+        return Head(
+            *(None if values is None else values[row].to("cpu", torch.float32, copy=True) for values in tensors)
+        )
+
+    def store(self, row: int, head: Head, name: str) -> None:
+        if head.weight.shape != self.weight.shape[1:] or head.bias.shape != self.bias.shape[1:]:
+            raise PertinenceError(
+                f"operating point {name!r}: a head has shape {tuple(head.weight.shape)}, its stage takes "
+                f"{tuple(self.weight.shape[1:])}"
+            )
+        self.weight[row], self.bias[row] = head.weight, head.bias
+        if self.knots is not None:
+            self.knots[row] = head.knots

@@ -1,0 +1,154 @@
+"""Figures: what was measured of a model on one set of images, and how tables show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..utils.errors import PertinenceError, shown
+from ..utils.validation import is_name, is_number, is_whole
+
+
+ACCURACY, AGREEMENT = "accuracy", "agreement"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured on one set of images.
+
+    Attributes:
+        accuracy: share of right answers, 0 to 1.
+        interval: 95 % interval of the accuracy (Wilson), (low, high).
+        gmacs: mean cost of an image.
+        expert_shares: for each expert of the pool the share of images that it ran last on; sums to 1.
+        samples: number of images.
+        approximate: whether the scores that decided or were mixed had been cut to the largest (see `predictions`).
+        latency: milliseconds of an image by the latency of each expert, where that was the cost of the search.
+        measure: "accuracy", or "agreement" where right means: as the largest expert answers.
+        estimate: whether decisions were out of fold: an estimate for the heads that are saved, not a measurement.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    gmacs: float
+    expert_shares: tuple[float, ...]
+    samples: int
+    approximate: bool = False
+    latency: float | None = None
+    measure: str = "accuracy"
+    estimate: bool = False
+
+    @property
+    def cost(self) -> float:
+        """What the search minimises: milliseconds where they were asked for, else GMACs."""
+        return self.gmacs if self.latency is None else self.latency
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; what was measured stands under its own name."""
+        values = as_plain(asdict(self))
+        return {values.pop("measure"): values.pop("accuracy"), **values}
+
+    def check(self, where: str, num_experts: int) -> None:
+        """Raise `PertinenceError` where this was not measured of a pool of `num_experts`."""
+        if len(self.interval) != 2 or len(self.expert_shares) != num_experts:
+            raise PertinenceError(f"{where}: its figures need an interval of two and {num_experts} shares")
+        shares = (self.accuracy, *self.expert_shares)
+        costs = (self.gmacs, 0.0 if self.latency is None else self.latency)
+        if not (
+            all(is_number(share, 0, 1) for share in shares)
+            and all(map(is_number, self.interval))
+            and all(is_number(cost, 0) for cost in costs)
+        ):
+            raise PertinenceError(
+                f"{where}: its figures need shares between 0 and 1 and costs that are not negative, all of them finite"
+            )
+        if not is_whole(self.samples, 1):
+            raise PertinenceError(f"{where}: its figures are of {shown(self.samples)} images, expected at least 1")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Figures:
+        measure = AGREEMENT if AGREEMENT in values else ACCURACY
+        latency = values.get("latency")
+        return cls(
+            accuracy=float(values[measure]),
+            interval=tuple(values["interval"]),
+            gmacs=float(values["gmacs"]),
+            expert_shares=tuple(values["expert_shares"]),
+            samples=int(values["samples"]),
+            approximate=bool(values.get("approximate", False)),
+            latency=None if latency is None else float(latency),
+            measure=measure,
+            estimate=bool(values.get("estimate", False)),
+        )
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What one image was measured to take at an operating point, preprocessing included.
+
+    Attributes:
+        device: model of a GPU, else the kind of device (see `accelerators.device_name`).
+        batch_size: images of a call; its time is divided by them.
+        milliseconds: of an image, the median of several rounds.
+        low, high: quartiles of the rounds.
+        images: "given" images, or "synthetic" ones, on which experts may be chosen as on no real ones.
+    """
+
+    device: str
+    batch_size: int
+    milliseconds: float
+    low: float
+    high: float
+    images: str = "given"
+
+    def check(self, where: str) -> None:
+        """Raise `PertinenceError` where this was not measured."""
+        times = self.milliseconds, self.low, self.high
+        texts = self.device, self.images
+        if not (is_whole(self.batch_size, 1) and all(is_number(t, 0) for t in times) and all(map(is_name, texts))):
+            raise PertinenceError(
+                f"{where}: a latency must name device, batch size and milliseconds, got {shown(self)}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Latency:
+        return cls(**{key: values[key] for key in cls.__dataclass_fields__ if key in values})
+
+
+def figure_header(figures: Figures | None) -> list[str]:
+    """Heads of the columns before the experts' in `figure_cells`."""
+    header = [figures.measure if figures else ACCURACY, "95 % interval", "GMACs"]
+    return header + ["ms"] if figures and figures.latency is not None else header
+
+
+def figure_cells(figures: Figures) -> list[str]:
+    """Accuracy, interval, costs and the share of each expert, as shown in every table."""
+    low, high = figures.interval
+    return [
+        f"{100 * figures.accuracy:.2f} %",
+        f"{100 * low:.2f} .. {100 * high:.2f}",
+        f"{figures.gmacs:.4g}",
+        *([] if figures.latency is None else [f"{figures.latency:.4g}"]),
+        *(f"{100 * share:.0f} %" for share in figures.expert_shares),
+    ]
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Text table; the first column left-aligned, the others right-aligned."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def line(row):
+        cells = [row[0].ljust(widths[0])]
+        return "  ".join(cells + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]).rstrip()
+
+    return "\n".join([line(header), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line, rows)])
+
+
+def as_plain(value: Any) -> Any:
+    """Tuples to lists, all the way down: what JSON gives back."""
+    if isinstance(value, dict):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(item) for item in value]
+    return value

@@ -1,0 +1,195 @@
+"""NSGA-II over a recipe's genomes: asks and tells on rank 0, evaluates on every rank, survives any kill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.evaluator import Evaluator
+from pymoo.core.individual import Individual as PymooIndividual
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.operators.crossover.sbx import SBX
+from pymoo.operators.mutation.pm import PM
+from pymoo.problems.static import StaticProblem
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from .._version import __version__
+from ..evaluation.baselines import Archive, Candidate, load_candidates, save_candidates
+from ..evaluation.intervals import hypervolume
+from ..utils.progress import progress_bar
+from .recipes.base import Recipe
+
+
+logger = logging.get_logger(__name__)
+
+STATE_FORMAT = 1
+
+
+@dataclass
+class Evolution:
+    """How far a search has come.
+
+    Attributes:
+        archive: what no evaluated candidate dominates.
+        evaluated: every genome with its objectives, in order.
+        hypervolumes: of the archive after each generation, see `statistics.hypervolume`.
+    """
+
+    archive: Archive
+    evaluated: list[dict[str, Any]] = field(default_factory=list)
+    hypervolumes: list[float] = field(default_factory=list)
+
+    @property
+    def generation(self) -> int:
+        return len(self.hypervolumes)
+
+
+def evolve(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    *,
+    population: int,
+    generations: int,
+    seed: int,
+    reference: tuple[float, float],
+    initial: Sequence[Candidate] = (),
+    state: Path | None = None,
+) -> Evolution:
+    """NSGA-II with the paper's operators (SBX eta 20, p 0.9; polynomial mutation eta 25).
+
+    Args:
+        recipe: what is searched.
+        accelerator: every process evaluates its part of each generation; all return the same.
+        population, generations, seed: of NSGA-II.
+        reference: cost and accuracy that hypervolumes are measured from.
+        initial: candidates that are in the archive from the start.
+        state: file that is written after every generation, and continued from where it exists.
+    """
+    algorithm = NSGA2(
+        pop_size=population,
+        sampling=_first_population(recipe, population, seed),
+        crossover=SBX(prob=0.9, eta=20),
+        mutation=PM(eta=25),
+    )
+    problem = Problem(n_var=len(recipe.space.lower), n_obj=2, xl=recipe.space.lower, xu=recipe.space.upper)
+    algorithm.setup(problem, seed=seed, verbose=False)
+    evolution = Evolution(Archive(initial))
+    main, stamp = accelerator.is_main_process, _stamp(accelerator)
+    if main and state is not None and state.is_file():
+        evolution = _restore(state, algorithm, stamp) or evolution
+    (evolution,) = broadcast_object_list([evolution])  # the others may not see this disk
+    with progress_bar(generations, f"Search ({recipe.name})", "generation", main) as bar:
+        bar.update(evolution.generation)
+        while evolution.generation < generations:
+            asked = algorithm.ask() if main else None
+            genomes = [asked.get("X") if main else None]
+            broadcast_object_list(genomes)
+            results = _evaluate(recipe, genomes[0], evolution.archive, accelerator)
+            evolution.archive.add(candidate for *_, candidates in results for candidate in candidates)
+            evolution.evaluated.extend(
+                {"recipe": recipe.name, "genome": genome, recipe.measure: accuracy, "cost": cost}
+                for genome, (_, accuracy, cost, _) in zip(genomes[0].tolist(), results, strict=True)
+            )
+            known = evolution.archive.candidates
+            evolution.hypervolumes.append(hypervolume([c.cost for c in known], [c.accuracy for c in known], reference))
+            if main:
+                objectives = np.array([[1 - accuracy, cost] for _, accuracy, cost, _ in results])
+                Evaluator().eval(StaticProblem(problem, F=objectives), asked)
+                algorithm.tell(infills=asked)
+                if state is not None:
+                    save_candidates(state, {"archive": known}, {"stamp": stamp, **_state_of(algorithm, evolution)})
+            bar.update(1)
+    return evolution
+
+
+def _first_population(recipe: Recipe, population: int, seed: int) -> np.ndarray:
+    """The recipe's seeds, as many as fit, and genomes drawn uniformly."""
+    space = recipe.space
+    random = np.random.default_rng(seed).uniform(space.lower, space.upper, (population, len(space.lower)))
+    seeds = space.seeds[:population]
+    return np.concatenate([seeds, random[len(seeds) :]])
+
+
+def _evaluate(
+    recipe: Recipe, genomes: np.ndarray, archive: Archive, accelerator: Accelerator
+) -> list[tuple[int, float, float, list[Candidate]]]:
+    """Of each genome its index, objectives, and the candidates that would enter the archive; the same on all ranks."""
+    mine = np.array_split(np.arange(len(genomes)), accelerator.num_processes)[accelerator.process_index]
+    results = []
+    for index, individual in zip(mine.tolist(), recipe.evaluate(genomes[mine]) if len(mine) else (), strict=True):
+        entering = archive.improvements(individual.costs, individual.accuracy)
+        own = individual.own
+        results.append(
+            (
+                index,
+                float(individual.accuracy[own]),
+                float(individual.costs[own]),
+                [individual.candidate(i) for i in entering],
+            )
+        )
+    return sorted(gather_object(results), key=lambda result: result[0])
+
+
+def _state_of(algorithm: NSGA2, evolution: Evolution) -> dict[str, Any]:
+    return {
+        "population": [
+            {
+                "genome": individual.X.tolist(),
+                "objectives": individual.F.tolist(),
+                "rank": int(individual.get("rank")),
+                "crowding": float(individual.get("crowding")),
+            }
+            for individual in algorithm.pop
+        ],
+        "iteration": algorithm.n_iter,
+        "random": algorithm.random_state.bit_generator.state,
+        "evaluated": evolution.evaluated,
+        "hypervolumes": evolution.hypervolumes,
+    }
+
+
+def _stamp(accelerator: Accelerator) -> dict[str, Any]:
+    """What a state must be of to be continued bit for bit."""
+    return {
+        "format": STATE_FORMAT,
+        "pertinence": __version__,
+        "torch": str(torch.__version__),
+        "device": accelerator.device.type,
+    }
+
+
+def _restore(path: Path, algorithm: NSGA2, stamp: dict[str, Any]) -> Evolution | None:
+    """Put a fresh algorithm where a stored one stood; None where the file cannot be read, or is of something else."""
+    try:
+        groups, state = load_candidates(path)
+        wrote = state["stamp"]
+        if wrote != stamp:
+            changes = ", ".join(
+                f"{key} {wrote.get(key)}, not {stamp[key]}" for key in stamp if wrote.get(key) != stamp[key]
+            )
+            logger.warning(f"The state of the search in {path} is of {changes}: starting again.")
+            return None
+        evolution = Evolution(Archive(groups["archive"]), state["evaluated"], state["hypervolumes"])
+        individuals, iteration, random = [], state["iteration"], state["random"]
+        for stored in state["population"]:
+            individual = PymooIndividual(X=np.array(stored["genome"]), F=np.array(stored["objectives"]))
+            individual.set("rank", stored["rank"])
+            individual.set("crowding", stored["crowding"])
+            individuals.append(individual)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning(f"The state of the search in {path} is damaged ({error}): starting again.")
+        return None
+    algorithm.pop = Population.create(*individuals)
+    algorithm.is_initialized = True
+    algorithm.n_iter = iteration
+    algorithm.random_state.bit_generator.state = random
+    return evolution

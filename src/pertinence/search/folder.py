@@ -1,0 +1,218 @@
+"""The folder of a search: kept for one, continued after a kill, and recognised when its result is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+from transformers.utils import logging
+
+from ..hub.layout import RECORD, STATE
+from ..utils.errors import MALFORMED, PertinenceError, shown
+from ..utils.io import SUFFIX, UNWRITABLE, beside, check_writable, replaced, writing
+from ..utils.validation import is_name
+
+
+logger = logging.get_logger(__name__)
+
+LOCK = "lock"
+PATIENCE = 10
+"""Seconds that a search waits for a folder: workers of a killed one may outlive it by a few."""
+ADVICE = "free some space, or choose another --output-dir; the same search goes on from where it stands"
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other searches out of an output folder while this lasts, or until this process ends, however it ends.
+
+    Raises:
+        PertinenceError: another process searches there, or nobody can write there.
+    """
+    state = folder / STATE
+    check_writable(state, ADVICE)
+    lock = FileLock(state / LOCK)
+    with writing(state, ADVICE):
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout as error:
+            raise PertinenceError(
+                f"another search is running in {folder}: wait for its end, or choose another --output-dir"
+            ) from error
+        except (NotImplementedError, OSError) as error:
+            if getattr(error, "errno", None) in UNWRITABLE:
+                raise
+            logger.warning(f"{folder} cannot be locked ({error}): see to it that no other search uses it meanwhile.")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (state / LOCK).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # there is something to continue, or all of it is gone
+            state.rmdir()
+
+
+class SearchFolder:
+    """The folder of a search while it runs: settings and state, so that a killed search can be continued.
+
+    Args:
+        state_dir: None: nothing is kept.
+    """
+
+    def __init__(self, state_dir: Path | None):
+        self.state_dir = state_dir
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, output_dir: str | os.PathLike | None, settings: dict[str, Any], resume: bool, accelerator: Accelerator
+    ) -> Iterator[SearchFolder]:
+        """Check that a search with these settings may use the folder, note them there, and keep others out meanwhile.
+
+        Raises:
+            PertinenceError: it holds something else, cannot be written to, or another search is running there.
+        """
+        if output_dir is None:
+            yield cls(None)
+            return
+        folder = cls(Path(output_dir) / STATE)
+        with ExitStack() as until_the_end:
+            if accelerator.is_main_process:
+                check_output_dir(output_dir, settings)
+                until_the_end.enter_context(exclusive(Path(output_dir)))
+                if resume and (Path(output_dir) / RECORD).is_file():
+                    logger.warning(f"{output_dir} holds the result of this very search, which is run again.")
+                if not (resume and _has_generations(folder.state_dir)):
+                    clear_state(folder.state_dir)
+                folder.remember("settings", lambda: settings)
+            accelerator.wait_for_everyone()
+            yield folder
+
+    def remember(self, name: str, make: Callable[[], Any]) -> Any:
+        """What was kept under this name, or what `make` makes, which is kept."""
+        if self.state_dir is None:
+            return make()
+        path = self.state_dir / f"{name}.json"
+        if not path.is_file():
+            value = make()
+            with replaced(path, ADVICE) as temporary:
+                temporary.write_text(json.dumps(value, indent=1))
+        return json.loads(path.read_text())
+
+
+def holds_result(
+    output_dir: str | os.PathLike | None, make_settings: Callable[[], dict[str, Any]], accelerator: Accelerator
+) -> bool:
+    """Whether a folder holds the result of this very search; all processes get the main one's answer.
+
+    Args:
+        output_dir: where a result is to go.
+        make_settings: makes those of the search; called only where there is a result.
+        accelerator: the processes.
+
+    Raises:
+        PertinenceError: it holds that of another search.
+    """
+    found = False
+    if accelerator.is_main_process and output_dir is not None and (Path(output_dir) / RECORD).is_file():
+        check_output_dir(output_dir, make_settings())
+        if (Path(output_dir) / STATE).is_dir():  # of a search that was killed when all was done, or while done again
+            with exclusive(Path(output_dir)), beside(Path(output_dir) / "result", ADVICE):
+                clear_state(Path(output_dir) / STATE)
+        found = True
+    (found,) = broadcast_object_list([found])
+    return found
+
+
+def clear_state(state_dir: Path) -> None:
+    """Remove everything but the lock, which this process holds."""
+    for path in state_dir.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _has_generations(state_dir: Path) -> bool:
+    """Whether there is anything to continue; a search that failed before leaves its place to the corrected one."""
+    return any(state_dir.glob("*.safetensors"))
+
+
+def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) -> None:
+    """Refuse a folder that a search must not write to: one that holds anything but the same search or its result.
+
+    Args:
+        output_dir: where a result is to go.
+        settings: those of the search.
+
+    Raises:
+        PertinenceError: it is a file, or holds something else, or another search.
+    """
+    folder, settings = Path(output_dir), json.loads(json.dumps(settings))
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise PertinenceError(f"the output folder {folder} is a file: choose another --output-dir")
+    if all(path.name.endswith(SUFFIX) for path in folder.iterdir()):
+        return
+    try:
+        if (folder / RECORD).is_file():
+            stored = json.loads((folder / RECORD).read_text())["settings"]
+        elif (folder / STATE).is_dir():
+            path = folder / STATE / "settings.json"
+            stored = settings
+            if path.is_file() and _has_generations(path.parent):
+                stored = json.loads(path.read_text())
+        else:
+            raise PertinenceError(
+                f"the output folder {folder} holds something else: choose another --output-dir, or empty it"
+            )
+        differences = _differences(stored, settings)
+    except PertinenceError:
+        raise
+    except MALFORMED as error:
+        raise PertinenceError(
+            f"the search in the output folder {folder} is damaged: choose another --output-dir, or remove it"
+        ) from error
+    if differences:
+        raise PertinenceError(
+            f"the output folder {folder} holds another search ({'; '.join(differences)}): choose another "
+            "--output-dir, or remove it"
+        )
+
+
+def _differences(stored: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """What to say of each setting that is not what it was."""
+    clauses = []
+    for key in {**stored, **settings}:
+        theirs, ours = stored.get(key), settings.get(key)
+        if theirs == ours:
+            continue
+        if key == "images":
+            verbs = {"search": "searched", "report": "reported on"}
+            clauses += [f"it {verbs[part]} other images" for part in verbs if theirs[part] != ours[part]]
+        elif key in ("experts", "stem"):
+            names = [_names(value) for value in (theirs, ours)]
+            verb = "are" if key == "experts" else "is"
+            is_renamed = names[0] != names[1]
+            clauses.append(
+                f"its {key} {verb} {names[0]}, not {names[1]}" if is_renamed else f"its {key} had other weights"
+            )
+        else:
+            clauses.append(f"its {key} is {shown(theirs)}, not {shown(ours)}")
+    return clauses
+
+
+def _names(entries: Any) -> str:
+    names = [entry["name"] for entry in ([entries] if isinstance(entries, dict) else entries or [])]
+    if not all(map(is_name, names)):
+        raise ValueError("a name that is none")
+    return ", ".join(names) or "none"

@@ -1,0 +1,1 @@
+"""Ways to turn predictions into dispatchers. May import `evaluation` and what lies below it."""

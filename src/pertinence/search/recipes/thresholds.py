@@ -1,0 +1,84 @@
+"""The baseline: cascades on the largest softmax probability, tuned by the same genetic algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ...evaluation.outcomes import evaluate_experts, summarise
+from ...predictions.predict import ROWS_AT_ONCE, Predictions
+from ...routing.evidence import log_softmax, mix
+from ...routing.front import OperatingPoint, Stage
+from ...routing.heads import threshold_head
+from .base import Individual
+from .spaces import ThresholdSpace
+
+
+TUNING_ROWS = 50_000
+
+
+class ThresholdRecipe:
+    """The baseline: go on while the largest softmax probability of the mix is below a threshold.
+
+    Members, thresholds and mixing weights are tuned and judged on the same images, as people tune cascades: its
+    figures on the search images are optimistic, those on the report images are not.
+
+    Args:
+        predictions: of the search images; of very many, evenly spaced ones are enough for a handful of numbers.
+        num_members: length of the chains.
+        mixing: whether answers mix the experts that were run; without, the last one answers alone.
+    """
+
+    def __init__(self, predictions: Predictions, num_members: int, mixing: bool = True):
+        self.name = f"max-softmax-{num_members}"
+        if len(predictions) > TUNING_ROWS:
+            spaced = torch.linspace(0, len(predictions) - 1, TUNING_ROWS, dtype=torch.float64)
+            predictions = predictions.subset(spaced.long())
+        self.predictions, self.measure = predictions, predictions.measure
+        self.space = ThresholdSpace(len(predictions.gmacs), num_members, mixing)
+        count = torch.arange(len(predictions))
+        self._log_probs = [
+            torch.cat(
+                [log_softmax(predictions.answer(e, rows)[0], predictions.tail) for rows in count.split(ROWS_AT_ONCE)]
+            )
+            for e in range(len(predictions.gmacs))
+        ]
+        self._targets = predictions.target_columns
+        self._largest = evaluate_experts(predictions)[-1]
+
+    def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
+        return (self._judge(*self.space.decode(genome)) for genome in genomes)
+
+    def _judge(self, members: tuple[int, ...], thresholds: list[float], weights: list[float] | None) -> Individual:
+        predictions = self.predictions
+        mixing = [None if weights is None else tuple(weights[: i + 1]) for i in range(len(members))]
+        stages = tuple(Stage(member, "mix", own) for member, own in zip(members, mixing, strict=True))
+        point = OperatingPoint("", "thresholds", members, stages)
+        heads = tuple(
+            threshold_head(point, stage, threshold, len(predictions.gmacs))
+            for stage, threshold in zip(point.decisions, thresholds, strict=True)
+        )
+        here = torch.ones(len(predictions), dtype=torch.bool)
+        right, ended = torch.zeros_like(here), torch.zeros(len(here), dtype=torch.int64)
+        gmacs, latency = torch.zeros(len(here), dtype=torch.float64), torch.zeros(len(here), dtype=torch.float64)
+        for position, member in enumerate(members):
+            rows = here.nonzero().squeeze(1)
+            scores = self._log_probs[member][rows]
+            if weights is not None:
+                known = [self._log_probs[m][rows] for m in members[: position + 1]]
+                scores = log_softmax(mix(known, weights[: position + 1]), predictions.tail)
+            best, answer = scores.max(1)
+            right[rows], ended[rows] = answer == self._targets[rows], member
+            gmacs[rows] += predictions.gmacs[member]
+            if predictions.latency is not None:
+                latency[rows] += predictions.latency[member]
+            if position < len(thresholds):
+                gmacs[rows] += heads[position].gmacs
+                here[rows[best.exp() >= thresholds[position]]] = False
+        shares = torch.bincount(ended, minlength=len(predictions.gmacs)) / len(here)
+        spent = None if predictions.latency is None else latency
+        outcome = summarise(predictions, right, gmacs, shares, spent, predictions.candidates is not None)
+        return Individual.of(replace(point, select=outcome.figures), heads, outcome.versus(self._largest))

@@ -1,0 +1,194 @@
+"""`SearchResult`: what a search found, saved as one model with its record, and pushed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import PartialState
+from huggingface_hub import CommitInfo
+from transformers.utils import logging
+
+from ..data.dataset import LabelledImages
+from ..data.seen import SeenImages
+from ..evaluation.baselines import save_candidates
+from ..evaluation.outcomes import route_predictions
+from ..evaluation.plots import plot_convergence, plot_examples, plot_front, plot_shares
+from ..evaluation.report import Evaluation
+from ..experts.entry import CONFIG
+from ..hub.layout import (
+    BASELINES,
+    CONVERGENCE_FIGURE,
+    EXAMPLES_FIGURE,
+    FRONT_FIGURE,
+    RECORD,
+    SETTINGS,
+    SHARES_FIGURE,
+    STATE,
+    WEIGHT_PATTERNS,
+)
+from ..models.modeling_pertinence import PertinenceForImageClassification
+from ..predictions.predict import Predictions
+from ..routing.front import Front, OperatingPoint
+from ..routing.heads import Head
+from ..utils.io import beside, move_into
+from .folder import ADVICE, SearchFolder, check_output_dir, clear_state, exclusive
+from .front_search import FoundFront
+
+
+logger = logging.get_logger(__name__)
+
+EXAMPLES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images that one expert answered last: names and labels do not matter, only how sure the answers are.
+
+    Attributes:
+        expert: its name.
+        easiest, hardest: uint8 (H, W, 3), by falling and by rising confidence.
+    """
+
+    expert: str
+    easiest: list[np.ndarray]
+    hardest: list[np.ndarray]
+
+
+@dataclass
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        model: ready to run, with the whole front; None for a search on a table of predictions.
+        evaluation: the front and its baselines on the report images.
+        found: heads, baselines and the course of the search.
+        record: everything else, as stored in `search_result.json`.
+        examples: report images that each expert answers.
+        seen: which images the search and its report saw; None for a search on a table of predictions.
+        is_main_process: whether this is the process that saves.
+        config: resolved settings that run this search again, as stored in `search.yaml`; None from Python.
+    """
+
+    model: PertinenceForImageClassification | None
+    evaluation: Evaluation
+    found: FoundFront
+    record: dict[str, Any]
+    examples: Sequence[Examples] = ()
+    seen: SeenImages | None = None
+    is_main_process: bool = True
+    config: dict[str, Any] | None = None
+
+    @property
+    def front(self) -> Front:
+        return self.evaluation.front
+
+    def save(self, output_dir: str | os.PathLike, save_experts: bool = False) -> None:
+        """Write a loadable model, `search_result.json`, figures and baselines; each file whole or not at all.
+
+        Of several processes all must call this: the main one saves, the others wait for it.
+
+        Args:
+            output_dir: a new or empty folder, or one that holds this search or its result.
+            save_experts: also copy each expert's own files.
+
+        Raises:
+            PertinenceError: the folder holds something else.
+        """
+        if self.is_main_process:
+            self._save(Path(output_dir), save_experts)
+        PartialState().wait_for_everyone()
+
+    def push_to_hub(self, repo_id: str, *, save_experts: bool = False, **options: Any) -> CommitInfo | None:
+        """Push model, image processor, card, record, baselines and figures to the Hub, in one commit.
+
+        Of several processes all must call this: the main one pushes, the others wait for it.
+
+        Args:
+            repo_id: of the model repository, which is created where there is none.
+            save_experts: also push a copy of each expert's own files.
+            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.hub.push_folder`.
+
+        Returns:
+            What was committed; None in all processes but the main one.
+
+        Raises:
+            PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.
+        """
+        from ..hub.push import push_folder
+
+        pushed = None
+        if self.is_main_process:
+            with tempfile.TemporaryDirectory() as folder:
+                self._save(Path(folder), save_experts)
+                pushed = push_folder(folder, repo_id, **options)
+        PartialState().wait_for_everyone()
+        return pushed
+
+    def _save(self, folder: Path, save_experts: bool) -> None:
+        settings = self.record["settings"]
+        check_output_dir(folder, settings)
+        is_new = not folder.exists()
+        try:
+            with exclusive(folder):
+                with beside(folder / "result", ADVICE) as temporary:
+                    temporary.mkdir()
+                    self._write(temporary, folder, save_experts)
+                    # From here on until its record is there the folder is that of a search that has not ended.
+                    SearchFolder(folder / STATE).remember("settings", lambda: settings)
+                    move_into(temporary, folder, (CONFIG, RECORD), WEIGHT_PATTERNS)
+                clear_state(folder / STATE)  # last: it tells, too, that something may be left to remove
+        finally:
+            if is_new and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _write(self, folder: Path, final: Path, save_experts: bool) -> None:
+        if self.model is not None:
+            self.model.save_pretrained(folder, save_experts=save_experts)
+        record = {**self.record, "run": {**self.record["run"], "output_dir": str(final)}}
+        (folder / RECORD).write_text(json.dumps(record, indent=1))
+        if self.config is not None:
+            (folder / SETTINGS).write_text(yaml.safe_dump(self.config, sort_keys=False))
+        groups = {name: candidates for name, (candidates, _) in self.found.baselines.items()}
+        chosen = {name: index for name, (_, index) in self.found.baselines.items()}
+        save_candidates(folder / BASELINES, groups, chosen)
+        if self.seen is not None:
+            self.seen.save(folder)
+        plot_front(self.evaluation, folder / FRONT_FIGURE)
+        plot_shares(self.evaluation, folder / SHARES_FIGURE)
+        plot_convergence(self.found.hypervolumes, folder / CONVERGENCE_FIGURE)
+        if self.examples:
+            plot_examples(self.examples, folder / EXAMPLES_FIGURE)
+
+
+def pick_examples(
+    point: OperatingPoint,
+    heads: Sequence[Head],
+    predictions: Predictions,
+    names: Sequence[str],
+    images: LabelledImages,
+) -> list[Examples]:
+    """For each expert the images that it answers with the largest and with the smallest probability."""
+    confidence, last = [], []
+    for _, routing in route_predictions(point, heads, predictions):
+        confidence.append(routing.logits.softmax(1).max(1).values)
+        last.append(routing.expert_indices)
+    confidence, last = torch.cat(confidence), torch.cat(last)
+    examples = []
+    for index, name in enumerate(names):
+        rows = (last == index).nonzero().squeeze(1)
+        rows = predictions.rows[rows[confidence[rows].argsort(stable=True)]].tolist()
+        if rows:
+            easiest, hardest = (
+                [images[row].permute(1, 2, 0).numpy() for row in part[:EXAMPLES_SHOWN]] for part in (rows[::-1], rows)
+            )
+            examples.append(Examples(name, easiest, hardest))
+    return examples
