@@ -1,0 +1,119 @@
+"""Registries: the implementations of a seam by name, ours, those of installed packages, and the user's own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from .errors import PertinenceError, explain, shown
+from .validation import is_name
+
+
+T = TypeVar("T")
+GROUP = "pertinence.plugins"
+"""The group of entry points under which an installed package declares what it offers: `"<kind>.<name>" = "module"`,
+for example `"recipe.mine" = "my_package.recipes"`. The module registers that name when it is imported."""
+
+
+class Registry(Generic[T]):
+    """Implementations of one seam, by name.
+
+    Ours are imported when they are first asked for. Those of installed packages are imported only when the user asks
+    for a name that they declare (see `GROUP`); a file never causes an import (see `find`).
+
+    Args:
+        kind: what an implementation is called in messages and entry points: "recipe", "evidence", ...
+        ours: where each of ours is, as "module:attribute", by name.
+    """
+
+    def __init__(self, kind: str, ours: Mapping[str, str] | None = None):
+        self.kind, self._ours = kind, dict(ours or {})
+        self._registered: dict[str, T] = {}
+
+    def register(self, name: str, implementation: T) -> T:
+        """Add an implementation, or replace the one of that name.
+
+        Raises:
+            PertinenceError: the name is no line of text, or one of ours.
+        """
+        if not is_name(name):
+            raise PertinenceError(f"a {self.kind} needs a name of one line, got {shown(name)}")
+        if name in self._ours:
+            raise PertinenceError(f"{self.kind} {name!r} is a part of pertinence: choose another name")
+        self._registered[name] = implementation
+        return implementation
+
+    @property
+    def names(self) -> list[str]:
+        """The names of ours and of all that are registered, in this order; nothing is imported."""
+        return [*self._ours, *self._registered]
+
+    @property
+    def declared(self) -> list[str]:
+        """The names that installed packages declare; nothing is imported."""
+        prefix = f"{self.kind}."
+        return [
+            entry.name.removeprefix(prefix) for entry in entry_points(group=GROUP) if entry.name.startswith(prefix)
+        ]
+
+    def find(self, name: Any) -> T | None:
+        """The implementation of that name, if it is ours or registered: what a file may ask for."""
+        if not isinstance(name, str):
+            return None
+        if name not in self._registered and name in self._ours:
+            module, _, attribute = self._ours[name].partition(":")
+            self._registered[name] = getattr(importlib.import_module(module), attribute)
+        return self._registered.get(name)
+
+    def require(self, name: Any, where: str) -> T:
+        """What a file asks for.
+
+        Args:
+            name: of the implementation.
+            where: what needs it, for the message.
+
+        Raises:
+            PertinenceError: it is not registered; nothing is imported for a file.
+        """
+        found = self.find(name)
+        if found is None:
+            raise PertinenceError(
+                f"{where} needs the {self.kind} {shown(name)}, which is not registered: import the module that "
+                f"registers it first (--plugins MODULE on the command line); known: {', '.join(self.names)}"
+            )
+        return found
+
+    def get(self, name: str) -> T:
+        """What the user asks for; an installed package that declares the name is imported.
+
+        Raises:
+            PertinenceError: nobody offers it, or the package that does cannot be imported.
+        """
+        if (found := self.find(name)) is None:
+            for entry in entry_points(group=GROUP, name=f"{self.kind}.{name}"):
+                import_plugin(entry.load, entry.value)
+            found = self.find(name)
+        if found is None:
+            known = ", ".join(dict.fromkeys([*self.names, *self.declared]))
+            raise PertinenceError(f"{self.kind}={shown(name)} is not one of {known}")
+        return found
+
+
+def import_plugin(load: Callable[[], Any], module: str) -> None:
+    """Import a module that registers something; raises `PertinenceError` where it fails."""
+    try:
+        load()
+    except Exception as error:  # the code of another package can fail in any way
+        raise PertinenceError(f"the plugin {module} cannot be imported ({explain(error)})") from error
+
+
+def import_plugins(modules: list[str]) -> None:
+    """Import modules of the user's own, which register recipes, evidence, backends, costs or baselines.
+
+    Raises:
+        PertinenceError: one cannot be imported.
+    """
+    for module in modules:
+        import_plugin(lambda module=module: importlib.import_module(module), module)
