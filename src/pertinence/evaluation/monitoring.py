@@ -102,7 +102,8 @@ class RoutingMonitor:
 
     def reset(self) -> None:
         """Forget the images seen and the alarm; what comes is a new test, with a false-alarm rate of its own."""
-        self.images, self.alarmed_after, self.log_evidence = 0, None, 0.0
+        self.images, self.log_evidence = 0, 0.0
+        self.alarmed_after: int | None = None
         self._seen = np.zeros_like(self._reference)
         self._stakes = np.full(len(self._scales), -np.inf)
         self._random = np.random.default_rng(self._seed)

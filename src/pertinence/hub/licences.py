@@ -48,10 +48,10 @@ def most_restrictive(licences: Iterable[str | None]) -> dict[str, str]:
     Args:
         licences: of each part, several of one part separated by commas; None where none is stated.
     """
-    parts = [part for licence in licences for part in (licence.split(", ") if licence else [None])]
+    parts = [part for licence in licences for part in (licence.split(", ") if licence else [UNKNOWN])]
     if not parts:
         return {}
-    if None in parts or UNKNOWN in parts:
+    if UNKNOWN in parts:
         return {"license": UNKNOWN}
     own = sorted({part for part in parts if part.lower() not in _RANKS})
     if own:

@@ -65,7 +65,7 @@ def make_accelerator(device: str | None = None) -> Accelerator:
 def quiet_other_processes() -> None:
     """Of the processes that a launcher started only the first warns."""
     if os.environ.get("RANK", "0") != "0":
-        logging.get_logger("pertinence").setLevel("ERROR")
+        logging.get_logger("pertinence").setLevel(logging.ERROR)
 
 
 def _check_first(wanted: torch.device | None, used: torch.device) -> None:
