@@ -1,5 +1,8 @@
-"""What `mkdocs build` takes from elsewhere: the README as the first page, and what `--help` says of every command."""
+"""What `mkdocs build` takes from elsewhere: the README as the first page, what `--help` says of every command, and the
+first sentence of every module.
+"""
 
+import ast
 import io
 import os
 import re
@@ -14,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
     """The text of a page, with its generated part where it says so."""
-    make = {"index.md": readme, "command-line.md": helps}.get(page.file.src_uri)
+    make = {"index.md": readme, "command-line.md": helps, "architecture.md": modules}.get(page.file.src_uri)
     return markdown if make is None else markdown.replace("<!-- generated -->", make())
 
 
@@ -38,3 +41,18 @@ def helps() -> str:
             main([command, "--help"])
         sections.append(f"## pertinence {command}\n\n```text\n{printed.getvalue().rstrip()}\n```\n")
     return "\n".join(sections)
+
+
+def modules() -> str:
+    """A table for each package: the first sentence of the docstring of each module."""
+    source, sections = ROOT / "src" / "pertinence", ["## Every module\n"]
+    for package in sorted(path.parent for path in source.rglob("*/__init__.py")):
+        rows = [f"| `{path.name}` | {_first_sentence(path)} |" for path in sorted(package.glob("[!_]*.py"))]
+        name = package.relative_to(source).as_posix()
+        sections.append("\n".join([f"### {name}\n", "| module | what it does |", "| --- | --- |", *rows, ""]))
+    return "\n".join(sections)
+
+
+def _first_sentence(module: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    return re.split(r"(?<=[.])\s", " ".join(docstring.split()))[0].replace("|", "\\|")
