@@ -38,7 +38,7 @@ from pertinence.commands.main import read_config
 from pertinence.data.arguments import DataArguments
 from pertinence.data.dataset import LabelledImages, load_images, raise_or
 from pertinence.experts.expert import Expert, is_convolutional, load_expert
-from pertinence.experts.loading import ExpertReference, LoadOptions
+from pertinence.experts.reference import ExpertReference, LoadOptions
 from pertinence.experts.transforms import Transform
 from pertinence.hub.layout import update_config
 from pertinence.utils.distributed import make_accelerator

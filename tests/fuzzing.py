@@ -38,8 +38,8 @@ from pertinence import (
     Stage,
 )
 from pertinence.experts.expert import load_expert
-from pertinence.experts.loading import ExpertReference, LoadOptions
 from pertinence.experts.pool import load_pool
+from pertinence.experts.reference import ExpertReference, LoadOptions
 from pertinence.routing.evidence import CONFIDENCE, evidence_size
 from pertinence.routing.front import STEM
 from pertinence.routing.guarantee import Comparison, Guarantee

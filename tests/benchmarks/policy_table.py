@@ -25,8 +25,8 @@ from transformers.utils import logging
 from pertinence import SearchArguments
 from pertinence.data.dataset import LabelledImages
 from pertinence.evaluation.report import Series
-from pertinence.experts.loading import LoadOptions
 from pertinence.experts.pool import load_pool
+from pertinence.experts.reference import LoadOptions
 from pertinence.predictions.predict import ExpertPredictions, Predictions, predict
 from pertinence.search.front_search import search_front
 from pertinence.search.proposals import TRIED_IMAGES, Trial, best_variant, price_of_pool

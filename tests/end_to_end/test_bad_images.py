@@ -40,8 +40,8 @@ from pertinence.data.decoding import decode_image
 from pertinence.evaluation.calibration import calibrate
 from pertinence.evaluation.evaluate import evaluate_model
 from pertinence.experts.expert import Expert
-from pertinence.experts.loading import LoadOptions
 from pertinence.experts.pool import load_pool
+from pertinence.experts.reference import LoadOptions
 from pertinence.predictions.arguments import RuntimeArguments
 from pertinence.predictions.predict import predict
 from pertinence.utils.distributed import make_accelerator

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from pertinence import PertinenceConfig, PertinenceError, PertinenceForImageClassification
-from pertinence.experts.audit import building_from, check_checkpoint, classifier_processors
-from pertinence.experts.loading import hash_folder
+from pertinence.experts.audit import check_checkpoint, classifier_processors
+from pertinence.experts.building import building_from
+from pertinence.experts.checkpoint_files import hash_folder
 from pertinence.hub.bundle import collect
 
 

@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from pertinence import PertinenceForImageClassification
 from pertinence.experts.expert import load_expert
-from pertinence.experts.loading import ExpertReference, LoadOptions
+from pertinence.experts.reference import ExpertReference, LoadOptions
 
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "distill_experts.py"

@@ -26,7 +26,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from pertinence import PertinenceError, PertinenceForImageClassification, PertinenceImageProcessor
 from pertinence.experts.expert import Expert, load_expert
-from pertinence.experts.loading import ExpertReference, LoadOptions
+from pertinence.experts.reference import ExpertReference, LoadOptions
 
 
 LABELS = [f"digit {index}" for index in range(10)]

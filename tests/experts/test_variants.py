@@ -25,9 +25,9 @@ from pertinence import (
     SearchArguments,
 )
 from pertinence.experts.expert import load_expert
-from pertinence.experts.loading import ExpertReference, LoadOptions
 from pertinence.experts.pool import load_pool
 from pertinence.experts.preprocessing import Preprocessor, resize_transform, resolve_transform
+from pertinence.experts.reference import ExpertReference, LoadOptions
 from pertinence.experts.variants import possible_sizes
 from pertinence.search.proposals import Trial, best_variant, price_of_pool
 

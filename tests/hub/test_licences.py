@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from pertinence.experts.expert import load_expert
-from pertinence.experts.loading import ExpertReference, LoadOptions
+from pertinence.experts.reference import ExpertReference, LoadOptions
 from pertinence.hub.licences import forbids_copies, most_restrictive
 
 

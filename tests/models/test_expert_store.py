@@ -19,8 +19,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from pertinence import PertinenceError, PertinenceForImageClassification
-from pertinence.experts.loading import LoadOptions
 from pertinence.experts.pool import load_pool
+from pertinence.experts.reference import LoadOptions
 from pertinence.routing.front import Front, OperatingPoint
 from pertinence.routing.metrics import Figures
 

@@ -516,8 +516,8 @@ def test_device_of_a_latency_is_resolved(search, monkeypatch):
 
 def test_latency_is_measured_with_all_threads_and_a_bar(digit_experts, monkeypatch):
     from pertinence.experts import costs
-    from pertinence.experts.loading import LoadOptions
     from pertinence.experts.pool import load_pool
+    from pertinence.experts.reference import LoadOptions
     from pertinence.utils import progress
 
     threads, bars, updates = [], [], []
@@ -541,8 +541,8 @@ def test_latency_is_measured_with_all_threads_and_a_bar(digit_experts, monkeypat
 
 def test_latency_is_measured_in_turns(digit_experts, monkeypatch):
     from pertinence.experts import costs
-    from pertinence.experts.loading import LoadOptions
     from pertinence.experts.pool import load_pool
+    from pertinence.experts.reference import LoadOptions
 
     timed = []
 

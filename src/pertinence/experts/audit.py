@@ -1,4 +1,4 @@
-"""What somebody's checkpoint may say of itself: checked before transformers and timm build anything from it.
+"""What a checkpoint says of itself: checked before transformers and timm build anything from it.
 
 Their loaders follow what a folder says: to other repositories (adapters, architectures like `hf-hub:...`), to other
 files (shards), to code (attention from the Hub, quantisers), and to as much memory as a number asks for.
@@ -8,39 +8,26 @@ from __future__ import annotations
 
 import math
 import re
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from torch import nn
-from torch.nn.modules import module as registration
 
-from ..utils.errors import PertinenceError, explain, printable, shown
-from ..utils.io import parse_json, read_text
+from ..utils.errors import PertinenceError, printable, shown
 from ..utils.validation import is_number
+from .checkpoint_files import DTYPES, Tensors, find_weights, read_json
 from .entry import ATTENTION, CONFIG, MAX_LABELS, MEANINGLESS, MODEL_TYPE
 from .transforms import MAX_RESIZED_PIXELS, MAX_SIDE
 
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 LEAST_CROP = 0.05
 MOST_LAYERS = 1000
 """What a setting that counts layers may say, unless there are as many tensors."""
 MOST_PATCHES = 40_000
 """Of an image: each may attend to each other, which takes ten seconds then."""
-SPARE_ELEMENTS = 2**24
-"""Elements that a network may have beyond four times those of its files: buffers that are not saved."""
-SPARE_MODULES = 10_000
-DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
-FLOATS = {"F64", "F32", "F16", "BF16"}
 
 LABELS = ("id2label", "label2id", "label_names")
 COUNTS = ("num_labels", "num_classes")
@@ -54,37 +41,6 @@ OF_FACTORY = {
     "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit",
 }  # fmt: skip
 """Arguments of `timm.create_model` that are none of the network's: they read other files."""
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """What the headers of a checkpoint's safetensors files say.
-
-    Attributes:
-        shapes, dtypes: by tensor; dtypes as safetensors names them.
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]
-
-    @property
-    def elements(self) -> int:
-        return sum(map(math.prod, self.shapes.values()))
-
-    @classmethod
-    def of(cls, *paths: Path) -> Tensors:
-        """Of some files, of which nothing but the header is read; raises `PertinenceError` where one is damaged."""
-        shapes, dtypes = {}, {}
-        for path in paths:
-            try:
-                # As arrays: for tensors torch would map all of the file at once, as memory of its own.
-                with safe_open(path, framework="np") as file:
-                    for name in file.keys():  # noqa: SIM118
-                        part = file.get_slice(name)
-                        shapes[name], dtypes[name] = tuple(part.get_shape()), part.get_dtype()
-            except (SafetensorError, OSError) as error:
-                raise PertinenceError(f"{path} is damaged ({explain(error)}): fetch it again") from error
-        return cls(shapes, dtypes)
 
 
 def check_checkpoint(folder: Path, trust_remote_code: bool = False) -> Tensors | None:
@@ -147,101 +103,6 @@ def _check_sizes(config: dict[str, Any], tensors: Tensors | None) -> None:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A mapping from a file of a moderate size; raises `PertinenceError` where there is none."""
-    try:
-        values = parse_json(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, PertinenceError):
-            raise PertinenceError(f"{path.name} is too large: {error}") from error
-        raise PertinenceError(f"{path.name} is damaged ({explain(error)})") from error
-    if not isinstance(values, dict):
-        raise PertinenceError(f"{path.name} is damaged: it holds no mapping")
-    return values
-
-
-def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
-    """The safetensors files of a checkpoint, or of a variant of it; none where it has only others.
-
-    Raises:
-        PertinenceError: its index names anything but safetensors files beside it.
-    """
-    single, index = SINGLE, INDEX
-    if variant is not None:
-        single, index = f"model.{variant}.safetensors", f"{INDEX.removesuffix('json')}{variant}.json"
-    if (folder / single).is_file():
-        return [folder / single]
-    if not (folder / index).is_file():
-        return []
-    places = read_json(folder / index).get("weight_map")
-    names = set(places.values()) if isinstance(places, dict) and all(map(_is_text, places.values())) else {""}
-    if not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
-        raise PertinenceError(f"its {index} names files that are no safetensors files beside it")
-    return [folder / name for name in sorted(names)]
-
-
-def check_contained(paths: Iterable[Path], root: Path) -> None:
-    """Refuse files or folders that lie outside of a folder, or are links to outside; those of the Hub's cache lead to
-    the blobs of the same repository."""
-    home = root.resolve()
-    homes = [home] + [
-        place.parent / "blobs"
-        for place in home.parents
-        if place.name == "snapshots" and place.parent.name.startswith("models--")
-    ]
-    for path in paths:
-        if not any(path.resolve().is_relative_to(home) for home in homes):
-            raise PertinenceError(f"{path} is a link that leads out of {root}: put the file itself there")
-
-
-@contextmanager
-def building_from(tensors: Tensors) -> Iterator[None]:
-    """Within it this thread builds no network that is much larger than its weights are; other threads do as they like.
-
-    Raises:
-        PertinenceError: it has far more parameters, buffers or modules.
-    """
-    watch_modules()
-    before = getattr(_building, "left", None)
-    _building.left = {
-        "elements": 4 * tensors.elements + SPARE_ELEMENTS,
-        "modules": 50 * len(tensors.shapes) + SPARE_MODULES,
-    }
-    try:
-        yield
-    finally:
-        _building.left = before
-
-
-_building = threading.local()
-
-
-def _count(kind: str, amount: int) -> None:
-    left = getattr(_building, "left", None)
-    if left is not None:
-        left[kind] -= amount
-        if left[kind] < 0:
-            raise PertinenceError("its config.json describes a much larger network than its weights are")
-
-
-def _count_elements(_: nn.Module, __: str, tensor: torch.Tensor | None) -> None:
-    _count("elements", 0 if tensor is None else tensor.numel())
-
-
-def watch_modules() -> None:
-    """Have torch tell what is built, from the first checkpoint on and for good: torch walks over its hooks whenever
-    any thread builds a module, so that none may come and go meanwhile."""
-    with _watching:
-        if not _hooks:
-            _hooks.append(registration.register_module_parameter_registration_hook(_count_elements))
-            _hooks.append(registration.register_module_buffer_registration_hook(_count_elements))
-            _hooks.append(registration.register_module_module_registration_hook(lambda *_: _count("modules", 1)))
-
-
-_watching = threading.Lock()
-_hooks: list[Any] = []
-
-
 def _check_code(values: dict[str, Any], name: str, runs_code: bool) -> None:
     """Refuse settings of a file that have transformers or timm fetch or import something.
 
@@ -270,7 +131,7 @@ def _check_processors(config: dict[str, Any], processors: dict[str, dict[str, An
         for key, value in _settings(values):
             if key in PROCESSOR_CLASSES and _is_text(value):
                 kind = re.sub("(Fast|Pil)+$", "", value.replace("FeatureExtractor", "ImageProcessor"))
-                # Others are somebody's own, which run with trust_remote_code or are known to this process alone.
+                # Others are custom classes: they run with trust_remote_code, or this process has registered them.
                 if kind not in classifier_processors() and kind in dir(transformers):  # which takes long
                     raise PertinenceError(f"its {name} asks for {shown(value)}, which is not for image classifiers")
     # Where no file names a class transformers takes that of the model's type.

@@ -18,18 +18,13 @@ from ..data.labels import resolve_label_map
 from ..utils.errors import PertinenceError, shown
 from ..utils.modules import keeping_dtype
 from ..utils.validation import is_commit, is_name
+from .cards import read_licence
 from .costs import count_gmacs
 from .entry import QUANTIZATIONS
 from .features import FeatureTap
-from .loading import (
-    Checkpoint,
-    ExpertReference,
-    LoadOptions,
-    open_checkpoint,
-    read_licence,
-    size_options,
-)
+from .loading import Checkpoint, open_checkpoint, size_options
 from .preprocessing import Preprocessor
+from .reference import ExpertReference, LoadOptions
 from .transforms import Transform
 from .variants import quantized, smaller_transform
 

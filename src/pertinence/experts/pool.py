@@ -12,7 +12,8 @@ from ..data.labels import check_same_labels, is_generic, resolve_label_map
 from ..utils.errors import PertinenceError
 from ..utils.validation import is_commit
 from .expert import Expert, load_expert
-from .loading import Checkpoint, ExpertReference, LoadOptions
+from .loading import Checkpoint
+from .reference import ExpertReference, LoadOptions
 
 
 def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: str = "exact") -> list[Expert]:

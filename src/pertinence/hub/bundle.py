@@ -14,9 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 from ..data.seen import SEEN
-from ..experts.audit import check_contained, read_json
+from ..experts.checkpoint_files import check_contained, hash_folder, read_json
 from ..experts.entry import CONFIG, EMBEDDED
-from ..experts.loading import LoadOptions, hash_folder
+from ..experts.reference import LoadOptions
 from ..utils.errors import MALFORMED, PertinenceError, explain
 from ..utils.io import hash_tensors, parse_json, parse_yaml, read_mapping
 from .configuration import PertinenceConfig, open_config

@@ -8,17 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..experts.audit import Tensors, check_contained, find_weights
-from ..experts.entry import CONFIG, EMBEDDED
-from ..experts.expert import Expert
-from ..experts.loading import (
+from ..experts.checkpoint_files import (
     CHECKPOINT_FILES,
     LEGAL_FILES,
-    LoadOptions,
+    Tensors,
+    check_contained,
     checkpoint_files,
+    find_weights,
     hash_folder,
 )
+from ..experts.entry import CONFIG, EMBEDDED
+from ..experts.expert import Expert
 from ..experts.preprocessing import is_timm_processor
+from ..experts.reference import LoadOptions
 from ..utils.downloads import explain_hub, fetch
 from ..utils.errors import PertinenceError, first_line
 from ..utils.io import give_usual_mode

@@ -15,7 +15,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from transformers.utils import logging
 
 from ..experts.entry import CONFIG, EMBEDDED
-from ..experts.loading import ExpertReference, LoadOptions
+from ..experts.reference import ExpertReference, LoadOptions
 from ..utils.downloads import chain, explain_hub, may_pass, with_retries
 from ..utils.errors import PertinenceError, first_line
 from ..utils.io import parse_json, read_mapping

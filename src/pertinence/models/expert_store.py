@@ -18,7 +18,8 @@ from torch import nn
 from ..data.batches import Images
 from ..experts.entry import EMBEDDED
 from ..experts.expert import Expert, reload_expert
-from ..experts.loading import Checkpoint, LoadOptions
+from ..experts.loading import Checkpoint
+from ..experts.reference import LoadOptions
 from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import find_folder, locate
 from ..routing.front import STEM

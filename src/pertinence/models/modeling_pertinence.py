@@ -15,8 +15,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 from ..data.batches import Images, stacked, take
 from ..data.decoding import as_images
 from ..experts.expert import Expert
-from ..experts.loading import LoadOptions
 from ..experts.pool import load_pool, pool_labels
+from ..experts.reference import LoadOptions
 from ..experts.transforms import UnfitImage
 from ..hub.configuration import PertinenceConfig
 from ..routing.front import STEM, Front, OperatingPoint, Stage

@@ -15,10 +15,11 @@ from huggingface_hub import CommitInfo, hf_hub_download
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..experts.audit import FLOATS, Tensors, find_weights, watch_modules
+from ..experts.building import watch_modules
+from ..experts.checkpoint_files import FLOATS, Tensors, find_weights, hash_folder
 from ..experts.entry import CONFIG, EMBEDDED
 from ..experts.expert import Expert
-from ..experts.loading import LoadOptions, hash_folder
+from ..experts.reference import LoadOptions
 from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import as_copy, check_unchanged, is_on_hub, save_components
 from ..hub.layout import WEIGHT_PATTERNS, check_same_search, update_config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..experts.loading import LoadOptions
+from ..experts.reference import LoadOptions
 from ..utils.errors import PertinenceError
 from ..utils.validation import check_least
 

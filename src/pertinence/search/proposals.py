@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from ..data.dataset import LabelledImages
 from ..evaluation.intervals import paired_difference
 from ..experts.expert import Expert, measured_expert
-from ..experts.loading import variant_suffix
+from ..experts.reference import variant_suffix
 from ..experts.variants import SIZE_MODES, linear_layers, possible_sizes
 from ..predictions.predict import Predictions, predict
 from ..utils.progress import progress_bar

@@ -25,8 +25,8 @@ from ..data.seen import TOLERATED_SHARED, SeenImages
 from ..data.splits import stratified_split
 from ..experts.costs import measure_latency
 from ..experts.expert import Expert, load_expert
-from ..experts.loading import ExpertReference
 from ..experts.pool import list_references, load_pool, pool_labels
+from ..experts.reference import ExpertReference
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..predictions.predict import Predictions, predict
 from ..predictions.tables import PredictionTable

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..experts.loading import ExpertReference
+from ..experts.reference import ExpertReference
 from ..hub.configuration import PertinenceConfig
 from ..hub.layout import NOT_STORED
 from ..utils.errors import PertinenceError, shown

@@ -1,0 +1,127 @@
+"""The files of a checkpoint: which they are, where they may lie, their content hash, the headers of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..utils.errors import PertinenceError, explain
+from ..utils.io import parse_json, read_text
+
+
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.py")
+"""What an expert is loaded from; the content hash of a folder covers these."""
+LEGAL_FILES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
+"""What goes along where an expert is copied: most licences ask for it."""
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What the headers of a checkpoint's safetensors files say.
+
+    Attributes:
+        shapes, dtypes: by tensor; dtypes as safetensors names them.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+    @property
+    def elements(self) -> int:
+        return sum(map(math.prod, self.shapes.values()))
+
+    @classmethod
+    def of(cls, *paths: Path) -> Tensors:
+        """Of some files, of which nothing but the header is read; raises `PertinenceError` where one is damaged."""
+        shapes, dtypes = {}, {}
+        for path in paths:
+            try:
+                # As arrays: for tensors torch would map all of the file at once, as memory of its own.
+                with safe_open(path, framework="np") as file:
+                    for name in file.keys():  # noqa: SIM118
+                        part = file.get_slice(name)
+                        shapes[name], dtypes[name] = tuple(part.get_shape()), part.get_dtype()
+            except (SafetensorError, OSError) as error:
+                raise PertinenceError(f"{path} is damaged ({explain(error)}): fetch it again") from error
+        return cls(shapes, dtypes)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a folder that an expert is loaded from, sorted."""
+    return sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.is_file())
+
+
+def hash_folder(folder: Path) -> str:
+    """Content hash of a checkpoint: sha256 over the names and bytes of the files that it is loaded from."""
+    found = [(path, path.stat()) for path in checkpoint_files(folder)]
+    return _hash_files(tuple((path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for path, s in found))
+
+
+@lru_cache(maxsize=1024)
+def _hash_files(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
+    """They are read once as long as they stay as they are: a lazy expert comes again and again."""
+    digest = hashlib.sha256()
+    for path, size, *_ in files:
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A mapping from a file of a moderate size; raises `PertinenceError` where there is none."""
+    try:
+        values = parse_json(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, PertinenceError):
+            raise PertinenceError(f"{path.name} is too large: {error}") from error
+        raise PertinenceError(f"{path.name} is damaged ({explain(error)})") from error
+    if not isinstance(values, dict):
+        raise PertinenceError(f"{path.name} is damaged: it holds no mapping")
+    return values
+
+
+def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files of a checkpoint, or of a variant of it; none where it has only others.
+
+    Raises:
+        PertinenceError: its index names anything but safetensors files beside it.
+    """
+    single, index = SINGLE, INDEX
+    if variant is not None:
+        single, index = f"model.{variant}.safetensors", f"{INDEX.removesuffix('json')}{variant}.json"
+    if (folder / single).is_file():
+        return [folder / single]
+    if not (folder / index).is_file():
+        return []
+    places = read_json(folder / index).get("weight_map")
+    names = list(places.values()) if isinstance(places, dict) else [None]
+    if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
+        raise PertinenceError(f"its {index} names files that are no safetensors files beside it")
+    return [folder / name for name in sorted(set(names))]
+
+
+def check_contained(paths: Iterable[Path], root: Path) -> None:
+    """Refuse files or folders that lie outside of a folder, or are links to outside; those of the Hub's cache lead to
+    the blobs of the same repository."""
+    home = root.resolve()
+    homes = [home] + [
+        place.parent / "blobs"
+        for place in home.parents
+        if place.name == "snapshots" and place.parent.name.startswith("models--")
+    ]
+    for path in paths:
+        if not any(path.resolve().is_relative_to(home) for home in homes):
+            raise PertinenceError(f"{path} is a link that leads out of {root}: put the file itself there")

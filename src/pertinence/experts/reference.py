@@ -1,0 +1,128 @@
+"""Where an expert comes from, and how it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..utils.errors import PertinenceError
+from ..utils.validation import split_revision
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How experts are loaded; every field means what it means in transformers' `from_pretrained`.
+
+    Experts that do not know an `attn_implementation`, CNNs above all, keep their own.
+    """
+
+    dtype: str | torch.dtype | None = None
+    device_map: Any = None
+    disable_mmap: bool | None = None
+    attn_implementation: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+    trust_remote_code: bool = False
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> LoadOptions:
+        """From keyword arguments; raises `PertinenceError` for an unknown one."""
+        try:
+            return cls(**values)
+        except TypeError as error:
+            known = ", ".join(field.name for field in fields(cls))
+            raise PertinenceError(f"{error}; experts are loaded with: {known}") from error
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in ("token", "cache_dir", "local_files_only", "force_download")}
+        return {name: value for name, value in options.items() if value}
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in ("dtype", "device_map", "disable_mmap")}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ExpertReference:
+    """Where an expert comes from.
+
+    Attributes:
+        repo_id: Hub id or local folder; None for a loaded model.
+        revision: branch, tag or commit of a Hub repository.
+        name: how tables call it; by default the last part of `repo_id`.
+        label_map: for each label of the pool its index in the expert's own outputs, or "by_name".
+        image_size: pixels of a smaller square that the expert is given: another, cheaper expert with the same weights.
+        image_size_by: "crop": the middle of what the expert was made for; "resize": all of it, smaller.
+        quantization: "int8": linear layers compute in 8 bits (torch's dynamic quantization, on the CPU).
+        model, processor: a loaded model and its image processor, in place of `repo_id`; the model is put in evaluation
+            mode and frozen.
+    """
+
+    repo_id: str | None = None
+    revision: str | None = None
+    name: str | None = None
+    label_map: list[int] | str | None = None
+    image_size: int | None = None
+    image_size_by: str = "crop"
+    quantization: str | None = None
+    model: PreTrainedModel | None = field(default=None, repr=False)
+    processor: Any = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, reference: Any) -> ExpertReference:
+        """A Hub id, `id@revision`, a local folder, a mapping of this class's fields, or a loaded model."""
+        if isinstance(reference, cls):
+            return reference
+        if isinstance(reference, PreTrainedModel):
+            return cls(model=reference)
+        if isinstance(reference, dict):
+            try:
+                parsed = cls(**reference)
+            except TypeError as error:
+                known = ", ".join(cls.__dataclass_fields__)
+                raise PertinenceError(
+                    f"an expert's mapping is not understood ({error}); known keys: {known}"
+                ) from error
+            if (parsed.repo_id is None) == (parsed.model is None):
+                raise PertinenceError("an expert's mapping needs either `repo_id` or `model`")
+            return cls.parse(parsed.repo_id)._updated(reference) if parsed.repo_id else parsed
+        if not isinstance(reference, (str, Path)) or not str(reference):
+            raise PertinenceError(
+                f"an expert is a Hub id, a local folder, a mapping or a loaded model, got {type(reference).__name__}"
+            )
+        text = str(reference)
+        if Path(text).is_dir():
+            return cls(repo_id=str(Path(text).resolve()))
+        if isinstance(reference, Path) or text.startswith((".", "/", "~")):
+            raise PertinenceError(f"expert {text!r}: there is no such folder")
+        repo_id, revision = split_revision(text)
+        return cls(repo_id=repo_id, revision=revision)
+
+    def _updated(self, values: dict[str, Any]) -> ExpertReference:
+        values = {key: value for key, value in values.items() if key != "repo_id" and value is not None}
+        if self.revision is not None and values.get("revision", self.revision) != self.revision:
+            raise PertinenceError(f"expert {self.repo_id!r} is named at two revisions: give one")
+        return replace(self, **values)
+
+    @property
+    def is_folder(self) -> bool:
+        return self.repo_id is not None and Path(self.repo_id).is_absolute()
+
+    @property
+    def display_name(self) -> str:
+        own = Path(self.repo_id).name if self.repo_id else type(self.model).__name__
+        return self.name or own + variant_suffix(self.image_size, self.image_size_by, self.quantization)
+
+
+def variant_suffix(image_size: int | None, image_size_by: str, quantization: str | None) -> str:
+    """What is added to the name of a checkpoint for an expert that is made from it."""
+    size = "" if image_size is None else f"-{image_size}px" + "-resized" * (image_size_by == "resize")
+    return size + (f"-{quantization}" if quantization else "")
