@@ -141,7 +141,7 @@ def test_damaged_state_is_said_and_not_used(table, tmp_path, caplog):
     [
         ({"torch": "1.0"}, "is of torch 1.0, not "),
         ({"pertinence": "0.0.1", "device": "cuda"}, "is of pertinence 0.0.1, not .*, device cuda, not cpu"),
-        ({"format": 0}, "is of format 0, not 1"),
+        ({"format": 1}, "is of format 1, not 2"),
     ],
 )
 def test_state_of_other_software_or_another_device_is_said_and_not_used(table, tmp_path, caplog, stamp, words):
@@ -156,6 +156,57 @@ def test_state_of_other_software_or_another_device_is_said_and_not_used(table, t
     again = evolve(recipe, Accelerator(cpu=True), state=path, generations=2, **settings)
     assert re.search(f"The state of the search in {path} {words}.*: starting again", caplog.text)
     assert again.evaluated == whole.evaluated
+
+
+def _other_genome(state: dict) -> None:
+    genome = state["evaluated"][7]["genome"]  # of the second generation
+    genome[0] = float(np.nextafter(genome[0], 2.0))
+
+
+def _other_objective(state: dict) -> None:
+    for entry in state["evaluated"][:6]:  # of the first generation, so that others survive it
+        entry["cost"] = 20.0 - entry["cost"]
+
+
+def _lost_genome(state: dict) -> None:
+    del state["evaluated"][-1]
+
+
+def _lost_generation(state: dict) -> None:
+    del state["hypervolumes"][-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_other_genome, "generation 2 has genomes that pymoo .* does not ask for"),
+        (_other_objective, "generation 2 has genomes that pymoo .* does not ask for"),
+        (_lost_genome, "generation 2 has genomes that pymoo .* does not ask for"),
+        (_lost_generation, "it has 12 genomes, expected 6"),
+    ],
+)
+def test_state_that_cannot_be_replayed_is_said_and_not_used(table, tmp_path, caplog, change, words):
+    recipe, statics = _recipe(table)
+    settings = {"population": 6, "seed": 3, "reference": (10.0, 0.5), "initial": statics}
+    path = tmp_path / "state"
+    whole = evolve(recipe, Accelerator(cpu=True), state=path, generations=2, **settings)
+    groups, state = load_candidates(path)
+    change(state)
+    save_candidates(path, groups, state)
+    again = evolve(recipe, Accelerator(cpu=True), state=path, generations=2, **settings)
+    assert re.search(f"{path} is damaged or of another search .{words}.: starting again", caplog.text)
+    assert again.evaluated == whole.evaluated
+    assert again.hypervolumes == whole.hypervolumes
+
+
+def test_state_of_another_seed_is_said_and_not_used(table, tmp_path, caplog):
+    recipe, statics = _recipe(table)
+    settings = {"population": 6, "reference": (10.0, 0.5), "initial": statics, "generations": 2}
+    path = tmp_path / "state"
+    evolve(recipe, Accelerator(cpu=True), state=path, seed=3, **settings)
+    other = evolve(recipe, Accelerator(cpu=True), state=path, seed=4, **settings)
+    assert "generation 1 has genomes that pymoo" in caplog.text
+    assert other.evaluated == evolve(recipe, Accelerator(cpu=True), seed=4, **settings).evaluated
 
 
 def _recipe(table: Path):

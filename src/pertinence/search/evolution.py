@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.evaluator import Evaluator
-from pymoo.core.individual import Individual as PymooIndividual
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
 from pymoo.problems.static import StaticProblem
+from pymoo.version import __version__ as PYMOO
 from safetensors import SafetensorError
 from transformers.utils import logging
 
@@ -31,7 +32,8 @@ from .recipes.base import Recipe
 
 logger = logging.get_logger(__name__)
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
+"""1: held the population and the random state of the algorithm; 2: holds what was evaluated, and is replayed."""
 
 
 @dataclass
@@ -74,18 +76,10 @@ def evolve(
         initial: candidates that are in the archive from the start.
         state: file that is written after every generation, and continued from where it exists.
     """
-    algorithm = NSGA2(
-        pop_size=population,
-        sampling=_first_population(recipe, population, seed),
-        crossover=SBX(prob=0.9, eta=20),
-        mutation=PM(eta=25),
-    )
-    problem = Problem(n_var=len(recipe.space.lower), n_obj=2, xl=recipe.space.lower, xu=recipe.space.upper)
-    algorithm.setup(problem, seed=seed, verbose=False)
-    evolution = Evolution(Archive(initial))
+    start = partial(_algorithm, recipe, population, seed)
     main, stamp = accelerator.is_main_process, _stamp(accelerator)
-    if main and state is not None and state.is_file():
-        evolution = _restore(state, algorithm, stamp) or evolution
+    resumed = _resume(state, start, recipe.measure, stamp) if main and state is not None and state.is_file() else None
+    algorithm, evolution = resumed or (start(), Evolution(Archive(initial)))
     (evolution,) = broadcast_object_list([evolution])  # the others may not see this disk
     with progress_bar(generations, f"Search ({recipe.name})", "generation", main) as bar:
         bar.update(evolution.generation)
@@ -95,20 +89,39 @@ def evolve(
             broadcast_object_list(genomes)
             results = _evaluate(recipe, genomes[0], evolution.archive, accelerator)
             evolution.archive.add(candidate for *_, candidates in results for candidate in candidates)
-            evolution.evaluated.extend(
+            evaluated = [
                 {"recipe": recipe.name, "genome": genome, recipe.measure: accuracy, "cost": cost}
                 for genome, (_, accuracy, cost, _) in zip(genomes[0].tolist(), results, strict=True)
-            )
+            ]
+            evolution.evaluated.extend(evaluated)
             known = evolution.archive.candidates
             evolution.hypervolumes.append(hypervolume([c.cost for c in known], [c.accuracy for c in known], reference))
             if main:
-                objectives = np.array([[1 - accuracy, cost] for _, accuracy, cost, _ in results])
-                Evaluator().eval(StaticProblem(problem, F=objectives), asked)
-                algorithm.tell(infills=asked)
+                _tell(algorithm, asked, evaluated, recipe.measure)
                 if state is not None:
-                    save_candidates(state, {"archive": known}, {"stamp": stamp, **_state_of(algorithm, evolution)})
+                    progress = {"evaluated": evolution.evaluated, "hypervolumes": evolution.hypervolumes}
+                    save_candidates(state, {"archive": known}, {"stamp": stamp, **progress})
             bar.update(1)
     return evolution
+
+
+def _algorithm(recipe: Recipe, population: int, seed: int) -> NSGA2:
+    """NSGA-II before its first generation."""
+    algorithm = NSGA2(
+        pop_size=population,
+        sampling=_first_population(recipe, population, seed),
+        crossover=SBX(prob=0.9, eta=20),
+        mutation=PM(eta=25),
+    )
+    problem = Problem(n_var=len(recipe.space.lower), n_obj=2, xl=recipe.space.lower, xu=recipe.space.upper)
+    return algorithm.setup(problem, seed=seed, verbose=False)
+
+
+def _tell(algorithm: NSGA2, asked: Population, evaluated: Sequence[dict[str, Any]], measure: str) -> None:
+    """Give the algorithm the objectives of the genomes that it asked for."""
+    objectives = np.array([[1 - entry[measure], entry["cost"]] for entry in evaluated])
+    Evaluator().eval(StaticProblem(algorithm.problem, F=objectives), asked)
+    algorithm.tell(infills=asked)
 
 
 def _first_population(recipe: Recipe, population: int, seed: int) -> np.ndarray:
@@ -139,24 +152,6 @@ def _evaluate(
     return sorted(gather_object(results), key=lambda result: result[0])
 
 
-def _state_of(algorithm: NSGA2, evolution: Evolution) -> dict[str, Any]:
-    return {
-        "population": [
-            {
-                "genome": individual.X.tolist(),
-                "objectives": individual.F.tolist(),
-                "rank": int(individual.get("rank")),
-                "crowding": float(individual.get("crowding")),
-            }
-            for individual in algorithm.pop
-        ],
-        "iteration": algorithm.n_iter,
-        "random": algorithm.random_state.bit_generator.state,
-        "evaluated": evolution.evaluated,
-        "hypervolumes": evolution.hypervolumes,
-    }
-
-
 def _stamp(accelerator: Accelerator) -> dict[str, Any]:
     """What a state must be of to be continued bit for bit."""
     return {
@@ -167,8 +162,10 @@ def _stamp(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def _restore(path: Path, algorithm: NSGA2, stamp: dict[str, Any]) -> Evolution | None:
-    """Put a fresh algorithm where a stored one stood; None where the file cannot be read, or is of something else."""
+def _resume(
+    path: Path, start: Callable[[], NSGA2], measure: str, stamp: dict[str, Any]
+) -> tuple[NSGA2, Evolution] | None:
+    """Replay a stored search on a fresh algorithm; None where the file is damaged, or is of something else."""
     try:
         groups, state = load_candidates(path)
         wrote = state["stamp"]
@@ -179,17 +176,26 @@ def _restore(path: Path, algorithm: NSGA2, stamp: dict[str, Any]) -> Evolution |
             logger.warning(f"The state of the search in {path} is of {changes}: starting again.")
             return None
         evolution = Evolution(Archive(groups["archive"]), state["evaluated"], state["hypervolumes"])
-        individuals, iteration, random = [], state["iteration"], state["random"]
-        for stored in state["population"]:
-            individual = PymooIndividual(X=np.array(stored["genome"]), F=np.array(stored["objectives"]))
-            individual.set("rank", stored["rank"])
-            individual.set("crowding", stored["crowding"])
-            individuals.append(individual)
+        return _replay(start(), evolution, measure), evolution
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning(f"The state of the search in {path} is damaged ({error}): starting again.")
+        logger.warning(f"The state of the search in {path} is damaged or of another search ({error}): starting again.")
         return None
-    algorithm.pop = Population.create(*individuals)
-    algorithm.is_initialized = True
-    algorithm.n_iter = iteration
-    algorithm.random_state.bit_generator.state = random
-    return evolution
+
+
+def _replay(algorithm: NSGA2, evolution: Evolution, measure: str) -> NSGA2:
+    """Tell a fresh algorithm the stored objectives, generation by generation, so that it stands where it stood.
+
+    Raises:
+        ValueError: it asks for other genomes than those that were evaluated.
+    """
+    told = 0
+    for generation in range(evolution.generation):
+        asked = algorithm.ask()
+        evaluated = evolution.evaluated[told : told + len(asked)]
+        if [entry["genome"] for entry in evaluated] != asked.get("X").tolist():
+            raise ValueError(f"generation {generation + 1} has genomes that pymoo {PYMOO} does not ask for")
+        _tell(algorithm, asked, evaluated, measure)
+        told += len(asked)
+    if told != len(evolution.evaluated):
+        raise ValueError(f"it has {len(evolution.evaluated)} genomes, expected {told}")
+    return algorithm
