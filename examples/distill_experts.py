@@ -169,7 +169,7 @@ def run(settings: Distillation) -> list[Path]:
         views = make_views(settings, teacher, images, folder / "views")
     accuracy = {}
     if validation is not None:
-        accuracy[teacher.entry["name"]] = measure(lambda seen: teacher(seen)[0], validation)
+        accuracy[teacher.entry.name] = measure(lambda seen: teacher(seen)[0], validation)
     for student in missing:
         model = train(student, settings, views, validation, accelerator, folder / f"{student.name}.training")
         if accelerator.is_main_process:
@@ -394,9 +394,9 @@ def card(student: Student, settings: Distillation, expert: Expert, teacher: Expe
         library_name="timm", pipeline_tag="image-classification", license=settings.licence, base_model=on_hub
     )
     rows = []
-    for name, entry in ((student.name, expert.entry), (teacher.entry["name"], teacher.entry)):
+    for name, entry in ((student.name, expert.entry), (teacher.entry.name, teacher.entry)):
         right = f"{100 * accuracy[name]:.2f} %" if accuracy else ""
-        rows.append(f"| {name} | {right} | {entry['gmacs']:.4g} | {entry['parameters']:,} |")
+        rows.append(f"| {name} | {right} | {entry.gmacs:.4g} | {entry.parameters:,} |")
     made = {**settings.of_training(), "students": [asdict(student)]}
     made |= {name: Path(made[name]).name for name in ("teacher", "dataset") if Path(made[name]).is_dir()}
     measured_on = f" on split `{settings.validation_split}`" if accuracy else ""
@@ -406,8 +406,8 @@ def card(student: Student, settings: Distillation, expert: Expert, teacher: Expe
 
 # {student.name}
 
-A classifier of images of {expert.entry["transform"]["size"][0]} pixels among {len(expert.labels)} labels: timm's
-`{student.architecture}`, taught by {teacher.entry["name"]} to answer as it does.
+A classifier of images of {expert.entry.transform.size[0]} pixels among {len(expert.labels)} labels: timm's
+`{student.architecture}`, taught by {teacher.entry.name} to answer as it does.
 
 | | accuracy{measured_on} | GMACs | parameters |
 | --- | ---: | ---: | ---: |

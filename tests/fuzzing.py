@@ -92,7 +92,7 @@ def save_whole_model(folder: Path, make_expert: Callable[..., Path]) -> Path:
         OperatingPoint("both", "cascade", (0, 1), (Stage(0, "both", (1.1,)), Stage(1, "mix", (0.4, 0.8))), figures),
         OperatingPoint("thresholds", "thresholds", (0, 1), (Stage(0),)),
     ]
-    sizes = {0: pool[0].entry["features"], STEM: stem.entry["features"]}
+    sizes = {0: pool[0].entry.features, STEM: stem.entry.features}
     heads = {}
     for point in points:
         heads[point.name] = [
@@ -103,7 +103,7 @@ def save_whole_model(folder: Path, make_expert: Callable[..., Path]) -> Path:
         heads[name][0].weight[1, CONFIDENCE - (len(heads["thresholds"][0].weight[0]))] = -1.0
         heads[name][0].bias[1] = 0.6
     model = PertinenceForImageClassification.compose(
-        pool, Front(points, [expert.entry["name"] for expert in pool]), heads, "both", stem
+        pool, Front(points, [expert.entry.name for expert in pool]), heads, "both", stem
     )
     for entry in model.config.experts:
         entry["select"] = figures.to_dict()

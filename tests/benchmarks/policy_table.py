@@ -70,7 +70,7 @@ def load_variants(pool: str, names: list[str], predictions: Predictions) -> dict
             how = [{**base, "image_size": size, "image_size_by": by} for size in SIZES]
             experts = load_pool([*how, str(ZOO / dataset / name)], LoadOptions(trust_remote_code=True))[:-1]
             said = predict(experts, images, Accelerator(cpu=True), batch_size=250, cache_dir=CACHE)
-            rows = [(e.entry["name"], p, e.entry["gmacs"]) for e, p in zip(experts, said.experts, strict=True)]
+            rows = [(e.entry.name, p, e.entry.gmacs) for e, p in zip(experts, said.experts, strict=True)]
             ladders.setdefault(name, []).append(rows[::-1])  # the mildest first
     return ladders
 

@@ -400,7 +400,7 @@ def runs(monkeypatch) -> list[str]:
     """Names of the experts that are run, one entry for each batch."""
     names, forward = [], Expert.forward
     monkeypatch.setattr(
-        Expert, "forward", lambda self, *batch: (names.append(self.entry["name"]), forward(self, *batch))[1]
+        Expert, "forward", lambda self, *batch: (names.append(self.entry.name), forward(self, *batch))[1]
     )
     return names
 

@@ -32,7 +32,7 @@ def folder(tiny_experts, tmp_path) -> Path:
         OperatingPoint("chain", "thresholds", (0, 1), (Stage(0),), figures(0.9, 0.02)),
     ]
     heads: dict[str, list[Head]] = {"chain": [threshold_head(points[1], points[1].stages[0], 0.6, 2)]}
-    front = Front(points, [expert.entry["name"] for expert in pool])
+    front = Front(points, [expert.entry.name for expert in pool])
     PertinenceForImageClassification.compose(pool, front, heads, "chain").save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 

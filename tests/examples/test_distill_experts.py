@@ -125,7 +125,7 @@ def test_students_learn_from_the_teacher_and_say_what_they_are(made, settings):
     assert f"| cnn | {100 * entries[-1]['accuracy']:.2f} % |" in text
     assert f"| {Path(settings['teacher']).name} | " in text
     assert metadata_load(made / "cnn" / "README.md")["license"] == "apache-2.0"
-    assert load(made / "cnn").entry["licence"] == "apache-2.0"
+    assert load(made / "cnn").entry.licence == "apache-2.0"
     assert str(made.parent) not in text + (made / "cnn" / "config.json").read_text()
 
 

@@ -203,7 +203,7 @@ def test_features_are_what_the_final_layer_reads(case, images):
     hook = layer.register_forward_pre_hook(lambda module, positional: inputs.extend(positional))
     logits, features = expert(images(5, 72))
     hook.remove()
-    assert features.shape == (5, expert.entry["features"])
+    assert features.shape == (5, expert.entry.features)
     torch.testing.assert_close(features, mean_over_positions(inputs[0], layer))
     if architecture.one_head:
         assert_same_logits(nn.functional.linear(features, layer.weight.flatten(1), layer.bias), logits)
@@ -225,7 +225,7 @@ def test_gmacs_agree_with_torchs_own_counter(case):
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         expert.model(pixel_values=image)
     # A multiply-add is two operations for torch and one for fvcore, which counts normalisation and pooling, too.
-    assert expert.entry["gmacs"] == pytest.approx(counter.get_total_flops() / 2e9, rel=0.04)
+    assert expert.entry.gmacs == pytest.approx(counter.get_total_flops() / 2e9, rel=0.04)
 
 
 def test_gmacs_are_the_known_ones():

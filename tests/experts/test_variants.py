@@ -48,8 +48,8 @@ def references(folder):
 @pytest.mark.parametrize("preprocessing", ["exact", "fast"])
 def test_a_smaller_expert_sees_the_middle_of_what_the_whole_one_sees(references, images, preprocessing):
     small, whole = load_pool(references, LoadOptions(), preprocessing)
-    assert (small.entry["name"], whole.entry["name"]) == ("convnext-56px", "convnext")
-    assert small.entry["gmacs"] < 0.85 * whole.entry["gmacs"]
+    assert (small.entry.name, whole.entry.name) == ("convnext-56px", "convnext")
+    assert small.entry.gmacs < 0.85 * whole.entry.gmacs
     for shape in (SIZE, 50, 97):  # taken as it is, enlarged and shrunk by the expert's own processor
         batch = images(3, shape)
         pixels = tvF.center_crop(whole.preprocess(batch), [SMALLER, SMALLER])
@@ -61,7 +61,7 @@ def test_a_smaller_expert_sees_the_middle_of_what_the_whole_one_sees(references,
 def test_a_resized_expert_sees_what_its_library_would_make_at_that_size(folder, images, preprocessing):
     reference = {"repo_id": str(folder), "image_size": 48, "image_size_by": "resize"}
     small = load_pool([reference, str(folder)], LoadOptions(), preprocessing)[0]
-    assert small.entry["name"] == "convnext-48px-resized"
+    assert small.entry.name == "convnext-48px-resized"
     config = {**small.model.config.pretrained_cfg, "input_size": [3, 48, 48]}
     own = TimmWrapperImageProcessor(config)
     for shape in (SIZE, 50, 97):
@@ -98,7 +98,7 @@ def test_eight_bits_in_linear_layers(make_expert, images, tmp_path, save_experts
         [{"repo_id": str(folder), "quantization": "int8"}, str(folder)], thresholds=1.0
     )
     small, whole = model.experts
-    assert (small.entry["name"], small.entry["quantization"]) == ("vit-int8", "int8")
+    assert (small.entry.name, small.entry.quantization) == ("vit-int8", "int8")
     kinds = {type(module).__module__ for module in small.model.modules() if "Linear" in type(module).__name__}
     assert any("quantized" in kind for kind in kinds), "nothing computes in 8 bits"
     batch = images(16, 96)
@@ -164,7 +164,7 @@ def test_a_search_with_variants(zoo, tmp_path):
     assert names[-1] == "resnet20"
     (variant,) = {name for name in names if name.startswith("resnet8-")}
     assert variant.startswith("resnet8-28px")
-    by_name = {expert.entry["name"]: expert for expert in result.model.experts}
+    by_name = {expert.entry.name: expert for expert in result.model.experts}
     assert by_name[variant].checkpoint is by_name["resnet8"].checkpoint
     for point in result.front:
         members = [names[member] for member in point.members]
@@ -287,7 +287,7 @@ def test_a_transformer_moves_its_positions_to_smaller_images(make_expert, images
     )
     small, whole = model.experts
     assert small.model is whole.model
-    assert small.entry["gmacs"] < 0.7 * whole.entry["gmacs"]
+    assert small.entry.gmacs < 0.7 * whole.entry.gmacs
     batch = images(4, 64)
     alone = AutoModelForImageClassification.from_pretrained(folder)
     with torch.no_grad():
@@ -342,5 +342,5 @@ def test_loaded_models_share_what_they_share(folder):
     pool = load_pool(
         [{"model": model, "name": "own"}, {"model": model, "processor": other, "name": "other"}], LoadOptions()
     )
-    means = {expert.entry["name"]: expert.preprocess.transform.mean for expert in pool}
+    means = {expert.entry.name: expert.preprocess.transform.mean for expert in pool}
     assert means == {"own": (0.5, 0.5, 0.5), "other": pytest.approx((0.1, 0.2, 0.3))}

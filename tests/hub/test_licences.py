@@ -67,4 +67,4 @@ def test_a_card_states_its_licence_at_its_head(tiny_experts, tmp_path, head, lic
     config["pretrained_cfg"].pop("license", None)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "README.md").write_text(f"---\n{head}\n---\n# Card\n" + "x" * 2**20)
-    assert load_expert(ExpertReference.parse(folder), LoadOptions()).entry["licence"] == licence
+    assert load_expert(ExpertReference.parse(folder), LoadOptions()).entry.licence == licence

@@ -172,7 +172,7 @@ def test_coming_and_going_costs_no_memory(saved, model, batch):
 def test_what_runs_first_stays_however_it_is_named(folders, batch, default):
     pool = load_pool(folders, LoadOptions())
     alone = [OperatingPoint(name, "static", (index,)) for index, name in enumerate(("small", "middle", "large"))]
-    front = Front([replace(p, select=figures(p.members[0])) for p in alone], [e.entry["name"] for e in pool])
+    front = Front([replace(p, select=figures(p.members[0])) for p in alone], [e.entry.name for e in pool])
     model = PertinenceForImageClassification.compose(pool, front, {}, "large")
     first, second, third = sizes(model)
     model.config.operating_point = default
@@ -322,7 +322,7 @@ def test_experts_of_one_checkpoint_share_its_weights(folders, tmp_path, batch):
     )
     torch.testing.assert_close(lazily(batch).logits, whole(batch).logits, atol=1e-5, rtol=0)
     assert lazily.experts[0].store.loads == 2
-    sharing = [expert.model for expert in lazily.experts if expert.entry["repo_id"] == str(large)]
+    sharing = [expert.model for expert in lazily.experts if expert.entry.repo_id == str(large)]
     assert len(sharing) == 2
     assert sharing[0] is sharing[1]
 

@@ -96,7 +96,7 @@ def folders(make_expert, tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="module")
 def pool(folders) -> list[Expert]:
     experts = list(PertinenceForImageClassification.from_experts(folders, 0.5).experts)
-    assert [expert.entry["name"] for expert in experts] == list(ARCHITECTURES)
+    assert [expert.entry.name for expert in experts] == list(ARCHITECTURES)
     return experts
 
 
@@ -136,7 +136,7 @@ def saved(pool, heads, tmp_path_factory) -> Path:
     """A model of five experts and five operating points, written by hand: config.json and model.safetensors."""
     folder = tmp_path_factory.mktemp("model")
     PertinenceConfig(
-        experts=[expert.entry for expert in pool],
+        experts=[expert.entry.to_dict() for expert in pool],
         front=[point.to_dict() for point in POINTS],
         operating_point="cascade",
         id2label={index: f"digit {index}" for index in range(10)},
@@ -173,7 +173,7 @@ def own_model(saved) -> PertinenceForImageClassification:
 @pytest.fixture
 def composed(pool, heads) -> PertinenceForImageClassification:
     """The same model made in memory, for one test to set; its experts are shared."""
-    front = Front(POINTS, [expert.entry["name"] for expert in pool])
+    front = Front(POINTS, [expert.entry.name for expert in pool])
     return PertinenceForImageClassification.compose(pool, front, heads, "cascade")
 
 
@@ -275,7 +275,7 @@ def by_hand(point: OperatingPoint, heads: Sequence[Head], gmacs: Sequence[float]
 @pytest.fixture(scope="module")
 def outcomes(pool, heads, alone) -> dict[str, list[Outcome]]:
     """What becomes of every image at every operating point, by hand."""
-    gmacs = [expert.entry["gmacs"] for expert in pool]
+    gmacs = [expert.entry.gmacs for expert in pool]
     with torch.no_grad():
         return {
             point.name: [by_hand(point, heads[point.name], gmacs, answers) for answers in alone] for point in POINTS
@@ -744,7 +744,7 @@ def test_an_unknown_choice_on_loading_is_refused(saved, option, words):
 
 def test_a_front_of_single_experts_is_saved_and_loaded(pool, batch, tmp_path):
     points = [OperatingPoint(f"static-{index}", "static", (index,)) for index in range(len(pool))]
-    front = Front(points, [expert.entry["name"] for expert in pool])
+    front = Front(points, [expert.entry.name for expert in pool])
     PertinenceForImageClassification.compose(pool, front, {}, "static-3").save_pretrained(tmp_path)
     model = load(tmp_path)
     assert torch.equal(model(batch).logits, pool[3](batch)[0])
@@ -898,7 +898,7 @@ def test_every_expert_attends_in_its_own_way_unless_told_otherwise(tmp_path, ima
 
     def ways(**options):
         loaded = load(tmp_path / "model", **options)
-        found = {expert.entry["name"]: expert.model.config._attn_implementation for expert in loaded.experts}
+        found = {expert.entry.name: expert.model.config._attn_implementation for expert in loaded.experts}
         return loaded, found
 
     own, found = ways()

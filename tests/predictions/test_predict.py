@@ -34,7 +34,7 @@ def runs(monkeypatch) -> list[str]:
     """Names of the experts that are run, one entry for each batch."""
     names, forward = [], Expert.forward
     monkeypatch.setattr(
-        Expert, "forward", lambda self, *batch: (names.append(self.entry["name"]), forward(self, *batch))[1]
+        Expert, "forward", lambda self, *batch: (names.append(self.entry.name), forward(self, *batch))[1]
     )
     return names
 
@@ -57,12 +57,12 @@ def test_predictions_are_what_the_experts_say(pool, images, tmp_path):
         if index == 0:
             torch.testing.assert_close(found_features, features, atol=1e-4, rtol=1e-4)
     assert torch.equal(predictions.targets, images.labels)
-    assert predictions.gmacs == tuple(expert.entry["gmacs"] for expert in pool)
+    assert predictions.gmacs == tuple(expert.entry.gmacs for expert in pool)
 
 
 def test_second_search_runs_no_expert(pool, images, tmp_path, runs):
     first = predict_all(pool, images, tmp_path)
-    assert set(runs) == {expert.entry["name"] for expert in pool}
+    assert set(runs) == {expert.entry.name for expert in pool}
     runs.clear()
     second = predict_all(pool, images, tmp_path)
     assert not runs
@@ -73,14 +73,14 @@ def test_one_more_expert_runs_that_expert_only(pool, images, tmp_path, runs):
     predict_all(pool[:2], images, tmp_path)
     runs.clear()
     predict_all(pool, images, tmp_path)
-    assert set(runs) == {pool[2].entry["name"]}
+    assert set(runs) == {pool[2].entry.name}
 
 
 def test_features_are_added_where_they_were_not_kept(pool, images, tmp_path, runs):
     predict_all(pool, images, tmp_path)
     runs.clear()
     assert predict_all(pool, images, tmp_path, features_of=[0]).answer(0, torch.arange(2))[1] is not None
-    assert set(runs) == {pool[0].entry["name"]}
+    assert set(runs) == {pool[0].entry.name}
 
 
 def test_other_images_other_weights_and_other_preprocessing_are_not_mistaken_for_these(
@@ -194,7 +194,7 @@ def test_interrupted_run_leaves_whole_stores_only(pool, images, tmp_path, monkey
     monkeypatch.setattr(Expert, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_all(pool, images, tmp_path)
-    assert [store.name.split("-")[0] for store in stores(tmp_path)] == [pool[0].entry["name"]]
+    assert [store.name.split("-")[0] for store in stores(tmp_path)] == [pool[0].entry.name]
 
 
 def test_workers_decode_the_same(pool, images, tmp_path):

@@ -428,14 +428,14 @@ def bare(kind: str, folder) -> Path:
 @pytest.mark.parametrize(("kind", "features"), [("timm", 64), ("vit", 24), ("resnet", 16)])
 def test_stem_needs_no_classification_head(kind, features, images, tmp_path):
     stem = load_stem(str(bare(kind, tmp_path / "backbone")), [], SearchArguments(recipe="paper"))
-    assert stem.entry["features"] == features
+    assert stem.entry.features == features
     with torch.no_grad():
         batch = images(3, 32)
         output = stem.model.model(pixel_values=stem.preprocess(batch))
     torch.testing.assert_close(stem(batch)[1], output.pooler_output.flatten(1))
     with FlopCounterMode(display=False) as counter:
         stem(batch[:1])
-    assert stem.entry["gmacs"] == pytest.approx(counter.get_total_flops() / 2e9, rel=0.05)
+    assert stem.entry.gmacs == pytest.approx(counter.get_total_flops() / 2e9, rel=0.05)
 
 
 def test_stem_without_a_head_is_searched_saved_and_loaded_again(search, digits, tmp_path):
@@ -548,13 +548,13 @@ def test_latency_is_measured_in_turns(digit_experts, monkeypatch):
 
     class Timer(benchmark.Timer):
         def blocked_autorange(self, **options):
-            timed.append(self._globals["expert"].entry["name"])
+            timed.append(self._globals["expert"].entry.name)
             return super().blocked_autorange(min_run_time=0.01)
 
     monkeypatch.setattr(benchmark, "Timer", Timer)
     pool = load_pool(digit_experts[:2], LoadOptions())
     costs.measure_latency(pool, torch.zeros(3, 8, 8, dtype=torch.uint8), 2, torch.device("cpu"))
-    assert timed == [expert.entry["name"] for expert in pool] * costs.TURNS
+    assert timed == [expert.entry.name for expert in pool] * costs.TURNS
 
 
 def test_first_image_that_is_broken_is_named_where_latency_is_measured(search, digits):

@@ -66,7 +66,7 @@ def evaluate_model(
     tuned = [candidate.point for candidates, _ in baselines.values() for candidate in candidates]
     predictions = predict_images(model, images, args, [*front, *tuned])
     heads = {point.name: model.dispatcher.heads(point) for point in front}
-    select = [entry["select"] and Figures.from_dict(entry["select"]) for entry in model.config.experts]
+    select = [entry.select and Figures.from_dict(entry.select) for entry in model.config.expert_entries]
     select = select if all(select) else []
     warnings = [f"{predictions.describe_skipped('images')}."] if predictions.skipped else []
     if images.num_copies:
@@ -156,7 +156,7 @@ def predict_images(
     )
     if _agrees(model):
         predictions = predictions.agreeing()
-    latency = [entry.get("latency") for entry in model.config.entries]
+    latency = [entry.costs.get("latency") for entry in model.config.entries]
     if None not in latency:
         predictions = predictions.with_latency(latency)
     return predictions

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers.utils import logging
 
 from ..utils.errors import PertinenceError, shown
 from ..utils.validation import is_name, is_number, is_whole
 from .transforms import Transform
 
-
-logger = logging.get_logger(__name__)
 
 MODEL_TYPE = "pertinence"
 """What transformers calls a model of this package."""
@@ -42,42 +41,155 @@ MEANINGLESS = (
 """Settings of transformers that have it fetch, import or replace something, and that this model has no use for."""
 QUANTIZATIONS = ("int8",)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-EXPERT_KEYS = {
-    "name",  # unique within the pool
-    # Hub id, absolute folder, "./experts/<i>" inside this model, or None for a model that is in no file yet
-    "repo_id",
-    "origin",  # Hub id that a copy inside this model was made from
-    "origin_revision",  # and its commit there
-    "revision",  # commit of the Hub repository, or content hash
-    "gmacs",  # cost of one image
-    "latency",  # measured milliseconds of one image, where that was the cost of the search
-    "parameters",
-    "features",  # width of the pooled features
-    "dtype",  # that its figures were measured in; it is loaded in it unless another is asked for
-    "transform",  # see `preprocessing.Transform`
-    "quantization",  # "int8" where its linear layers compute in 8 bits, or None
-    "label_map",  # index of each label of the pool in the expert's own outputs, or None: the same order
-    "licence",
-    "select",
-    "report",
-}
-REQUIRED_EXPERT_KEYS = {"name", "repo_id", "revision", "gmacs", "parameters", "features", "transform"}
+UNITS = ("gmacs", "latency")
+"""Units of cost that a file names by a key of their own; all others are in a mapping under the key `costs`."""
+OPTIONAL_KEYS = ("latency", "origin", "origin_revision", "costs", "backend")
+"""What is written only where there is something to say."""
 
 
-def _check_expert(where: str, entry: Any) -> None:
-    if not isinstance(entry, dict):
-        raise PertinenceError(f"{where} must be a mapping, got {type(entry).__name__}")
-    missing = REQUIRED_EXPERT_KEYS - set(entry)
+@dataclass(frozen=True)
+class ExpertEntry:
+    """What a saved model knows of one of its experts.
+
+    Attributes:
+        name: unique within the pool.
+        repo_id: Hub id, absolute folder, "./experts/<i>" inside the model itself, or None for a model that is in no
+            file yet.
+        revision: commit of the Hub repository, or content hash.
+        costs: of one image, by unit; always with "gmacs", and "latency" is in milliseconds.
+        parameters: how many its checkpoint has.
+        features: width of the pooled features.
+        transform: what it does to an image.
+        origin, origin_revision: Hub id that a copy inside the model was made from, and its commit there.
+        dtype: that its figures were measured in; it is loaded in it unless another is asked for.
+        quantization: "int8" where its linear layers compute in 8 bits.
+        backend: name of what runs its network, where that is not torch.
+        label_map: index of each label of the pool in the expert's own outputs; None: the same order.
+        licence: as its card states it.
+        select, report: `Figures` on the search images and on the report images, as a mapping.
+        unknown: keys that this version does not know, which are kept.
+    """
+
+    name: str
+    repo_id: str | None
+    revision: str
+    costs: Mapping[str, float]
+    parameters: int
+    features: int
+    transform: Transform
+    origin: str | None = None
+    origin_revision: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    backend: str | None = None
+    label_map: Sequence[int] | None = None
+    licence: str | None = None
+    select: Mapping[str, Any] | None = None
+    report: Mapping[str, Any] | None = None
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Any, where: str = "an expert") -> ExpertEntry:
+        """From an entry of a config.
+
+        Args:
+            values: from a file.
+            where: what the entry is, for messages.
+
+        Raises:
+            PertinenceError: a key is missing, or a value is not what it must be.
+        """
+        check_values(values, where)
+        known = {key: values[key] for key in KEYS - {"transform", "costs", *UNITS} if key in values}
+        units = {unit: values[unit] for unit in UNITS if values.get(unit) is not None}
+        return cls(
+            costs=units | (values.get("costs") or {}),
+            transform=Transform.from_dict(values["transform"]),
+            unknown={key: value for key, value in values.items() if key not in KEYS},
+            **known,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As an entry of a config: values that JSON knows."""
+        values = {
+            "name": self.name,
+            "repo_id": self.repo_id,
+            "revision": self.revision,
+            "parameters": self.parameters,
+            "dtype": self.dtype,
+            "label_map": self.label_map,
+            "licence": self.licence,
+            "select": self.select,
+            "report": self.report,
+            "gmacs": self.gmacs,
+            "transform": self.transform.to_dict(),
+            "quantization": self.quantization,
+            "features": self.features,
+            "latency": self.costs.get("latency"),
+            "origin": self.origin,
+            "origin_revision": self.origin_revision,
+            "costs": {unit: cost for unit, cost in self.costs.items() if unit not in UNITS} or None,
+            "backend": self.backend,
+        }
+        written = {key: value for key, value in values.items() if value is not None or key not in OPTIONAL_KEYS}
+        return {**written, **self.unknown}
+
+    def replace(self, **changes: Any) -> ExpertEntry:
+        """The same entry with other values of some attributes."""
+        return replace(self, **changes)
+
+    def copied_to(self, home: str) -> ExpertEntry:
+        """The entry of a copy in `experts/<home>` of a model; an expert of the Hub keeps its origin."""
+        origin = {"origin": self.repo_id, "origin_revision": self.revision} if self.is_on_hub else {}
+        return self.replace(repo_id=f"./experts/{home}", **origin)
+
+    @property
+    def gmacs(self) -> float:
+        """Cost of one image."""
+        return self.costs["gmacs"]
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether it is a repository of its own; else it is a folder, or was given loaded."""
+        return is_on_hub(self.repo_id)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether its files lie in the folder of the model itself."""
+        return is_embedded(self.repo_id)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return self.repo_id is not None and Path(self.repo_id).is_absolute()
+
+    @property
+    def checkpoint_key(self) -> tuple[str | None, str]:
+        """What entries of the same checkpoint have in common."""
+        return self.repo_id, self.revision
+
+
+def is_embedded(repo_id: str | None) -> bool:
+    """Whether a reference leads to a copy in the folder of the model itself."""
+    return repo_id is not None and EMBEDDED.fullmatch(repo_id) is not None
+
+
+def is_on_hub(repo_id: str | None) -> bool:
+    """Whether a reference leads to a repository of the Hub."""
+    return repo_id is not None and not Path(repo_id).is_absolute() and not is_embedded(repo_id)
+
+
+def check_values(values: Any, where: str) -> None:
+    """Raise `PertinenceError` where this cannot be the entry of an expert; `where` names it in the message."""
+    if not isinstance(values, dict):
+        raise PertinenceError(f"{where} must be a mapping, got {type(values).__name__}")
+    missing = REQUIRED_KEYS - set(values)
     if missing:
         raise PertinenceError(f"{where} has no {', '.join(sorted(missing))}")
     for key, (is_right, expected) in EXPERT_VALUES.items():
-        value = entry.get(key)
+        value = values.get(key)
         if not (is_right(value) or (value is None and key not in NEVER_NONE)):
             raise PertinenceError(f"{where} has {key} {shown(value)}, expected {expected}")
-    Transform.from_dict(entry["transform"])
-    unknown = set(entry) - EXPERT_KEYS
-    if unknown:
-        logger.warning(f"Expert {entry['name']!r} has unknown keys, which are ignored: {shown(sorted(unknown), 200)}.")
 
 
 def _is_reference(value: Any) -> bool:
@@ -106,6 +218,10 @@ def _is_label_map(value: Any) -> bool:
     )
 
 
+def _are_costs(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_name(unit) and is_number(cost, 0) for unit, cost in value.items())
+
+
 EXPERT_VALUES = {
     "name": (is_name, "a line of text"),
     "repo_id": (_is_reference, "a Hub id, an absolute folder, or ./experts/<i>"),
@@ -114,15 +230,19 @@ EXPERT_VALUES = {
     "revision": (_is_revision, "a commit, or sha256: and a content hash"),
     "gmacs": (lambda value: is_number(value, 0), "a number that is not negative"),
     "latency": (lambda value: is_number(value, 0), "a number that is not negative"),
+    "costs": (_are_costs, "a mapping of units to numbers that are not negative"),
     "parameters": (lambda value: is_whole(value, 0), "a count"),
     "features": (lambda value: is_whole(value, 1, MAX_FEATURES), f"a width from 1 to {MAX_FEATURES}"),
     "transform": (lambda value: isinstance(value, dict), "a mapping"),
     "dtype": (lambda value: value in DTYPES, f"one of {', '.join(DTYPES)}"),
     "quantization": (lambda value: value in QUANTIZATIONS, f"one of {', '.join(QUANTIZATIONS)}"),
+    "backend": (is_name, "a line of text"),
     "label_map": (_is_label_map, "a list of indices"),
     "licence": (lambda value: isinstance(value, str) and value.isprintable(), "a line of text"),
     "select": (lambda value: isinstance(value, dict), "a mapping"),
     "report": (lambda value: isinstance(value, dict), "a mapping"),
 }
 """For each key of an expert whether a value is right, and what is."""
-NEVER_NONE = REQUIRED_EXPERT_KEYS - {"repo_id"}
+KEYS = set(EXPERT_VALUES)
+REQUIRED_KEYS = {"name", "repo_id", "revision", "gmacs", "parameters", "features", "transform"}
+NEVER_NONE = REQUIRED_KEYS - {"repo_id"}

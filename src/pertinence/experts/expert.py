@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,11 @@ from ..utils.modules import keeping_dtype
 from ..utils.validation import is_commit, is_name
 from .cards import read_licence
 from .costs import count_gmacs
-from .entry import QUANTIZATIONS
+from .entry import QUANTIZATIONS, ExpertEntry
 from .features import FeatureTap
 from .loading import Checkpoint, open_checkpoint, size_options
-from .preprocessing import Preprocessor
+from .preprocessing import Preprocessor, resolve_transform
 from .reference import ExpertReference, LoadOptions
-from .transforms import Transform
 from .variants import quantized, smaller_transform
 
 
@@ -45,24 +46,23 @@ class Expert(nn.Module):
 
     Attributes:
         model: the classifier, as transformers loads it.
-        entry: what the config stores of it (see `PertinenceConfig`).
+        entry: what the config stores of it.
         folder: where its own files lie (the Hub's are in the cache); None for a model that was given loaded.
         revision: commit or content hash of what was loaded; `entry` says which it was when its figures were measured.
     """
 
-    def __init__(self, checkpoint: Checkpoint, entry: dict[str, Any], preprocessing: str = "exact"):
+    def __init__(self, checkpoint: Checkpoint, entry: ExpertEntry, preprocessing: str = "exact"):
         super().__init__()
         checkpoint.model.eval().requires_grad_(False)
         self.is_convolutional = is_convolutional(checkpoint.model)
         checkpoint.model.to(memory_format=self.memory_format)
         self.checkpoint = checkpoint
-        self.model = quantized(checkpoint.model) if entry.get("quantization") else checkpoint.model
+        self.model = quantized(checkpoint.model) if entry.quantization else checkpoint.model
         self.entry = entry
         self.folder = checkpoint.folder
         self.revision = checkpoint.revision
-        transform = Transform.from_dict(entry["transform"])
-        self.preprocess = Preprocessor(transform, checkpoint.processor, preprocessing)
-        self._options = size_options(self.model) if transform.is_smaller else {}
+        self.preprocess = Preprocessor(entry.transform, checkpoint.processor, preprocessing)
+        self._options = size_options(self.model) if entry.transform.is_smaller else {}
         self._features = FeatureTap.of(self.model)
         # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
         some = (p for p in self.model.parameters() if p.is_floating_point())
@@ -89,8 +89,18 @@ class Expert(nn.Module):
     @property
     def labels(self) -> dict[int, str]:
         """Its names of the pool's labels."""
-        own, label_map = self.model.config.id2label, self.entry.get("label_map")
+        own, label_map = self.model.config.id2label, self.entry.label_map
         return dict(own) if label_map is None else {index: own[theirs] for index, theirs in enumerate(label_map)}
+
+    def with_entry(self, entry: ExpertEntry) -> Expert:
+        """The same expert under another entry: its network is shared.
+
+        Args:
+            entry: which may differ in what does not change the network: names, costs, labels, figures.
+        """
+        twin = copy.copy(self)
+        twin.entry = entry
+        return twin
 
     def train(self, mode: bool = True) -> Expert:
         """An expert stays as it was trained: always in evaluation mode."""
@@ -98,7 +108,7 @@ class Expert(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Expert:
         """Moved and cast as asked, but not cast where it computes in 8 bits, between which it is float32."""
-        return super()._apply(keeping_dtype(fn) if self.entry.get("quantization") else fn, recurse)
+        return super()._apply(keeping_dtype(fn) if self.entry.quantization else fn, recurse)
 
     @torch.no_grad()
     def forward(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,9 +132,9 @@ class Expert(nn.Module):
     def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The same as `forward`, but not checked: that would wait for everything before."""
         device, dtype = self.device, self.dtype
-        if self.entry.get("quantization") and device.type != "cpu":
+        if self.entry.quantization and device.type != "cpu":
             raise PertinenceError(
-                f"expert {self.entry['name']!r} computes in {self.entry['quantization']}, which runs on the CPU only: "
+                f"expert {self.entry.name!r} computes in {self.entry.quantization}, which runs on the CPU only: "
                 "use that device, or leave quantization out"
             )
         answers = []
@@ -141,15 +151,15 @@ class Expert(nn.Module):
             back = torch.tensor(order).argsort().to(device, non_blocking=True)
             logits, features = logits[back], features[back]
         logits, features = logits.float(), features.float()
-        if self.entry.get("label_map") is not None:
-            logits = logits[:, self.entry["label_map"]]
+        if self.entry.label_map is not None:
+            logits = logits[:, self.entry.label_map]
         return logits, features
 
     def check(self, total: torch.Tensor | float) -> None:
         """Raise `PertinenceError` where the sum of what `answer` gave is not finite, as then not all scores are."""
         if not math.isfinite(total):
             raise PertinenceError(
-                f"expert {self.entry['name']!r} answers with NaN or infinite scores: check its weights, and its "
+                f"expert {self.entry.name!r} answers with NaN or infinite scores: check its weights, and its "
                 f"dtype ({self.dtype})"
             )
 
@@ -189,24 +199,27 @@ def load_expert(
     model = checkpoint.model
     if not is_stem:
         _check_single_label(name, model.config)
-    entry = {
-        "name": name,
-        "repo_id": reference.repo_id,
-        "revision": checkpoint.revision,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "label_map": None,
-        "licence": read_licence(checkpoint, name),
-        "select": None,
-        "report": None,
-    }
+    _check_channels(name, model.config)
+    with _naming(name):
+        transform = resolve_transform(checkpoint.processor)
+    entry = ExpertEntry(
+        name,
+        reference.repo_id,
+        checkpoint.revision,
+        costs={},
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        features=0,
+        transform=transform,
+        dtype=str(model.dtype).removeprefix("torch."),
+        licence=read_licence(checkpoint, name),
+    )
     how = reference.image_size, reference.image_size_by, reference.quantization
     return measured_expert(checkpoint, entry, preprocessing, *how, is_stem=is_stem)
 
 
 def measured_expert(
     checkpoint: Checkpoint,
-    entry: dict[str, Any],
+    entry: ExpertEntry,
     preprocessing: str,
     image_size: int | None = None,
     image_size_by: str = "crop",
@@ -218,7 +231,7 @@ def measured_expert(
 
     Args:
         checkpoint: its weights, which experts that differ only in the following share.
-        entry: what the config stores of any of these; the rest is added to a copy.
+        entry: of the whole expert; its costs and its features need not be measured yet.
         preprocessing: "exact" or "fast".
         image_size, image_size_by, quantization: see `ExpertReference`.
         is_stem: whether its labels do not matter.
@@ -226,22 +239,15 @@ def measured_expert(
     Raises:
         PertinenceError: the architecture does not take such images, or it is no classifier.
     """
-    name, model = entry["name"], checkpoint.model
+    name, model = entry.name, checkpoint.model
     if quantization not in (None, *QUANTIZATIONS):
         raise PertinenceError(
             f"expert {name!r}: quantization={quantization!r} is not one of {', '.join(QUANTIZATIONS)}"
         )
-    _check_channels(name, model.config)
-    try:
-        transform = smaller_transform(checkpoint, image_size, image_size_by)
-    except PertinenceError as error:
-        raise PertinenceError(f"expert {name!r}: {error}") from error
-    entry = {
-        **entry,
-        "gmacs": count_gmacs(model, transform.size, size_options(model) if transform.is_smaller else {}),
-        "transform": transform.to_dict(),
-        "quantization": quantization,
-    }
+    with _naming(name):
+        transform = smaller_transform(checkpoint, entry.transform, image_size, image_size_by)
+    gmacs = count_gmacs(model, transform.size, size_options(model) if transform.is_smaller else {})
+    entry = entry.replace(costs={"gmacs": gmacs}, transform=transform, quantization=quantization)
     expert = Expert(checkpoint, entry, preprocessing)
     probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8)
     logits, features = expert(probe)
@@ -250,12 +256,20 @@ def measured_expert(
             f"expert {name!r} answers with scores of shape {tuple(logits.shape)} for one image, expected (1, "
             f"{model.config.num_labels}): it is not an image classifier"
         )
-    entry["features"] = features.shape[1]
-    return expert
+    return expert.with_entry(entry.replace(features=features.shape[1]))
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Say in an error which expert it is about."""
+    try:
+        yield
+    except PertinenceError as error:
+        raise PertinenceError(f"expert {name!r}: {error}") from error
 
 
 def reload_expert(
-    entry: dict[str, Any],
+    entry: ExpertEntry,
     repo_id: str,
     options: LoadOptions,
     preprocessing: str,
@@ -264,22 +278,22 @@ def reload_expert(
 ) -> Expert:
     """Load an expert again as a saved model's config describes it, from `repo_id` (a Hub id or a folder)."""
     is_folder = Path(repo_id).is_absolute()
-    reference = ExpertReference(repo_id, None if is_folder else entry["revision"], entry["name"])
+    reference = ExpertReference(repo_id, None if is_folder else entry.revision, entry.name)
     if options.dtype is None:
-        options = replace(options, dtype=entry.get("dtype"))
+        options = replace(options, dtype=entry.dtype)
     checkpoint = open_checkpoint(reference, options, is_stem, opened)
-    if is_folder and not is_commit(entry["revision"]) and checkpoint.revision != entry["revision"]:
+    if is_folder and not is_commit(entry.revision) and checkpoint.revision != entry.revision:
         logger.warning(
-            f"Expert {entry['name']!r} in {repo_id} has changed since this model was made: its figures no longer "
+            f"Expert {entry.name!r} in {repo_id} has changed since this model was made: its figures no longer "
             "hold. Search again, or restore the folder."
         )
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
-    if parameters != entry["parameters"]:
+    if parameters != entry.parameters:
         raise PertinenceError(
-            f"expert {entry['name']!r} has {entry['parameters']:,} parameters, but what lies in {repo_id} has "
+            f"expert {entry.name!r} has {entry.parameters:,} parameters, but what lies in {repo_id} has "
             f"{parameters:,}: it is another network"
         )
-    resolve_label_map(entry.get("label_map"), checkpoint.model.config.id2label, entry.get("label_map"), entry["name"])
+    resolve_label_map(entry.label_map, checkpoint.model.config.id2label, entry.label_map, entry.name)
     return Expert(checkpoint, entry, preprocessing)
 
 

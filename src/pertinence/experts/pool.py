@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,22 +31,19 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
     identities: dict[tuple, str] = {}
     for expert in experts:
         entry = expert.entry
-        identity = (
-            entry["revision"],
-            entry["repo_id"] if is_commit(entry["revision"]) else None,
-            str(entry["transform"]),
-            entry["quantization"],
-        )
+        repo_id = entry.repo_id if is_commit(entry.revision) else None
+        identity = (entry.revision, repo_id, entry.transform, entry.quantization)
         if identity in identities:
             raise PertinenceError(
-                f"experts {identities[identity]!r} and {entry['name']!r} are the same checkpoint with the same "
+                f"experts {identities[identity]!r} and {entry.name!r} are the same checkpoint with the same "
                 "settings: leave one out"
             )
-        identities[identity] = entry["name"]
-    _align_labels(parsed, experts)
-    experts.sort(key=lambda expert: expert.entry["gmacs"])
-    _make_names_unique(experts)
-    return experts
+        identities[identity] = entry.name
+    experts = sorted(_aligned(parsed, experts), key=lambda expert: expert.entry.gmacs)
+    return [
+        expert.with_entry(expert.entry.replace(name=name))
+        for expert, name in zip(experts, _unique_names(experts), strict=True)
+    ]
 
 
 def list_references(references: Sequence[Any]) -> list[Any]:
@@ -55,19 +53,23 @@ def list_references(references: Sequence[Any]) -> list[Any]:
     return list(references)
 
 
-def _align_labels(references: Sequence[ExpertReference], experts: Sequence[Expert]) -> None:
+def _aligned(references: Sequence[ExpertReference], experts: Sequence[Expert]) -> list[Expert]:
+    """The experts with the label maps that bring their outputs into one order."""
     first = experts[0]
     if references[0].label_map is not None:
         # The first expert's own map says what the labels of the pool are.
         own = first.model.config.id2label
         chosen = list(own) if references[0].label_map == "by_name" else references[0].label_map
         size = len(chosen) if isinstance(chosen, (list, tuple)) else len(own)
-        first.entry["label_map"] = resolve_label_map(chosen, own, dict(enumerate(range(size))), first.entry["name"])
-    labels = first.labels
+        label_map = resolve_label_map(chosen, own, dict(enumerate(range(size))), first.entry.name)
+        first = first.with_entry(first.entry.replace(label_map=label_map))
+    labels, aligned = first.labels, [first]
     for reference, expert in zip(references[1:], experts[1:], strict=True):
-        name, names = expert.entry["name"], expert.model.config.id2label
-        expert.entry["label_map"] = resolve_label_map(reference.label_map, names, labels, name)
-        check_same_labels(name, names, first.entry["name"], labels, expert.entry["label_map"])
+        name, names = expert.entry.name, expert.model.config.id2label
+        label_map = resolve_label_map(reference.label_map, names, labels, name)
+        check_same_labels(name, names, first.entry.name, labels, label_map)
+        aligned.append(expert.with_entry(expert.entry.replace(label_map=label_map)))
+    return aligned
 
 
 def pool_labels(experts: Sequence[Expert]) -> dict[int, str]:
@@ -75,16 +77,13 @@ def pool_labels(experts: Sequence[Expert]) -> dict[int, str]:
     return next((expert.labels for expert in experts if not is_generic(expert.labels)), experts[0].labels)
 
 
-def _make_names_unique(experts: Sequence[Expert]) -> None:
-    names = [expert.entry["name"] for expert in experts]
-    for expert in experts:
-        name = expert.entry["name"]
-        if names.count(name) > 1:
-            folder = Path(expert.entry["repo_id"] or name)
-            expert.entry["name"] = f"{folder.parent.name}/{name}" if folder.parent.name else name
-    seen: dict[str, int] = {}
-    for expert in experts:
-        name = expert.entry["name"]
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 1:
-            expert.entry["name"] = f"{name}-{seen[name]}"
+def _unique_names(experts: Sequence[Expert]) -> list[str]:
+    """Their names; where several have the same, with the names of their owners or folders, or with numbers."""
+    given = [expert.entry.name for expert in experts]
+    names, seen = [], Counter()
+    for name, expert in zip(given, experts, strict=True):
+        owner = Path(expert.entry.repo_id or name).parent.name
+        name = f"{owner}/{name}" if given.count(name) > 1 and owner else name
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return names

@@ -20,18 +20,20 @@ LEAST_SAVING = 0.1
 """Share of the pixels that a smaller input must at least leave out to be worth a try."""
 
 
-def smaller_transform(checkpoint: Checkpoint, image_size: int | None, by: str = "crop") -> Transform:
-    """What an expert does to an image that is given a smaller one; as the checkpoint says where `image_size` is None.
+def smaller_transform(
+    checkpoint: Checkpoint, transform: Transform, image_size: int | None, by: str = "crop"
+) -> Transform:
+    """What an expert does to an image that is given a smaller one; the same where `image_size` is None.
 
     Args:
         checkpoint: the expert's.
+        transform: what the checkpoint's own processor does.
         image_size: pixels of a side.
         by: "crop": the middle of what the expert was made for; "resize": all of it, smaller.
 
     Raises:
         PertinenceError: the size is not smaller, or the architecture does not take such images.
     """
-    transform = resolve_transform(checkpoint.processor)
     if image_size is None:
         return transform
     if by not in SIZE_MODES:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ..data.seen import SEEN
 from ..experts.checkpoint_files import check_contained, hash_folder, read_json
-from ..experts.entry import CONFIG, EMBEDDED
+from ..experts.entry import CONFIG
 from ..experts.reference import LoadOptions
 from ..utils.errors import MALFORMED, PertinenceError, explain
 from ..utils.io import hash_tensors, parse_json, parse_yaml, read_mapping
@@ -74,7 +74,7 @@ class Bundle:
     @property
     def own_files(self) -> dict[str, Path | bytes]:
         """Those that are of this machine: not what experts have from the Hub, where everybody can read it."""
-        copied = tuple(entry["repo_id"].removeprefix("./") + "/" for entry in self.config.entries if "origin" in entry)
+        copied = tuple(entry.repo_id.removeprefix("./") + "/" for entry in self.config.entries if entry.origin)
         return {path: content for path, content in self.files.items() if not path.startswith(copied)}
 
     def card(self, repo_id: str, tags: Sequence[str] = ()) -> str:
@@ -169,39 +169,44 @@ def _collect_experts(
     config = bundle.config
     names = [*map(str, range(len(config.experts))), *(["stem"] if config.stem else [])]
     entries = dict(zip(names, config.entries, strict=True))
-    if unknown := set(expert_paths) - {entry["name"] for entry in config.entries}:
+    if unknown := set(expert_paths) - {entry.name for entry in entries.values()}:
         raise PertinenceError(
             f"expert_paths names {sorted(unknown)}, but the experts are "
-            f"{', '.join(entry['name'] for entry in config.entries)}"
+            f"{', '.join(entry.name for entry in entries.values())}"
         )
-    for entry in entries.values():
-        if entry["name"] in expert_paths:
-            entry["repo_id"] = str(Path(expert_paths[entry["name"]]).resolve())
-    local = [entry["name"] for entry in entries.values() if Path(entry["repo_id"] or "/").is_absolute()]
+    entries = {
+        home: entry.replace(repo_id=str(Path(expert_paths[entry.name]).resolve()))
+        if entry.name in expert_paths
+        else entry
+        for home, entry in entries.items()
+    }
+    config.set_entries(list(entries.values()))
+    local = [entry.name for entry in entries.values() if entry.is_local or entry.repo_id is None]
     if local and not save_experts:
         raise PertinenceError(LOCAL.format(local[0]))
-    if not save_experts and not any(EMBEDDED.fullmatch(entry["repo_id"]) for entry in entries.values()):
+    if not save_experts and not any(entry.is_embedded for entry in entries.values()):
         return
     for entry in entries.values():
-        if forbids_copies(entry.get("licence")):
+        if forbids_copies(entry.licence):
             raise PertinenceError(
-                f"expert {entry['name']!r} is under the licence {entry['licence']!r}, which forbids passing it on: "
+                f"expert {entry.name!r} is under the licence {entry.licence!r}, which forbids passing it on: "
                 "refer to it by a Hub id instead of copying it, or leave it out"
             )
+    copied = entries
     if not save_experts:
-        entries = {name: entry for name, entry in entries.items() if EMBEDDED.fullmatch(entry["repo_id"])}
-    copies, folders = find_copies(entries, str(folder), options)
+        copied = {home: entry for home, entry in entries.items() if entry.is_embedded}
+    copies, folders = find_copies(copied, str(folder), options)
     for home, source in folders.items():
-        copied = files_to_copy(source)
-        source = _without_own_path(source, copied, work / home)
+        files = files_to_copy(source)
+        source = _without_own_path(source, files, work / home)
         revision = hash_folder(source)
-        bundle.files |= {f"experts/{home}/{path.name}": source / path.name for path in copied}
-        for copy in (copy for copy in copies.values() if copy["repo_id"] == f"./experts/{home}"):
-            copy["revision"] = revision
-            if any(path.suffix == ".py" for path in copied):
-                bundle.needs_code.append(copy["name"])
-    config.experts = [copies.get(name, entry) for name, entry in zip(names, config.experts, strict=False)]
-    config.stem = copies.get("stem", config.stem)
+        bundle.files |= {f"experts/{home}/{path.name}": source / path.name for path in files}
+        for name, copy in copies.items():
+            if copy.repo_id == f"./experts/{home}":
+                copies[name] = copy.replace(revision=revision)
+                if any(path.suffix == ".py" for path in files):
+                    bundle.needs_code.append(copy.name)
+    config.set_entries(list((entries | copies).values()))
 
 
 def _without_own_path(source: Path, files: Sequence[Path], work: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..experts.entry import ATTENTION, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, _check_expert
+from ..experts.entry import ATTENTION, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
 from ..routing.front import STEM, Front, OperatingPoint
 from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
@@ -75,11 +76,9 @@ class PertinenceConfig(PreTrainedConfig):
             )
         if self.experts is not None:
             self.check()
-            for entry in self.experts:
-                if labels and entry.get("label_map") is not None and len(entry["label_map"]) != len(labels):
-                    raise PertinenceError(
-                        f"the label_map of expert {entry['name']!r} does not have {len(labels)} labels"
-                    )
+            for entry in self.expert_entries:
+                if labels and entry.label_map is not None and len(entry.label_map) != len(labels):
+                    raise PertinenceError(f"the label_map of expert {entry.name!r} does not have {len(labels)} labels")
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -110,19 +109,38 @@ class PertinenceConfig(PreTrainedConfig):
             ) from error
 
     @property
-    def entries(self) -> list[dict[str, Any]]:
+    def expert_entries(self) -> list[ExpertEntry]:
+        """What is known of every expert, by rising cost."""
+        return [
+            ExpertEntry.from_dict(values, f"expert {index} of config.json")
+            for index, values in enumerate(self.experts or [])
+        ]
+
+    @property
+    def stem_entry(self) -> ExpertEntry | None:
+        """What is known of the separate stem; None without one."""
+        return None if self.stem is None else ExpertEntry.from_dict(self.stem, "the stem of config.json")
+
+    @property
+    def entries(self) -> list[ExpertEntry]:
         """What is known of every expert, and last of the stem where there is one."""
-        return [*(self.experts or []), *filter(None, [self.stem])]
+        return [*self.expert_entries, *filter(None, [self.stem_entry])]
+
+    def set_entries(self, entries: Sequence[ExpertEntry]) -> None:
+        """Replace what is known of every expert, and last of the stem where there is one."""
+        values = [entry.to_dict() for entry in entries]
+        count = len(self.experts or [])
+        self.experts, self.stem = values[:count], values[count] if self.stem is not None else None
 
     @property
     def expert_names(self) -> list[str]:
-        return [entry["name"] for entry in self.experts or []]
+        return [values["name"] for values in self.experts or []]
 
     @property
     def feature_sizes(self) -> dict[int, int]:
         """Width of the pooled features of each expert by its index, and of a separate stem by `STEM`."""
-        entries = dict(enumerate(self.experts or [])) | ({STEM: self.stem} if self.stem else {})
-        return {index: entry["features"] for index, entry in entries.items()}
+        values = dict(enumerate(self.experts or [])) | ({STEM: self.stem} if self.stem else {})
+        return {index: one["features"] for index, one in values.items()}
 
     def build_front(self) -> Front:
         """The front as objects; raises `PertinenceError` where an entry is malformed."""
@@ -147,14 +165,17 @@ class PertinenceConfig(PreTrainedConfig):
                 f"This model has format version {self.format_version}, newer than {FORMAT_VERSION}, which this "
                 "version of pertinence knows: upgrade with `pip install -U pertinence`."
             )
-        for index, entry in enumerate(self.experts):
-            _check_expert(f"expert {index} of config.json", entry)
-            for figures in filter(None, (entry.get("select"), entry.get("report"))):
+        experts, stem = self.expert_entries, self.stem_entry
+        for index, entry in enumerate(experts):
+            for figures in filter(None, (entry.select, entry.report)):
                 _check_figures(f"expert {index} of config.json", figures, len(self.experts))
-        names = self.expert_names
-        if self.stem is not None:
-            _check_expert("the stem of config.json", self.stem)
-            names = [*names, self.stem["name"]]
+        entries = [*experts, *filter(None, [stem])]
+        for entry in entries:
+            if entry.unknown:
+                logger.warning(
+                    f"Expert {entry.name!r} has unknown keys, which are ignored: {shown(sorted(entry.unknown), 200)}."
+                )
+        names = [entry.name for entry in entries]
         if len(set(names)) != len(names):
             raise PertinenceError(f"experts need different names, got {names}")
         front = self.build_front()

@@ -17,7 +17,7 @@ from ..experts.checkpoint_files import (
     find_weights,
     hash_folder,
 )
-from ..experts.entry import CONFIG, EMBEDDED
+from ..experts.entry import CONFIG, ExpertEntry, is_on_hub
 from ..experts.expert import Expert
 from ..experts.preprocessing import is_timm_processor
 from ..experts.reference import LoadOptions
@@ -27,7 +27,7 @@ from ..utils.io import give_usual_mode
 from ..utils.validation import is_commit
 
 
-def locate(entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions, subfolder: str = "") -> str:
+def locate(entry: ExpertEntry, source: str, revision: str | None, options: LoadOptions, subfolder: str = "") -> str:
     """Hub id or folder to load an expert of a saved model from.
 
     Args:
@@ -36,17 +36,17 @@ def locate(entry: dict[str, Any], source: str, revision: str | None, options: Lo
         options: how files are fetched from the Hub.
         subfolder: of the model in `source`.
     """
-    name, repo_id = entry["name"], entry["repo_id"]
+    name, repo_id = entry.name, entry.repo_id
     if repo_id is None:
         raise PertinenceError(f"expert {name!r} has no reference in config.json")
-    if EMBEDDED.fullmatch(repo_id):
+    if entry.is_embedded:
         root, home = Path(source), Path(subfolder) / repo_id
         with _naming(name, source, revision):
             if not root.is_dir():
                 root = fetch(source, revision, [f"{home.as_posix()}/*"], **options.hub)
             check_contained([root / home, *(root / home).glob("*")], root)
         return str((root / home).resolve())
-    if Path(repo_id).is_absolute() and not Path(repo_id).is_dir():
+    if entry.is_local and not Path(repo_id).is_dir():
         raise PertinenceError(
             f"expert {name!r} was in the folder {repo_id}, which is not there: tell where it has moved to with "
             f"expert_paths={{{name!r}: folder}}"
@@ -55,14 +55,14 @@ def locate(entry: dict[str, Any], source: str, revision: str | None, options: Lo
 
 
 def find_folder(
-    entry: dict[str, Any], source: str, revision: str | None, options: LoadOptions, subfolder: str = ""
+    entry: ExpertEntry, source: str, revision: str | None, options: LoadOptions, subfolder: str = ""
 ) -> Path:
     """Folder with the files of an expert of a saved model, fetched where they are not here yet; see `locate`."""
     where = locate(entry, source, revision, options, subfolder)
     folder = Path(where)
-    with _naming(entry["name"], where, entry["revision"]):
+    with _naming(entry.name, where, entry.revision):
         if is_on_hub(where):
-            folder = fetch(where, entry["revision"], CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
+            folder = fetch(where, entry.revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
         weights = find_weights(folder)
         # Offline whatever the cache has of a repository is taken for the whole.
         if not weights or not all(path.is_file() for path in (folder / CONFIG, *weights)):
@@ -82,16 +82,16 @@ def _naming(name: str, source: str, revision: str | None) -> Iterator[None]:
         raise PertinenceError(f"expert {name!r}: {reason}") from error
 
 
-def check_unchanged(entry: dict[str, Any], revision: str) -> None:
+def check_unchanged(entry: ExpertEntry, revision: str) -> None:
     """Raise `PertinenceError` where the files of an expert are not those that its figures hold for.
 
     Args:
         entry: of the model's config.
         revision: content hash of the files.
     """
-    if not is_commit(entry["revision"]) and revision != entry["revision"]:
+    if not is_commit(entry.revision) and revision != entry.revision:
         raise PertinenceError(
-            f"expert {entry['name']!r} in {entry['repo_id']} has changed since this model was made: its figures no "
+            f"expert {entry.name!r} in {entry.repo_id} has changed since this model was made: its figures no "
             "longer hold, so restore the folder or search again"
         )
 
@@ -130,20 +130,9 @@ def files_to_copy(folder: Path) -> list[Path]:
     return files
 
 
-def as_copy(entry: dict[str, Any], home: str) -> dict[str, Any]:
-    """The entry of an expert whose files are copied to `experts/<home>`; where it came from the Hub that is noted."""
-    origin = {"origin": entry["repo_id"], "origin_revision": entry["revision"]} if is_on_hub(entry["repo_id"]) else {}
-    return {**entry, "repo_id": f"./experts/{home}"} | origin
-
-
-def is_on_hub(repo_id: str | None) -> bool:
-    """Whether an expert's reference leads to a repository of its own; else it is a folder, or was given loaded."""
-    return repo_id is not None and not Path(repo_id).is_absolute() and not EMBEDDED.fullmatch(repo_id)
-
-
 def find_copies(
-    entries: dict[str, dict[str, Any]], source: str, options: LoadOptions
-) -> tuple[dict[str, dict[str, Any]], dict[str, Path]]:
+    entries: dict[str, ExpertEntry], source: str, options: LoadOptions
+) -> tuple[dict[str, ExpertEntry], dict[str, Path]]:
     """What copies of experts would consist of, without loading any of them.
 
     Args:
@@ -157,14 +146,14 @@ def find_copies(
     Raises:
         PertinenceError: a folder is gone, or holds something else now.
     """
-    homes: dict[tuple[str, str], str] = {}
+    homes: dict[Any, str] = {}
     copies, folders = {}, {}
     for name, entry in entries.items():
-        home = homes.setdefault((entry["repo_id"], entry["revision"]), name)
-        copies[name] = as_copy(entry, home)
+        home = homes.setdefault(entry.checkpoint_key, name)
+        copies[name] = entry.copied_to(home)
         if home != name:
             continue
         folders[home] = find_folder(entry, source, None, options)
-        if not is_on_hub(entry["repo_id"]):
+        if not entry.is_on_hub:
             check_unchanged(entry, hash_folder(folders[home]))
     return copies, folders

@@ -29,8 +29,8 @@ def describe_model(
     header = ["expert", "GMACs", "parameters", "licence", "revision", "from"]
     rows = []
     for entry in config.entries:
-        known = [f"{entry['gmacs']:.4g}", f"{entry['parameters']:,}", entry.get("licence") or ""]
-        rows.append([entry["name"], *known, entry["revision"][:14], entry["repo_id"] or "no file"])
+        known = [f"{entry.gmacs:.4g}", f"{entry.parameters:,}", entry.licence or ""]
+        rows.append([entry.name, *known, entry.revision[:14], entry.repo_id or "no file"])
     front, guarantee = config.build_front(), config.build_guarantee()
     parts = [
         f"{len(config.experts)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..experts.entry import EMBEDDED
+from ..experts.entry import ExpertEntry, is_embedded
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import ACCURACY, Figures, figure_cells, figure_header
 from ..utils.errors import first_line
@@ -72,12 +72,12 @@ class Card:
     @cached_property
     def experts(self) -> list[Figures | None]:
         """What each expert was measured to give on the report images."""
-        return [entry.get("report") and Figures.from_dict(entry["report"]) for entry in self.config.experts]
+        return [entry.report and Figures.from_dict(entry.report) for entry in self.config.expert_entries]
 
     @property
-    def copied(self) -> list[dict[str, Any]]:
+    def copied(self) -> list[ExpertEntry]:
         """The entries of experts whose files lie in the repository itself."""
-        return [entry for entry in self.config.entries if EMBEDDED.fullmatch(entry["repo_id"])]
+        return [entry for entry in self.config.entries if entry.is_embedded]
 
     @property
     def dataset(self) -> dict[str, str | None]:
@@ -114,10 +114,10 @@ def render_card(card: Card) -> str:
             card=card,
             config=card.config,
             default=card.default,
-            largest=card.config.experts[-1],
+            largest=card.config.expert_entries[-1],
             saved=_saved(card.default.report, card.experts[-1]) if card.default.report and card.experts[-1] else None,
             metadata=metadata(card).to_yaml(),
-            licence=most_restrictive(entry.get("licence") for entry in card.copied),
+            licence=most_restrictive(entry.licence for entry in card.copied),
             front_table=front_table(card),
             expert_table=expert_table(card),
             baseline_table=baseline_table(card),
@@ -134,8 +134,8 @@ def render_card(card: Card) -> str:
 
 def metadata(card: Card) -> ModelCardData:
     """The metadata of a card: what the Hub filters and links by."""
-    bases = [entry.get("origin") or entry["repo_id"] for entry in card.config.entries]
-    bases = list(dict.fromkeys(base for base in bases if not EMBEDDED.fullmatch(base)))
+    bases = [entry.origin or entry.repo_id for entry in card.config.entries]
+    bases = list(dict.fromkeys(base for base in bases if not is_embedded(base)))
     settings = card.settings or {}
     datasets = [settings.get(name) for name in ("dataset", "report_dataset") if name not in card.folders]
     datasets = list(dict.fromkeys(split_revision(name)[0] for name in datasets if name))
@@ -171,7 +171,7 @@ def metadata(card: Card) -> ModelCardData:
         metrics=[figures.measure if figures else ACCURACY],
         eval_results=results,
         tags=list(dict.fromkeys([*TAGS, *card.tags])),
-        **most_restrictive(entry.get("licence") for entry in card.copied),
+        **most_restrictive(entry.licence for entry in card.copied),
     )
 
 
@@ -198,16 +198,16 @@ def expert_table(card: Card) -> str:
     header = ["expert", "from", "revision", "licence", "GMACs", "parameters", f"{measure} alone"]
     rows = []
     figures = [*card.experts, *([None] if card.config.stem else [])]
-    for entry, one in zip(card.config.entries, figures, strict=True):
-        name = code(entry["name"]) + (" (stem)" if entry is card.config.stem else "")
+    for index, (entry, one) in enumerate(zip(card.config.entries, figures, strict=True)):
+        name = code(entry.name) + (" (stem)" if index == len(card.experts) else "")
         rows.append(
             [
-                f"{name}, {card.guarded[entry['name']]}" if entry["name"] in card.guarded else name,
+                f"{name}, {card.guarded[entry.name]}" if entry.name in card.guarded else name,
                 _link(entry),
-                f"`{entry['revision'].removeprefix('sha256:')[:12]}`",
-                plain(entry.get("licence") or "not stated"),
-                f"{entry['gmacs']:.4g}",
-                f"{entry['parameters']:,}",
+                f"`{entry.revision.removeprefix('sha256:')[:12]}`",
+                plain(entry.licence or "not stated"),
+                f"{entry.gmacs:.4g}",
+                f"{entry.parameters:,}",
                 f"{100 * one.accuracy:.2f} %" if one else "",
             ]
         )
@@ -271,15 +271,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
-def _link(entry: Mapping[str, Any]) -> str:
+def _link(entry: ExpertEntry) -> str:
     """Where an expert lies: in the repository itself, or on the Hub at its pinned revision."""
-    origin = entry.get("origin")
-    commit = entry.get("origin_revision") or entry["revision"]
-    if EMBEDDED.fullmatch(entry["repo_id"]):
-        home = entry["repo_id"].removeprefix("./")
+    origin, commit = entry.origin, entry.origin_revision or entry.revision
+    if entry.is_embedded:
+        home = entry.repo_id.removeprefix("./")
         source = "" if origin is None else f", from [{origin}]({HUB}/{origin}/tree/{commit})"
         return f"[{home}]({home}){source}"
-    return f"[{entry['repo_id']}]({HUB}/{entry['repo_id']}/tree/{entry['revision']})"
+    return f"[{entry.repo_id}]({HUB}/{entry.repo_id}/tree/{entry.revision})"
 
 
 def _saved(figures: Figures, largest: Figures | None) -> str:

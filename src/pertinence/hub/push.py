@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from transformers.utils import logging
 
-from ..experts.entry import CONFIG, EMBEDDED
+from ..experts.entry import CONFIG, is_embedded
 from ..experts.reference import ExpertReference, LoadOptions
 from ..utils.downloads import chain, explain_hub, may_pass, with_retries
 from ..utils.errors import PertinenceError, first_line
@@ -122,26 +122,26 @@ def look_up_experts(bundle: Bundle, api: HfApi) -> None:
         PertinenceError: a pinned revision is gone, or what would be copied is gated.
     """
     for entry in bundle.config.entries:
-        repo_id = entry.get("origin") or entry["repo_id"]
-        if EMBEDDED.fullmatch(repo_id):
+        repo_id = entry.origin or entry.repo_id
+        if is_embedded(repo_id):
             continue
         try:
-            revision = entry.get("origin_revision") or entry["revision"]
+            revision = entry.origin_revision or entry.revision
             found = with_retries(partial(api.model_info, repo_id, revision=revision))
         except Exception as error:  # whatever the Hub has against it
             reason = explain_hub(repo_id, revision, error) or first_line(error)
-            raise PertinenceError(f"expert {entry['name']!r}: {reason}") from error
-        if found.gated and EMBEDDED.fullmatch(entry["repo_id"]):
+            raise PertinenceError(f"expert {entry.name!r}: {reason}") from error
+        if found.gated and entry.is_embedded:
             raise PertinenceError(
-                f"expert {entry['name']!r} is gated: the owner of {repo_id} decides who gets it, so no copy of it is "
+                f"expert {entry.name!r} is gated: the owner of {repo_id} decides who gets it, so no copy of it is "
                 "pushed; refer to it by its Hub id"
             )
         if found.gated or found.private:
-            bundle.guarded[entry["name"]] = "gated" if found.gated else "private"
-        if entry["name"] not in bundle.needs_code and any(
+            bundle.guarded[entry.name] = "gated" if found.gated else "private"
+        if entry.name not in bundle.needs_code and any(
             file.rfilename.endswith(".py") and "/" not in file.rfilename for file in found.siblings or ()
         ):
-            bundle.needs_code.append(entry["name"])
+            bundle.needs_code.append(entry.name)
 
 
 def _holds_another(

@@ -16,7 +16,7 @@ from accelerate.utils import convert_file_size_to_int
 from torch import nn
 
 from ..data.batches import Images
-from ..experts.entry import EMBEDDED
+from ..experts.entry import ExpertEntry
 from ..experts.expert import Expert, reload_expert
 from ..experts.loading import Checkpoint
 from ..experts.reference import LoadOptions
@@ -49,38 +49,43 @@ class SavedPool:
     options: LoadOptions
     subfolder: str = ""
 
-    @property
-    def entries(self) -> dict[int, dict[str, Any]]:
-        return {**dict(enumerate(self.config.experts)), **({STEM: self.config.stem} if self.config.stem else {})}
+    def __post_init__(self):
+        stem = self.config.stem_entry
+        self.entries: dict[int, ExpertEntry] = dict(enumerate(self.config.expert_entries))
+        if stem is not None:
+            self.entries[STEM] = stem
 
     def move(self, paths: Mapping[str, Any]) -> None:
         """Note where local experts have moved to, folder by name; raises `PertinenceError` for an unknown name."""
-        entries = {entry["name"]: entry for entry in self.entries.values()}
-        if unknown := set(paths) - set(entries):
-            raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(entries)}")
-        for name, entry in entries.items() if not Path(self.source).is_dir() else ():
-            if Path(entry["repo_id"] or "").is_absolute() and name not in paths:
+        names = [entry.name for entry in self.entries.values()]
+        if unknown := set(paths) - set(names):
+            raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(names)}")
+        for entry in self.entries.values() if not Path(self.source).is_dir() else ():
+            name = entry.name
+            if entry.is_local and name not in paths:
                 raise PertinenceError(
-                    f"expert {name!r} of {self.source} is in the folder {entry['repo_id']} of somebody's machine: "
+                    f"expert {name!r} of {self.source} is in the folder {entry.repo_id} of somebody's machine: "
                     f"tell where it is on yours with expert_paths={{{name!r}: folder}}"
                 )
-        for name, folder in paths.items():
-            entries[name]["repo_id"] = str(Path(folder).resolve())
+        for index, entry in self.entries.items():
+            if entry.name in paths:
+                self.entries[index] = entry.replace(repo_id=str(Path(paths[entry.name]).resolve()))
+        if paths:
+            self.config.set_entries(list(self.entries.values()))
 
     def load(self, index: int, opened: dict[Any, Checkpoint]) -> Expert:
         """Load one expert; `opened` holds the checkpoints that are there already (see `open_checkpoint`)."""
         entry = self.entries[index]
         place = locate(entry, self.source, self.revision, self.options, self.subfolder)
         expert = reload_expert(entry, place, self.options, self.config.preprocessing, index == STEM, opened)
-        is_copy = EMBEDDED.fullmatch(entry["repo_id"])
-        if is_copy and not is_commit(entry["revision"]) and expert.revision != entry["revision"]:
+        if entry.is_embedded and not is_commit(entry.revision) and expert.revision != entry.revision:
             raise PertinenceError(
-                f"the copy of expert {entry['name']!r} in {self.source} does not belong to config.json: it has "
+                f"the copy of expert {entry.name!r} in {self.source} does not belong to config.json: it has "
                 "changed, or was read while another model was saved there; load it again, or save or copy it anew"
             )
         if index != STEM and len(expert.labels) != self.config.num_labels:
             raise PertinenceError(
-                f"expert {entry['name']!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"
+                f"expert {entry.name!r} has {len(expert.labels)} labels, config.json {self.config.num_labels}"
             )
         return expert
 
@@ -94,22 +99,21 @@ class SavedPool:
 
     def key(self, index: int) -> tuple[str, str]:
         """What tells the checkpoint of an expert."""
-        entry = self.entries[index]
-        return entry["repo_id"], entry["revision"]
+        return self.entries[index].checkpoint_key
 
     def dtype(self, index: int) -> torch.dtype:
         """That an expert is loaded in."""
-        dtype = self.options.dtype or self.entries[index].get("dtype") or torch.float32
+        dtype = self.options.dtype or self.entries[index].dtype or torch.float32
         return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
     def is_quantized(self, index: int) -> bool:
-        return bool(self.entries[index].get("quantization"))
+        return bool(self.entries[index].quantization)
 
     def size(self, index: int, dtype: torch.dtype) -> int:
         """Bytes of the parameters of an expert's checkpoint, where the expert has been cast."""
         # What computes in 8 bits is a copy, which leaves the checkpoint as it was loaded.
         dtype = self.dtype(index) if self.is_quantized(index) else dtype
-        return self.entries[index]["parameters"] * dtype.itemsize
+        return self.entries[index].parameters * dtype.itemsize
 
 
 @dataclass
@@ -235,7 +239,7 @@ class ExpertStore:
         most = max(needed, key=needed.__getitem__)
         if self.max_memory is not None and needed[most] > self.max_memory:
             raise PertinenceError(
-                f"max_memory={self.max_memory:,} bytes do not hold expert {self.pool.entries[most]['name']!r} beside "
+                f"max_memory={self.max_memory:,} bytes do not hold expert {self.pool.entries[most].name!r} beside "
                 f"what always stays: give at least {needed[most]:,}"
             )
 
@@ -284,7 +288,7 @@ class LazyExpert(nn.Module):
         self.register_buffer("placement", torch.empty(0, dtype=dtype, device=device), persistent=False)
 
     @property
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> ExpertEntry:
         return self.store.pool.entries[self.index]
 
     @property

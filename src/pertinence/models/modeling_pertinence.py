@@ -70,8 +70,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         if config.experts:
             config.check()  # again: options of from_pretrained replace what the file says
         self._front = config.build_front()
-        self._gmacs = [entry["gmacs"] for entry in config.experts or []]
-        self._stem_gmacs = config.stem["gmacs"] if config.stem else 0.0
+        self._gmacs = [entry.gmacs for entry in config.expert_entries]
+        self._stem_gmacs = config.stem_entry.gmacs if config.stem else 0.0
         self.dispatcher = Dispatcher(self._front, len(config.experts or []), config.feature_sizes)
         # Experts are references: attached after the dispatcher's weights are loaded, and never saved with them.
         self.experts = nn.ModuleList()
@@ -99,8 +99,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         where they were measured also how many answers each expert gave, point by point (see `count_answers`)."""
         labels = pool_labels(experts)
         config = PertinenceConfig(
-            experts=[expert.entry for expert in experts],
-            stem=stem.entry if stem is not None else None,
+            experts=[expert.entry.to_dict() for expert in experts],
+            stem=stem.entry.to_dict() if stem is not None else None,
             front=front.to_list(),
             operating_point=operating_point,
             preprocessing=experts[0].preprocess.mode,
@@ -149,7 +149,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         heads = [
             threshold_head(point, stage, value, len(pool)) for stage, value in zip(point.stages, values, strict=True)
         ]
-        front = Front([point], [expert.entry["name"] for expert in pool])
+        front = Front([point], [expert.entry.name for expert in pool])
         return cls.compose(pool, front, {point.name: heads}, point.name)
 
     # Running it
@@ -200,7 +200,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         if sum(value is not None for value in (max_accuracy_loss, *budget.values())) != 1:
             raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss")
         if max_accuracy_loss is not None:
-            largest = (self.config.experts or [{}])[-1].get("select")
+            largest = self.config.expert_entries[-1].select if self.config.experts else None
             if not largest:
                 raise PertinenceError("the largest expert was not measured: search, or choose with `operating_point=`")
             budget["accuracy"] = Figures.from_dict(largest).accuracy - max_accuracy_loss

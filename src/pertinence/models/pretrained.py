@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 
 from ..experts.building import watch_modules
 from ..experts.checkpoint_files import FLOATS, Tensors, find_weights, hash_folder
-from ..experts.entry import CONFIG, EMBEDDED
+from ..experts.entry import CONFIG, ExpertEntry
 from ..experts.expert import Expert
 from ..experts.reference import LoadOptions
 from ..hub.configuration import PertinenceConfig
-from ..hub.expert_files import as_copy, check_unchanged, is_on_hub, save_components
+from ..hub.expert_files import check_unchanged, save_components
 from ..hub.layout import WEIGHT_PATTERNS, check_same_search, update_config
 from ..routing.front import STEM
 from ..routing.heads import Dispatcher
@@ -198,7 +198,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             return
         if not self.config.experts or len(self.experts) != len(self.config.experts):
             raise PertinenceError("this model has no experts, so there is nothing to save: load or make it first")
-        unsaved = [entry["name"] for entry in self.config.entries if entry["repo_id"] is None]
+        unsaved = [entry.name for entry in self.config.entries if entry.repo_id is None]
         if unsaved and not save_experts:
             raise PertinenceError(
                 f"expert {unsaved[0]!r} was given as a loaded model, so there is nothing to refer to: save with "
@@ -216,7 +216,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
             staged.mkdir()
             entries = self._save_components(folder, staged, save_experts)
             super().save_pretrained(staged, state_dict=own, **kwargs)
-            experts, stem = entries[: len(self.experts)], entries[-1] if self.config.stem else None
+            values = [entry.to_dict() for entry in entries]
+            experts, stem = values[: len(self.experts)], values[-1] if self.config.stem else None
             update_config(staged / CONFIG, {"experts": experts, "stem": stem, "heads_hash": heads_hash})
             for path in staged.glob("model*.safetensors"):
                 give_usual_mode(path)
@@ -225,7 +226,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         if pushes:
             self.push_to_hub(**{"repo_id": folder.resolve().name, "save_experts": save_experts} | hub)
 
-    def _save_components(self, folder: Path, staged: Path, save_experts: bool) -> list[dict[str, Any]]:
+    def _save_components(self, folder: Path, staged: Path, save_experts: bool) -> list[ExpertEntry]:
         """Copy experts, and a stem, where they are to be copied.
 
         Args:
@@ -244,7 +245,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         homes: dict[Any, str] = {}
         names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
         here = all(
-            not is_on_hub(entry["repo_id"]) and expert.folder == (folder / "experts" / name).resolve()
+            not entry.is_on_hub and expert.folder == (folder / "experts" / name).resolve()
             for entry, name, expert in zip(entries, names, components.values(), strict=True)
         )
         if save_experts and not here:
@@ -252,13 +253,13 @@ class PertinencePreTrainedModel(PreTrainedModel):
         saved = []
         for entry, name, expert in zip(entries, names, components.values(), strict=True):
             if save_experts or here:
-                copy = as_copy(entry, name)
-                revision = hash_folder((folder if here else staged) / copy["repo_id"])
+                copy = entry.copied_to(name)
+                revision = hash_folder((folder if here else staged) / copy.repo_id)
                 if isinstance(expert, LazyExpert):  # others were checked when they were loaded
                     check_unchanged(entry, revision)
-                entry = {**copy, "revision": revision}
-            elif EMBEDDED.fullmatch(entry["repo_id"]):
-                entry = {**entry, "repo_id": str(expert.folder)}
+                entry = copy.replace(revision=revision)
+            elif entry.is_embedded:
+                entry = entry.replace(repo_id=str(expert.folder))
             saved.append(entry)
         return saved
 
@@ -293,7 +294,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         """
         from ..hub.push import push_folder
 
-        save_experts |= any(EMBEDDED.fullmatch(entry["repo_id"] or "") for entry in self.config.entries)
+        save_experts |= any(entry.is_embedded for entry in self.config.entries)
         tags = [*(self.model_tags or ()), *([tags] if isinstance(tags, str) else tags or ())]
         shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         with tempfile.TemporaryDirectory() as folder:

@@ -112,7 +112,7 @@ class StreamDispatcher:
             self._expert, self._scene, self._since = out.expert_indices[0].item(), scene, 0
         else:
             logits = self.model.experts[self._expert](image[None])[0][0]
-            gmacs, dispatched = self.model.config.experts[self._expert]["gmacs"], False
+            gmacs, dispatched = self.model.experts[self._expert].entry.gmacs, False
         self.frames += 1
         self.dispatches += dispatched
         self._since += 1

@@ -297,11 +297,11 @@ def predict(
 
     experts = [ask(expert, index in features_of) for index, expert in enumerate(pool)]
     labels = images.labels if images.labels is not None else torch.zeros(len(images), dtype=torch.int64)
-    predictions = Predictions.of_pool(experts, labels, [expert.entry["gmacs"] for expert in pool])
+    predictions = Predictions.of_pool(experts, labels, [expert.entry.gmacs for expert in pool])
     if len(images.digests) == len(images):
         predictions = replace(predictions, digests=images.digests)
     if stem is not None:
-        predictions = replace(predictions, stem=ask(stem, True), stem_gmacs=stem.entry["gmacs"])
+        predictions = replace(predictions, stem=ask(stem, True), stem_gmacs=stem.entry.gmacs)
     if not is_bad.any():
         return predictions
     bad = is_bad.nonzero().squeeze(1).tolist()
@@ -355,7 +355,7 @@ def _run(
     home = expert.device
     expert.to(accelerator.device)
     results = []
-    name = expert.entry["name"]
+    name = expert.entry.name
     count = sum(len(batches[i]) for i in mine)
     with progress_bar(count, f"Predictions of {name}", "image", accelerator.is_local_main_process) as bar:
         for index, batch in zip(mine, loader, strict=True):

@@ -27,7 +27,7 @@ ADVICE = "free some space, or choose another --cache-dir; what is finished is ke
 
 
 def store_folder(root: Path, expert: Expert, identity: dict[str, Any]) -> Path:
-    return root / f"{expert.entry['name'].replace('/', '--')}-{_digest(identity)[:16]}"
+    return root / f"{expert.entry.name.replace('/', '--')}-{_digest(identity)[:16]}"
 
 
 def identify(expert: Expert, images: LabelledImages, device: torch.device) -> dict[str, Any]:
@@ -42,7 +42,9 @@ def identify(expert: Expert, images: LabelledImages, device: torch.device) -> di
         "store_version": STORE_VERSION,
         "expert": {
             "revision": expert.revision,
-            **{key: expert.entry.get(key) for key in ("transform", "quantization", "label_map")},
+            "transform": expert.entry.transform.to_dict(),
+            "quantization": expert.entry.quantization,
+            "label_map": expert.entry.label_map,
         },
         "preprocessing": expert.preprocess.mode,
         "dtype": str(expert.model.dtype),

@@ -14,6 +14,7 @@ from ..data.dataset import LabelledImages
 from ..evaluation.intervals import paired_difference
 from ..experts.expert import Expert, measured_expert
 from ..experts.reference import variant_suffix
+from ..experts.transforms import Transform
 from ..experts.variants import SIZE_MODES, linear_layers, possible_sizes
 from ..predictions.predict import Predictions, predict
 from ..utils.progress import progress_bar
@@ -62,7 +63,7 @@ def propose_variants(
     search: Predictions,
     accelerator: Accelerator,
     arguments: SearchArguments,
-    measure: Callable[[Expert], None],
+    measure: Callable[[Expert], Expert],
 ) -> dict[str, Expert]:
     """For some experts a variant, by the expert's name.
 
@@ -77,7 +78,7 @@ def propose_variants(
         search: what the pool says about the search images.
         accelerator: device and processes.
         arguments: settings of the search.
-        measure: notes the latency of an expert in its entry.
+        measure: gives the expert with its latency in its entry.
     """
     spaced = torch.linspace(0, len(search) - 1, min(TRIED_IMAGES, len(search)), dtype=torch.float64).round().long()
     sample = search.subset(spaced)
@@ -90,9 +91,9 @@ def propose_variants(
         expert = pool[index]
         variant = _variant(expert, how)
         if search.latency is not None:
-            measure(variant)
+            variant = measure(variant)
         cost = "gmacs" if search.latency is None else "latency"
-        saving = 1 - variant.entry[cost] / expert.entry[cost]
+        saving = 1 - variant.entry.costs[cost] / expert.entry.costs[cost]
         if saving <= 0:
             return None
         answers = predict([variant], tried, accelerator, **options).experts[0].answers()
@@ -104,7 +105,7 @@ def propose_variants(
             ladders = _ladders(expert, by_time=search.latency is not None and accelerator.device.type == "cpu")
             best = best_variant(ladders, partial(attempt, index), limit)
             if best is not None and _identity(best.variant) not in there:
-                found[expert.entry["name"]] = best.variant
+                found[expert.entry.name] = best.variant
             bar.update(1)
     return found
 
@@ -144,7 +145,7 @@ def best_variant(
 
 def _ladders(expert: Expert, by_time: bool) -> Iterator[Iterator[dict[str, Any]]]:
     """Kinds of variants of an expert, each from the mildest on; none of one that is a variant already."""
-    if expert.preprocess.transform.is_smaller or expert.entry.get("quantization"):
+    if expert.preprocess.transform.is_smaller or expert.entry.quantization:
         return
     sizes = possible_sizes(expert.checkpoint)
     for by in SIZE_MODES:
@@ -153,12 +154,12 @@ def _ladders(expert: Expert, by_time: bool) -> Iterator[Iterator[dict[str, Any]]
         yield iter([{"quantization": "int8"}])
 
 
-def _identity(expert: Expert) -> tuple[str, str, str | None]:
+def _identity(expert: Expert) -> tuple[str, Transform, str | None]:
     """What tells experts of a pool apart: a variant may be there already, made by hand."""
-    return expert.entry["revision"], str(expert.entry["transform"]), expert.entry.get("quantization")
+    return expert.entry.revision, expert.entry.transform, expert.entry.quantization
 
 
 def _variant(expert: Expert, how: dict[str, Any]) -> Expert:
     how = {"image_size": None, "image_size_by": "crop", "quantization": None, **how}
-    entry = {**expert.entry, "name": expert.entry["name"] + variant_suffix(**how)}
+    entry = expert.entry.replace(name=expert.entry.name + variant_suffix(**how))
     return measured_expert(expert.checkpoint, entry, expert.preprocess.mode, **how)

@@ -114,14 +114,16 @@ class DispatcherSearch:
     ) -> SearchResult:
         args = self.args
         if args.cost == "latency":
-            self._measure_latency([*pool, *filter(None, [stem])], folder, accelerator)
-            pool.sort(key=lambda expert: expert.entry["latency"])
+            timed = self._with_latency([*pool, *filter(None, [stem])], folder, accelerator)
+            stem = None if stem is None else timed.pop()
+            pool = sorted(timed, key=lambda expert: expert.entry.costs["latency"])
         search, report = self._predict(pool, stem, accelerator)
         smaller: dict[int, int] = {}
         if args.variants == "auto":
 
-            def measure(variant: Expert) -> None:
-                self._measure_latency([variant], folder, accelerator, f"latency of {variant.entry['name']}")
+            def measure(variant: Expert) -> Expert:
+                kept_as = f"latency of {variant.entry.name}"
+                return self._with_latency([variant], folder, accelerator, kept_as)[0]
 
             variants = propose_variants(pool, self.images, search, accelerator, args, measure)
             pool, smaller = merged(pool, variants, args.cost)
@@ -129,11 +131,13 @@ class DispatcherSearch:
         if self.report_images is None:
             _say_held_out(search, report)
         predicted = time.perf_counter()
-        names = [expert.entry["name"] for expert in pool]
+        names = [expert.entry.name for expert in pool]
         found = search_front(names, search, report, args, accelerator, folder.state_dir, smaller)
         evaluation = found.evaluation
-        for expert, select, measured in zip(pool, found.select_experts, evaluation.experts, strict=True):
-            expert.entry["select"], expert.entry["report"] = select.to_dict(), measured.to_dict()
+        pool = [
+            expert.with_entry(expert.entry.replace(select=select.to_dict(), report=measured.to_dict()))
+            for expert, select, measured in zip(pool, found.select_experts, evaluation.experts, strict=True)
+        ]
         model = PertinenceForImageClassification.compose(
             pool, evaluation.front, found.heads, evaluation.default, stem, evaluation.series.answers
         )
@@ -168,7 +172,8 @@ class DispatcherSearch:
 
     def _settings(self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator) -> dict[str, Any]:
         def identity(expert: Expert) -> dict[str, Any]:
-            return {key: expert.entry[key] for key in ("name", "revision", "transform", "quantization", "label_map")}
+            values = expert.entry.to_dict()
+            return {key: values[key] for key in ("name", "revision", "transform", "quantization", "label_map")}
 
         images = {"search": self.images, "report": self.report_images}
         return {
@@ -179,10 +184,10 @@ class DispatcherSearch:
             "images": {name: value.fingerprint if value else None for name, value in images.items()},
         }
 
-    def _measure_latency(
+    def _with_latency(
         self, experts: Sequence[Expert], folder: SearchFolder, accelerator: Accelerator, kept_as: str = "latency"
-    ) -> None:
-        """Note the latency of each expert in its entry: measured once, by one process while the others wait."""
+    ) -> list[Expert]:
+        """The experts with their latency in their entries: measured once, by one process while the others wait."""
 
         def measure() -> list[float]:
             image = first_readable(self.images) if self.args.on_bad_image == "skip" else raise_or([self.images[0]])[0]
@@ -190,8 +195,10 @@ class DispatcherSearch:
 
         latency = folder.remember(kept_as.replace("/", "--"), measure) if accelerator.is_main_process else None
         (latency,) = broadcast_object_list([latency])
-        for expert, milliseconds in zip(experts, latency, strict=True):
-            expert.entry["latency"] = milliseconds
+        return [
+            expert.with_entry(expert.entry.replace(costs={**expert.entry.costs, "latency": milliseconds}))
+            for expert, milliseconds in zip(experts, latency, strict=True)
+        ]
 
     def _predict(
         self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator
@@ -205,7 +212,7 @@ class DispatcherSearch:
             predictions = predict(pool, images, accelerator, stem=stem, features_of=reads_features, **options)
             if self.args.cost == "latency":
                 experts = [*pool, *filter(None, [stem])]
-                predictions = predictions.with_latency([expert.entry["latency"] for expert in experts])
+                predictions = predictions.with_latency([expert.entry.costs["latency"] for expert in experts])
             parts.append(predictions.agreeing() if self.args.labels == "agree" else predictions)
         return tuple(parts) if len(parts) > 1 else hold_out(parts[0], self.args)
 
@@ -228,13 +235,12 @@ def _warn_of_copies(images: LabelledImages) -> None:
 def merged(pool: Sequence[Expert], variants: Mapping[str, Expert], cost: str) -> tuple[list[Expert], dict[int, int]]:
     """A pool and variants of some of its experts (by their names) by rising cost, and which is a variant of which: by
     the pool index of the whole expert that of its variant."""
-    key = "latency" if cost == "latency" else "gmacs"
     # The largest stays last, also where a variant costs as much.
-    joined = sorted([*variants.values(), *pool[:-1]], key=lambda expert: expert.entry[key]) + [pool[-1]]
+    joined = sorted([*variants.values(), *pool[:-1]], key=lambda expert: expert.entry.costs[cost]) + [pool[-1]]
     return joined, {
         joined.index(expert): joined.index(variants[name])
         for expert in pool
-        if (name := expert.entry["name"]) in variants
+        if (name := expert.entry.name) in variants
     }
 
 
@@ -242,13 +248,13 @@ def load_stem(reference: str, pool: Sequence[Expert], args: SearchArguments) -> 
     """Load a separate stem; refused where it is an expert of the pool, whose work would be paid twice."""
     stem = load_expert(ExpertReference.parse(reference), args.load_options, args.preprocessing, is_stem=True)
     for expert in pool:
-        if expert.revision == stem.revision and expert.entry["transform"] == stem.entry["transform"]:
+        if expert.revision == stem.revision and expert.entry.transform == stem.entry.transform:
             raise PertinenceError(
-                f"the stem {stem.entry['name']!r} is an expert of the pool: leave the stem out (it is the "
+                f"the stem {stem.entry.name!r} is an expert of the pool: leave the stem out (it is the "
                 "cheapest expert then), or choose another network"
             )
-    if stem.entry["name"] in {expert.entry["name"] for expert in pool}:
-        stem.entry["name"] += " (stem)"
+    if stem.entry.name in {expert.entry.name for expert in pool}:
+        return stem.with_entry(stem.entry.replace(name=f"{stem.entry.name} (stem)"))
     return stem
 
 

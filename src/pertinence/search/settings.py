@@ -43,7 +43,7 @@ def anchored(settings: dict[str, Any], config: PertinenceConfig | None) -> dict[
 
     def at_commit(reference: str | dict[str, Any]) -> str | dict[str, Any]:
         parsed = ExpertReference.parse(reference)
-        commits = {entry["revision"] for entry in entries if entry["repo_id"] == parsed.repo_id}
+        commits = {entry.revision for entry in entries if entry.repo_id == parsed.repo_id}
         # Of several commits of one repository each was asked for by its own name.
         revision = commits.pop() if len(commits) == 1 and not parsed.is_folder else parsed.revision
         if isinstance(reference, dict):
