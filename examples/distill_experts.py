@@ -42,8 +42,9 @@ from pertinence.experts.reference import ExpertReference, LoadOptions
 from pertinence.experts.transforms import Transform
 from pertinence.hub.layout import update_config
 from pertinence.utils.distributed import make_accelerator
-from pertinence.utils.io import replaced, save_tensors
+from pertinence.utils.io import replaced
 from pertinence.utils.progress import progress_bar
+from pertinence.utils.tensors import save_tensors
 
 
 MEAN = STD = (0.5, 0.5, 0.5)

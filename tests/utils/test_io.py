@@ -51,7 +51,7 @@ def writer() -> Iterator[Writer]:
         )
         processes.append(process)
         temporary = Path(process.stdout.readline().strip())
-        assert temporary.parent == path.parent
+        assert temporary.parent.parent == path.parent
         assert temporary.exists()
         return process, temporary
 
@@ -131,8 +131,8 @@ def test_what_is_put_beside_is_gone_in_the_end(tmp_path):
     path = tmp_path / "file"
     with beside(path) as temporary:
         temporary.write_text("scratch")
-        assert temporary.parent == path.parent
-        assert temporary.name.endswith(SUFFIX)
+        assert temporary.parent.parent == path.parent
+        assert temporary.parent.name.endswith(SUFFIX)
     assert names(tmp_path) == []
 
 
@@ -193,6 +193,17 @@ def test_what_another_machine_writes_is_not_touched(tmp_path):
     """Whether a process of another machine runs cannot be asked here."""
     theirs = tmp_path / f".file.another-machine-{os.getpid()}{SUFFIX}"
     theirs.write_text("half")
+    with replaced(tmp_path / "file") as temporary:
+        temporary.write_text("ours")
+    assert theirs.exists()
+
+
+def test_what_a_machine_with_a_longer_name_writes_is_not_touched(writer, tmp_path):
+    """Its name may look like this machine's with the number of a process that has ended."""
+    ended, _ = writer(tmp_path / "other")
+    ended.communicate("\n")
+    theirs = tmp_path / f".file.{platform.node()}-{ended.pid}.example-{os.getpid()}.abcd_123{SUFFIX}"
+    theirs.mkdir()
     with replaced(tmp_path / "file") as temporary:
         temporary.write_text("ours")
     assert theirs.exists()

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from ..utils.downloads import find_file
 from ..utils.errors import PertinenceError
-from ..utils.io import replaced, save_tensors
+from ..utils.io import replaced
+from ..utils.tensors import save_tensors
 from .dataset import LabelledImages
 
 

@@ -20,7 +20,9 @@ from ..routing.front import OperatingPoint
 from ..routing.heads import Head
 from ..utils.downloads import find_file
 from ..utils.errors import PertinenceError
-from ..utils.io import parse_json, replaced, save_tensors
+from ..utils.io import replaced
+from ..utils.parsing import parse_json
+from ..utils.tensors import save_tensors
 from ..utils.validation import is_whole
 from .intervals import non_dominated
 

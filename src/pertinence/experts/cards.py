@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..utils.io import MAX_YAML, parse_yaml
+from ..utils.parsing import MAX_YAML, parse_yaml
 from ..utils.validation import LONGEST_NAME
 from .loading import Checkpoint
 

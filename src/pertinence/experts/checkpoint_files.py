@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..utils.errors import PertinenceError, explain
-from ..utils.io import parse_json, read_text
+from ..utils.parsing import parse_json, read_text
 
 
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.py")

@@ -18,7 +18,8 @@ from ..experts.checkpoint_files import check_contained, hash_folder, read_json
 from ..experts.entry import CONFIG
 from ..experts.reference import LoadOptions
 from ..utils.errors import MALFORMED, PertinenceError, explain
-from ..utils.io import hash_tensors, parse_json, parse_yaml, read_mapping
+from ..utils.parsing import parse_json, parse_yaml, read_mapping
+from ..utils.tensors import hash_tensors
 from .configuration import PertinenceConfig, open_config
 from .expert_files import files_to_copy, find_copies
 from .layout import (

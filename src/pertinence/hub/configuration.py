@@ -17,7 +17,7 @@ from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
 from ..utils.downloads import explain_hub
 from ..utils.errors import MALFORMED, PertinenceError, explain, first_line, shown
-from ..utils.io import check_json, read_text
+from ..utils.parsing import check_json, read_text
 from ..utils.validation import is_whole
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import format_table
 from ..utils.errors import MALFORMED, PertinenceError
-from ..utils.io import parse_json, read_text
+from ..utils.parsing import parse_json, read_text
 from ..utils.validation import is_name
 from .configuration import open_config
 from .layout import find_table_record

@@ -11,7 +11,8 @@ from typing import Any
 from ..data.seen import SEEN
 from ..experts.entry import CONFIG
 from ..utils.errors import PertinenceError
-from ..utils.io import parse_json, read_mapping, replaced
+from ..utils.io import replaced
+from ..utils.parsing import parse_json, read_mapping
 
 
 RECORD = "search_result.json"

@@ -18,7 +18,7 @@ from ..experts.entry import CONFIG, is_embedded
 from ..experts.reference import ExpertReference, LoadOptions
 from ..utils.downloads import chain, explain_hub, may_pass, with_retries
 from ..utils.errors import PertinenceError, first_line
-from ..utils.io import parse_json, read_mapping
+from ..utils.parsing import parse_json, read_mapping
 from .bundle import LOCAL, MODEL_FILES, Bundle, check_no_paths, collect
 from .configuration import PertinenceConfig
 from .layout import SEARCH_DATA, SEARCH_FILES, is_same_front

@@ -27,7 +27,8 @@ from ..routing.front import STEM
 from ..routing.heads import Dispatcher
 from ..utils.downloads import checked_downloads, explain_hub, fetch, may_pass, with_retries
 from ..utils.errors import PertinenceError
-from ..utils.io import beside, give_usual_mode, hash_tensors, move_into
+from ..utils.io import beside, give_usual_mode, move_into
+from ..utils.tensors import hash_tensors
 from .expert_store import ExpertStore, LazyExpert, SavedPool, parse_memory
 from .image_processing_pertinence import PertinenceImageProcessor
 

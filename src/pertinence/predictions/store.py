@@ -17,7 +17,8 @@ from transformers.utils import logging
 from ..data.dataset import LabelledImages
 from ..experts.expert import Expert
 from ..utils.errors import PertinenceError
-from ..utils.io import hash_file, replaced, save_tensors
+from ..utils.io import hash_file, replaced
+from ..utils.tensors import save_tensors
 
 
 logger = logging.get_logger(__name__)

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..hub.layout import RECORD, STATE
 from ..utils.errors import MALFORMED, PertinenceError, shown
-from ..utils.io import SUFFIX, UNWRITABLE, beside, check_writable, replaced, writing
+from ..utils.io import SUFFIX, UNWRITABLE, check_writable, remove_leftovers, replaced, writing
 from ..utils.validation import is_name
 
 
@@ -125,7 +125,8 @@ def holds_result(
     if accelerator.is_main_process and output_dir is not None and (Path(output_dir) / RECORD).is_file():
         check_output_dir(output_dir, make_settings())
         if (Path(output_dir) / STATE).is_dir():  # of a search that was killed when all was done, or while done again
-            with exclusive(Path(output_dir)), beside(Path(output_dir) / "result", ADVICE):
+            with exclusive(Path(output_dir)):
+                remove_leftovers(Path(output_dir) / "result")
                 clear_state(Path(output_dir) / STATE)
         found = True
     (found,) = broadcast_object_list([found])

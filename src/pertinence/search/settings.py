@@ -12,7 +12,7 @@ from ..experts.reference import ExpertReference
 from ..hub.configuration import PertinenceConfig
 from ..hub.layout import NOT_STORED
 from ..utils.errors import PertinenceError, shown
-from ..utils.io import parse_yaml, read_text
+from ..utils.parsing import parse_yaml, read_text
 from ..utils.validation import is_name, split_revision
 
 

@@ -1,0 +1,72 @@
+"""Text that others wrote, as plain values: JSON and YAML, read within limits of memory and time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import MALFORMED, PertinenceError, explain, first_line
+
+
+MAX_TEXT, MAX_PARTS = 2**26, 2**20
+"""Bytes of a text file that somebody made, and lists and mappings in it: of these twenty million fit into the bytes,
+and would take four GB."""
+MAX_YAML = 2**19
+"""Bytes of YAML, which is slow to read."""
+
+
+def read_text(path: Path) -> str:
+    """What is in a text file of at most `MAX_TEXT` bytes; raises `PertinenceError` where it has more."""
+    size = path.stat().st_size
+    if size > MAX_TEXT:
+        raise PertinenceError(f"it has {size:,} bytes, expected at most {MAX_TEXT:,}")
+    return path.read_text(encoding="utf-8")
+
+
+def check_json(text: str) -> None:
+    """Raise `PertinenceError` where it would take much memory and time to understand a text."""
+    if len(text) > MAX_TEXT or text.count("{") + text.count("[") > MAX_PARTS:
+        raise PertinenceError(f"it has more than {MAX_TEXT:,} bytes or {MAX_PARTS:,} lists and mappings")
+
+
+def parse_json(text: str) -> Any:
+    """Values from JSON; raises `ValueError` where it is damaged, or would take much memory and time."""
+    check_json(text)
+    return json.loads(text)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases: nine lines of them stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases (*name): write out what they stand for")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values from YAML; raises `yaml.YAMLError` where it is damaged, too long or has aliases."""
+    if len(text) > MAX_YAML:
+        raise yaml.YAMLError(f"it has more than {MAX_YAML:,} bytes")
+    try:
+        return yaml.load(text, _PlainLoader)
+    except MALFORMED as error:  # of values that are not what they are marked as
+        raise yaml.YAMLError(explain(error)) from error
+
+
+def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
+    """What a file beside a model holds; None without one. Raises `PertinenceError` where it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        values = parse(read_text(path))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        what = "too large" if isinstance(error, PertinenceError) else "damaged"
+        raise PertinenceError(f"{path} is {what} ({first_line(error)}): search again, or remove it") from error
+    if not isinstance(values, dict):
+        raise PertinenceError(f"{path} is damaged: search again, or remove it")
+    return values
