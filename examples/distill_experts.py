@@ -36,7 +36,8 @@ from transformers import HfArgumentParser
 from pertinence import PertinenceError
 from pertinence.commands.main import read_config
 from pertinence.data.arguments import DataArguments
-from pertinence.data.dataset import LabelledImages, load_images, raise_or
+from pertinence.data.dataset import LabelledImages, raise_or
+from pertinence.data.loading import load_images
 from pertinence.experts.expert import Expert, is_convolutional, load_expert
 from pertinence.experts.reference import ExpertReference, LoadOptions
 from pertinence.experts.transforms import Transform

@@ -1,30 +1,16 @@
-"""Which images, which columns, which division."""
+"""Which images and which columns."""
 
-import zlib
-from functools import partial
 from io import BytesIO
 from zipfile import ZipFile
 
 import datasets
 import pytest
 import torch
+from pets import make_dataset
 from PIL import Image
 
 from pertinence import PertinenceError
-from pertinence.data.arguments import DataArguments
-from pertinence.data.dataset import LabelledImages, load_images
-from pertinence.data.splits import assign_folds, stratified_split
-
-
-def make_dataset(count=6, names=("cat", "dog"), **columns) -> datasets.Dataset:
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}
-    data = {
-        "image": [Image.new("RGB", (8 + index, 8), (index, 0, 0)) for index in range(count)],
-        "label": [index % len(names) for index in range(count)],
-    }
-    for name, (feature, values) in columns.items():
-        features[name], data[name] = feature, values
-    return datasets.Dataset.from_dict(data, features=datasets.Features(features))
+from pertinence.data.dataset import LabelledImages
 
 
 def test_only_image_and_only_label_column_are_found():
@@ -167,46 +153,6 @@ def test_formats_and_transforms_of_a_data_set_do_not_matter(change):
     assert images[3].shape == (3, 8, 11)
 
 
-def save_image_folder(folder):
-    for split in ("train", "test"):
-        for label in ("cat", "dog"):
-            (folder / split / label).mkdir(parents=True)
-            for index in range(3):
-                Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / split / label / f"{index}.png")
-
-
-def test_local_folder_of_images_loads(tmp_path):
-    save_image_folder(tmp_path)
-    images = load_images(DataArguments(str(tmp_path), "test"))
-    assert len(images) == 6
-    assert images.label_names == {0: "cat", 1: "dog"}
-
-
-def test_limit_takes_the_first_images(tmp_path):
-    save_image_folder(tmp_path)
-    assert len(load_images(DataArguments(str(tmp_path), "test", limit=4))) == 4
-
-
-def test_local_parquet_loads(tmp_path):
-    make_dataset().to_parquet(tmp_path / "validation-00000-of-00001.parquet")
-    assert len(load_images(DataArguments(str(tmp_path), "validation"))) == 6
-
-
-def test_data_set_from_the_hub_loads_at_any_commit(hub, tmp_path):
-    commits = []
-    for count in (6, 4):
-        make_dataset().select(range(count)).to_parquet(tmp_path / "test.parquet")
-        commits.append(hub.add_dataset("tester/pets", tmp_path))
-    for name, expected in (("tester/pets", 1), (f"tester/pets@{commits[0]}", 0), ("tester/pets@main", 1)):
-        images = load_images(DataArguments(name, "test"))
-        assert (len(images), images.commit) == ((6, 4)[expected], commits[expected])
-    with pytest.raises(PertinenceError, match="tester/pets.*gone"):
-        load_images(DataArguments("tester/pets@gone", "test"))
-    assert load_images(DataArguments(str(tmp_path), "test")).commit is None
-    with pytest.raises(PertinenceError, match="is a folder here, which has no revision"):
-        load_images(DataArguments(f"{tmp_path}@gone", "test"))
-
-
 def test_an_image_within_an_archive_is_read(tmp_path):
     picture = BytesIO()
     Image.new("RGB", (8, 8), (7, 0, 0)).save(picture, "PNG")
@@ -216,70 +162,6 @@ def test_an_image_within_an_archive_is_read(tmp_path):
     row = {"bytes": None, "path": f"zip://cat/0.png::{tmp_path / 'test.zip'}"}
     rows = datasets.Dataset.from_dict({"image": [row]}, features=stored).cast_column("image", datasets.Image())
     assert LabelledImages(rows, needs_labels=False)[0][:, 0, 0].tolist() == [7, 0, 0]
-
-
-FILES = r"/datasets/tester/{}/resolve/.*\.parquet"
-LISTS = r"/api/datasets/tester/{}.*"
-
-
-def push_pets(hub, tmp_path, name: str) -> str:
-    """A data set of which most bytes are those of images; returns its fingerprint."""
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    noise = [Image.effect_noise((64, 64), 50) for _ in range(6)]
-    pets = datasets.Dataset.from_dict({"image": noise, "label": [0, 1] * 3}, features=features)
-    pets.to_parquet(tmp_path / "test.parquet")
-    hub.add_dataset(f"tester/{name}", tmp_path)
-    return LabelledImages(pets).fingerprint
-
-
-@pytest.mark.parametrize("what", [{"status": 500}, {"reset": True}, {"truncate": 100}, {"corrupt": True}], ids=str)
-@pytest.mark.parametrize("path", [FILES, LISTS], ids=["file", "list"])
-def test_a_data_set_that_does_not_come_at_once_is_tried_again(hub, no_pauses, tmp_path, path, what, request):
-    name = f"pets-{zlib.crc32(request.node.name.encode())}"
-    expected = push_pets(hub, tmp_path, name)
-    with hub.fault(path.format(name), times=1, **what) as happening:
-        images = load_images(DataArguments(f"tester/{name}", "test"))
-    assert happening.happened == 1
-    assert images.fingerprint == expected
-
-
-@pytest.mark.parametrize(
-    ("path", "what", "words"),
-    [
-        (LISTS, {"status": 503}, "the Hub cannot serve .* now .it answered 503.: try again later"),
-        (LISTS, {"reset": True}, "the connection to the Hub broke while .* was read: try again"),
-        (FILES, {"truncate": 100}, "the connection to the Hub broke while .* was read: try again"),
-        (FILES, {"corrupt": True}, "a file of .* arrived damaged"),
-    ],
-    ids=["503", "reset", "truncated", "corrupted"],
-)
-def test_a_data_set_that_does_not_come_is_named_and_comes_later(hub, no_pauses, tmp_path, path, what, words, request):
-    name = f"pets-{zlib.crc32(request.node.name.encode())}"
-    expected = push_pets(hub, tmp_path, name)
-    with hub.fault(path.format(name), **what):
-        with pytest.raises(PertinenceError, match=f"^data set 'tester/{name}' cannot be loaded: {words}"):
-            load_images(DataArguments(f"tester/{name}", "test"))
-    images = load_images(DataArguments(f"tester/{name}", "test"))
-    assert images.fingerprint == expected
-
-
-def test_split_that_does_not_exist_is_named_with_those_that_do(tmp_path):
-    save_image_folder(tmp_path)
-    with pytest.raises(PertinenceError, match=r"no split 'valid'.*train.*test"):
-        load_images(DataArguments(str(tmp_path), "valid"))
-
-
-@pytest.mark.parametrize("name", ["/no/such/folder", "nobody/nothing"])
-def test_unknown_data_set_is_named(name):
-    with pytest.raises(PertinenceError, match=f"data set '{name}' cannot be loaded"):
-        load_images(DataArguments(name, "test"))
-
-
-def test_same_files_have_the_same_fingerprint_and_others_another(tmp_path):
-    make_dataset().to_parquet(tmp_path / "test.parquet")
-    first, second = (load_images(DataArguments(str(tmp_path), "test")).fingerprint for _ in range(2))
-    make_dataset(5).to_parquet(tmp_path / "test.parquet")
-    assert first == second != load_images(DataArguments(str(tmp_path), "test")).fingerprint
 
 
 @pytest.mark.parametrize("kept_as", ["bytes", "files"])
@@ -300,40 +182,3 @@ def test_large_splits_are_told_apart_by_images_that_are_not_hashed(tmp_path, mon
 
     same, other = Image.new("RGB", (9, 8)), Image.effect_noise((9, 8), 50).convert("RGB")
     assert fingerprint(same) == fingerprint(same) != fingerprint(other)
-
-
-def test_division_is_disjoint_complete_seeded_and_stratified():
-    labels = torch.arange(1000) % 10
-    first, second = stratified_split(labels, 0.4, seed=3)
-    assert torch.equal(torch.cat([first, second]).sort().values, torch.arange(1000))
-    assert torch.equal(torch.bincount(labels[second]), torch.full((10,), 40))
-    again, other = stratified_split(labels, 0.4, seed=3)[1], stratified_split(labels, 0.4, seed=4)[1]
-    assert torch.equal(second, again)
-    assert not torch.equal(second, other)
-
-
-def test_division_of_labels_with_one_image_each_has_the_right_size():
-    first, second = stratified_split(torch.arange(400), 0.2, seed=0)
-    assert (len(first), len(second)) == (320, 80)
-    assert second.float().std() > 50  # not all from one end
-
-
-def test_copies_of_an_image_stay_together():
-    digests = torch.arange(300) % 100
-    labels = torch.arange(300) % 10
-    labels[200:] = 3  # labelled differently, as copies may be
-    for parts in (stratified_split(labels, 0.4, 3, digests), assign_folds(labels, 5, 3, digests)):
-        rows = [part[part >= 0] for part in parts]
-        assert torch.equal(torch.cat(rows).sort().values, torch.arange(300))
-        images = torch.cat([digests[part].unique() for part in rows])
-        assert torch.equal(images.sort().values, torch.arange(100))
-    for divide in (
-        lambda *options: stratified_split(labels, 0.4, 3, *options)[1],
-        partial(assign_folds, labels, 5, 3),
-    ):
-        assert torch.equal(divide(), divide(torch.randperm(300)))
-
-
-def test_too_few_images_to_divide():
-    with pytest.raises(PertinenceError, match="too few"):
-        stratified_split(torch.zeros(1, dtype=torch.int64), 0.5, seed=0)

@@ -158,7 +158,7 @@ Prepared = tuple[Callable[[], bool], Callable[[], Any]]
 
 def _prepare_images(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> Prepared:
     """A search that runs experts on images."""
-    from ..data.dataset import load_images
+    from ..data.loading import load_images
     from ..search.search import DispatcherSearch
 
     if not inputs.experts:

@@ -1,40 +1,29 @@
-"""Labelled images of a split: which column is what, decoding, and stratified division."""
+"""Labelled images of a split, each decoded when it is asked for."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
-import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from PIL import Image, ImageOps
 
-from ..utils.downloads import DamagedDownload, checked_downloads, explain_hub, may_pass, with_retries
 from ..utils.errors import PertinenceError, explain, first_line, shown
-from ..utils.validation import is_commit, split_revision
-from .arguments import DataArguments
-from .decoding import decode_image, fetch, open_image
-from .labels import first_difference, in_another_order, is_generic, places_by_name
+from ..utils.validation import is_commit
+from .columns import find_column, read_labels
+from .decoding import decode_image, open_row
+from .labels import BY_NAME, first_difference, in_another_order, is_generic, places_by_name
 
 
 HASHED_IMAGES = 20_000
-REMOTE, ARCHIVE = (
-    re.compile(rf"({schemes})://") for schemes in ("https?|hf|s3|gs|gcs|abfs|az", "zip|tar|gzip|xz|bz2|zstd")
-)
-"""Where a row may say that its image lies, if that is in no file of this machine."""
-BY_NAME = "label_map='by_name' (--label-map by_name)"
+"""At most about so many images of a split are hashed."""
 
 
 class LabelledImages(torch.utils.data.Dataset):
@@ -74,17 +63,17 @@ class LabelledImages(torch.utils.data.Dataset):
         if not isinstance(dataset, datasets.Dataset):
             raise PertinenceError(f"expected a datasets.Dataset, got {type(dataset).__name__}")
         dataset = dataset.with_format(None)  # without a transform of the user's, or columns that it hides
-        self.image_column = _find_column(dataset, image_column, datasets.Image, "image")
+        self.image_column = find_column(dataset, image_column, datasets.Image, "image")
         if len(dataset) == 0:
             raise PertinenceError("the split is empty: there are no images to use")
         self.labels, self.label_names, self.label_map = None, None, label_map
         if needs_labels:
-            label_column = _find_column(dataset, label_column, datasets.ClassLabel, "label")
-            self.labels, self.label_names = _read_labels(dataset, label_column, label_map)
+            label_column = find_column(dataset, label_column, datasets.ClassLabel, "label")
+            self.labels, self.label_names = read_labels(dataset, label_column, label_map)
         self._set_images(dataset.select_columns(self.image_column))
 
     def _set_images(self, images: datasets.Dataset) -> None:
-        self._images, self._feature = images, images.features[self.image_column]
+        self._images, self._mode = images, images.features[self.image_column].mode
         self._encoded = images.cast_column(self.image_column, datasets.Image(decode=False))
         self.digests = self._hash_images()
         digest = hashlib.sha256(f"{len(images)}".encode())
@@ -127,28 +116,10 @@ class LabelledImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor | PertinenceError:
         try:
-            return decode_image(self._open(self._encoded[index][self.image_column] or {}))
+            return decode_image(open_row(self._encoded[index][self.image_column] or {}, self._mode))
         except Exception as error:  # Pillow's readers, and those of data sets, fail in any way
             reason = first_line(error) if isinstance(error, PertinenceError) else explain(error)
             return unusable(index, self.image_column, reason)
-
-    def _open(self, image: dict[str, Any]) -> Image.Image:
-        """An image of a row, as `datasets.Image` has it, but not decoded yet."""
-        content, path, mode = image.get("bytes"), image.get("path"), self._feature.mode
-        if content is None and path is None:
-            raise PertinenceError("the row has none")
-        if content is None and not Path(path).is_file():
-            *inside, place = path.split("::")
-            is_there = REMOTE.match(place) or (inside and Path(place).is_file())
-            if not is_there or not all(map(ARCHIVE.match, inside)):  # a device or a pipe need not end
-                raise PertinenceError(f"{shown(path)} is no file")
-            if path.startswith(("http://", "https://")):
-                content = fetch(path)
-            else:
-                with fsspec.open(path) as file:
-                    content = file.read()
-        opened = open_image(path if content is None else BytesIO(content))
-        return opened if mode in (None, opened.mode) else ImageOps.exif_transpose(opened).convert(mode)
 
     @property
     def commit(self) -> str | None:
@@ -207,47 +178,7 @@ def labelled(
     return images
 
 
-def load_images(arguments: DataArguments, token: str | None = None, needs_labels: bool = True) -> LabelledImages:
-    """Load one split from the Hub or a local folder.
-
-    Raises:
-        PertinenceError: no such data set, split or column, or images without labels.
-    """
-    name, split = arguments.dataset, arguments.split
-    if name is None or split is None:
-        missing = " and ".join(f"--{key}" for key, value in (("dataset", name), ("split", split)) if value is None)
-        raise PertinenceError(f"no images were named: give {missing}")
-    name, revision = (name, None) if Path(name).exists() else split_revision(name)
-    if revision is not None and Path(name).exists():
-        raise PertinenceError(f"data set {name!r} is a folder here, which has no revision: leave @{revision} out")
-    options = {"split": split, "token": token, "revision": revision}
-    try:
-        dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, **options))
-    except Exception as error:  # builders fail in any way; say which data set and why
-        reason = (explain_hub(name, revision, error) if may_pass(error) else None) or first_line(error)
-        if "Unknown split" in reason:
-            raise PertinenceError(f"data set {name!r} has no split {split!r}: {reason}") from error
-        raise PertinenceError(f"data set {name!r} cannot be loaded: {reason}") from error
-    if arguments.limit is not None and arguments.limit < len(dataset):
-        dataset = dataset.select(range(arguments.limit))
-    columns = arguments.image_column, arguments.label_column
-    return LabelledImages(dataset, *columns, needs_labels, arguments.label_map)
-
-
-def _load_checked(name: str, *args: Any, **options: Any) -> datasets.Dataset:
-    """`load_dataset`; what it made of a damaged download is removed with that."""
-    dataset = None
-    try:
-        with checked_downloads(name, kind="dataset"):
-            dataset = datasets.load_dataset(name, *args, **options)
-        return dataset
-    except DamagedDownload:
-        for file in dataset.cache_files if dataset is not None else ():
-            shutil.rmtree(Path(file["filename"]).parent, ignore_errors=True)
-        raise
-
-
-def _hash_image(image: dict[str, Any]) -> bytes:
+def _hash_image(image: Mapping[str, Any]) -> bytes:
     """SHA-256 of an image as it is stored; of what is in no file decoding will say what is wrong."""
     content, path = image.get("bytes"), image.get("path")
     if content is None and path is not None and Path(path).is_file():
@@ -261,53 +192,6 @@ def _file_size(path: str | None) -> int:
         return -1 if path is None else Path(path).stat().st_size
     except (OSError, ValueError):
         return -1  # decoding it will say what is wrong
-
-
-def _find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role: str) -> str:
-    if wanted is not None:
-        if wanted not in dataset.column_names:
-            raise PertinenceError(f"there is no column {wanted!r}; the columns are {', '.join(dataset.column_names)}")
-        if kind is datasets.Image and not isinstance(dataset.features[wanted], kind):
-            raise PertinenceError(f"column {wanted!r} holds no images, but {_describe(dataset.features[wanted])}")
-        return wanted
-    found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
-    if len(found) == 1:
-        return found[0]
-    columns = ", ".join(found or dataset.column_names)
-    problem = f"several {role} columns ({columns})" if found else f"no {role} column (its columns: {columns})"
-    raise PertinenceError(f"the data set has {problem}: name one with --{role}-column (in Python {role}_column=)")
-
-
-def _read_labels(
-    dataset: datasets.Dataset, column: str, label_map: str | None
-) -> tuple[torch.Tensor, dict[int, str] | None]:
-    """Labels of a column, int64 (n,), and their names where it has any; text is its own name."""
-    feature = dataset.features[column]
-    dtype = getattr(feature, "dtype", "")
-    if dtype in ("string", "large_string") and label_map is not None:
-        values = dataset.with_format("arrow")[column][:].combine_chunks().dictionary_encode()
-        if values.null_count == 0:
-            names, labels = values.dictionary.to_pylist(), values.indices.to_numpy()
-            return torch.from_numpy(labels.astype(np.int64)), dict(enumerate(names))
-    elif dtype in ("string", "large_string"):
-        raise PertinenceError(
-            f"column {column!r} holds text, not indices of labels: have labels found by their names, {BY_NAME}"
-        )
-    elif not re.fullmatch(r"u?int\d+", dtype):
-        raise PertinenceError(f"column {column!r} holds no labels, but {_describe(feature)}: expected class indices")
-    elif label_map is not None and not isinstance(feature, datasets.ClassLabel):
-        raise PertinenceError(f"column {column!r} has no names, by which labels could be found: leave label_map out")
-    else:
-        values = dataset.with_format("numpy")[column][:]
-        if values.dtype.kind in "iu" and values.min() >= 0:
-            names = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
-            return torch.from_numpy(values.astype(np.int64)), names
-    raise PertinenceError(f"column {column!r} holds no labels for some images: use another split, or leave them out")
-
-
-def _describe(feature: Any) -> str:
-    """The type of a column."""
-    return getattr(feature, "dtype", None) or type(feature).__name__
 
 
 def unusable(index: int, column: str, reason: str) -> PertinenceError:
@@ -325,7 +209,7 @@ def first_readable(images: LabelledImages) -> torch.Tensor:
     return raise_or([images[0]])[0] if found is None else found
 
 
-def raise_or(items: Sequence[Any]) -> list[torch.Tensor]:
+def raise_or(items: Sequence[torch.Tensor | PertinenceError]) -> list[torch.Tensor]:
     """Decoded images, or the first error among them, raised."""
     for item in items:
         if isinstance(item, PertinenceError):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import os
+import re
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import fsspec
 import numpy as np
 import torch
 from huggingface_hub import get_session
@@ -18,6 +21,11 @@ from ..utils.errors import PertinenceError, explain, shown
 
 
 logger = logging.get_logger(__name__)
+
+REMOTE, ARCHIVE = (
+    re.compile(rf"({schemes})://") for schemes in ("https?|hf|s3|gs|gcs|abfs|az", "zip|tar|gzip|xz|bz2|zstd")
+)
+"""Where a row of a data set may say that its image lies, other than in a file of this machine."""
 
 
 def decode_image(image: Any) -> torch.Tensor:
@@ -72,6 +80,35 @@ def _refuse_programs(image: Image.Image) -> None:
         raise PertinenceError("an EPS file is a program, which Pillow would have run")
 
 
+def open_row(row: Mapping[str, Any], mode: str | None) -> Image.Image:
+    """The image of a row, opened; it is decoded here only where its column asks for another mode.
+
+    `datasets` would decode it at once: it would run PostScript, and wait for ever for a pipe.
+
+    Args:
+        row: content (`bytes`) or place (`path`), as `datasets.Image(decode=False)` has them.
+        mode: of the column.
+
+    Raises:
+        PertinenceError: the row has no image, or its path leads neither to a file nor to a place that rows may name.
+    """
+    content, path = row.get("bytes"), row.get("path")
+    if content is None and path is None:
+        raise PertinenceError("the row has none")
+    if content is None and not Path(path).is_file():
+        *inside, place = path.split("::")
+        is_there = REMOTE.match(place) or (inside and Path(place).is_file())
+        if not is_there or not all(map(ARCHIVE.match, inside)):  # a device or a pipe need not end
+            raise PertinenceError(f"{shown(path)} is no file")
+        if path.startswith(("http://", "https://")):
+            content = fetch(path)
+        else:
+            with fsspec.open(path) as file:
+                content = file.read()
+    opened = open_image(path if content is None else BytesIO(content))
+    return opened if mode in (None, opened.mode) else ImageOps.exif_transpose(opened).convert(mode)
+
+
 def fetch(text: str) -> bytes:
     """The bytes of an image that is given by a URL or as base64, as transformers' `load_image` takes them."""
     if text.startswith(("http://", "https://")):
@@ -84,7 +121,7 @@ def fetch(text: str) -> bytes:
 
 
 def as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
-    """Whatever forward may be given, as a uint8 batch (B, 3, H, W) or a list of uint8 tensors (3, H, W)."""
+    """What `forward` accepts, as a uint8 batch (B, 3, H, W) or a list of uint8 tensors (3, H, W)."""
     if isinstance(images, torch.Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
             raise PertinenceError(

@@ -9,6 +9,9 @@ from ..utils.errors import PertinenceError
 
 
 Labels = dict[int, str]
+"""Names by index."""
+BY_NAME = "label_map='by_name' (--label-map by_name)"
+"""How to have labels found by their names, in Python and as a flag."""
 
 
 def check_same_labels(

@@ -18,6 +18,7 @@ from ..utils.tensors import save_tensors
 from .dataset import LabelledImages
 
 
+SEEN = "seen_images.safetensors"
 TOLERATED_SHARED = 0.01
 """Share of images that may have been seen by accident: duplicates in a data set."""
 
@@ -93,6 +94,3 @@ class SeenImages:
                 found = np.isin(images.digests, self.digests[name]).mean()
                 total += float(found) * self.counts[name] / max(len(self.digests[name]), 1)
         return min(total, 1.0)
-
-
-SEEN = "seen_images.safetensors"

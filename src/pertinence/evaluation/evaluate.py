@@ -9,7 +9,8 @@ from pathlib import Path
 import datasets
 
 from ..data.arguments import DataArguments
-from ..data.dataset import LabelledImages, labelled, load_images
+from ..data.dataset import LabelledImages, labelled
+from ..data.loading import load_images
 from ..data.seen import TOLERATED_SHARED, SeenImages
 from ..hub.layout import find_table_record
 from ..models.modeling_pertinence import PertinenceForImageClassification

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ..data.arguments import DataArguments
-from ..data.dataset import load_images, raise_or
+from ..data.dataset import raise_or
+from ..data.loading import load_images
 from ..hub.layout import update_config
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..routing.front import OperatingPoint
