@@ -63,6 +63,8 @@ class RoutingMonitor:
         ...     if monitor.update(model(images)):
         ...         print(monitor)
         ...         break
+        >>> monitor.alarmed
+        False
     """
 
     def __init__(

@@ -58,9 +58,9 @@ class StreamDispatcher:
 
     Examples:
         >>> stream = StreamDispatcher(model, interval=30, scene_change=0.05)
-        >>> for answer in stream(frames):
-        ...     print(model.config.id2label[answer.logits.argmax().item()])
-        >>> print(stream)
+        >>> labels = [model.config.id2label[answer.logits.argmax().item()] for answer in stream(frames)]
+        >>> stream.frames, stream.dispatches
+        (60, 2)
     """
 
     def __init__(

@@ -53,9 +53,11 @@ class DispatcherSearch:
         image_column, label_column, label_map: see `LabelledImages`.
 
     Examples:
-        >>> search = DispatcherSearch(["user/resnet8", "user/resnet56"], dataset, SearchArguments(seed=1))
+        >>> search = DispatcherSearch(["user/resnet8", "user/resnet56"], dataset, SearchArguments(generations=20, seed=1))
         >>> result = search.run()
         >>> result.save("runs/cifar10")
+        >>> result.front.expert_names
+        ('resnet8', 'resnet56')
     """
 
     def __init__(
