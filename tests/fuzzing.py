@@ -40,7 +40,7 @@ from pertinence import (
 from pertinence.experts.expert import load_expert
 from pertinence.experts.pool import load_pool
 from pertinence.experts.reference import ExpertReference, LoadOptions
-from pertinence.routing.evidence import CONFIDENCE, evidence_size
+from pertinence.routing.evidence import CONFIDENCE, EVIDENCE
 from pertinence.routing.front import STEM
 from pertinence.routing.guarantee import Comparison, Guarantee
 from pertinence.routing.heads import Head
@@ -85,7 +85,7 @@ def save_whole_model(folder: Path, make_expert: Callable[..., Path]) -> Path:
         ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / name)
     stem = load_expert(ExpertReference.parse(folder / "stem"), LoadOptions(), is_stem=True)
     pool = load_pool([timm_expert, folder / "of-transformers"], LoadOptions())
-    figures = Figures(0.9, (0.88, 0.92), 0.01, (0.5, 0.5), 1000)
+    figures = Figures(0.9, (0.88, 0.92), {"gmacs": 0.01}, (0.5, 0.5), 1000)
     points = [
         OperatingPoint("first", "static", (0,), (), figures, figures, (Latency("cpu", 1, 2.0, 1.9, 2.1),)),
         OperatingPoint("stem", "paper", (0, 1), (Stage(STEM, "features"),), figures),
@@ -96,7 +96,11 @@ def save_whole_model(folder: Path, make_expert: Callable[..., Path]) -> Path:
     heads = {}
     for point in points:
         heads[point.name] = [
-            Head(torch.zeros(2, evidence_size(stage.evidence, 2, sizes[stage.after])), torch.zeros(2), torch.zeros(8))
+            Head(
+                torch.zeros(2, EVIDENCE.get(stage.evidence).width(2, sizes[stage.after])),
+                torch.zeros(2),
+                torch.zeros(8),
+            )
             for stage in point.decisions
         ]
     for name in ("both", "thresholds"):

@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 from pertinence.evaluation.intervals import non_dominated
 from pertinence.predictions.predict import Predictions
-from pertinence.routing.evidence import log_softmax, mix, mix_evidence
+from pertinence.routing.evidence import mix_evidence
+from pertinence.routing.mixing import log_softmax, mix
 from pertinence.search.recipes.cascade import CascadeCurve, CascadeFitter, CascadeSettings
 
 
@@ -32,9 +33,9 @@ class HeldOut:
 
     def __init__(self, predictions: Predictions):
         rows = torch.arange(len(predictions))
-        self.log_probs = [log_softmax(predictions.answer(e, rows)[0]) for e in range(len(predictions.gmacs))]
+        self.log_probs = [log_softmax(predictions.outputs(e, rows)[0]) for e in range(predictions.num_experts)]
         self.votes = torch.stack([values.argmax(1) for values in self.log_probs], 1)
-        self.targets, self.costs = predictions.targets, np.array(predictions.gmacs)
+        self.targets, self.costs = predictions.targets, np.array(predictions.costs.of_experts)
         self.largest = (self.votes[:, -1] == self.targets).double().mean().item()
 
     def measure(self, curve: CascadeCurve) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +65,7 @@ class Pool:
     def __init__(self, pool: str):
         self.names, predictions = load_zoo_pool(pool)
         self.labels = predictions.labels
-        whole = zip(self.names, predictions.experts, predictions.gmacs, strict=True)
+        whole = zip(self.names, predictions.experts, predictions.costs.of_experts, strict=True)
         self.rungs = {(name, "whole"): (said, gmacs) for name, said, gmacs in whole}
         for name, ladders in load_variants(pool, self.names, predictions).items():
             for by, ladder in zip(("crop", "resize"), ladders, strict=True):
@@ -114,7 +115,7 @@ def measure(chains: list[Chain], settings: dict, pool: Pool, count: int) -> list
     predictions = Predictions.of_pool(
         [pool.rungs[rung][0] for rung in used], pool.labels, [pool.rungs[rung][1] for rung in used]
     )
-    largest, results = predictions.gmacs[-1], []
+    largest, results = predictions.costs.of_experts[-1], []
     for index, (search, held) in enumerate(list(resplits(len(pool.labels)))[:count]):
         fitter, judge = CascadeFitter(predictions.subset(search), 5, index), HeldOut(predictions.subset(held))
         members = {tuple(sorted(used.index(rung) for rung in chain)) for chain in chains}

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from pertinence import SearchArguments
 from pertinence.predictions.predict import KEPT_SCORES, ExpertPredictions, Predictions
+from pertinence.routing.costs import PoolCosts
 from pertinence.search.front_search import search_front
 from pertinence.search.search import hold_out
 
@@ -38,7 +39,7 @@ def synthetic(count: int) -> Predictions:
             parts.append(ExpertPredictions.keep(logits))
         merged = {key: torch.cat([getattr(part, key) for part in parts]) for key in ("scores", "labels", "remainder")}
         experts.append(ExpertPredictions.from_tensors(merged, LABELS))
-    return Predictions.of_pool(experts, labels, [0.4, 0.6, 0.9, 1.8, 4.1])
+    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs([0.4, 0.6, 0.9, 1.8, 4.1]))
 
 
 def measure(count: int) -> None:

@@ -28,6 +28,7 @@ from pertinence.evaluation.report import Series
 from pertinence.experts.pool import load_pool
 from pertinence.experts.reference import LoadOptions
 from pertinence.predictions.predict import ExpertPredictions, Predictions, predict
+from pertinence.routing.costs import PoolCosts
 from pertinence.search.front_search import search_front
 from pertinence.search.proposals import TRIED_IMAGES, Trial, best_variant, price_of_pool
 
@@ -53,7 +54,7 @@ def load_zoo_pool(pool: str) -> tuple[list[str], Predictions]:
         }
     experts = [ExpertPredictions.keep(torch.from_numpy(both[name].astype(np.float32))) for name in names]
     labels = torch.from_numpy(both["label"].astype(np.int64))
-    return names, Predictions.of_pool(experts, labels, [GMACS[depth] for depth in depths])
+    return names, Predictions.of_pool(experts, labels, PoolCosts.in_gmacs([GMACS[depth] for depth in depths]))
 
 
 def load_variants(pool: str, names: list[str], predictions: Predictions) -> dict[str, list[list[tuple]]]:
@@ -81,20 +82,22 @@ def with_variants(
     """The pool with the variants that the product's rule chooses on the search images, see `proposals`."""
     sample = predictions.subset(search[:TRIED_IMAGES])
     right = sample.correct()
-    limit = price_of_pool(right, predictions.gmacs)
+    limit = price_of_pool(right, predictions.costs.of_experts)
     chosen = {}
     for index, name in enumerate(names[:-1]):
 
         def attempt(variant: tuple, index: int = index) -> Trial:
             hits = variant[1].answers(sample.rows) == sample.targets
-            return Trial.of(variant, hits, right[:, index], 1 - variant[2] / predictions.gmacs[index])
+            return Trial.of(variant, hits, right[:, index], 1 - variant[2] / predictions.costs.of_experts[index])
 
         if (best := best_variant(ladders[name], attempt, limit)) is not None:
             chosen[name] = best.variant
-    whole = list(zip(names, predictions.experts, predictions.gmacs, strict=True))
+    whole = list(zip(names, predictions.experts, predictions.costs.of_experts, strict=True))
     joined = [*sorted([*chosen.values(), *whole[:-1]], key=lambda expert: expert[2]), whole[-1]]
     at = {name: index for index, (name, *_) in enumerate(joined)}
-    pool = Predictions.of_pool([expert for _, expert, _ in joined], predictions.labels, [cost for *_, cost in joined])
+    pool = Predictions.of_pool(
+        [expert for _, expert, _ in joined], predictions.labels, PoolCosts.in_gmacs([cost for *_, cost in joined])
+    )
     return list(at), pool, {at[name]: at[variant[0]] for name, variant in chosen.items()}
 
 

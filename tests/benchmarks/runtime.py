@@ -28,7 +28,6 @@ from pertinence import PertinenceForImageClassification, PertinenceImageProcesso
 from pertinence.data.batches import chunks
 from pertinence.data.decoding import decode_image
 from pertinence.routing.policy import route
-from pertinence.routing.single_image import is_simple, route_one
 
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"
@@ -79,7 +78,7 @@ def spread(values: np.ndarray, form: str = ".3f") -> str:
 def efficiency(model: PertinenceForImageClassification, batches: list[list[torch.Tensor]], turns: int, clock) -> list:
     """Ratios alone / routed: bare networks, and with preprocessing inside both."""
     point = model.front.find(model.config.operating_point)
-    heads, gmacs = model.dispatcher.heads(point), [entry["gmacs"] for entry in model.config.experts]
+    heads = model.dispatcher.heads(point)
     ran = [model(batch).experts_run for batch in batches]
     rows = [[mask.nonzero().squeeze(1) for mask in part.T] for part in ran]
     pixels = [
@@ -115,15 +114,7 @@ def efficiency(model: PertinenceForImageClassification, batches: list[list[torch
                 ready = part[index] if len(asked) == len(part[index]) else part[index][asked]
                 return network(model.experts[index], ready), None
 
-            if is_simple(point, len(batch), model.config.num_labels):
-                route_one(
-                    point,
-                    heads,
-                    lambda index, part=part: network(model.experts[index], part[index]).tolist()[0],
-                    gmacs,
-                )
-            else:
-                route(point, heads, run, len(batch), gmacs)
+            route(point, heads, run, len(batch), model.costs)
 
     @torch.inference_mode()
     def alone() -> None:

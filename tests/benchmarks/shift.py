@@ -30,7 +30,7 @@ from pertinence.evaluation.monitoring import RoutingMonitor
 from pertinence.evaluation.outcomes import route_predictions
 from pertinence.evaluation.report import Evaluation, Series, evaluate_front
 from pertinence.predictions.predict import Predictions, predict
-from pertinence.routing.evidence import count_answers
+from pertinence.routing.confidence import count_answers
 from pertinence.routing.policy import Routing
 
 
@@ -111,7 +111,7 @@ def alarms(
         reference = None if references is None else references[index]
         monitor = RoutingMonitor(model, false_alarm_rate=rate, reference=reference, seed=index)
         for answers, rows in stream:
-            monitor.update(Routing(answers.logits[rows], answers.expert_indices[rows], None, None, None))
+            monitor.update(Routing(answers.logits[rows], answers.expert_indices[rows], None, {}, None))
         found.append(monitor.alarmed_after)
     return found
 

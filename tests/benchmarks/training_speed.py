@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from pertinence import SearchArguments
 from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.routing.costs import PoolCosts
 from pertinence.search.evolution import evolve
 from pertinence.search.recipes.base import PaperRecipe, static_candidates
 
@@ -35,7 +36,7 @@ def synthetic(count: int) -> Predictions:
         if index == 0:
             features = torch.randn(count, FEATURES, generator=generator) + ease
         experts.append(ExpertPredictions.keep(signal + torch.randn(count, LABELS, generator=generator), features))
-    return Predictions.of_pool(experts, labels, [1.0, 2.0, 4.0, 8.0])
+    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs([1.0, 2.0, 4.0, 8.0]))
 
 
 def train_one(recipe: PaperRecipe, genome: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,12 +23,12 @@ from pertinence.evaluation.intervals import hull_hypervolume, hypervolume, non_d
 from pertinence.evaluation.noninferiority import noninferiority_p_value
 from pertinence.evaluation.outcomes import evaluate_point
 from pertinence.predictions.predict import ExpertPredictions, Predictions
-from pertinence.routing.evidence import evidence_size
+from pertinence.routing.costs import PoolCosts
+from pertinence.routing.evidence import EVIDENCE
 from pertinence.routing.front import STEM
 from pertinence.routing.guarantee import Comparison
 from pertinence.routing.heads import Head
 from pertinence.routing.policy import Routing, route
-from pertinence.routing.single_image import route_one
 from pertinence.search.front_search import default_point, thin
 
 
@@ -86,7 +86,7 @@ class World:
         self.stem_gmacs = 0.05 if any(stage.after == STEM for stage in point.stages) else 0.0
         self.heads = []
         for stage in point.decisions:
-            size = evidence_size(stage.evidence, num_experts, NUM_FEATURES)
+            size = EVIDENCE.get(stage.evidence).width(num_experts, NUM_FEATURES)
             weight, bias = rng.normal(size=(num_experts, size)), rng.normal(size=num_experts)
             knots = np.sort(rng.normal(size=8))
             self.heads.append(Head(*(torch.tensor(v, dtype=torch.float32) for v in (weight, bias, knots))))
@@ -99,15 +99,25 @@ class World:
             return None, torch.from_numpy(self.stem)[rows]
         return torch.from_numpy(self.logits[expert])[rows], torch.from_numpy(self.features[expert])[rows]
 
+    @property
+    def costs(self) -> PoolCosts:
+        return PoolCosts({"gmacs": tuple(self.gmacs)}, {"gmacs": self.stem_gmacs})
+
     def route(self, tail: int = 1) -> Routing:
         count = len(self.stem)
-        return route(self.point, self.heads, self.run, count, self.gmacs, tail=tail, stem_gmacs=self.stem_gmacs)
+        return route(self.point, self.heads, self.run, count, self.costs, tail=tail)
 
     def route_one_by_one(self) -> Routing:
         each = []
-        for answers in self.logits.swapaxes(0, 1).tolist():
-            each.append(astuple(route_one(self.point, self.heads, answers.__getitem__, self.gmacs)))
-        return Routing(*map(torch.cat, zip(*each, strict=True)))
+        for image in range(len(self.stem)):
+
+            def run(expert: int, rows: torch.Tensor, image: int = image) -> tuple[torch.Tensor | None, torch.Tensor]:
+                return self.run(expert, rows + image)
+
+            each.append(route(self.point, self.heads, run, 1, self.costs))
+        fields = ("logits", "expert_indices", "experts_run", "gmacs", "scores")
+        parts = [torch.cat([getattr(routing, name) for routing in each]) for name in fields]
+        return Routing(*parts[:3], {"gmacs": parts[3]}, parts[4])
 
     def by_hand(self, image: int) -> tuple[np.ndarray, list[int], float, float]:
         """What becomes of one image: answer (C,), the experts that ran, cost, and how close two actions came."""
@@ -136,7 +146,7 @@ class World:
             if stages[at].evidence != "features":
                 ran = np.isin(np.arange(len(self.gmacs)), went)
                 votes = self.logits[:, image].argmax(1)
-                known += evidence_by_hand(answer, votes, ran, heads[at].knots.numpy())
+                known += evidence_by_hand(answer, votes, ran, heads[at].statistics.numpy())
             scores = heads[at].weight.numpy().astype(float) @ np.array(known) + heads[at].bias.numpy()
             actions = [member for member in point.members if member >= at]
             ranking = sorted(actions, key=lambda action: -scores[action])
@@ -171,11 +181,12 @@ def test_so_it_does_where_answers_are_mixed_on_an_accelerator(world):
         check_by_hand(world, world.route())
 
 
-@given(worlds(reads_features=False))
+@given(worlds())
 def test_an_image_alone_takes_the_way_it_takes_among_others(world):
     together, alone = world.route(), world.route_one_by_one()
     check_by_hand(world, alone)
-    assert all(own.dtype == other.dtype for own, other in zip(*map(astuple, (alone, together)), strict=True))
+    for name in ("logits", "expert_indices", "experts_run", "gmacs", "scores"):
+        assert getattr(alone, name).dtype == getattr(together, name).dtype
     clear = torch.tensor([bool(world.by_hand(image)[3] > CLEAR) for image in range(len(world.stem))])
     torch.testing.assert_close(alone.scores[clear], together.scores[clear], atol=CLEAR, rtol=1e-3, equal_nan=True)
 
@@ -226,7 +237,7 @@ def _with_blank(head: Head, at: int, num_experts: int) -> Head:
         column = size - 17 - num_experts + at
         weight = torch.cat([weight[:, :column], torch.full((num_experts, 1), 5.0), weight[:, column:]], 1)
     weight = torch.cat([weight[:at], torch.full((1, weight.shape[1]), 9.0), weight[at:]])
-    return Head(weight, torch.cat([head.bias[:at], torch.tensor([9.0]), head.bias[at:]]), head.knots)
+    return Head(weight, torch.cat([head.bias[:at], torch.tensor([9.0]), head.bias[at:]]), head.statistics)
 
 
 @given(worlds(), st.integers(2, 40))
@@ -251,7 +262,7 @@ def test_figures_of_a_point_are_means_of_its_images_however_often_they_occur(wor
         ExpertPredictions(torch.from_numpy(own), None, None, torch.from_numpy(seen), world.num_labels)
         for own, seen in zip(world.logits, world.features, strict=True)
     ]
-    predictions = Predictions.of_pool(experts, labels, world.gmacs)
+    predictions = Predictions.of_pool(experts, labels, PoolCosts.in_gmacs(world.gmacs))
     hands = [world.by_hand(image) for image in range(len(labels))]
     assume(min(margin for *_, margin in hands) > CLEAR)
     outcome = evaluate_point(world.point, world.heads, predictions.subset(torch.arange(len(labels)).repeat(times)))
@@ -313,7 +324,7 @@ def test_a_hypervolume_is_the_union_of_rectangles(points, limit, floor):
 
 
 def figures(cost: float, accuracy: float) -> Figures:
-    return Figures(accuracy, (0.0, 1.0), cost, (1.0,), 100)
+    return Figures(accuracy, (0.0, 1.0), {"gmacs": cost}, (1.0,), 100)
 
 
 @given(POINTS, few(0, 10), st.sampled_from(["gmacs", "accuracy"]))

@@ -10,15 +10,17 @@ import torch
 
 from pertinence import Figures, OperatingPoint, Stage
 from pertinence.evaluation.baselines import Archive, Candidate, load_candidates, save_candidates
-from pertinence.routing.evidence import NUM_KNOTS
+from pertinence.routing.evidence import MIX
 from pertinence.routing.heads import Head
 
 
 SHARES = (1 / 3, 1 / 7, 1 - 1 / 3 - 1 / 7)
 
 
-def measured(accuracy: float, cost: float, **more) -> Figures:
-    return Figures(accuracy, (accuracy - 0.1, accuracy + 0.1), cost, SHARES, 700, **more)
+def measured(accuracy: float, cost: float, latency: float | None = None, **more) -> Figures:
+    timed = {} if latency is None else {"latency": latency}
+    more |= {"objective": "latency"} if timed else {}
+    return Figures(accuracy, (accuracy - 0.1, accuracy + 0.1), {"gmacs": cost, **timed}, SHARES, 700, **more)
 
 
 def single(accuracy: float, cost: float) -> Candidate:
@@ -28,7 +30,7 @@ def single(accuracy: float, cost: float) -> Candidate:
 def random_head(evidence: int, has_knots: bool, seed: int) -> Head:
     generator = torch.Generator().manual_seed(seed)
     weight, bias = torch.randn(3, evidence, generator=generator), torch.randn(3, generator=generator)
-    return Head(weight, bias, torch.randn(NUM_KNOTS, generator=generator) if has_knots else None)
+    return Head(weight, bias, torch.randn(MIX.num_statistics, generator=generator) if has_knots else None)
 
 
 STAGES = (Stage(0, "mix", (1 / 3,)), Stage(1, "features"), Stage(2, "mix", (0.1, 0.2, 0.1 + 0.2)))
@@ -74,7 +76,7 @@ def test_a_file_gives_back_every_bit(tmp_path):
             assert len(found.heads) == len(saved.heads)
             for head, original in zip(found.heads, saved.heads, strict=True):
                 assert head.weight.shape == original.weight.shape
-                for field in ("weight", "bias", "knots"):
+                for field in ("weight", "bias", "statistics"):
                     assert bits(getattr(head, field)) == bits(getattr(original, field))
 
 

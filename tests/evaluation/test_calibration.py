@@ -208,7 +208,7 @@ def test_nothing_is_tested_after_the_first_that_fails():
 
 def test_order_is_by_cost_on_the_search_images_whatever_the_report_says():
     def point(name, select, report):
-        figures = [Figures(0.9, (0.8, 1.0), gmacs, (1.0, 0.0), 100) for gmacs in (select, report)]
+        figures = [Figures(0.9, (0.8, 1.0), {"gmacs": gmacs}, (1.0, 0.0), 100) for gmacs in (select, report)]
         return OperatingPoint(name, "static", (0,), (), *figures)
 
     front = Front([point("b", 2.0, 9.0), point("a", 1.0, 5.0), point("c", 3.0, 1.0)], ["small", "large"])
@@ -470,7 +470,7 @@ def test_without_labels_agreement_is_promised(data, digits, digit_experts, tmp_p
 
 
 def test_it_says_when_only_the_largest_expert_qualifies(capsys):
-    figures = Figures(0.9, (0.8, 1.0), 1.0, (0.0, 1.0), 100)
+    figures = Figures(0.9, (0.8, 1.0), {"gmacs": 1.0}, (0.0, 1.0), 100)
     front = Front([OperatingPoint(name, "static", (index,), (), figures) for index, name in enumerate("ab")], "ab")
     of_largest = make_guarantee(operating_point="b", tested=(Comparison("b", 0, 0, 0.01), Comparison("a", 9, 0, 0.9)))
     assert "Only the largest expert itself qualifies" in of_largest.describe(front)

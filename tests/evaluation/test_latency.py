@@ -25,7 +25,7 @@ def folder(tiny_experts, tmp_path) -> Path:
     pool = list(PertinenceForImageClassification.from_experts(tiny_experts, 0.6).experts)
 
     def figures(accuracy: float, gmacs: float) -> Figures:
-        return Figures(accuracy, (accuracy, accuracy), gmacs, (0.5, 0.5), 100)
+        return Figures(accuracy, (accuracy, accuracy), {"gmacs": gmacs}, (0.5, 0.5), 100)
 
     points = [
         OperatingPoint("small", "static", (0,), select=figures(0.8, 0.01)),

@@ -23,7 +23,8 @@ from pertinence import (
     Stage,
 )
 from pertinence.evaluation.monitoring import BETA_PARAMETERS, START_SCALE, conformal_p_values
-from pertinence.routing.evidence import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins, count_answers, log_odds
+from pertinence.routing.confidence import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins, count_answers
+from pertinence.routing.mixing import log_odds
 
 
 NAMES = ("small", "medium", "large")

@@ -20,7 +20,8 @@ from pertinence.evaluation.outcomes import (
     routing_auroc,
 )
 from pertinence.predictions.predict import ExpertPredictions, Predictions
-from pertinence.routing.evidence import mix_evidence_size
+from pertinence.routing.costs import PoolCosts
+from pertinence.routing.evidence import MIX
 from pertinence.routing.front import STEM
 from pertinence.routing.heads import Head, threshold_head
 from pertinence.routing.policy import route
@@ -41,7 +42,7 @@ def predictions() -> Predictions:
     experts = [
         ExpertPredictions.keep(skill * target + torch.randn(500, 4, generator=generator)) for skill in (1.0, 2.0, 3.0)
     ]
-    return Predictions.of_pool(experts, labels, GMACS)
+    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs(GMACS))
 
 
 def goes_on(predictions: Predictions) -> list[bool]:
@@ -58,7 +59,7 @@ def test_a_chain_is_a_loop_over_images(predictions):
     for row, further in enumerate(goes_on(predictions)):
         answer = predictions.experts[2 if further else 0].scores[row].argmax()
         right.append((answer == predictions.labels[row]).item())
-        cost.append(1.0 + CHAIN_HEAD.gmacs + (10.0 if further else 0.0))
+        cost.append(1.0 + CHAIN_HEAD.size / 1e9 + (10.0 if further else 0.0))
         last.append(2 if further else 0)
     assert measured.correct.tolist() == right
     assert measured.costs.tolist() == pytest.approx(cost, rel=1e-14)
@@ -125,7 +126,7 @@ def test_outcomes_are_compared_on_the_same_images(predictions):
 
 
 def test_latency_is_that_of_every_expert_that_ran(predictions):
-    timed = predictions.with_latency(MILLISECONDS)
+    timed = predictions.with_cost("latency", MILLISECONDS)
     measured = evaluate_point(CHAIN, [CHAIN_HEAD], timed)
     each = [0.5 + (4.0 if further else 0.0) for further in goes_on(predictions)]
     assert measured.costs.tolist() == pytest.approx(each)
@@ -136,7 +137,7 @@ def test_latency_is_that_of_every_expert_that_ran(predictions):
 
 
 def test_latency_of_experts_and_of_the_oracle(predictions):
-    timed = predictions.with_latency(MILLISECONDS)
+    timed = predictions.with_cost("latency", MILLISECONDS)
     assert [result.figures.cost for result in evaluate_experts(timed)] == pytest.approx(MILLISECONDS)
     assert [result.figures.gmacs for result in evaluate_experts(timed)] == pytest.approx(GMACS)
     first = [row.index(True) if any(row) else 0 for row in predictions.correct().tolist()]
@@ -150,24 +151,25 @@ def with_stem(predictions: Predictions) -> tuple[Predictions, OperatingPoint, He
     features = torch.randn(500, 3, generator=torch.Generator().manual_seed(5))
     stem = ExpertPredictions(torch.zeros(500, 1), None, None, features, 4)
     point = OperatingPoint("paper", "paper", (0, 1, 2), (Stage(STEM, "features"),))
-    both = Predictions(predictions.experts, predictions.labels, GMACS, predictions.rows, stem=stem, stem_gmacs=0.25)
+    costs = PoolCosts({"gmacs": GMACS}, {"gmacs": 0.25})
+    both = Predictions(predictions.experts, predictions.labels, costs, predictions.rows, stem=stem)
     return both, point, Head(torch.eye(3), torch.zeros(3)), features.argmax(1)
 
 
 def test_a_stem_costs_its_own_beside_the_one_expert_that_runs(predictions):
     both, point, head, choice = with_stem(predictions)
     measured = evaluate_point(point, [head], both)
-    assert measured.figures.gmacs == pytest.approx(0.25 + head.gmacs + np.take(GMACS, choice).mean())
+    assert measured.figures.gmacs == pytest.approx(0.25 + head.size / 1e9 + np.take(GMACS, choice).mean())
     assert torch.equal(measured.correct, predictions.correct().gather(1, choice.unsqueeze(1)).squeeze(1))
     assert measured.figures.expert_shares == pytest.approx((torch.bincount(choice) / 500).tolist())
-    timed = evaluate_point(point, [head], both.with_latency((*MILLISECONDS, 0.1)))
+    timed = evaluate_point(point, [head], both.with_cost("latency", (*MILLISECONDS, 0.1)))
     assert timed.figures.latency == pytest.approx(0.1 + np.take(MILLISECONDS, choice).mean())
 
 
 def test_a_stem_that_decides_nothing_costs_nothing(predictions):
-    both = with_stem(predictions)[0].with_latency((*MILLISECONDS, 0.1))
+    both = with_stem(predictions)[0].with_cost("latency", (*MILLISECONDS, 0.1))
     measured = evaluate_point(CHAIN, [CHAIN_HEAD], both).figures
-    alone = evaluate_point(CHAIN, [CHAIN_HEAD], predictions.with_latency(MILLISECONDS)).figures
+    alone = evaluate_point(CHAIN, [CHAIN_HEAD], predictions.with_cost("latency", MILLISECONDS)).figures
     assert measured == alone
 
 
@@ -202,8 +204,10 @@ def many_labels() -> tuple[Predictions, Predictions]:
     target = torch.nn.functional.one_hot(labels, 300)
     common, *own = torch.randn(4, 600, 300, generator=generator)
     logits = [5 * (s * target + 0.8 * common + 0.6 * noise) for s, noise in zip((2.0, 2.7, 3.5), own, strict=True)]
-    dense = Predictions.of_pool([ExpertPredictions(each, None, None, None, 300) for each in logits], labels, GMACS)
-    cut = Predictions.of_pool([ExpertPredictions.keep(each) for each in logits], labels, GMACS)
+    dense = Predictions.of_pool(
+        [ExpertPredictions(each, None, None, None, 300) for each in logits], labels, PoolCosts.in_gmacs(GMACS)
+    )
+    cut = Predictions.of_pool([ExpertPredictions.keep(each) for each in logits], labels, dense.costs)
     assert dense.candidates is None
     assert cut.candidates.shape[1] < 300
     return dense, cut
@@ -248,7 +252,7 @@ def test_mixtures_of_cut_scores_are_marked_approximate(many_labels):
 
 def random_heads(count: int) -> list[Head]:
     generator = torch.Generator().manual_seed(1)
-    size = mix_evidence_size(3)
+    size = MIX.width(3, 0)
     return [
         Head(torch.randn(3, size, generator=generator) / 9, torch.zeros(3), torch.linspace(-1, 4, 8))
         for _ in range(count)
@@ -256,7 +260,7 @@ def random_heads(count: int) -> list[Head]:
 
 
 def action_scores(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions) -> np.ndarray:
-    routing = route(point, heads, predictions.answer, len(predictions), GMACS)
+    routing = route(point, heads, predictions.outputs, len(predictions), PoolCosts.in_gmacs(GMACS))
     return routing.scores.double().numpy()
 
 
@@ -318,7 +322,9 @@ def of_right(right: np.ndarray) -> Predictions:
     """Predictions of experts of which is known on which images (n, N) each is right."""
     wrong = torch.from_numpy(~right).long()
     experts = [ExpertPredictions.keep(torch.nn.functional.one_hot(each, 2).float()) for each in wrong.unbind(1)]
-    return Predictions.of_pool(experts, torch.zeros(len(right), dtype=torch.int64), GMACS[: right.shape[1]])
+    return Predictions.of_pool(
+        experts, torch.zeros(len(right), dtype=torch.int64), PoolCosts.in_gmacs(GMACS[: right.shape[1]])
+    )
 
 
 def shares(count: int, *rights: float) -> Predictions:
@@ -363,7 +369,7 @@ def test_experts_that_are_never_right_break_nothing():
 
 
 def figures(accuracy: float, samples: int) -> Figures:
-    return Figures(accuracy, (0.0, 1.0), 1.0, (1.0, 0.0, 0.0), samples)
+    return Figures(accuracy, (0.0, 1.0), {"gmacs": 1.0}, (1.0, 0.0, 0.0), samples)
 
 
 def test_an_expert_no_better_than_chance_is_refused_by_its_name():

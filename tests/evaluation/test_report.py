@@ -15,6 +15,7 @@ from pertinence.evaluation.baselines import Candidate
 from pertinence.evaluation.outcomes import evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
 from pertinence.evaluation.report import Evaluation, evaluate_front
 from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.routing.costs import PoolCosts
 from pertinence.routing.heads import Head, threshold_head
 
 
@@ -32,7 +33,7 @@ def make_predictions(count: int, seed: int, num_labels: int = 4) -> Predictions:
         ExpertPredictions.keep(skill * ease * target + torch.randn(count, num_labels, generator=generator))
         for skill in (1.0, 1.3, 2.0)
     ]
-    return Predictions.of_pool(experts, labels, GMACS)
+    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs(GMACS))
 
 
 SEARCH = make_predictions(800, seed=0)
@@ -174,7 +175,7 @@ def test_the_gap_is_what_lies_between_random_mixes_and_the_oracle(evaluation):
 
 
 def test_where_nothing_can_be_gained_no_gap_is_closed():
-    alike = Predictions.of_pool([REPORT.experts[2]] * 3, REPORT.labels, GMACS)
+    alike = Predictions.of_pool([REPORT.experts[2]] * 3, REPORT.labels, PoolCosts.in_gmacs(GMACS))
     evaluation = report_on(FRONT[:1], alike)
     assert evaluation.gap_closed is None
     assert "gap" not in repr(evaluation)
@@ -315,7 +316,7 @@ def test_agreement_is_never_called_accuracy():
 
 def test_where_cost_is_latency_everything_is_compared_by_latency(evaluation):
     milliseconds = (2.0, 3.0, 4.0)
-    search, report = SEARCH.with_latency(milliseconds), REPORT.with_latency(milliseconds)
+    search, report = SEARCH.with_cost("latency", milliseconds), REPORT.with_cost("latency", milliseconds)
     timed = report_on(front_of(search), report, search)
     low, _, high = timed.experts
     good = timed.front.find("good").report

@@ -185,7 +185,8 @@ def test_what_runs_first_stays_however_it_is_named(folders, batch, default):
 
 
 def figures(expert: int) -> Figures:
-    return Figures(0.5 + expert / 10, (0.4, 0.9), 1.0 + expert, tuple(float(i == expert) for i in range(3)), 100)
+    shares = tuple(float(i == expert) for i in range(3))
+    return Figures(0.5 + expert / 10, (0.4, 0.9), {"gmacs": 1.0 + expert}, shares, 100)
 
 
 def test_a_save_does_not_disturb_what_is_loaded_meanwhile(saved, model, batch, tmp_path, monkeypatch):

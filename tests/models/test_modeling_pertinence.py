@@ -57,7 +57,7 @@ KNOTS = torch.linspace(-2, 4, 8)
 
 
 def measured(accuracy: float, gmacs: float) -> Figures:
-    return Figures(accuracy, (accuracy - 0.01, accuracy + 0.01), gmacs, (0.2,) * 5, 1000)
+    return Figures(accuracy, (accuracy - 0.01, accuracy + 0.01), {"gmacs": gmacs}, (0.2,) * 5, 1000)
 
 
 POINTS = [
@@ -264,7 +264,7 @@ def by_hand(point: OperatingPoint, heads: Sequence[Head], gmacs: Sequence[float]
             if stage.evidence in ("mix", "both"):
                 ran = torch.tensor([[one in outcome.path for one in range(len(answers))]])
                 votes = torch.tensor([[logits.argmax() for logits, _ in answers]])
-                evidence.append(mix_evidence(outcome.logits[None], votes, ran, head.knots)[0])
+                evidence.append(mix_evidence(outcome.logits[None], votes, ran, head.statistics)[0])
             scores = head.weight @ torch.cat(evidence) + head.bias
             outcome.gmacs += head.weight.numel() / 1e9
             outcome.scores[expert] = {action: scores[action].item() for action in point.members if action >= expert}

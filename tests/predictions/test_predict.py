@@ -52,7 +52,7 @@ def test_predictions_are_what_the_experts_say(pool, images, tmp_path):
     batch = [images[index] for index in range(len(images))]
     for index, expert in enumerate(pool):
         logits, features = expert(batch)
-        found, found_features = predictions.answer(index, torch.arange(len(images)))
+        found, found_features = predictions.outputs(index, torch.arange(len(images)))
         torch.testing.assert_close(found, logits, atol=1e-4, rtol=1e-4)
         if index == 0:
             torch.testing.assert_close(found_features, features, atol=1e-4, rtol=1e-4)
@@ -79,7 +79,7 @@ def test_one_more_expert_runs_that_expert_only(pool, images, tmp_path, runs):
 def test_features_are_added_where_they_were_not_kept(pool, images, tmp_path, runs):
     predict_all(pool, images, tmp_path)
     runs.clear()
-    assert predict_all(pool, images, tmp_path, features_of=[0]).answer(0, torch.arange(2))[1] is not None
+    assert predict_all(pool, images, tmp_path, features_of=[0]).outputs(0, torch.arange(2))[1] is not None
     assert set(runs) == {pool[0].entry.name}
 
 
@@ -212,21 +212,21 @@ def test_above_256_labels_the_largest_scores_and_the_rest_are_kept(make_expert, 
     assert predictions.tail == len(names) - predictions.candidates.shape[1]
     for index, expert in enumerate(pool):
         true = expert(batch)[0].log_softmax(1)
-        found = predictions.answer(index, torch.arange(len(images)))[0]
+        found = predictions.outputs(index, torch.arange(len(images)))[0]
         top = true.topk(20).indices
         for row, labels in enumerate(top):
             columns = (predictions.candidates[row] == labels.unsqueeze(1)).int().argmax(1)
             torch.testing.assert_close(found[row, columns], true[row, labels], atol=1e-4, rtol=0)
         mass = found[:, :-1].exp().sum(1) + predictions.tail * found[:, -1].exp()
         torch.testing.assert_close(mass, torch.ones(len(images)))
-        assert torch.equal(predictions.experts[index].answers(), true.argmax(1))
+        assert torch.equal(predictions.experts[index].top_labels(), true.argmax(1))
         right = found.argmax(1) == predictions.target_columns
         assert torch.equal(right, predictions.correct()[:, index])
         assert predictions.experts[index].scores.shape == (len(images), 20)
 
 
 def test_evidence_of_one_expert_is_exact_above_256_labels(make_expert, images, tmp_path):
-    from pertinence.routing.evidence import fit_knots, mix_evidence
+    from pertinence.routing.evidence import MIX, mix_evidence
 
     names = [f"class {index}" for index in range(MAX_DENSE_LABELS + 44)]
     pool = load_pool([make_expert(tmp_path / str(seed), labels=names, seed=seed) for seed in (1, 2)], LoadOptions())
@@ -234,10 +234,10 @@ def test_evidence_of_one_expert_is_exact_above_256_labels(make_expert, images, t
     true = pool[0]([images[index] for index in range(len(images))])[0]
     ran = torch.zeros(len(images), 2, dtype=torch.bool)
     ran[:, 0] = True
-    knots = fit_knots(true)
+    knots = MIX.fit(true)
     cached, exact = (
         mix_evidence(logits, logits.argmax(1, keepdim=True).expand(-1, 2), ran, knots, tail)
-        for logits, tail in ((predictions.answer(0, torch.arange(len(images)))[0], predictions.tail), (true, 1))
+        for logits, tail in ((predictions.outputs(0, torch.arange(len(images)))[0], predictions.tail), (true, 1))
     )
     torch.testing.assert_close(cached, exact, atol=1e-4, rtol=0)
 

@@ -109,7 +109,7 @@ def test_best_classes_of_a_thousand(load, zoo):
     assert predictions.num_labels == 1000
     assert predictions.candidates is not None
     for index, name in enumerate(costs):
-        assert np.array_equal(predictions.experts[index].answers(), arrays[name][:, 0])
+        assert np.array_equal(predictions.experts[index].top_labels(), arrays[name][:, 0])
         right = (arrays[name][:, 0] == arrays["label"]).mean()
         assert predictions.correct()[:, index].double().mean().item() == pytest.approx(right)
 
@@ -146,7 +146,7 @@ def test_a_class_alone_is_taken_to_be_nine_tenths_likely(load, num_labels):
     columns = classes(num_labels=num_labels) | {"label": np.arange(60) % num_labels}
     columns["label"][-1] = num_labels - 1
     predictions = load(columns).predictions
-    answers = predictions.answer(0, torch.arange(60))[0]
+    answers = predictions.outputs(0, torch.arange(60))[0]
     likely = answers.exp()
     assert likely.max(1).values.tolist() == pytest.approx([0.9] * 60)
     total = likely[:, :-1].sum(1) + predictions.tail * likely[:, -1]
@@ -158,7 +158,7 @@ def test_many_scores_are_cut_and_the_answers_stay(load):
     predictions = load(columns).predictions
     for index, name in enumerate(COSTS):
         assert predictions.experts[index].is_cut
-        assert np.array_equal(predictions.experts[index].answers(), columns[name].argmax(1))
+        assert np.array_equal(predictions.experts[index].top_labels(), columns[name].argmax(1))
 
 
 def test_a_model_of_scores_and_one_of_classes_share_a_table(load):
@@ -216,7 +216,7 @@ def test_probabilities_are_said_to_be_and_their_logarithms_taken(load, caplog, d
         "table.npz has probabilities of large: their logarithms are taken as scores."
     ]
     assert accuracies(table) == accuracies(load(columns))
-    likely = table.predictions.answer(1, torch.arange(60))[0].softmax(1)
+    likely = table.predictions.outputs(1, torch.arange(60))[0].softmax(1)
     np.testing.assert_allclose(likely, softmax(columns["large"]), rtol=1e-2 if dtype == "float16" else 1e-5)
 
 

@@ -18,7 +18,11 @@ CASCADE = OperatingPoint("cascade", "cascade", (0, 1, 2), STAGES)
 
 
 def figures(accuracy: float, gmacs: float, shares: tuple[float, ...] = (0.5, 0.3, 0.2), samples: int = 400) -> Figures:
-    return Figures(accuracy, (accuracy - 0.02, accuracy + 0.02), gmacs, shares, samples)
+    return Figures(accuracy, (accuracy - 0.02, accuracy + 0.02), {"gmacs": gmacs}, shares, samples)
+
+
+def timed(figures: Figures, milliseconds: float) -> Figures:
+    return replace(figures, costs={**figures.costs, "latency": milliseconds}, objective="latency")
 
 
 def static(name: str, expert: int, **measured: Figures) -> OperatingPoint:
@@ -123,8 +127,8 @@ def test_a_budget_never_chooses_what_another_point_dominates(budget, other, orde
 
 def test_a_budget_of_milliseconds_goes_by_the_measured_latency():
     points = [
-        static("small", 0, select=replace(figures(0.8, 5.0), latency=1.0)),
-        static("large", 1, select=replace(figures(0.9, 1.0), latency=4.0)),
+        static("small", 0, select=timed(figures(0.8, 5.0), 1.0)),
+        static("large", 1, select=timed(figures(0.9, 1.0), 4.0)),
     ]
     front = Front(points, EXPERTS)
     assert [front.choose(latency_ms=limit).name for limit in (1.0, 3.9, 4.0)] == ["small", "small", "large"]

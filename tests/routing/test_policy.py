@@ -10,8 +10,10 @@ import torch
 from by_hand import evidence_by_hand
 
 from pertinence import Front, OperatingPoint, PertinenceError, Stage
-from pertinence.routing.evidence import fit_knots, known_of, log_softmax, mix, mix_evidence, stage_evidence, summary
+from pertinence.routing.costs import PoolCosts
+from pertinence.routing.evidence import EVIDENCE, MIX, Known, mix_evidence, observe
 from pertinence.routing.heads import Dispatcher, Head, threshold_head
+from pertinence.routing.mixing import log_softmax, mix, summary
 from pertinence.routing.policy import Routing, allowed_actions, choose, route
 
 
@@ -44,7 +46,7 @@ class Answers:
         return self.logits[expert][rows], None if self.features is None else self.features[expert][rows]
 
     def route(self, point: OperatingPoint, heads: Sequence[Head]) -> Routing:
-        return route(point, heads, self.run, self.logits.shape[1], GMACS[: len(self.logits)])
+        return route(point, heads, self.run, self.logits.shape[1], PoolCosts.in_gmacs(GMACS[: len(self.logits)]))
 
 
 # Evidence
@@ -77,9 +79,10 @@ def test_evidence_of_a_stage_is_features_then_mixture(kind, order):
     mixed, votes, features = random(6, 10), random(6, NUM_EXPERTS).long(), random(6, 7, seed=1)
     ran = torch.ones(6, NUM_EXPERTS, dtype=torch.bool)
     parts = {"f": features, "m": mix_evidence(mixed, votes, ran, KNOTS)}
-    known = known_of(kind, *(values.numpy() for values in (mixed, mixed, features)))
-    assert known[:, 0].tolist() == mixed.argmax(1).tolist()
-    actual = stage_evidence(kind, known[:, 1:], votes.numpy(), KNOTS)
+    evidence = EVIDENCE.get(kind)
+    label, seen = observe(evidence.reads, *(values.numpy() for values in (mixed, mixed, features)))
+    assert label.tolist() == mixed.argmax(1).tolist()
+    actual = evidence.compute(Known(votes.numpy(), **seen), KNOTS.numpy())
     torch.testing.assert_close(torch.from_numpy(actual), torch.cat([parts[part] for part in order], 1))
 
 
@@ -87,7 +90,7 @@ def test_knots_are_low_quantiles_of_the_logit_of_the_largest_probability():
     logits = random(500, 10)
     probability = logits.double().softmax(-1).amax(-1)
     quantiles = np.quantile((probability / (1 - probability)).log(), [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7])
-    np.testing.assert_allclose(fit_knots(logits).numpy(), quantiles, atol=1e-4)
+    np.testing.assert_allclose(MIX.fit(logits).numpy(), quantiles, atol=1e-4)
 
 
 def test_a_mixture_is_the_weighted_sum_of_log_probabilities():
@@ -229,7 +232,7 @@ def routing(answers) -> Routing:
 def test_what_is_moved_is_nothing_that_accelerators_lack(routing):
     """Some have no float64; costs, of which sums are taken, are kept in it."""
     moved = vars(routing.to(torch.device("meta")))
-    assert moved.pop("gmacs").device.type == "cpu"
+    assert moved.pop("costs")["gmacs"].device.type == "cpu"
     assert {values.device.type for values in moved.values()} == {"meta"}
     assert torch.float64 not in {values.dtype for values in moved.values()}
 
@@ -358,7 +361,11 @@ def test_every_point_gets_its_own_heads_back():
         for stage, actual, expected in zip(p.decisions, stored, heads[p.name], strict=True):
             assert torch.equal(actual.weight, expected.weight)
             assert torch.equal(actual.bias, expected.bias)
-            assert actual.knots is None if stage.evidence == "features" else torch.equal(actual.knots, expected.knots)
+            assert (
+                actual.statistics is None
+                if stage.evidence == "features"
+                else torch.equal(actual.statistics, expected.statistics)
+            )
 
 
 def test_heads_are_as_wide_as_their_evidence():

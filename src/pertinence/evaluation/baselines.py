@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..hub.layout import BASELINES
-from ..routing.evidence import NUM_KNOTS, evidence_size
+from ..routing.evidence import EVIDENCE, MIX
 from ..routing.front import OperatingPoint
 from ..routing.heads import Head
 from ..utils.downloads import find_file
@@ -44,15 +44,16 @@ class Candidate:
     def check(self, num_experts: int, feature_sizes: Mapping[int, int]) -> None:
         """Raise `ValueError` where this cannot be a dispatcher of a pool of `num_experts` that was measured."""
         replace(self.point, name="candidate").validate(num_experts)
+        kinds = [EVIDENCE.require(stage.evidence, "a baseline") for stage in self.point.decisions]
         shapes = [
-            (num_experts, evidence_size(stage.evidence, num_experts, feature_sizes.get(stage.after, 0)))
-            for stage in self.point.decisions
+            (num_experts, kind.width(num_experts, feature_sizes.get(stage.after, 0)))
+            for kind, stage in zip(kinds, self.point.decisions, strict=True)
         ]
         if [tuple(head.weight.shape) for head in self.heads] != shapes or self.point.select is None:
             raise ValueError("its heads do not fit the pool")
-        for head, stage in zip(self.heads, self.point.decisions, strict=True):
+        for head, kind in zip(self.heads, kinds, strict=True):
             is_finite = head.weight.isfinite().all() and head.bias.isfinite().all()
-            if not is_finite or (head.knots is None) != (stage.evidence == "features"):
+            if not is_finite or (0 if head.statistics is None else len(head.statistics)) != kind.num_statistics:
                 raise ValueError("its heads hold impossible numbers")
 
     @property
@@ -92,16 +93,24 @@ def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state
             {
                 "point": candidate.point.to_dict(),
                 "versus_largest": candidate.versus_largest,
-                "heads": [[*head.weight.shape, head.knots is not None] for head in candidate.heads],
+                "heads": [
+                    [*head.weight.shape, 0 if head.statistics is None else len(head.statistics)]
+                    for head in candidate.heads
+                ],
             }
             for candidate in candidates
         ]
         for head in (head for candidate in candidates for head in candidate.heads):
-            weights += [head.weight.flatten(), head.bias, *([] if head.knots is None else [head.knots])]
+            weights += [head.weight.flatten(), head.bias, *([] if head.statistics is None else [head.statistics])]
     # As a tensor, since the header of a safetensors file must stay below 100 MB.
     text = torch.frombuffer(bytearray(json.dumps({"groups": entries, "state": state}), "utf-8"), dtype=torch.uint8)
     with replaced(path) as temporary:
         save_tensors({"heads": torch.cat(weights), "json": text}, temporary)
+
+
+def _count(statistics: bool | int) -> int:
+    """How many statistics a head has; files of the first edition say only whether there are those of "mix"."""
+    return MIX.num_statistics if statistics is True else statistics
 
 
 def load_candidates(path: Path, parse: Callable[[str], Any] = json.loads) -> tuple[dict[str, list[Candidate]], Any]:
@@ -120,8 +129,8 @@ def load_candidates(path: Path, parse: Callable[[str], Any] = json.loads) -> tup
         groups[name] = []
         for entry in entries:
             heads = tuple(
-                Head(take(rows, columns), take(rows), take(NUM_KNOTS) if has_knots else None)
-                for rows, columns, has_knots in entry["heads"]
+                Head(take(rows, columns), take(rows), take(_count(statistics)) if statistics else None)
+                for rows, columns, statistics in entry["heads"]
             )
             point = OperatingPoint.from_dict(entry["point"])
             groups[name].append(Candidate(point, heads, tuple(entry["versus_largest"])))

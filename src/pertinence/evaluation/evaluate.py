@@ -17,6 +17,7 @@ from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..models.pretrained import commit_of
 from ..predictions.arguments import RuntimeArguments
 from ..predictions.predict import Predictions, predict
+from ..routing.costs import LATENCY
 from ..routing.front import STEM, Front, OperatingPoint
 from ..routing.metrics import AGREEMENT, Figures
 from ..utils.distributed import make_accelerator
@@ -143,7 +144,7 @@ def predict_images(
         args: how experts are run.
         points: those that are to be measured; default: all of the model's.
     """
-    reading = {stage.after for point in points or model.front for stage in point.decisions if stage.evidence != "mix"}
+    reading = {expert for point in points or model.front for expert in point.reads_features_of}
     predictions = predict(
         model.experts,
         images,
@@ -159,7 +160,7 @@ def predict_images(
         predictions = predictions.agreeing()
     latency = [entry.costs.get("latency") for entry in model.config.entries]
     if None not in latency:
-        predictions = predictions.with_latency(latency)
+        predictions = predictions.with_cost(LATENCY, latency)
     return predictions
 
 

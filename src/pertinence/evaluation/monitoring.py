@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..models.modeling_pertinence import PertinenceForImageClassification, PertinenceOutput
-from ..routing.evidence import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins
+from ..routing.confidence import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins
 from ..routing.metrics import format_table
 from ..routing.policy import Routing
 from ..utils.errors import PertinenceError

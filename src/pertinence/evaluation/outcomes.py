@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from ..predictions.predict import ROWS_AT_ONCE, Predictions
-from ..routing.evidence import count_answers
+from ..routing.confidence import count_answers
 from ..routing.front import OperatingPoint
 from ..routing.heads import Head
 from ..routing.metrics import ACCURACY, Figures
@@ -30,7 +30,7 @@ class Outcome:
 
     Attributes:
         correct: bool (n,).
-        costs: float64 (n,), in the unit of `Predictions.costs`.
+        costs: float64 (n,), in the unit of the objective.
         figures: their summary.
         answers: int64 (N, 32), how many answers each expert gave last, by confidence; of operating points alone.
     """
@@ -51,20 +51,17 @@ class Outcome:
 
 def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions) -> Outcome:
     """Route images through an operating point on cached predictions, by the code that the model itself runs."""
-    correct, gmacs, ran, answers = [], [], [], 0
-    num_experts = len(predictions.gmacs)
+    correct, costs, answers = [], [], 0
     for chunk, routing in route_predictions(point, heads, predictions):
         correct.append(routing.logits.argmax(1) == chunk.target_columns)
-        gmacs.append(routing.gmacs)
-        ran.append(routing.experts_run)
-        answers = answers + count_answers(routing.logits, routing.expert_indices, num_experts, predictions.tail)
+        costs.append(routing.costs)
+        answers = answers + count_answers(
+            routing.logits, routing.expert_indices, predictions.num_experts, predictions.tail
+        )
     approximate = predictions.candidates is not None and bool(point.stages)
-    latency = None
-    if predictions.latency is not None:
-        latency = torch.cat(ran).double() @ torch.tensor(predictions.latency, dtype=torch.float64)
-        latency += predictions.stem_latency * any(stage.after < 0 for stage in point.decisions)
     shares = answers.sum(1) / len(predictions)
-    outcome = summarise(predictions, torch.cat(correct), torch.cat(gmacs), shares, latency, approximate)
+    spent = {unit: torch.cat([part[unit] for part in costs]) for unit in costs[0]}
+    outcome = summarise(predictions, torch.cat(correct), spent, shares, approximate)
     return replace(outcome, answers=answers)
 
 
@@ -74,41 +71,29 @@ def route_predictions(
     """Route images through an operating point, part by part: yields some of the predictions and their `Routing`."""
     for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE):
         chunk = predictions.subset(rows)
-        yield (
-            chunk,
-            route(
-                point,
-                heads,
-                chunk.answer,
-                len(chunk),
-                predictions.gmacs,
-                tail=predictions.tail,
-                stem_gmacs=predictions.stem_gmacs,
-            ),
-        )
+        yield chunk, route(point, heads, chunk.outputs, len(chunk), predictions.costs, tail=predictions.tail)
 
 
 def summarise(
     predictions: Predictions,
     correct: torch.Tensor,
-    gmacs: torch.Tensor,
+    costs: Mapping[str, torch.Tensor],
     shares: torch.Tensor,
-    latency: torch.Tensor | None = None,
     approximate: bool = False,
 ) -> Outcome:
-    """The outcome of n images: right or wrong bool (n,), costs float64 (n,), share of each expert (N,)."""
+    """The outcome of n images: right or wrong bool (n,), costs float64 (n,) by unit, share of each expert (N,)."""
     accuracy = correct.sum().item() / len(correct)
     figures = Figures(
         accuracy,
         wilson_interval(accuracy, len(correct)),
-        gmacs.mean().item(),
+        {unit: spent.mean().item() for unit, spent in costs.items()},
         tuple(shares.tolist()),
         len(correct),
         approximate,
-        None if latency is None else latency.mean().item(),
+        predictions.costs.objective,
         predictions.measure,
     )
-    return Outcome(correct, gmacs if latency is None else latency, figures)
+    return Outcome(correct, costs[figures.objective], figures)
 
 
 def evaluate_experts(predictions: Predictions) -> list[Outcome]:
@@ -126,13 +111,10 @@ def evaluate_oracle(predictions: Predictions) -> Outcome:
 
 def _evaluate_choice(predictions: Predictions, correct: torch.Tensor, choice: torch.Tensor) -> Outcome:
     """One expert answers each image: right answers bool (n, N), the expert int64 (n,)."""
-    gmacs, latency = (
-        None if costs is None else torch.tensor(costs, dtype=torch.float64)[choice]
-        for costs in (predictions.gmacs, predictions.latency)
-    )
+    costs = {unit: torch.from_numpy(predictions.costs.alone(unit))[choice] for unit in predictions.costs.values}
     shares = torch.bincount(choice, minlength=correct.shape[1]) / len(choice)
     right = correct.gather(1, choice.unsqueeze(1)).squeeze(1)
-    return summarise(predictions, right, gmacs, shares, latency)
+    return summarise(predictions, right, costs, shares)
 
 
 def routing_auroc(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions) -> dict[int, float]:

@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..routing.costs import cost_unit
 from ..routing.metrics import Figures
 from .intervals import non_dominated
 from .report import Evaluation, Series
@@ -128,4 +129,4 @@ def _curve(series: Series) -> tuple[list[float], list[float]]:
 
 
 def _unit(figures: Figures) -> str:
-    return "GMACs" if figures.latency is None else "milliseconds"
+    return cost_unit(figures.objective)

@@ -251,10 +251,10 @@ def evaluate_front(
 def _measure(
     points: Sequence[tuple[OperatingPoint, Sequence[Head]]], default: int, predictions: Predictions
 ) -> Series:
-    correct = predictions.correct().numpy()
+    correct, expert_costs = predictions.correct().numpy(), predictions.costs.of_experts
 
     def differences(result: Outcome) -> tuple[Difference, Difference]:
-        return bootstrap_differences(result.correct.numpy(), result.costs.numpy(), correct, predictions.costs)
+        return bootstrap_differences(result.correct.numpy(), result.costs.numpy(), correct, expert_costs)
 
     outcomes = [evaluate_point(point, heads, predictions) for point, heads in points]
     versus_largest, versus_mix = zip(*map(differences, outcomes), strict=True)

@@ -5,16 +5,69 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..routing.costs import GMACS, LATENCY, Cost
 from ..utils.errors import MALFORMED, PertinenceError
 
 
 TURNS, TURN_SECONDS = 9, 0.1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a cost is measured with.
+
+    Attributes:
+        image: uint8 (3, H, W), of which batches are made.
+        batch_size: images of a batch.
+        device: where experts are run.
+    """
+
+    image: torch.Tensor
+    batch_size: int
+    device: torch.device
+
+
+class GigaMultiplyAdds(Cost):
+    """Billions of fused multiply-adds, counted when an expert is loaded."""
+
+    name, title, unit = GMACS, "GMACs", "GMACs"
+
+    def measure(self, experts: Sequence[Any], how: Measurement) -> list[float]:
+        return [expert.entry.gmacs for expert in experts]
+
+    def of_head(self, weights: int) -> float:
+        return weights / 1e9
+
+
+class Milliseconds(Cost):
+    """Time of an image within a batch, preprocessing included; heads are not counted, as they run on the host."""
+
+    name, title, unit, is_measured_here = LATENCY, "ms", "milliseconds", True
+
+    def measure(self, experts: Sequence[Any], how: Measurement) -> list[float]:
+        return measure_latency(experts, how.image, how.batch_size, how.device)
+
+
+class Parameters(Cost):
+    """Parameters of the experts that run: what has to be in memory for an image."""
+
+    name, title, unit = "parameters", "parameters", "parameters"
+
+    def measure(self, experts: Sequence[Any], how: Measurement) -> list[float]:
+        return [float(expert.entry.parameters) for expert in experts]
+
+    def of_head(self, weights: int) -> float:
+        return float(weights)
+
+
+GIGA_MULTIPLY_ADDS, MILLISECONDS, PARAMETERS = GigaMultiplyAdds(), Milliseconds(), Parameters()
 
 
 def count_gmacs(model: nn.Module, size: tuple[int, int], options: dict[str, Any] | None = None) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +12,18 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from ..data.batches import Images, stacked, take
+from ..data.batches import stacked, take
 from ..data.decoding import as_images
 from ..experts.expert import Expert
 from ..experts.pool import load_pool, pool_labels
 from ..experts.reference import LoadOptions
 from ..experts.transforms import UnfitImage
 from ..hub.configuration import PertinenceConfig
-from ..routing.front import STEM, Front, OperatingPoint, Stage
+from ..routing.costs import GMACS, STEM, PoolCosts
+from ..routing.front import Front, OperatingPoint, Stage
 from ..routing.heads import Dispatcher, Head, threshold_head
 from ..routing.metrics import Figures
-from ..routing.policy import Answer, Routing, route
-from ..routing.single_image import is_simple, route_one
+from ..routing.policy import Outputs, Routing, route
 from ..utils.errors import PertinenceError, shown
 from .expert_store import LazyExpert
 from .pretrained import COUNTED, PertinencePreTrainedModel
@@ -70,8 +70,10 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         if config.experts:
             config.check()  # again: options of from_pretrained replace what the file says
         self._front = config.build_front()
-        self._gmacs = [entry.gmacs for entry in config.expert_entries]
-        self._stem_gmacs = config.stem_entry.gmacs if config.stem else 0.0
+        self.costs = PoolCosts(
+            {GMACS: tuple(entry.gmacs for entry in config.expert_entries)},
+            {GMACS: config.stem_entry.gmacs} if config.stem else {},
+        )
         self.dispatcher = Dispatcher(self._front, len(config.experts or []), config.feature_sizes)
         # Experts are references: attached after the dispatcher's weights are loaded, and never saved with them.
         self.experts = nn.ModuleList()
@@ -176,6 +178,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         accuracy: float | None = None,
         max_accuracy_loss: float | None = None,
         operating_point: str | None = None,
+        costs: Mapping[str, float] | None = None,
         device: str | None = None,
         batch_size: int | None = None,
     ) -> OperatingPoint:
@@ -188,6 +191,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             max_accuracy_loss: the cheapest point whose accuracy is at most this much (0 to 1) below the largest
                 expert's.
             operating_point: the point of that name.
+            costs: the most accurate point whose mean costs are at most these, by unit.
             device, batch_size: which milliseconds, where several were measured (`point.latency`).
 
         Returns:
@@ -196,7 +200,13 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         Raises:
             PertinenceError: no point meets the budget; the message says what the nearest is.
         """
-        budget = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
+        budget: dict[str, Any] = {
+            "gmacs": gmacs,
+            "latency_ms": latency_ms,
+            "accuracy": accuracy,
+            "operating_point": operating_point,
+            "costs": costs,
+        }
         if sum(value is not None for value in (max_accuracy_loss, *budget.values())) != 1:
             raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss")
         if max_accuracy_loss is not None:
@@ -267,11 +277,9 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
 
     def _route(self, point: OperatingPoint, batch: torch.Tensor | list[torch.Tensor]) -> Routing:
         batch, device, heads = stacked(batch), self.device, self.dispatcher.heads(point)
-        if is_simple(point, len(batch), self.config.num_labels):
-            return route_one(point, heads, lambda index: self._scores(index, batch), self._gmacs, device)
         answered: list[tuple[Expert, torch.Tensor]] = []
 
-        def run(index: int, rows: torch.Tensor) -> Answer:
+        def run(index: int, rows: torch.Tensor) -> Outputs:
             expert = self.stem if index == STEM else self.experts[index]
             with torch.inference_mode():
                 logits, features = expert.answer(take(batch, rows))
@@ -282,18 +290,10 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
                 answered.append((expert, total))
             return logits, features
 
-        routing = route(point, heads, run, len(batch), self._gmacs, device, stem_gmacs=self._stem_gmacs)
+        routing = route(point, heads, run, len(batch), self.costs, device)
         for expert, total in answered:
             expert.check(total)
         return routing
-
-    @torch.inference_mode()
-    def _scores(self, index: int, image: Images) -> list[float]:
-        """What an expert answers to one image, as numbers."""
-        expert = self.experts[index]
-        scores = expert.answer(image)[0].tolist()[0]
-        expert.check(sum(scores))
-        return scores
 
 
 def _as_thresholds(given: Any, count: int) -> list[float] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..data.decoding import decode_image
+from ..routing.costs import GMACS
 from ..utils.errors import PertinenceError
 from .modeling_pertinence import PertinenceForImageClassification
 
@@ -112,7 +113,7 @@ class StreamDispatcher:
             self._expert, self._scene, self._since = out.expert_indices[0].item(), scene, 0
         else:
             logits = self.model.experts[self._expert](image[None])[0][0]
-            gmacs, dispatched = self.model.experts[self._expert].entry.gmacs, False
+            gmacs, dispatched = float(self.model.costs.alone(GMACS)[self._expert]), False
         self.frames += 1
         self.dispatches += dispatched
         self._since += 1

@@ -18,10 +18,10 @@ from transformers.utils import logging
 
 from ..data.dataset import LabelledImages, raise_or, unusable
 from ..experts.expert import Expert
-from ..routing.evidence import TOP_SCORES
-from ..routing.front import STEM
+from ..routing.costs import GMACS, STEM, PoolCosts
 from ..routing.metrics import ACCURACY, AGREEMENT
-from ..routing.policy import Answer
+from ..routing.mixing import TOP_SCORES
+from ..routing.policy import Outputs
 from ..utils.errors import PertinenceError
 from ..utils.io import check_writable
 from ..utils.progress import progress_bar
@@ -95,8 +95,8 @@ class ExpertPredictions:
             found[:, :-1] = torch.where(wanted == label, score, found[:, :-1])
         return found
 
-    def answers(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
-        """int64 (m,), the label that the expert answers with, of some images or all."""
+    def top_labels(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """int64 (m,), the label that the expert predicts, of some images or all."""
         best = self.scores[rows].argmax(1)
         return best if self.labels is None else self.labels[rows].gather(1, best.unsqueeze(1)).squeeze(1).long()
 
@@ -108,13 +108,11 @@ class Predictions:
     Attributes:
         experts: one for each expert of the pool.
         labels: int64 (n,).
-        gmacs: cost of one image, by expert.
+        costs: of the pool, and of the stem where there is one.
         rows: int64 (m,), the images that this object speaks of.
         candidates: int32 (n, K), the labels that any expert thinks likely; None where all scores are kept. Answers
             then have K + 1 columns, of which the last stands for each of the other labels (see `tail`).
-        latency: milliseconds of one image, by expert; None where cost is counted in GMACs.
         stem: what the separate stem says; None without one.
-        stem_gmacs, stem_latency: its cost.
         measure: "accuracy", or "agreement" where the labels are the largest expert's answers.
         skipped: rows of the split that cannot be decoded, and of which nothing is said.
         digests: int64 (n,), the same for copies of one image; None where that is not known of every image.
@@ -122,24 +120,19 @@ class Predictions:
 
     experts: tuple[ExpertPredictions, ...]
     labels: torch.Tensor
-    gmacs: tuple[float, ...]
+    costs: PoolCosts
     rows: torch.Tensor
     candidates: torch.Tensor | None = None
-    latency: tuple[float, ...] | None = None
     stem: ExpertPredictions | None = None
-    stem_gmacs: float = 0.0
-    stem_latency: float = 0.0
     measure: str = ACCURACY
     skipped: tuple[int, ...] = ()
     digests: torch.Tensor | None = None
 
     @classmethod
-    def of_pool(
-        cls, experts: Sequence[ExpertPredictions], labels: torch.Tensor, gmacs: Sequence[float]
-    ) -> Predictions:
+    def of_pool(cls, experts: Sequence[ExpertPredictions], labels: torch.Tensor, costs: PoolCosts) -> Predictions:
         """Predictions of all n images; labels int64 (n,)."""
         candidates = likely_labels(experts) if experts[0].is_cut else None
-        return cls(tuple(experts), labels, tuple(gmacs), torch.arange(len(labels)), candidates)
+        return cls(tuple(experts), labels, costs, torch.arange(len(labels)), candidates)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -155,9 +148,8 @@ class Predictions:
         return 1 if self.candidates is None else self.num_labels - self.candidates.shape[1]
 
     @property
-    def costs(self) -> tuple[float, ...]:
-        """Cost of one image, by expert, in the unit that the search minimises."""
-        return self.latency or self.gmacs
+    def num_experts(self) -> int:
+        return len(self.experts)
 
     @property
     def targets(self) -> torch.Tensor:
@@ -194,19 +186,19 @@ class Predictions:
 
     def agreeing(self) -> Predictions:
         """The same, where right means: as the largest expert answers."""
-        return replace(self, labels=self.experts[-1].answers(), measure=AGREEMENT)
+        return replace(self, labels=self.experts[-1].top_labels(), measure=AGREEMENT)
 
-    def with_latency(self, milliseconds: Sequence[float]) -> Predictions:
-        """The same, where cost is milliseconds; of every expert, and last of the stem where there is one."""
-        experts, stem = milliseconds[: len(self.experts)], milliseconds[len(self.experts) :]
-        return replace(self, latency=tuple(experts), stem_latency=stem[0] if stem else 0.0)
+    def with_cost(self, unit: str, values: Sequence[float]) -> Predictions:
+        """The same, where another unit is the objective; of every expert, and last of the stem where there is one."""
+        experts, stem = values[: len(self.experts)], values[len(self.experts) :]
+        return replace(self, costs=self.costs.with_unit(unit, experts, *stem))
 
     def correct(self) -> torch.Tensor:
         """bool (m, N): whether each expert is right."""
-        return torch.stack([expert.answers(self.rows) for expert in self.experts], 1) == self.targets.unsqueeze(1)
+        return torch.stack([expert.top_labels(self.rows) for expert in self.experts], 1) == self.targets.unsqueeze(1)
 
-    def answer(self, expert: int, rows: torch.Tensor) -> Answer:
-        """What `dispatcher.route` asks for: logits and features of some images, without running the expert."""
+    def outputs(self, expert: int, rows: torch.Tensor) -> Outputs:
+        """What `policy.route` asks for: logits and features of some images, without running the expert."""
         rows = self.rows[rows]
         if expert == STEM:
             return None, self.stem.features[rows]
@@ -297,11 +289,13 @@ def predict(
 
     experts = [ask(expert, index in features_of) for index, expert in enumerate(pool)]
     labels = images.labels if images.labels is not None else torch.zeros(len(images), dtype=torch.int64)
-    predictions = Predictions.of_pool(experts, labels, [expert.entry.gmacs for expert in pool])
+    costs = PoolCosts.in_gmacs([expert.entry.gmacs for expert in pool])
+    predictions = Predictions.of_pool(experts, labels, costs)
     if len(images.digests) == len(images):
         predictions = replace(predictions, digests=images.digests)
     if stem is not None:
-        predictions = replace(predictions, stem=ask(stem, True), stem_gmacs=stem.entry.gmacs)
+        priced = replace(costs, stem={GMACS: stem.entry.gmacs})
+        predictions = replace(predictions, stem=ask(stem, True), costs=priced)
     if not is_bad.any():
         return predictions
     bad = is_bad.nonzero().squeeze(1).tolist()

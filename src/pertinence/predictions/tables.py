@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from transformers.utils import logging
 
+from ..routing.costs import PoolCosts
 from ..utils.errors import PertinenceError, first_line
 from .predict import MAX_DENSE_LABELS, ExpertPredictions, Predictions
 
@@ -129,7 +130,9 @@ class PredictionTable:
             logger.warning(f"{source} has probabilities of {', '.join(likely)}: their logarithms are taken as scores.")
         experts = [_read_model(columns[name], num_labels, name, source) for name in names]
         predictions = Predictions.of_pool(
-            experts, torch.from_numpy(labels.astype(np.int64)), [gmacs[name] for name in names]
+            experts,
+            torch.from_numpy(labels.astype(np.int64)),
+            PoolCosts.in_gmacs([gmacs[name] for name in names]),
         )
         return cls(tuple(names), predictions, digest.hexdigest()[:16])
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
 from ..utils.errors import MALFORMED, PertinenceError, explain, shown
 from ..utils.validation import is_name, is_number
-from .metrics import Figures, Latency, as_plain, figure_cells, figure_header, format_table
+from .costs import GMACS, LATENCY, STEM, cost_title
+from .evidence import EVIDENCE
+from .metrics import Figures, Latency, figure_cells, figure_header, format_table
 
 
-EVIDENCE_KINDS = ("features", "mix", "both")
-STEM = -1
-"""Stands for the separate stem where an expert's pool index is expected."""
 CHEAPEST_LOSSLESS = "cheapest-lossless"
 BEST_BELOW_LARGEST = "best-below-largest"
 MAX_POINTS = 10_000
@@ -29,14 +29,36 @@ class Stage:
 
     Attributes:
         after: pool index of the expert that ran last; -1 (`STEM`): the separate stem, before any expert.
-        evidence: what its head reads: "features" (pooled features of that expert), "mix" (statistics of the mixed
-            answer) or "both".
+        evidence: the kind of evidence that its head reads: "features" (pooled features of that expert), "mix"
+            (statistics of the mixed answer), "both", or one that is registered (see `routing.evidence`).
+        evidence_version: of that kind.
         mixing: weight of the log-probabilities of each member up to `after`; None: that expert's own logits.
     """
 
     after: int
     evidence: str = "mix"
     mixing: tuple[float, ...] | None = None
+    evidence_version: int = 1
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of `Known` that its decision needs."""
+        return EVIDENCE.require(self.evidence, "a stage").reads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as format 1 has them."""
+        version = {} if self.evidence_version == 1 else {"evidence_version": self.evidence_version}
+        mixing = None if self.mixing is None else list(self.mixing)
+        return {"after": self.after, "evidence": self.evidence, "mixing": mixing, **version}
+
+    def check_evidence(self, where: str) -> None:
+        """Raise `PertinenceError` where its kind of evidence is not registered, or is another version now."""
+        found = EVIDENCE.require(self.evidence, where)
+        if found.version != self.evidence_version:
+            raise PertinenceError(
+                f"{where}: its head was fitted to version {shown(self.evidence_version)} of the evidence "
+                f"{self.evidence!r}, and version {found.version} is here: install what it was searched with"
+            )
 
 
 @dataclass(frozen=True)
@@ -89,9 +111,9 @@ class OperatingPoint:
         return any(stage.mixing is not None for stage in self.stages)
 
     @cached_property
-    def reads_answers_alone(self) -> bool:
-        """Whether no decision reads features."""
-        return all(stage.evidence == "mix" for stage in self.decisions)
+    def reads_features_of(self) -> tuple[int, ...]:
+        """The experts, or `STEM`, whose pooled features a decision reads."""
+        return tuple(stage.after for stage in self.decisions if "features" in stage.reads)
 
     def validate(self, num_experts: int) -> None:
         """Raise `PertinenceError` where this cannot be an operating point of a pool of `num_experts`."""
@@ -115,12 +137,9 @@ class OperatingPoint:
         if len(self.members) > 1 and not {STEM, self.members[0]} & set(after):
             raise PertinenceError(f"{where}: there is no stage after its first member {self.members[0]}")
         for stage in self.stages:
-            if stage.evidence not in EVIDENCE_KINDS:
-                raise PertinenceError(
-                    f"{where}: evidence {shown(stage.evidence)} is not one of {', '.join(EVIDENCE_KINDS)}"
-                )
+            stage.check_evidence(where)
             if stage.after == STEM:
-                if stage.evidence != "features" or stage.mixing is not None:
+                if stage.reads != ("features",) or stage.mixing is not None:
                     raise PertinenceError(f"{where}: a stem answers nothing, so its stage can only read its features")
                 continue
             expected = self.members.index(stage.after) + 1
@@ -140,6 +159,7 @@ class OperatingPoint:
                     after=int(stage["after"]),
                     evidence=stage.get("evidence", "mix"),
                     mixing=None if stage.get("mixing") is None else tuple(float(w) for w in stage["mixing"]),
+                    evidence_version=stage.get("evidence_version", 1),
                 )
                 for stage in values["stages"]
             )
@@ -153,9 +173,16 @@ class OperatingPoint:
             raise PertinenceError(f"an entry of `front` is malformed ({explain(error)})") from error
 
     def to_dict(self) -> dict[str, Any]:
-        figures = {key: value and value.to_dict() for key, value in (("select", self.select), ("report", self.report))}
-        values = {**as_plain(asdict(replace(self, select=None, report=None))), **figures}
-        return values if self.latency else {key: value for key, value in values.items() if key != "latency"}
+        latency = {"latency": [asdict(entry) for entry in self.latency]} if self.latency else {}
+        return {
+            "name": self.name,
+            "recipe": self.recipe,
+            "members": list(self.members),
+            "stages": [stage.to_dict() for stage in self.stages],
+            "select": self.select and self.select.to_dict(),
+            "report": self.report and self.report.to_dict(),
+            **latency,
+        }
 
     def replaced_latency(self, measured: Sequence[Latency]) -> OperatingPoint:
         """The same with new measurements, which take the place of those of the same device and batch size."""
@@ -179,7 +206,7 @@ class Front(Sequence[OperatingPoint]):
                 raise PertinenceError(f"two operating points are called {point.name!r}: names must be unique")
             self._by_name[point.name] = point
         figures = [one for point in self._points for one in (point.select, point.report) if one is not None]
-        if len({(one.measure, one.latency is None) for one in figures}) > 1:
+        if len({(one.measure, one.objective, *sorted(one.costs)) for one in figures}) > 1:
             raise PertinenceError("all figures of a front must have one measure, and the same kinds of cost")
 
     @overload
@@ -219,6 +246,7 @@ class Front(Sequence[OperatingPoint]):
         latency_ms: float | None = None,
         accuracy: float | None = None,
         operating_point: str | None = None,
+        costs: Mapping[str, float] | None = None,
         device: str | None = None,
         batch_size: int | None = None,
     ) -> OperatingPoint:
@@ -230,12 +258,18 @@ class Front(Sequence[OperatingPoint]):
                 of a search by latency.
             accuracy: cheapest point whose accuracy (0 to 1) is at least this.
             operating_point: the point of that name.
+            costs: most accurate point whose mean costs are at most these, by unit ("gmacs", or what was searched by).
             device, batch_size: which milliseconds, where several were measured.
         """
-        given = {"gmacs": gmacs, "latency_ms": latency_ms, "accuracy": accuracy, "operating_point": operating_point}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) != 1:
-            raise PertinenceError("give exactly one of `gmacs`, `latency_ms`, `accuracy`, `operating_point`")
+        given = {
+            "gmacs": gmacs,
+            "latency_ms": latency_ms,
+            "accuracy": accuracy,
+            "operating_point": operating_point,
+            "costs": costs,
+        }
+        if sum(value is not None for value in given.values()) != 1:
+            raise PertinenceError(f"give exactly one of {', '.join(f'`{name}`' for name in given)}")
         if latency_ms is None and (device is not None or batch_size is not None):
             raise PertinenceError("`device` and `batch_size` say which milliseconds: give `latency_ms` with them")
         if operating_point is not None:
@@ -244,27 +278,17 @@ class Front(Sequence[OperatingPoint]):
         if not measured:
             raise PertinenceError("no operating point was measured: search, or choose one with `operating_point=`")
         if accuracy is not None:
-            reaching = [point for point in measured if point.select.accuracy >= accuracy]
-            if not reaching:
-                best = max(measured, key=lambda point: point.select.accuracy)
-                raise PertinenceError(
-                    f"no operating point reaches an {best.select.measure} of {accuracy:g} on the search images; the "
-                    f"best, {best.name!r}, reaches {best.select.accuracy:.4f}"
-                )
-            return min(reaching, key=lambda point: (point.select.cost, -point.select.accuracy))
-        limit, unit = given.popitem()[1], "GMACs"
-        costs = {point.name: point.select.gmacs for point in measured}
-        if gmacs is None:
-            costs, unit = self._milliseconds(device, batch_size), "ms"
-            measured = [point for point in measured if point.name in costs]
-        within = [point for point in measured if costs[point.name] <= limit]
-        if not within:
-            least = min(measured, key=lambda point: costs[point.name])
-            raise PertinenceError(
-                f"no operating point costs at most {limit:g} {unit} on the search images; the cheapest, "
-                f"{least.name!r}, costs {costs[least.name]:.4g}"
-            )
-        return max(within, key=lambda point: (point.select.accuracy, -point.select.cost))
+            return _cheapest_reaching(measured, accuracy)
+        if latency_ms is not None:
+            return _most_accurate_within(measured, self._milliseconds(device, batch_size), latency_ms, LATENCY)
+        for unit, limit in (costs or {GMACS: gmacs}).items():
+            spent = {p.name: p.select.costs[unit] for p in measured if unit in p.select.costs}
+            if not spent:
+                known = ", ".join(measured[0].select.costs)
+                raise PertinenceError(f"no operating point was measured in {shown(unit)}, only in {known}")
+            best = _most_accurate_within(measured, spent, limit, unit)
+            measured = [point for point in measured if spent.get(point.name, math.inf) <= limit]
+        return best
 
     def _milliseconds(self, device: str | None, batch_size: int | None) -> dict[str, float]:
         """Milliseconds of an image by point: as measured for a device and batch size, else as the search had them."""
@@ -282,7 +306,7 @@ class Front(Sequence[OperatingPoint]):
             if (entry.device, entry.batch_size) in wanted
         }
         if not settings and device is None and batch_size is None:
-            costs = {p.name: p.select.latency for p in self if p.select and p.select.latency is not None}
+            costs = {p.name: p.select.costs[LATENCY] for p in self if p.select and LATENCY in p.select.costs}
         if not costs:
             raise PertinenceError(
                 "no operating point has a latency: run `pertinence benchmark`, search with cost='latency', or give "
@@ -310,3 +334,29 @@ class Front(Sequence[OperatingPoint]):
         if any(kind == "report" for _, kind in shown):
             table += "\nBudgets are met by the figures on the search images (`point.select`), which these are not."
         return table
+
+
+def _cheapest_reaching(points: Sequence[OperatingPoint], accuracy: float) -> OperatingPoint:
+    reaching = [point for point in points if point.select.accuracy >= accuracy]
+    if not reaching:
+        best = max(points, key=lambda point: point.select.accuracy)
+        raise PertinenceError(
+            f"no operating point reaches an {best.select.measure} of {accuracy:g} on the search images; the "
+            f"best, {best.name!r}, reaches {best.select.accuracy:.4f}"
+        )
+    return min(reaching, key=lambda point: (point.select.cost, -point.select.accuracy))
+
+
+def _most_accurate_within(
+    points: Sequence[OperatingPoint], spent: Mapping[str, float], limit: float, unit: str
+) -> OperatingPoint:
+    """The most accurate of those points whose cost is known (by name) and at most a limit."""
+    points = [point for point in points if point.name in spent]
+    within = [point for point in points if spent[point.name] <= limit]
+    if not within:
+        least = min(points, key=lambda point: spent[point.name])
+        raise PertinenceError(
+            f"no operating point costs at most {limit:g} {cost_title(unit)} on the search images; the cheapest, "
+            f"{least.name!r}, costs {spent[least.name]:.4g}"
+        )
+    return max(within, key=lambda point: (point.select.accuracy, -point.select.cost))

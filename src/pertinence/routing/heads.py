@@ -13,8 +13,10 @@ from torch import nn
 
 from ..utils.errors import PertinenceError
 from ..utils.modules import keeping_dtype
-from .evidence import CONFIDENCE, CONFIDENCE_BINS, NUM_KNOTS, evidence_size, mix_evidence_size
-from .front import STEM, Front, OperatingPoint, Stage
+from .confidence import CONFIDENCE_BINS
+from .costs import STEM
+from .evidence import CONFIDENCE, EVIDENCE, MIX
+from .front import Front, OperatingPoint, Stage
 
 
 MAX_ELEMENTS = 2**27
@@ -23,17 +25,18 @@ MAX_ELEMENTS = 2**27
 
 @dataclass
 class Head:
-    """Linear map of one stage from evidence to a score for each expert of the pool (its own position: answer now).
+    """Linear map of one stage from evidence to a score for each action: exit at the expert that just ran (its own
+    position), or defer to a later expert of the pool.
 
     Attributes:
         weight: float32 (N, E), or (P, N, E) for P heads at once.
         bias: float32 (N,), or (P, N).
-        knots: float32 (8,), where the hinges of the evidence stand; None for "features".
+        statistics: float32 (K,), what the evidence was fitted with (see `Evidence.fit`); None where it has none.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
-    knots: torch.Tensor | None = None
+    statistics: torch.Tensor | None = None
 
     def scores(self, evidence: np.ndarray) -> np.ndarray:
         """Evidence (B, E) to scores (B, N); of P heads at once (P, B, N)."""
@@ -45,27 +48,28 @@ class Head:
         return self.weight.numpy().mT, self.bias.numpy()[..., None, :]
 
     @cached_property
-    def numbers(self) -> tuple[list[list[float]], list[float], list[float]]:
-        """Weight, bias and knots of one head as plain numbers."""
-        return self.weight.tolist(), self.bias.tolist(), self.knots.tolist()
+    def fitted(self) -> np.ndarray | None:
+        """`statistics` as an array."""
+        return None if self.statistics is None else self.statistics.numpy()
 
-    @cached_property
-    def gmacs(self) -> float:
-        return self.weight.shape[-1] * self.weight.shape[-2] / 1e9
+    @property
+    def size(self) -> int:
+        """Weights of one head."""
+        return self.weight.shape[-1] * self.weight.shape[-2]
 
 
 def threshold_head(point: OperatingPoint, stage: Stage, threshold: float, num_experts: int) -> Head:
-    """The head that goes on to the next member where the mixture's largest probability is below `threshold`.
+    """The head that defers to the next member where the mixture's largest probability is below `threshold`.
 
-    Answering scores 0, the next member threshold - confidence, any later one -1 (never chosen).
+    Exit scores 0, the next member threshold - confidence, any later one -1 (never chosen).
     """
-    weight = torch.zeros(num_experts, mix_evidence_size(num_experts))
+    weight = torch.zeros(num_experts, MIX.width(num_experts, 0))
     bias = torch.full((num_experts,), -1.0)
     following = min(member for member in point.members if member > stage.after)
     bias[stage.after] = 0.0
     weight[following, CONFIDENCE] = -1.0
     bias[following] = threshold
-    return Head(weight, bias, torch.zeros(NUM_KNOTS))
+    return Head(weight, bias, torch.zeros(MIX.num_statistics))
 
 
 class Dispatcher(nn.Module):
@@ -88,9 +92,10 @@ class Dispatcher(nn.Module):
         for point in front:
             for stage in point.decisions:
                 stacked.setdefault((stage.after, stage.evidence), []).append(point.name)
+        kinds = {key: EVIDENCE.require(key[1], "a stage") for key in stacked}
+        widths = {key: kind.width(num_experts, feature_sizes.get(key[0], 0)) for key, kind in kinds.items()}
         elements = len(front) * num_experts * CONFIDENCE_BINS + sum(
-            len(names) * num_experts * evidence_size(evidence, num_experts, feature_sizes.get(after, 0))
-            for (after, evidence), names in stacked.items()
+            len(names) * num_experts * widths[key] for key, names in stacked.items()
         )
         if elements > MAX_ELEMENTS:
             raise PertinenceError(
@@ -99,10 +104,9 @@ class Dispatcher(nn.Module):
             )
         self.rows = {(name, *key): row for key, names in stacked.items() for row, name in enumerate(names)}
         self.stages = nn.ModuleDict()
-        for (after, evidence), names in stacked.items():
-            size = evidence_size(evidence, num_experts, feature_sizes.get(after, 0))
-            self.stages[_stack_name(after, evidence)] = _StackedHeads(
-                len(names), num_experts, size, evidence != "features"
+        for key, names in stacked.items():
+            self.stages[_stack_name(*key)] = _StackedHeads(
+                len(names), num_experts, widths[key], kinds[key].num_statistics
             )
         self._names = [point.name for point in front]
         self._heads: dict[str, list[Head]] = {}
@@ -166,11 +170,12 @@ def _stack_name(after: int, evidence: str) -> str:
 
 
 class _StackedHeads(nn.Module):
-    def __init__(self, count: int, num_experts: int, size: int, has_knots: bool):
+    def __init__(self, count: int, num_experts: int, size: int, num_statistics: int):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(count, num_experts, size), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(count, num_experts), requires_grad=False)
-        self.knots = nn.Parameter(torch.zeros(count, NUM_KNOTS), requires_grad=False) if has_knots else None
+        # Called `knots` since format 1, when no other evidence had statistics.
+        self.knots = nn.Parameter(torch.zeros(count, num_statistics), requires_grad=False) if num_statistics else None
 
     def __getitem__(self, row: int) -> Head:
         tensors = (self.weight, self.bias, self.knots)
@@ -186,4 +191,4 @@ class _StackedHeads(nn.Module):
             )
         self.weight[row], self.bias[row] = head.weight, head.bias
         if self.knots is not None:
-            self.knots[row] = head.knots
+            self.knots[row] = head.statistics

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..utils.errors import PertinenceError, shown
 from ..utils.validation import is_name, is_number, is_whole
+from .costs import GMACS, LATENCY, cost_title
 
 
 ACCURACY, AGREEMENT = "accuracy", "agreement"
+_STORED_APART = (GMACS, LATENCY)
+"""The units whose figures have a key of their own in format 1; others lie under `costs`."""
 
 
 @dataclass(frozen=True)
@@ -20,45 +23,68 @@ class Figures:
     Attributes:
         accuracy: share of right answers, 0 to 1.
         interval: 95 % interval of the accuracy (Wilson), (low, high).
-        gmacs: mean cost of an image.
+        costs: mean cost of an image, by unit; always with "gmacs".
         expert_shares: for each expert of the pool the share of images that it ran last on; sums to 1.
         samples: number of images.
         approximate: whether the scores that decided or were mixed had been cut to the largest (see `predictions`).
-        latency: milliseconds of an image by the latency of each expert, where that was the cost of the search.
+        objective: the unit that the search minimised.
         measure: "accuracy", or "agreement" where right means: as the largest expert answers.
         estimate: whether decisions were out of fold: an estimate for the heads that are saved, not a measurement.
     """
 
     accuracy: float
     interval: tuple[float, float]
-    gmacs: float
+    costs: Mapping[str, float]
     expert_shares: tuple[float, ...]
     samples: int
     approximate: bool = False
-    latency: float | None = None
-    measure: str = "accuracy"
+    objective: str = GMACS
+    measure: str = ACCURACY
     estimate: bool = False
 
     @property
     def cost(self) -> float:
-        """What the search minimises: milliseconds where they were asked for, else GMACs."""
-        return self.gmacs if self.latency is None else self.latency
+        """In the unit that the search minimised."""
+        return self.costs[self.objective]
+
+    @property
+    def gmacs(self) -> float:
+        """Billions of multiply-adds of an image."""
+        return self.costs[GMACS]
+
+    @property
+    def latency(self) -> float | None:
+        """Milliseconds of an image by the latency of each expert, where that was the cost of the search."""
+        return self.costs.get(LATENCY)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what was measured stands under its own name."""
-        values = as_plain(asdict(self))
-        return {values.pop("measure"): values.pop("accuracy"), **values}
+        others = {unit: cost for unit, cost in self.costs.items() if unit not in _STORED_APART}
+        implied = LATENCY if LATENCY in self.costs else GMACS
+        return {
+            self.measure: self.accuracy,
+            "interval": list(self.interval),
+            GMACS: self.gmacs,
+            "expert_shares": list(self.expert_shares),
+            "samples": self.samples,
+            "approximate": self.approximate,
+            LATENCY: self.latency,
+            "estimate": self.estimate,
+            **({"costs": others} if others else {}),
+            **({"objective": self.objective} if self.objective != implied else {}),
+        }
 
     def check(self, where: str, num_experts: int) -> None:
         """Raise `PertinenceError` where this was not measured of a pool of `num_experts`."""
         if len(self.interval) != 2 or len(self.expert_shares) != num_experts:
             raise PertinenceError(f"{where}: its figures need an interval of two and {num_experts} shares")
         shares = (self.accuracy, *self.expert_shares)
-        costs = (self.gmacs, 0.0 if self.latency is None else self.latency)
         if not (
             all(is_number(share, 0, 1) for share in shares)
             and all(map(is_number, self.interval))
-            and all(is_number(cost, 0) for cost in costs)
+            and all(is_number(cost, 0) for cost in self.costs.values())
+            and all(map(is_name, self.costs))
+            and self.objective in self.costs
         ):
             raise PertinenceError(
                 f"{where}: its figures need shares between 0 and 1 and costs that are not negative, all of them finite"
@@ -69,15 +95,16 @@ class Figures:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Figures:
         measure = AGREEMENT if AGREEMENT in values else ACCURACY
-        latency = values.get("latency")
+        apart = {GMACS: values[GMACS], LATENCY: values.get(LATENCY)}
+        costs = {**apart, **(values.get("costs") or {})}
         return cls(
             accuracy=float(values[measure]),
             interval=tuple(values["interval"]),
-            gmacs=float(values["gmacs"]),
+            costs={str(unit): float(cost) for unit, cost in costs.items() if cost is not None or unit == GMACS},
             expert_shares=tuple(values["expert_shares"]),
             samples=int(values["samples"]),
             approximate=bool(values.get("approximate", False)),
-            latency=None if latency is None else float(latency),
+            objective=str(values.get("objective", GMACS if apart[LATENCY] is None else LATENCY)),
             measure=measure,
             estimate=bool(values.get("estimate", False)),
         )
@@ -88,7 +115,7 @@ class Latency:
     """What one image was measured to take at an operating point, preprocessing included.
 
     Attributes:
-        device: model of a GPU, else the kind of device (see `accelerators.device_name`).
+        device: model of a GPU, else the kind of device (see `utils.distributed.device_name`).
         batch_size: images of a call; its time is divided by them.
         milliseconds: of an image, the median of several rounds.
         low, high: quartiles of the rounds.
@@ -118,8 +145,8 @@ class Latency:
 
 def figure_header(figures: Figures | None) -> list[str]:
     """Heads of the columns before the experts' in `figure_cells`."""
-    header = [figures.measure if figures else ACCURACY, "95 % interval", "GMACs"]
-    return header + ["ms"] if figures and figures.latency is not None else header
+    units = [GMACS] if figures is None else figures.costs
+    return [figures.measure if figures else ACCURACY, "95 % interval", *map(cost_title, units)]
 
 
 def figure_cells(figures: Figures) -> list[str]:
@@ -128,8 +155,7 @@ def figure_cells(figures: Figures) -> list[str]:
     return [
         f"{100 * figures.accuracy:.2f} %",
         f"{100 * low:.2f} .. {100 * high:.2f}",
-        f"{figures.gmacs:.4g}",
-        *([] if figures.latency is None else [f"{figures.latency:.4g}"]),
+        *(f"{cost:.4g}" for cost in figures.costs.values()),
         *(f"{100 * share:.0f} %" for share in figures.expert_shares),
     ]
 

@@ -1,8 +1,7 @@
-"""The policy: evidence of what was run, one linear head per stage, answer or which expert next.
+"""The policy (deferral rule): evidence of what has run, one linear head per stage, exit or which expert next.
 
-The model calls `route` on what its experts just said, and every figure that is reported comes from `route` on cached
-predictions. A single image (`one_image`) and the objectives of a search (`recipes`, `cascade`, `thresholds`) go ways
-of their own, which tests hold to the same policy.
+The model calls `route` on what its experts just gave, and every figure that is reported comes from `route` on cached
+predictions. The objectives of a search (`search/recipes`) are vectorised equivalents, which tests hold to it.
 """
 
 from __future__ import annotations
@@ -15,21 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from .evidence import (
-    Array,
-    known_of,
-    log_softmax,
-    mix,
-    no_votes,
-    stage_evidence,
-)
-from .front import STEM, OperatingPoint, Stage
+from .costs import GMACS, STEM, PoolCosts
+from .evidence import EVIDENCE, Known, no_votes, observe
+from .front import OperatingPoint, Stage
 from .heads import Head
+from .mixing import Array, log_softmax, mix
 
 
-Answer = tuple[torch.Tensor | None, torch.Tensor | None]
-"""Logits (b, C) and pooled features (b, F) of one expert; features may be None where no head reads them, logits are
-None for the stem."""
+Outputs = tuple[torch.Tensor | None, torch.Tensor | None]
+"""What an expert gives: logits (b, C) and pooled features (b, F); features may be None where no head reads them,
+logits are None for the stem."""
 
 
 @dataclass
@@ -37,24 +31,28 @@ class Routing:
     """What became of B images.
 
     Attributes:
-        logits: float32 (B, C).
+        logits: float32 (B, C), the answers.
         expert_indices: int64 (B,), the expert that ran last.
         experts_run: bool (B, N).
-        gmacs: float64 (B,) on the CPU, as some accelerators have no float64; every expert that ran and every head that
-            decided.
+        costs: for each unit float64 (B,) on the CPU, as some accelerators have no float64; every expert that ran and
+            every head that decided.
         scores: float32 (B, decisions, N), NaN where a decision was not reached or an action is not allowed.
     """
 
     logits: torch.Tensor
     expert_indices: torch.Tensor
     experts_run: torch.Tensor
-    gmacs: torch.Tensor
+    costs: dict[str, torch.Tensor]
     scores: torch.Tensor
 
+    @property
+    def gmacs(self) -> torch.Tensor:
+        return self.costs[GMACS]
+
     def to(self, device: torch.device) -> Routing:
-        """The same, with all but `gmacs` on a device."""
-        moved = {name: values.to(device) for name, values in vars(self).items() if name != "gmacs"}
-        return Routing(**moved, gmacs=self.gmacs)
+        """The same, with all but `costs` on a device."""
+        moved = {name: values.to(device) for name, values in vars(self).items() if name != "costs"}
+        return Routing(**moved, costs=self.costs)
 
 
 def choose(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -64,7 +62,7 @@ def choose(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
 
 def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> np.ndarray:
-    """bool (N,): answer (the position of the expert that just ran), or a member later in the pool."""
+    """bool (N,): exit (the position of the expert that just ran), or a member later in the pool."""
     allowed = np.zeros(num_experts, dtype=bool)
     allowed[[member for member in point.members if member >= stage.after]] = True
     return allowed
@@ -79,83 +77,116 @@ def _allowed(members: tuple[int, ...], after: int, num_experts: int) -> np.ndarr
 def route(
     point: OperatingPoint,
     heads: Sequence[Head],
-    run: Callable[[int, torch.Tensor], Answer],
+    run: Callable[[int, torch.Tensor], Outputs],
     count: int,
-    expert_gmacs: Sequence[float],
+    costs: PoolCosts,
     device: torch.device | str = "cpu",
     tail: int = 1,
-    stem_gmacs: float = 0.0,
 ) -> Routing:
     """Send `count` images through an operating point.
 
-    Members come in pool order and nobody goes back, so one sweep over them serves every image; the set of unanswered
-    images only shrinks.
+    Members come in pool order and no image goes back, so one sweep over them serves every image; the set of images
+    without an answer only shrinks.
 
     Args:
         point: where to go and how to mix.
         heads: one for each of `point.decisions`, on the CPU.
-        run: answers for expert i (`STEM`: the stem) on the images of the given rows (rising, int64 (b,), on the CPU);
+        run: outputs of expert i (`STEM`: the stem) for the images of the given rows (rising, int64 (b,), on the CPU);
             called at most once per expert.
         count: number of images, B.
-        expert_gmacs: cost of each expert of the pool.
+        costs: of the pool.
         device: where answers are mixed.
         tail: how many labels the last column of the answers stands for: predictions that are kept of many labels have
             one column for all those that no expert thought likely.
-        stem_gmacs: cost of the separate stem.
     """
-    num_experts, on_host = len(expert_gmacs), is_host(device)
-    # Who goes where, and why, is the host's to know: what a decision needs is copied there at once, and nothing else
-    # waits for a device.
-    following, asked = np.full(count, point.order[0]), {point.order[0]}
-    last = np.empty(count, dtype=np.int64)
-    ran = np.zeros((count, num_experts), dtype=bool)
-    votes = no_votes(count, num_experts)
-    scores = np.full((count, len(heads), num_experts), np.nan, dtype=np.float32)
-    costs, for_all = np.array(expert_gmacs, dtype=float), 0.0
-    logits = None
-    log_probs: dict[int, Array] = {}
-
+    sweep = _Sweep(point, count, costs, is_host(device), tail)
+    # What a decision needs is copied to the host at once, and nothing else waits for a device.
     for member in point.order:
-        if member not in asked:
+        if member not in sweep.asked:
             continue
-        rows = (following == member).nonzero()[0]
+        rows = (sweep.following == member).nonzero()[0]
         own, features = (brought(values, device) for values in run(member, torch.from_numpy(rows)))
-        # Where everybody is meant nothing is gathered or scattered.
+        # Where all images are meant nothing is gathered or scattered.
         here = there = slice(None) if len(rows) == count else rows
-        if len(rows) < count and not on_host:
+        if len(rows) < count and not sweep.on_host:
             there = torch.from_numpy(rows).to(device, non_blocking=True)
-        answer, stage = own, point.stage_after.get(member)
-        if member == STEM:
-            for_all += stem_gmacs
-        else:
-            ran[here, member], last[here] = True, member
-            if point.mixes:
-                log_probs[member] = _among_all(count, there, log_softmax(own, tail))
-            if stage is not None and stage.mixing is not None:
-                # Of a member that nobody was sent to nothing is known, and nothing is mixed.
-                mixed = [(m, w) for m, w in zip(point.members, stage.mixing, strict=False) if m in log_probs]
-                answer = mix([log_probs[m][there] for m, _ in mixed], [weight for _, weight in mixed])
-            # A copy: what `run` gave may be somebody else's.
-            logits = _among_all(count, there, answer, logits)
+        sweep.pay(member, here)
+        answer = None if member == STEM else sweep.answer(member, own, here, there)
         position = point.decision_after.get(member)
-        if position is None:
-            continue
-        head = heads[position]
-        # What a stem gives in the place of logits is no answer.
-        known = known_of(stage.evidence, None if member == STEM else own, answer, features, tail)
+        if position is not None:
+            sweep.decide(member, position, heads[position], own, answer, features, here)
+    routing = sweep.routing()
+    return routing if sweep.on_host else routing.to(device)
+
+
+class _Sweep:
+    """One sweep over the members of an operating point: who goes where, and why, is the host's to know."""
+
+    def __init__(self, point: OperatingPoint, count: int, costs: PoolCosts, on_host: bool, tail: int):
+        self.point, self.count, self.costs, self.on_host, self.tail = point, count, costs, on_host, tail
+        num_experts = costs.num_experts
+        self.following, self.asked = np.full(count, point.order[0]), {point.order[0]}
+        self.last = np.empty(count, dtype=np.int64)
+        self.ran = np.zeros((count, num_experts), dtype=bool)
+        self.votes = no_votes(count, num_experts)
+        self.scores = np.full((count, len(point.decisions), num_experts), np.nan, dtype=np.float32)
+        self.steps = {unit: np.zeros((count, num_experts)) for unit in costs.values}
+        self.before = dict.fromkeys(costs.values, 0.0)  # what a separate stem and its head cost every image
+        self.logits: Array | None = None
+        self.log_probs: dict[int, Array] = {}
+
+    def pay(self, member: int, here: Any) -> None:
+        """Charge the images of some rows for running a member, and note that it has run."""
+        for unit, steps in self.steps.items():
+            price = self.costs.marginal(unit, member, self.ran[here])
+            if member == STEM:
+                self.before[unit] += price
+            else:
+                steps[here, member] = price
         if member != STEM:
-            votes[here, member], known = known[:, 0], known[:, 1:]
-        stage_scores = head.scores(stage_evidence(stage.evidence, known, votes[here], head.knots))
-        allowed = _allowed(point.members, member, num_experts)
-        following[here] = chosen = choose(stage_scores, allowed)
-        asked.update(chosen.tolist())
-        scores[here, position] = np.where(allowed, stage_scores, np.nan)
-        if member == STEM:
-            for_all += head.gmacs
-        else:
-            costs[member] += head.gmacs
-    routing = Routing(*map(torch.as_tensor, (logits, last, ran, ran @ costs + for_all, scores)))
-    return routing if on_host else routing.to(device)
+            self.ran[here, member], self.last[here] = True, member
+
+    def answer(self, member: int, own: Array, here: Any, there: Any) -> Array:
+        """The answer after a member has run: its own logits, or the mixture of those that have run: (b, C)."""
+        answer, stage = own, self.point.stage_after.get(member)
+        if self.point.mixes:
+            self.log_probs[member] = _among_all(self.count, there, log_softmax(own, self.tail))
+        if stage is not None and stage.mixing is not None:
+            # Of a member that no image was sent to nothing is known, and nothing is mixed.
+            mixed = [(m, w) for m, w in zip(self.point.members, stage.mixing, strict=False) if m in self.log_probs]
+            answer = mix([self.log_probs[m][there] for m, _ in mixed], [weight for _, weight in mixed])
+        # A copy: what `run` gave may belong to its caller.
+        self.logits = _among_all(self.count, there, answer, self.logits)
+        return answer
+
+    def decide(
+        self, member: int, position: int, head: Head, own: Array, answer: Array, features: Array, here: Any
+    ) -> None:
+        """Exit, or choose who runs next."""
+        evidence = EVIDENCE.require(self.point.decisions[position].evidence, "a stage")
+        # What a stem gives in the place of logits is no prediction.
+        label, seen = observe(evidence.reads, None if member == STEM else own, answer, features, self.tail)
+        if label is not None:
+            self.votes[here, member] = label
+        known = Known(self.votes[here], tail=self.tail, **seen)
+        scores = head.scores(evidence.compute(known, head.fitted))
+        allowed = _allowed(self.point.members, member, self.costs.num_experts)
+        self.following[here] = chosen = choose(scores, allowed)
+        self.asked.update(chosen.tolist())
+        self.scores[here, position] = np.where(allowed, scores, np.nan)
+        for unit, steps in self.steps.items():
+            price = self.costs.of_head(unit, head.size)
+            if member == STEM:
+                self.before[unit] += price
+            else:
+                steps[here, member] += price
+
+    def routing(self) -> Routing:
+        # A product, as its sums come in the same order however many members an image has been through.
+        ones = np.ones(self.costs.num_experts)
+        costs = {unit: torch.from_numpy(steps @ ones + self.before[unit]) for unit, steps in self.steps.items()}
+        tensors = map(torch.as_tensor, (self.logits, self.last, self.ran))
+        return Routing(*tensors, costs, torch.as_tensor(self.scores))
 
 
 def is_host(device: torch.device | str) -> bool:

@@ -17,6 +17,7 @@ from ..experts.reference import variant_suffix
 from ..experts.transforms import Transform
 from ..experts.variants import SIZE_MODES, linear_layers, possible_sizes
 from ..predictions.predict import Predictions, predict
+from ..routing.costs import GMACS, LATENCY
 from ..utils.progress import progress_bar
 from .arguments import SearchArguments
 
@@ -85,24 +86,24 @@ def propose_variants(
     tried = images.select(sample.rows)
     options = {key: getattr(arguments, key) for key in ("batch_size", "num_workers", "cache_dir")}
     right = sample.correct()
-    limit = price_of_pool(right, search.costs)
+    limit = price_of_pool(right, search.costs.of_experts)
 
     def attempt(index: int, how: dict[str, Any]) -> Trial | None:
         expert = pool[index]
         variant = _variant(expert, how)
-        if search.latency is not None:
+        unit = search.costs.objective
+        if unit != GMACS:
             variant = measure(variant)
-        cost = "gmacs" if search.latency is None else "latency"
-        saving = 1 - variant.entry.costs[cost] / expert.entry.costs[cost]
+        saving = 1 - variant.entry.costs[unit] / expert.entry.costs[unit]
         if saving <= 0:
             return None
-        answers = predict([variant], tried, accelerator, **options).experts[0].answers()
+        answers = predict([variant], tried, accelerator, **options).experts[0].top_labels()
         return Trial.of(variant, answers == sample.targets, right[:, index], saving)
 
     found, there = {}, {_identity(expert) for expert in pool}
     with progress_bar(len(pool) - 1, "Variants", "expert", accelerator.is_main_process) as bar:
         for index, expert in enumerate(pool[:-1]):  # the largest starts no chain
-            ladders = _ladders(expert, by_time=search.latency is not None and accelerator.device.type == "cpu")
+            ladders = _ladders(expert, by_time=search.costs.objective == LATENCY and accelerator.device.type == "cpu")
             best = best_variant(ladders, partial(attempt, index), limit)
             if best is not None and _identity(best.variant) not in there:
                 found[expert.entry.name] = best.variant

@@ -30,6 +30,7 @@ from ..experts.reference import ExpertReference
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..predictions.predict import Predictions, predict
 from ..predictions.tables import PredictionTable
+from ..routing.costs import GMACS, LATENCY
 from ..utils.distributed import device_name, make_accelerator
 from ..utils.errors import PertinenceError
 from .arguments import SearchArguments
@@ -214,7 +215,7 @@ class DispatcherSearch:
             predictions = predict(pool, images, accelerator, stem=stem, features_of=reads_features, **options)
             if self.args.cost == "latency":
                 experts = [*pool, *filter(None, [stem])]
-                predictions = predictions.with_latency([expert.entry.costs["latency"] for expert in experts])
+                predictions = predictions.with_cost(LATENCY, [expert.entry.costs[LATENCY] for expert in experts])
             parts.append(predictions.agreeing() if self.args.labels == "agree" else predictions)
         return tuple(parts) if len(parts) > 1 else hold_out(parts[0], self.args)
 
@@ -308,7 +309,10 @@ def is_searched(table: PredictionTable, args: SearchArguments, report: Predictio
 def _table_settings(table: PredictionTable, args: SearchArguments, report: PredictionTable | None) -> dict[str, Any]:
     return {
         **args.search_settings,
-        "experts": [{"name": name, "gmacs": g} for name, g in zip(table.names, table.predictions.gmacs, strict=True)],
+        "experts": [
+            {"name": name, GMACS: cost}
+            for name, cost in zip(table.names, table.predictions.costs.values[GMACS], strict=True)
+        ],
         "images": {"search": table.fingerprint, "report": report and report.fingerprint},
     }
 

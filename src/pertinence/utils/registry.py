@@ -80,8 +80,8 @@ class Registry(Generic[T]):
         found = self.find(name)
         if found is None:
             raise PertinenceError(
-                f"{where} needs the {self.kind} {shown(name)}, which is not registered: import the module that "
-                f"registers it first (--plugins MODULE on the command line); known: {', '.join(self.names)}"
+                f"{where}: {self.kind} {shown(name)} is not one of {', '.join(self.names)}, which are registered: "
+                "import the module that registers it first (--plugins MODULE on the command line)"
             )
         return found
 

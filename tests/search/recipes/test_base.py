@@ -9,6 +9,7 @@ import torch
 from pertinence import SearchArguments
 from pertinence.evaluation.outcomes import evaluate_point
 from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.routing.costs import PoolCosts
 from pertinence.search.recipes.base import make_recipes
 from pertinence.search.recipes.thresholds import ThresholdRecipe
 
@@ -28,12 +29,12 @@ def predictions() -> Predictions:
         logits = 6 * skill * ease * torch.nn.functional.one_hot(labels, LABELS)
         features = torch.randn(COUNT, FEATURES, generator=generator) + 3 * ease
         experts.append(ExpertPredictions.keep(logits + torch.randn(COUNT, LABELS, generator=generator), features))
-    return Predictions.of_pool(experts, labels, GMACS)
+    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs(GMACS))
 
 
 def with_stem(predictions: Predictions) -> Predictions:
     stem = ExpertPredictions.keep(torch.zeros(COUNT, 2), predictions.experts[0].features)
-    return replace(predictions, stem=stem, stem_gmacs=0.2, stem_latency=0.1)
+    return replace(predictions, stem=stem, costs=replace(predictions.costs, stem={"gmacs": 0.2}))
 
 
 def individuals(recipe, count: int = 6):
@@ -59,7 +60,7 @@ def test_paper_is_judged_as_the_model_decides(predictions, evidence, has_stem, l
     if has_stem:
         predictions = with_stem(predictions)
     if latency:
-        predictions = predictions.with_latency([2.0, 5.0, 7.0, 0.1][: 3 + has_stem])
+        predictions = predictions.with_cost("latency", [2.0, 5.0, 7.0, 0.1][: 3 + has_stem])
     arguments = SearchArguments(recipe="paper", evidence=evidence, epochs=3)
     (recipe,), judged, _ = make_recipes(predictions, arguments, True, "cpu")
     for candidate in individuals(recipe):
@@ -71,7 +72,7 @@ def test_paper_is_judged_as_the_model_decides(predictions, evidence, has_stem, l
 @pytest.mark.parametrize("count", [2, 3])
 def test_thresholds_are_judged_as_the_model_decides(predictions, count, mixing, latency):
     if latency:
-        predictions = predictions.with_latency([2.0, 5.0, 7.0])
+        predictions = predictions.with_cost("latency", [2.0, 5.0, 7.0])
     for candidate in individuals(ThresholdRecipe(predictions, count, mixing), 12):
         assert_same(candidate, predictions)
         assert all((stage.mixing is None) != mixing for stage in candidate.point.stages)
@@ -82,7 +83,7 @@ def test_thresholds_are_judged_as_the_model_decides(predictions, count, mixing, 
 def test_a_cascade_costs_what_the_model_will_spend(predictions, recipe, latency):
     """Its accuracy is an estimate out of fold; its cost is that of the heads that are saved."""
     if latency:
-        predictions = predictions.with_latency([2.0, 5.0, 7.0])
+        predictions = predictions.with_cost("latency", [2.0, 5.0, 7.0])
     recipes, judged, images = make_recipes(predictions, SearchArguments(recipe=recipe, epochs=1), True, "cpu")
     for candidate in individuals(recipes[-1]):
         measured = evaluate_point(candidate.point, candidate.heads, judged).figures

@@ -10,7 +10,8 @@ from pertinence.data.splits import assign_folds
 from pertinence.evaluation.outcomes import evaluate_experts, evaluate_point
 from pertinence.predictions.predict import ExpertPredictions, Predictions
 from pertinence.predictions.tables import PredictionTable
-from pertinence.routing.evidence import fit_knots, mix_evidence
+from pertinence.routing.costs import PoolCosts
+from pertinence.routing.evidence import MIX, mix_evidence
 from pertinence.search.recipes.cascade import PRICES, CascadeFitter, CascadeSettings, fit_mixing_weights
 
 
@@ -28,7 +29,7 @@ def make_predictions(count: int = 600, num_labels: int = 4, seed: int = 0) -> Pr
         ExpertPredictions.keep(6 * skill * ease + torch.randn(count, num_labels, generator=generator))
         for skill in (0.5, 0.8, 1.2)
     ]
-    return Predictions.of_pool(experts, labels, GMACS)
+    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs(GMACS))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def fit_by_hand(predictions: Predictions, fitter: CascadeFitter, settings: Casca
         scores = torch.tensor(mixed(start, until, settings.scale))
         ran = torch.zeros(len(labels), 3, dtype=torch.bool)
         ran[:, start : until + 1] = True
-        evidence = mix_evidence(scores, votes, ran, fit_knots(scores.float()).double()).numpy()
+        evidence = mix_evidence(scores, votes, ran, MIX.fit(scores.float()).double()).numpy()
         std = np.maximum(evidence.std(0), 1e-6)
         evidence = (evidence - evidence.mean(0)) / std
         evidence = np.column_stack([evidence, np.ones(len(labels))])
@@ -105,8 +106,10 @@ def test_curve_is_what_ridge_regressions_backwards_and_out_of_fold_give(predicti
 
 def classes_alone(predictions: Predictions) -> Predictions:
     """The same answers without their scores, as in many tables: decisions then fall on a handful of cases."""
-    scores = [4 * torch.nn.functional.one_hot(expert.answers()).float() for expert in predictions.experts]
-    return Predictions.of_pool([ExpertPredictions.keep(part) for part in scores], predictions.labels, GMACS)
+    scores = [4 * torch.nn.functional.one_hot(expert.top_labels()).float() for expert in predictions.experts]
+    return Predictions.of_pool(
+        [ExpertPredictions.keep(part) for part in scores], predictions.labels, PoolCosts.in_gmacs(GMACS)
+    )
 
 
 @pytest.mark.parametrize("mixing", [True, False])
@@ -116,7 +119,7 @@ def test_cost_is_that_of_the_very_heads_that_are_saved(predictions, of, mixing):
     curve = CascadeFitter(predictions, FOLDS, 0, mixing).fit(WHOLE)
     for index in (10, 30, 50, 70):
         measured = evaluate_point(curve.point, curve.heads(index), predictions).figures
-        assert measured.gmacs == pytest.approx(curve.gmacs[index], rel=1e-3)
+        assert measured.gmacs == pytest.approx(curve.costs["gmacs"][index], rel=1e-3)
         assert measured.expert_shares == pytest.approx(curve.shares[index], abs=2.5 / len(predictions))
 
 
@@ -151,7 +154,7 @@ def test_saved_heads_do_on_new_images_what_was_estimated(fitter):
         point = curve.point
         measured = evaluate_point(point, curve.heads(index), unseen).figures
         assert measured.accuracy == pytest.approx(curve.accuracy[index], abs=0.06)
-        assert measured.gmacs == pytest.approx(curve.gmacs[index], rel=0.1)
+        assert measured.gmacs == pytest.approx(curve.costs["gmacs"][index], rel=0.1)
 
 
 def test_estimates_are_out_of_fold():
@@ -159,7 +162,7 @@ def test_estimates_are_out_of_fold():
     noise = make_predictions(400, num_labels=2, seed=3)
     generator = torch.Generator().manual_seed(4)
     experts = [ExpertPredictions.keep(torch.randn(400, 2, generator=generator)) for _ in GMACS]
-    lots = Predictions.of_pool(experts, noise.labels, GMACS)
+    lots = Predictions.of_pool(experts, noise.labels, PoolCosts.in_gmacs(GMACS))
     fitter = CascadeFitter(lots, FOLDS, seed=0)
     curve = fitter.fit(replace(WHOLE, blend=1.0, ridge=1e-3))
     assert curve.accuracy.max() < 0.5 + 3 * (0.25 / 400) ** 0.5
@@ -183,7 +186,7 @@ def test_without_mixing_the_last_expert_answers_alone(predictions):
     assert curve.accuracy[-1] == pytest.approx(accuracy[0])  # nothing is worth that price
     point = curve.point
     measured = evaluate_point(point, curve.heads(50), predictions)
-    assert measured.figures.gmacs == pytest.approx(curve.gmacs[50], rel=0.1)
+    assert measured.figures.gmacs == pytest.approx(curve.costs["gmacs"][50], rel=0.1)
 
 
 def test_one_fit_is_the_same_alone_or_after_others_and_on_any_number_of_threads(predictions, fitter):
@@ -238,7 +241,7 @@ def test_cut_scores_give_nearly_the_same_curve(zoo, tmp_path):
         top, labels = log_probs.topk(20)
         rest = log_probs.scatter(1, labels, -torch.inf).logsumexp(1)
         cut_experts.append(ExpertPredictions(top, labels.int(), rest, None, 100))
-    cut = Predictions.of_pool(cut_experts, dense.labels, dense.gmacs)
+    cut = Predictions.of_pool(cut_experts, dense.labels, dense.costs)
     curves = [CascadeFitter(p, 5, 0).fit(WHOLE) for p in (dense, cut)]
     assert np.abs(curves[0].accuracy - curves[1].accuracy).max() < 0.004
     assert np.abs(curves[0].cost / curves[1].cost - 1).max() < 0.02

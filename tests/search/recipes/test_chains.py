@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.routing.costs import PoolCosts
 from pertinence.search.recipes.chains import MAX_MEMBERS, ChainFamily, dominated
 from pertinence.search.recipes.spaces import CascadeSpace, combination
 
@@ -19,7 +20,7 @@ def predictions_of(accuracies, count=2000):
         scores[:, 0] = 1.0
         scores[round(accuracy * count) :, 1] = 2.0
         experts.append(ExpertPredictions.keep(scores))
-    return Predictions.of_pool(experts, labels, [2.0**index for index in range(len(accuracies))])
+    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs([2.0**index for index in range(len(accuracies))]))
 
 
 def every(family):

@@ -15,8 +15,9 @@ from ...evaluation.baselines import Candidate
 from ...evaluation.intervals import paired_difference, wilson_interval
 from ...evaluation.outcomes import evaluate_experts, summarise
 from ...predictions.predict import ROWS_AT_ONCE, Predictions
-from ...routing.evidence import fit_knots, known_of, no_votes, stage_evidence
-from ...routing.front import STEM, OperatingPoint, Stage
+from ...routing.costs import STEM
+from ...routing.evidence import EVIDENCE, Known, no_votes, observe
+from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import Head
 from ...routing.metrics import Figures
 from ...routing.policy import allowed_actions, brought, choose
@@ -86,14 +87,15 @@ class PaperRecipe:
     ):
         self.arguments, self.device = arguments, device
         self.fit, self.select = predictions.subset(fit_rows), predictions.subset(select_rows)
-        self.measure, self.num_experts = predictions.measure, len(predictions.gmacs)
+        self.measure, self.num_experts = predictions.measure, predictions.num_experts
         self.space = PaperSpace(self.num_experts)
         stage = Stage(0, arguments.evidence) if predictions.stem is None else Stage(STEM, "features")
         if predictions.stem is None and predictions.experts[0].features is None:
             stage = Stage(0, "mix")  # a table of predictions has no features
         self.point = OperatingPoint("", self.name, tuple(range(self.num_experts)), (stage,))
-        first_answers = self.fit.answer(0, torch.arange(len(self.fit)))[0]
-        self.knots = None if stage.evidence == "features" else fit_knots(first_answers, predictions.tail)
+        first_logits = self.fit.outputs(0, torch.arange(len(self.fit)))[0]
+        self.evidence = EVIDENCE.get(stage.evidence)
+        self.statistics = self.evidence.fit(first_logits, predictions.tail)
         classes = routing_classes(self.fit.correct(), arguments.unsolved)
         used = classes >= 0
         evidence = self._evidence_of(self.fit)
@@ -106,13 +108,13 @@ class PaperRecipe:
         stage = self.point.stages[0]
         parts = []
         for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE):
-            answer, features = predictions.answer(stage.after, rows)
-            answer, features = brought(answer), brought(features)
-            known = known_of(stage.evidence, answer, answer, features, predictions.tail)
+            logits, features = map(brought, predictions.outputs(stage.after, rows))
+            label, seen = observe(self.evidence.reads, logits, logits, features, predictions.tail)
             votes = no_votes(len(rows), self.num_experts)
-            if answer is not None:
-                votes[:, 0], known = known[:, 0], known[:, 1:]
-            parts.append(stage_evidence(stage.evidence, known, votes, self.knots))
+            if label is not None:
+                votes[:, 0] = label
+            known = Known(votes, tail=predictions.tail, **seen)
+            parts.append(self.evidence.compute(known, None if self.statistics is None else self.statistics.numpy()))
         return np.concatenate(parts)
 
     def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
@@ -128,7 +130,7 @@ class PaperRecipe:
         weights, biases = heads.weight.cpu(), heads.bias.cpu()
         # One by one, as the model decides: no individual's bits depend on its neighbours.
         for weight, bias in zip(weights, biases, strict=True):
-            yield self._judge(Head(weight.clone(), bias.clone(), self.knots))
+            yield self._judge(Head(weight.clone(), bias.clone(), self.statistics))
 
     def _judge(self, head: Head) -> Individual:
         stage, select = self.point.stages[0], self.select
@@ -136,16 +138,18 @@ class PaperRecipe:
         choice = torch.from_numpy(choose(head.scores(self._evidence), allowed))
         right = self._correct.gather(1, choice.unsqueeze(1)).squeeze(1)
 
-        def cost(of_experts: tuple[float, ...], of_stem: float) -> torch.Tensor:
-            by_expert = torch.tensor(of_experts, dtype=torch.float64)
-            # A stem that is an expert has run on every image; where it is chosen its answer is there already.
-            first = of_stem if stage.after == STEM else of_experts[0]
-            return first + torch.where(choice == stage.after, 0.0, by_expert[choice])
+        # A stem that is an expert has run on every image; where it is chosen its output is there already.
+        nothing = np.zeros(self.num_experts, dtype=bool)
+        ran = nothing if stage.after == STEM else np.arange(self.num_experts) == stage.after
 
-        gmacs = cost(select.gmacs, select.stem_gmacs) + head.gmacs
-        latency = None if select.latency is None else cost(select.latency, select.stem_latency)
+        def cost(unit: str) -> torch.Tensor:
+            price = select.costs.marginal
+            then = torch.tensor([float(price(unit, e, ran)) for e in range(self.num_experts)], dtype=torch.float64)
+            return float(price(unit, stage.after, nothing)) + then[choice] + select.costs.of_head(unit, head.size)
+
         shares = torch.bincount(choice, minlength=self.num_experts) / len(choice)
-        outcome = summarise(select, right, gmacs, shares, latency, select.candidates is not None)
+        costs = {unit: cost(unit) for unit in select.costs.values}
+        outcome = summarise(select, right, costs, shares, select.candidates is not None)
         return Individual.of(replace(self.point, select=outcome.figures), (head,), outcome.versus(self._largest))
 
 
@@ -179,11 +183,11 @@ class CascadeRecipe:
             figures = Figures(
                 accuracy,
                 wilson_interval(accuracy, curve.samples),
-                float(curve.gmacs[index]),
+                {unit: float(spent[index]) for unit, spent in curve.costs.items()},
                 tuple(curve.shares[index].tolist()),
                 curve.samples,
                 self.predictions.candidates is not None,
-                None if self.predictions.latency is None else float(curve.cost[index]),
+                self.predictions.costs.objective,
                 self.predictions.measure,
                 estimate=True,
             )

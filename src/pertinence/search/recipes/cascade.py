@@ -18,9 +18,10 @@ from scipy.optimize import minimize
 
 from ...data.splits import assign_folds
 from ...predictions.predict import Predictions
-from ...routing.evidence import fit_knots, log_softmax, mix_evidence, mix_evidence_size
+from ...routing.evidence import MIX, mix_evidence
 from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import Head
+from ...routing.mixing import log_softmax
 from ...utils.distributed import one_thread
 
 
@@ -64,8 +65,8 @@ class CascadeCurve:
     Attributes:
         prices: int64 (L,), rising, indices of lambda.
         accuracy: float64 (L,), of out-of-fold decisions.
-        cost: float64 (L,), mean of an image by the heads that are saved, in the unit of `Predictions.costs`.
-        gmacs: float64 (L,), likewise.
+        costs: for each unit float64 (L,), mean of an image by the heads that are saved.
+        objective: the unit that lambda is a price of.
         shares: float64 (L, N), of images that each expert ran last on, likewise.
         wins, losses: int64 (L,), images that out-of-fold decisions get right and the largest expert does not, and the
             reverse.
@@ -78,8 +79,8 @@ class CascadeCurve:
 
     prices: np.ndarray
     accuracy: np.ndarray
-    cost: np.ndarray
-    gmacs: np.ndarray
+    costs: dict[str, np.ndarray]
+    objective: str
     shares: np.ndarray
     wins: np.ndarray
     losses: np.ndarray
@@ -89,8 +90,13 @@ class CascadeCurve:
     bias: torch.Tensor
     knots: torch.Tensor
 
+    @property
+    def cost(self) -> np.ndarray:
+        """float64 (L,), in the unit of the objective."""
+        return self.costs[self.objective]
+
     def heads(self, index: int) -> tuple[Head, ...]:
-        """The heads at one lambda: answering scores 0, the next member what it promises, any later one -1."""
+        """The heads at one lambda: exit scores 0, the next member what it promises, any later one -1."""
         num_experts = self.shares.shape[1]
         heads = []
         for stage, following in enumerate(self.point.members[1:]):
@@ -126,9 +132,7 @@ class CascadeFitter:
     ):
         self.device, self.folds, self.mixing = device, folds, mixing
         self.tail = predictions.tail
-        self.costs, self.gmacs = np.array(predictions.costs), np.array(predictions.gmacs)
-        self.num_experts = len(self.costs)
-        self.counts_heads = predictions.latency is None
+        self.costs, self.num_experts = predictions.costs, predictions.num_experts
         rows = assign_folds(predictions.targets, folds, seed, predictions.copies)
         self.fold_size = rows.shape[1]
         rows = rows.flatten()
@@ -136,7 +140,7 @@ class CascadeFitter:
         self._filled = rows >= 0
         slots = rows.clamp_min(0)
         self._log_probs = [
-            torch.cat([log_softmax(predictions.answer(e, part)[0], self.tail) for part in slots.split(ROWS_AT_ONCE)])
+            torch.cat([log_softmax(predictions.outputs(e, part)[0], self.tail) for part in slots.split(ROWS_AT_ONCE)])
             for e in range(self.num_experts)
         ]
         self._votes = torch.stack([log_probs.argmax(1) for log_probs in self._log_probs], 1)
@@ -148,7 +152,7 @@ class CascadeFitter:
         self.samples = int(self._judged.sum())
         self._largest_right = self._votes[:, -1] == self._targets
         self._mixing: dict[tuple[int, ...], torch.Tensor] = {}
-        bytes_each = 8 * rows.numel() * (mix_evidence_size(self.num_experts) + 1)
+        bytes_each = 8 * rows.numel() * (MIX.width(self.num_experts, 0) + 1)
         self._evidence = lru_cache(max(1, CACHED_BYTES // bytes_each))(self._make_evidence)
         everybody = tuple(range(self.num_experts))
         pool = self._mix(everybody, self.mixing_weights(everybody))
@@ -177,7 +181,8 @@ class CascadeFitter:
         right, belief = self._answers_of(members)
         utility = settings.blend * right.float() + (1 - settings.blend) * belief
         prices = torch.from_numpy(PRICES).float().to(self.device)
-        head_gmacs = self.num_experts * mix_evidence_size(self.num_experts) / 1e9
+        objective = self.costs.objective
+        steps = self.costs.chain(objective, members)
 
         utility = utility.to(self.device).view(self.folds, self.fold_size, -1)
         # Of every image and lambda what the rest of the chain is worth, and which stage answers, out of fold and by
@@ -188,7 +193,7 @@ class CascadeFitter:
         heads = []
         for stage in reversed(range(len(members) - 1)):
             out_of_fold, saved, mean, std, knots = self._evidence(members[: stage + 1], scale)
-            fee = prices * (self.costs[members[stage + 1]] / self.costs[-1])
+            fee = prices * (steps[stage + 1] / self.costs.of_experts[-1])
             now = utility[..., stage : stage + 1]
             tensors = (out_of_fold, saved, value, now, ends, saved_ends)
             parts = list(zip(*(t.split(ROWS_AT_ONCE, 1) for t in tensors), strict=True))
@@ -203,16 +208,19 @@ class CascadeFitter:
         heads.reverse()
         weight = [(w[:-1] / std.unsqueeze(1)).T for w, _, std, _ in heads]
         bias = [w[-1] - part @ mean for part, (w, mean, _, _) in zip(weight, heads, strict=True)]
-        decisions = np.minimum(np.arange(1, len(members) + 1), len(members) - 1) * head_gmacs
-        gmacs = np.cumsum(self.gmacs[list(members)]) + decisions
         counted = self._count(ends.flatten(0, 1), right)
-        spent, estimated = (self._spend(e.flatten(0, 1), list(members), gmacs) for e in (saved_ends, ends))
-        mismatch = np.abs(estimated["cost"] / spent["cost"] - 1)
+        shares, estimated = (self._shares(e.flatten(0, 1), members) for e in (saved_ends, ends))
+        spent = {unit: shares[:, list(members)] @ self._path_costs(unit, members) for unit in self.costs.values}
+        expected = estimated[:, list(members)] @ self._path_costs(objective, members)
+        mismatch = np.abs(expected / spent[objective] - 1)
         tolerated = max(TOLERATED_MISMATCH, TOLERATED_IMAGES / self.samples, mismatch.min())
         kept = np.flatnonzero(mismatch <= tolerated)
         return CascadeCurve(
             prices=kept,
-            **{name: values[kept] for name, values in (counted | spent).items()},
+            **{name: values[kept] for name, values in counted.items()},
+            costs={unit: values[kept] for unit, values in spent.items()},
+            objective=objective,
+            shares=shares[kept],
             samples=self.samples,
             point=self._point(members, scale),
             weight=torch.stack(weight).float().cpu()[:, kept],
@@ -265,10 +273,10 @@ class CascadeFitter:
         def answer(weights: torch.Tensor, rows: slice) -> torch.Tensor:
             return self._mix(ran, weights, rows) if self.mixing else self._log_probs[ran[-1]][rows]
 
-        knots = fit_knots(torch.cat([answer(by_fold, rows)[self._filled[rows]] for rows in parts[:5]]), self.tail)
+        knots = MIX.fit(torch.cat([answer(by_fold, rows)[self._filled[rows]] for rows in parts[:5]]), self.tail)
 
         def evidence_of(weights: torch.Tensor) -> torch.Tensor:
-            evidence = torch.ones(total, mix_evidence_size(self.num_experts) + 1)
+            evidence = torch.ones(total, MIX.width(self.num_experts, 0) + 1)
             for rows in parts:
                 mixed, seen = answer(weights, rows), has_run.expand(rows.stop - rows.start, -1)
                 evidence[rows, :-1] = mix_evidence(mixed, self._votes[rows], seen, knots, self.tail)
@@ -314,15 +322,19 @@ class CascadeFitter:
             "losses": losses.astype(np.int64),
         }
 
-    def _spend(self, ends: torch.Tensor, members: list[int], gmacs: np.ndarray) -> dict[str, np.ndarray]:
-        """Shares, GMACs and cost of answers given at the stages `ends` (n, L)."""
+    def _path_costs(self, unit: str, members: tuple[int, ...]) -> np.ndarray:
+        """What an image costs that exits after each member, with the heads on its way: float64 (M,)."""
+        heads = np.minimum(np.arange(1, len(members) + 1), len(members) - 1)
+        size = self.num_experts * MIX.width(self.num_experts, 0)
+        return np.cumsum(self.costs.chain(unit, members)) + heads * self.costs.of_head(unit, size)
+
+    def _shares(self, ends: torch.Tensor, members: tuple[int, ...]) -> np.ndarray:
+        """Share of the images that each expert ran last on, of answers given at the stages `ends` (n, L): (L, N)."""
         everything = [torch.ones_like(self._judged)]
-        ended = np.concatenate([self._sum(everything, ends, stage) for stage in range(len(gmacs))])
+        ended = np.concatenate([self._sum(everything, ends, stage) for stage in range(len(members))])
         shares = np.zeros((len(PRICES), self.num_experts))
-        shares[:, members] = ended.T / self.samples
-        spent = shares[:, members] @ gmacs
-        cost = spent if self.counts_heads else shares[:, members] @ np.cumsum(self.costs[members])
-        return {"shares": shares, "gmacs": spent, "cost": cost}
+        shares[:, list(members)] = ended.T / self.samples
+        return shares
 
     def _sum(self, kinds: list[torch.Tensor], ends: torch.Tensor, stage: int) -> np.ndarray:
         """How many judged images of each kind, bool (n,) each, end at a stage: (kinds, L)."""

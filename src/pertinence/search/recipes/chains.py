@@ -38,10 +38,10 @@ class ChainFamily:
     def of(cls, predictions: Predictions, smaller: Mapping[int, int] | None = None) -> ChainFamily:
         """The family for the images of a search; `smaller` as above."""
         smaller = dict(smaller or {})
-        whole = [index for index in range(len(predictions.gmacs)) if index not in smaller.values()]
+        whole = [index for index in range(predictions.num_experts) if index not in smaller.values()]
         hopeless = dominated(predictions, whole)
         rungs = [index for index in whole[:-1] if index not in hopeless]
-        return cls(predictions.costs, (*rungs, whole[-1]), smaller)
+        return cls(predictions.costs.of_experts, (*rungs, whole[-1]), smaller)
 
     @property
     def starts(self) -> int:

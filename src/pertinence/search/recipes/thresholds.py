@@ -10,9 +10,9 @@ import torch
 
 from ...evaluation.outcomes import evaluate_experts, summarise
 from ...predictions.predict import ROWS_AT_ONCE, Predictions
-from ...routing.evidence import log_softmax, mix
 from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import threshold_head
+from ...routing.mixing import log_softmax, mix
 from .base import Individual
 from .spaces import ThresholdSpace
 
@@ -38,13 +38,13 @@ class ThresholdRecipe:
             spaced = torch.linspace(0, len(predictions) - 1, TUNING_ROWS, dtype=torch.float64)
             predictions = predictions.subset(spaced.long())
         self.predictions, self.measure = predictions, predictions.measure
-        self.space = ThresholdSpace(len(predictions.gmacs), num_members, mixing)
+        self.space = ThresholdSpace(predictions.num_experts, num_members, mixing)
         count = torch.arange(len(predictions))
         self._log_probs = [
             torch.cat(
-                [log_softmax(predictions.answer(e, rows)[0], predictions.tail) for rows in count.split(ROWS_AT_ONCE)]
+                [log_softmax(predictions.outputs(e, rows)[0], predictions.tail) for rows in count.split(ROWS_AT_ONCE)]
             )
-            for e in range(len(predictions.gmacs))
+            for e in range(predictions.num_experts)
         ]
         self._targets = predictions.target_columns
         self._largest = evaluate_experts(predictions)[-1]
@@ -58,12 +58,14 @@ class ThresholdRecipe:
         stages = tuple(Stage(member, "mix", own) for member, own in zip(members, mixing, strict=True))
         point = OperatingPoint("", "thresholds", members, stages)
         heads = tuple(
-            threshold_head(point, stage, threshold, len(predictions.gmacs))
+            threshold_head(point, stage, threshold, predictions.num_experts)
             for stage, threshold in zip(point.decisions, thresholds, strict=True)
         )
         here = torch.ones(len(predictions), dtype=torch.bool)
         right, ended = torch.zeros_like(here), torch.zeros(len(here), dtype=torch.int64)
-        gmacs, latency = torch.zeros(len(here), dtype=torch.float64), torch.zeros(len(here), dtype=torch.float64)
+        costs = predictions.costs
+        spent = {unit: torch.zeros(len(here), dtype=torch.float64) for unit in costs.values}
+        steps = {unit: costs.chain(unit, members).tolist() for unit in spent}
         for position, member in enumerate(members):
             rows = here.nonzero().squeeze(1)
             scores = self._log_probs[member][rows]
@@ -72,13 +74,12 @@ class ThresholdRecipe:
                 scores = log_softmax(mix(known, weights[: position + 1]), predictions.tail)
             best, answer = scores.max(1)
             right[rows], ended[rows] = answer == self._targets[rows], member
-            gmacs[rows] += predictions.gmacs[member]
-            if predictions.latency is not None:
-                latency[rows] += predictions.latency[member]
+            for unit, so_far in spent.items():
+                so_far[rows] += steps[unit][position]
+                if position < len(thresholds):
+                    so_far[rows] += costs.of_head(unit, heads[position].size)
             if position < len(thresholds):
-                gmacs[rows] += heads[position].gmacs
                 here[rows[best.exp() >= thresholds[position]]] = False
-        shares = torch.bincount(ended, minlength=len(predictions.gmacs)) / len(here)
-        spent = None if predictions.latency is None else latency
-        outcome = summarise(predictions, right, gmacs, shares, spent, predictions.candidates is not None)
+        shares = torch.bincount(ended, minlength=predictions.num_experts) / len(here)
+        outcome = summarise(predictions, right, spent, shares, predictions.candidates is not None)
         return Individual.of(replace(point, select=outcome.figures), heads, outcome.versus(self._largest))

@@ -1,0 +1,96 @@
+"""Answers as arrays: log-probabilities, log-linear mixtures of experts, and what sums an answer up.
+
+Values stay where they are computed: on the host they are arrays of numpy, which is quickest with a few images, on an
+accelerator tensors. What is said of `Array` holds for both, and is written with what both libraries call alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+import torch
+
+
+Array = np.ndarray | torch.Tensor
+
+TOP_SCORES = 5
+"""Labels that a summary tells apart; the others count as one."""
+SUMMARY_SIZE = TOP_SCORES + 2
+LOG_FLOOR = -30.0
+LEAST = math.exp(LOG_FLOOR)
+
+
+def library(values: Array) -> ModuleType:
+    """numpy or torch."""
+    return torch if isinstance(values, torch.Tensor) else np
+
+
+def log_softmax(logits: Array, tail: int = 1) -> Array:
+    """Log-probabilities (..., C) of logits whose last column stands for `tail` labels that are all alike."""
+    xp = library(logits)
+    shifted = logits - xp.amax(logits, -1, keepdims=True)
+    relative = xp.exp(shifted)
+    if tail > 1:
+        relative[..., -1] *= tail
+    shifted -= xp.log(relative.sum(-1, keepdims=True))
+    return shifted
+
+
+def mix(log_probs: Sequence[Array], weights: Sequence[float]) -> Array:
+    """Log-linear mixture: sum over experts of weight x log-softmax, of those that were run: (b, C).
+
+    Args:
+        log_probs: M of (b, C), zero where an expert was not run.
+        weights: M numbers.
+    """
+    mixed = log_probs[0] * weights[0]
+    for values, weight in zip(log_probs[1:], weights[1:], strict=True):
+        mixed += weight * values
+    return mixed
+
+
+def summary(mixed: Array, tail: int = 1) -> Array:
+    """What sums up an answer over many labels, computed where the answer is.
+
+    Args:
+        mixed: (b, C) logits.
+        tail: see `policy.route`.
+
+    Returns:
+        (b, 7), in the dtype of the logits: the five largest log-probabilities, the probability of all other labels
+        together, the label.
+    """
+    kept = mixed if tail == 1 else mixed[:, :-1]
+    if isinstance(mixed, torch.Tensor):
+        best, labels = kept.topk(min(TOP_SCORES, kept.shape[1]))
+        others, xp = (kept - best[:, :1]).exp_().scatter_(1, labels, 0.0).sum(1, keepdim=True), torch
+    else:
+        rising, xp = np.sort(kept), np
+        best = rising[:, : -TOP_SCORES - 1 : -1]
+        others = np.exp(rising[:, :-TOP_SCORES] - best[:, :1]).sum(1, keepdims=True)
+    if tail > 1:
+        others = others + tail * xp.exp(mixed[:, -1:] - best[:, :1])
+    best = best - best[:, :1]
+    total = xp.exp(best).sum(1, keepdims=True) + others
+    parts = [best - xp.log(total), others / total, top_label(mixed)]
+    parts[1:1] = [xp.full_like(best[:, :1], -np.inf)] * (TOP_SCORES - best.shape[1])  # where there are fewer labels
+    return xp.concatenate(parts, 1)
+
+
+def top_label(scores: Array) -> Array:
+    """That of answers (b, C), as a number of their dtype: (b, 1)."""
+    return library(scores).asarray(scores.argmax(1), dtype=scores.dtype)[:, None]
+
+
+def log_odds(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
+    """logit(p1), how sure answers (b, C) are of their label: (b,)."""
+    log_probs = log_softmax(logits, tail)
+    best, labels = log_probs.max(-1, keepdim=True)
+    others = log_probs.exp()
+    if tail > 1:
+        others[:, -1] *= tail
+    rest = others.scatter_(1, labels, 0.0).sum(1, keepdim=True)
+    return (best - rest.log_().clamp_min_(LOG_FLOOR)).squeeze(1)
