@@ -145,7 +145,7 @@ def saved(pool, heads, tmp_path_factory) -> Path:
     stacked: dict[str, list[torch.Tensor]] = {}
     for point in POINTS:
         for stage, head in zip(point.decisions, heads[point.name], strict=True):
-            for name, tensor in vars(head).items():
+            for name, tensor in {"weight": head.weight, "bias": head.bias, "knots": head.statistics}.items():
                 if tensor is not None:
                     stacked.setdefault(f"dispatcher.stages.{stage.after}_{stage.evidence}.{name}", []).append(tensor)
     tensors = {name: torch.stack(parts).detach() for name, parts in stacked.items()}
