@@ -57,7 +57,7 @@ def test_predictions_are_what_the_experts_say(pool, images, tmp_path):
         if index == 0:
             torch.testing.assert_close(found_features, features, atol=1e-4, rtol=1e-4)
     assert torch.equal(predictions.targets, images.labels)
-    assert predictions.gmacs == tuple(expert.entry.gmacs for expert in pool)
+    assert predictions.costs.of_experts == tuple(expert.entry.gmacs for expert in pool)
 
 
 def test_second_search_runs_no_expert(pool, images, tmp_path, runs):

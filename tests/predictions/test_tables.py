@@ -83,7 +83,7 @@ def test_scores_of_a_split(load, zoo, split, count):
     table = load(zoo / "predictions" / "cifar10-logits.npz", RESNETS, split)
     arrays = np.load(zoo / "predictions" / "cifar10-logits.npz")
     assert table.names == tuple(RESNETS)
-    assert table.predictions.gmacs == tuple(RESNETS.values())
+    assert table.predictions.costs.of_experts == tuple(RESNETS.values())
     assert len(table.predictions) == count
     assert np.array_equal(table.predictions.targets, arrays[f"{split}_label"])
     for name, expert in zip(table.names, table.predictions.experts, strict=True):
@@ -185,7 +185,7 @@ def test_costs_choose_the_models_and_their_order(load):
     columns = classes() | {"unnamed": np.array(["text"] * 60)}
     table = load(columns, {"large": 2, "absent": 1, "small": 3})
     assert table.names == ("large", "small")
-    assert table.predictions.gmacs == (2.0, 3.0)
+    assert table.predictions.costs.of_experts == (2.0, 3.0)
     assert accuracies(table) == accuracies(load(columns))[::-1]
 
 
