@@ -54,7 +54,8 @@ class DispatcherSearch:
         image_column, label_column, label_map: see `LabelledImages`.
 
     Examples:
-        >>> search = DispatcherSearch(["user/resnet8", "user/resnet56"], dataset, SearchArguments(generations=20, seed=1))
+        >>> args = SearchArguments(generations=20, seed=1)
+        >>> search = DispatcherSearch(["user/resnet8", "user/resnet56"], dataset, args)
         >>> result = search.run()
         >>> result.save("runs/cifar10")
         >>> result.front.expert_names
