@@ -34,7 +34,7 @@ from torchvision.transforms import v2
 from transformers import HfArgumentParser
 
 from pertinence import PertinenceError
-from pertinence.commands.main import read_config
+from pertinence.commands.config import read_config
 from pertinence.data.arguments import DataArguments
 from pertinence.data.dataset import LabelledImages, raise_or
 from pertinence.data.loading import load_images

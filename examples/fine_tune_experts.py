@@ -15,7 +15,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments
 
 from pertinence import DispatcherSearch, SearchArguments
-from pertinence.commands.demo import digits
+from pertinence.commands.demo_pool import digits
 
 
 CHECKPOINTS = ["timm/test_efficientnet.r160_in1k", "timm/test_resnet.r160_in1k", "timm/resnet10t.c3_in1k"]

@@ -184,7 +184,7 @@ def _blobs(count: int, size: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(scope="session")
 def digits() -> tuple:
     """scikit-learn's digits as data sets: images that train experts, that search, and that nobody has seen."""
-    from pertinence.commands.demo import digits
+    from pertinence.commands.demo_pool import digits
 
     return digits(seed=0)
 

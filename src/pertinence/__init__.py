@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .predictions.arguments import RuntimeArguments
     from .predictions.tables import PredictionTable
     from .search.arguments import SearchArguments
+    from .search.recipes.registry import register_recipe
     from .search.result import SearchResult
     from .search.search import DispatcherSearch, search_predictions
 
@@ -50,6 +51,7 @@ __all__ = [
     "StreamDispatcher",
     "calibrate",
     "evaluate_model",
+    "register_recipe",
     "search_predictions",
     "store_guarantee",
 ]
@@ -60,17 +62,18 @@ AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageCla
 
 
 _LAZY = {
-    "DataArguments": "search.arguments",
+    "DataArguments": "data.arguments",
     "DispatcherSearch": "search.search",
     "LabelledImages": "data.dataset",
     "PredictionTable": "predictions.tables",
     "RoutingMonitor": "evaluation.monitoring",
-    "RuntimeArguments": "search.arguments",
+    "RuntimeArguments": "predictions.arguments",
     "SearchArguments": "search.arguments",
     "SearchResult": "search.result",
     "StreamDispatcher": "models.streaming",
     "calibrate": "evaluation.calibration",
     "evaluate_model": "evaluation.evaluate",
+    "register_recipe": "search.recipes.registry",
     "search_predictions": "search.search",
     "store_guarantee": "evaluation.calibration",
 }

@@ -176,7 +176,7 @@ class Bench:
     def _prepare_parts(self) -> None:
         from digit_pool import ARCHITECTURES, save_digit_expert
 
-        from pertinence.commands.demo import digits
+        from pertinence.commands.demo_pool import digits
 
         train, search, report = digits(0)
         search, report = search.select(range(IMAGES)), report.select(range(IMAGES))

@@ -189,7 +189,7 @@ def test_unknown_flag_exits_with_usage(capsys):
     ],
 )
 def test_optional_booleans_are_flags(flags, mixing):
-    assert parse(["search", *flags])[1][1].mixing is mixing
+    assert parse(["search", *flags])[1][2].mixing is mixing
 
 
 @pytest.mark.parametrize("command", ["search", "evaluate", "calibrate", "push", "info", "demo"])

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from ..utils.validation import check_least
+from ..utils.settings import Settings, setting
 
 
 @dataclass
-class DataArguments:
+class DataArguments(Settings):
     """Which images."""
 
-    dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data set on the Hub (id, or id@revision), or a local folder of images or of parquet files."
-        },
+    dataset: str | None = setting(
+        None, "Hub id (or id@revision) of a data set, or a local folder of images or parquet files.", group="data"
     )
-    split: str | None = field(
-        default=None, metadata={"help": "Split to use; must hold images that no expert was trained on."}
+    split: str | None = setting(None, "Split; must hold images that no expert was trained on.", group="data")
+    dataset_config: str | None = setting(None, "Configuration, of a data set that has several.", group="data")
+    image_column: str | None = setting(None, "Default: the only image column.", group="data")
+    label_column: str | None = setting(None, "Default: the only class-label column.", group="data")
+    label_map: str | None = setting(
+        None,
+        "by_name: find labels among those of the experts by name; default: by index.",
+        group="data",
+        choices=["by_name"],
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of a data set that has several."}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "Default: the only image column."})
-    label_column: str | None = field(default=None, metadata={"help": "Default: the only class-label column."})
-    label_map: str | None = field(
-        default=None,
-        metadata={
-            "help": "by_name: labels are found among those of the experts by their names; default: by their indices.",
-            "choices": ["by_name"],
-        },
-    )
-    limit: int | None = field(default=None, metadata={"help": "Use only the first so many images."})
-
-    def __post_init__(self):
-        if self.limit is not None:
-            check_least(self, limit=1)
+    limit: int | None = setting(None, "Use only the first N images.", group="data", least=1)
 
     def replaced(self, dataset: str | None, split: str | None) -> DataArguments:
         """The same for another data set or split, where one is given."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..predictions.arguments import RuntimeArguments
-from ..utils.validation import check_least
+from ..utils.settings import setting
 
 
 @dataclass
 class BenchmarkArguments(RuntimeArguments):
     """What is timed."""
 
-    batch_size: list[int] = field(default_factory=lambda: [1, 32, 256], metadata={"help": "Images of a call."})
-    rounds: int = field(default=5, metadata={"help": "How often each is timed; the median counts."})
-    operating_point: str | None = field(default=None, metadata={"help": "Time only the point of this name."})
+    batch_size: list[int] = setting([1, 32, 256], "Images of a call, one or several.", group="hardware", least=1)  # type: ignore[assignment]
+    rounds: int = setting(5, "How often each is timed; the median counts.", group="hardware", least=1)
+    operating_point: str | None = setting(None, "Time only the point of this name.", group="output")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, rounds=1)
         self.batch_size = sorted(set(self.batch_size))

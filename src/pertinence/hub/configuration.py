@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..experts.entry import ATTENTION, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
+from ..experts.modes import PREPROCESSING_MODES
 from ..routing.front import STEM, Front, OperatingPoint
 from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
@@ -25,7 +26,6 @@ logger = logging.get_logger(__name__)
 
 FORMAT_VERSION = 1
 MAX_EXPERTS = 256
-PREPROCESSING_MODES = ("exact", "fast")
 
 
 class PertinenceConfig(PreTrainedConfig):

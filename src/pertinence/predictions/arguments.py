@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..experts.reference import LoadOptions
-from ..utils.errors import PertinenceError
-from ..utils.validation import check_least
+from ..utils.settings import Settings, setting
+
+
+if TYPE_CHECKING:
+    from ..experts.reference import LoadOptions
 
 
 @dataclass
-class RuntimeArguments:
+class RuntimeArguments(Settings):
     """How experts are run."""
 
-    batch_size: int = field(default=64, metadata={"help": "Images that an expert receives at once."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that decode images; 0: this one."})
-    on_bad_image: str = field(
-        default="stop",
-        metadata={
-            "help": "stop: an image that cannot be decoded ends the run; skip: it is left out, counted and named.",
-            "choices": ["stop", "skip"],
-        },
+    batch_size: int = setting(64, "Images that an expert receives at once.", group="hardware", least=1, decides=False)
+    num_workers: int = setting(
+        0, "Processes that decode images; 0: the main one.", group="hardware", least=0, decides=False
     )
-    device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda, ...; default: an accelerator if there is one."}
+    on_bad_image: str = setting(
+        "stop",
+        "An image that cannot be decoded: stop with an error, or skip it, counted and named.",
+        group="data",
+        choices=["stop", "skip"],
+        decides=False,
     )
-    dtype: str | None = field(
-        default=None, metadata={"help": "float32, bfloat16 or float16; default: as each checkpoint says."}
+    device: str | None = setting(
+        None, "cpu, cuda, ...; default: an accelerator if there is one.", group="hardware", decides=False
     )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Where predictions are kept; default: $HF_HOME/pertinence."}
+    dtype: str | None = setting(
+        None,
+        "Precision of the experts; default: that of each checkpoint.",
+        group="hardware",
+        choices=["float32", "bfloat16", "float16"],
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run the code that experts bring with them. Read it first."}
+    cache_dir: str | None = setting(
+        None, "Folder for predictions; default: $HF_HOME/pertinence.", group="output", decides=False
     )
-    token: str | None = field(default=None, metadata={"help": "Hub token; default: that of `hf auth login`."})
-
-    def __post_init__(self):
-        check_least(self, batch_size=1, num_workers=0)
-        if self.on_bad_image not in ("stop", "skip"):
-            raise PertinenceError(f"on_bad_image={self.on_bad_image!r} is not one of stop, skip")
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise PertinenceError(f"dtype {self.dtype!r} is not one of float32, bfloat16, float16")
+    trust_remote_code: bool = setting(
+        False, "Run the code that experts bring with them. Read it first.", group="experts", decides=False
+    )
+    token: str | None = setting(None, "Hub token; default: that of `hf auth login`.", group="experts", decides=False)
 
     @property
     def load_options(self) -> LoadOptions:
+        """How experts are loaded."""
+        from ..experts.reference import LoadOptions  # torch and transformers, which the help of a command does without
+
         return LoadOptions(dtype=self.dtype, token=self.token, trust_remote_code=self.trust_remote_code)

@@ -1,137 +1,205 @@
-"""Settings of the commands, written once: flags, YAML and Python all come from these dataclasses."""
+"""Settings of a search, written once: flags, YAML and Python all come from these dataclasses."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
-from ..hub.configuration import PREPROCESSING_MODES
+from ..data.arguments import DataArguments
+from ..experts.modes import PREPROCESSING_MODES
 from ..predictions.arguments import RuntimeArguments
 from ..routing.front import MAX_POINTS
-from ..utils.errors import PertinenceError
-from ..utils.validation import check_least
+from ..utils.settings import Setting, Settings, setting, settings_of
+from .recipes.arguments import CascadeArguments, PaperArguments
+from .recipes.registry import RECIPES, RecipeChoices, recipe_names, recipe_settings, registered_recipes
 
 
+COSTS = ("gmacs", "latency")
+
+
+T = TypeVar("T")
+
+
+def accepting_recipe_settings(cls: type[T]) -> type[T]:
+    """Let a dataclass take the settings of recipes from outside the package as keywords, too: in `recipe_settings`."""
+    generated: Callable[..., None] = cls.__init__
+
+    @wraps(generated)
+    def init(self: T, *values: Any, recipe_settings: Mapping[str, Any] | None = None, **settings: Any) -> None:
+        if "recipe" in settings:
+            check_recipe(settings["recipe"])
+        foreign = {name: settings.pop(name) for name in _foreign_settings() if name in settings}
+        generated(self, *values, **settings, recipe_settings={**(recipe_settings or {}), **foreign})
+
+    setattr(cls, "__init__", init)  # noqa: B010
+    return cls
+
+
+@accepting_recipe_settings
 @dataclass
-class SearchArguments(RuntimeArguments):
-    """How dispatchers are searched."""
+class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
+    """How dispatchers are searched.
 
-    recipe: str = field(
-        default="cascade",
-        metadata={
-            "help": "cascade: a decision after every expert; paper: one decision, then one expert, which answers "
-            "alone; both: one front over both.",
-            "choices": ["cascade", "paper", "both"],
-        },
-    )
-    population: int = field(default=50, metadata={"help": "Individuals of a generation."})
-    generations: int = field(default=50, metadata={"help": "Generations of NSGA-II."})
-    seed: int = field(default=0, metadata={"help": "Fixes the splits, the genetic algorithm and the training."})
-    labels: str = field(
-        default="given",
-        metadata={
-            "help": "given: those of the data set; agree: none are needed, right means as the largest expert answers.",
-            "choices": ["given", "agree"],
-        },
-    )
-    cost: str = field(
-        default="gmacs",
-        metadata={
-            "help": "gmacs: operations; latency: milliseconds of each expert on this device, in batches of "
-            "--batch-size.",
-            "choices": ["gmacs", "latency"],
-        },
-    )
-    folds: int = field(default=5, metadata={"help": "cascade: folds that its estimates are out of."})
-    mixing: bool | None = field(
-        default=None,
-        metadata={
-            "help": "cascade: whether answers mix the experts that were run; default: unless --labels agree.",
-            "nargs": "?",  # HfArgumentParser gives a bare flag only to what has a default
-            "const": True,
-        },
-    )
-    variants: str = field(
-        default="none",
-        metadata={
-            "help": "auto: try each expert on smaller images (and, with --cost latency, in 8 bits), and let the first "
-            "expert of a chain be the variant that loses the least for what it saves.",
-            "choices": ["none", "auto"],
-        },
-    )
-    stem: str | None = field(
-        default=None,
-        metadata={
-            "help": "paper: a separate network (Hub id, id@revision or folder) whose features the decision reads; "
-            "default: the cheapest expert."
-        },
-    )
-    evidence: str = field(
-        default="features",
-        metadata={
-            "help": "paper: what the decision reads of the cheapest expert: pooled features alone, as in the paper, "
-            "or its confidence, too. Of a table, which has no features, it reads the confidence.",
-            "choices": ["features", "both"],
-        },
-    )
-    epochs: int = field(default=20, metadata={"help": "paper: passes over the fit images that train a head."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "paper: Adam's."})
-    head_batch_size: int = field(default=256, metadata={"help": "paper: images of one step that trains heads."})
-    unsolved: str = field(
-        default="cheapest",
-        metadata={
-            "help": "paper: where images go that no expert gets right.",
-            "choices": ["cheapest", "largest", "dropped"],
-        },
-    )
-    select_fraction: float = field(
-        default=0.4, metadata={"help": "paper: share of the search images that choose heads rather than fit them."}
-    )
-    report_fraction: float = field(
-        default=0.2, metadata={"help": "Share held out to report on, where no report images are given."}
-    )
-    front_size: int = field(default=200, metadata={"help": "Operating points that the model has at most."})
-    baselines: bool = field(
-        default=True, metadata={"help": "Tune confidence cascades by the same search, to compare with."}
-    )
-    preprocessing: str = field(
-        default="exact",
-        metadata={
-            "help": "exact: each expert's own pixels; fast: torchvision for all.",
-            "choices": list(PREPROCESSING_MODES),
-        },
-    )
-    output_dir: str | None = field(
-        default=None, metadata={"help": "New folder for the model, search_result.json and figures."}
-    )
-    resume: bool = field(default=True, metadata={"help": "Continue a search of the same settings in --output-dir."})
+    The settings of a recipe that was registered from outside the package are given, and read, as the others are.
 
-    def __post_init__(self):
+    Raises:
+        PertinenceError: a value is not what its setting takes.
+        TypeError: there is no such setting.
+
+    Examples:
+        >>> SearchArguments(recipe="paper", epochs=3).epochs
+        3
+    """
+
+    recipe: str = setting(
+        "cascade",
+        "cascade: a decision after every expert; paper: one decision, then one expert, which answers alone; both, or "
+        "names joined by +: one front over all. Settings of another: --recipe NAME --help.",
+        group="recipe",
+        choices=RecipeChoices(),
+    )
+    population: int = setting(50, "Individuals of a generation.", group="search", least=2)
+    generations: int = setting(50, "Generations of NSGA-II.", group="search", least=1)
+    seed: int = setting(0, "Fixes the splits, the genetic algorithm and the training.", group="search", least=0)
+    labels: str = setting(
+        "given",
+        "given: those of the data set; agree: none are needed, right means as the largest expert answers.",
+        group="data",
+        choices=["given", "agree"],
+    )
+    cost: str = setting(
+        "gmacs",
+        "gmacs: operations; latency: milliseconds of each expert on this device, in batches of --batch-size.",
+        group="search",
+        choices=COSTS,
+    )
+    variants: str = setting(
+        "none",
+        "auto: try each expert on smaller images (and, with --cost latency, in 8 bits), and let the first expert of "
+        "a chain be the variant that loses the least for what it saves.",
+        group="experts",
+        choices=["none", "auto"],
+    )
+    report_fraction: float = setting(
+        0.2, "Share held out to report on, where no report images are given.", group="data", above=0, below=1
+    )
+    front_size: int = setting(
+        200, "Operating points that the model has at most.", group="search", least=3, most=MAX_POINTS
+    )
+    baselines: bool = setting(True, "Tune confidence cascades by the same search, to compare with.", group="search")
+    preprocessing: str = setting(
+        "exact",
+        "exact: each expert's own pixels; fast: torchvision for all.",
+        group="experts",
+        choices=PREPROCESSING_MODES,
+    )
+    output_dir: str | None = setting(
+        None, "New folder for the model, search_result.json and figures.", group="output", decides=False
+    )
+    resume: bool = setting(
+        True, "Continue a search of the same settings in --output-dir.", group="output", decides=False
+    )
+    recipe_settings: dict[str, Any] = field(default_factory=dict, metadata={"is_no_setting": True})
+
+    def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, population=2, generations=1, seed=0, folds=2, epochs=1, head_batch_size=1, front_size=3)
-        if self.front_size > MAX_POINTS:
-            raise PertinenceError(f"front_size must be at most {MAX_POINTS}, got {self.front_size}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise PertinenceError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        for name in ("select_fraction", "report_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise PertinenceError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        for setting in fields(self):
-            known = setting.metadata.get("choices")
-            if known and getattr(self, setting.name) not in known:
-                raise PertinenceError(
-                    f"{setting.name}={getattr(self, setting.name)!r} is not one of {', '.join(known)}"
-                )
-        if self.stem is not None and self.recipe == "cascade":
-            raise PertinenceError(
-                "a cascade starts with an expert, so a separate stem has nothing to decide: leave stem out, or "
-                "search with recipe paper or both"
-            )
+        check_recipe(self.recipe)
+        for name in registered_recipes():
+            arguments = self.of_recipe(name)
+            if name not in recipe_names(self.recipe) and hasattr(arguments, "check_unused"):
+                arguments.check_unused()
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and (foreign := _foreign_settings().get(name)) is not None:
+            return self.recipe_settings.get(name, foreign.default)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def of_recipe(self, name: str) -> Any:
+        """The settings that only one recipe has, as the dataclass that it is registered with.
+
+        Raises:
+            PertinenceError: there is no such recipe, or a value is not what its setting takes.
+        """
+        settings = recipe_settings(name)
+        values = {one.name: getattr(self, one.name) for one in settings}
+        for one in settings:
+            one.check(values[one.name])
+        return RECIPES.get(name).arguments(**values)
+
+    @classmethod
+    def settings(cls) -> tuple[Setting, ...]:
+        """All settings in the order of the help, those of the recipes last."""
+        recipes = [one for name in registered_recipes() for one in recipe_settings(name)]
+        names = {one.name for one in recipes}
+        return (*(one for one in settings_of(cls) if one.name not in names), *recipes)
+
+    def used(self) -> tuple[Setting, ...]:
+        """All settings, but of recipes from outside the package only those of the chosen ones."""
+        chosen = (one for name in recipe_names(self.recipe) for one in recipe_settings(name))
+        return tuple({one.name: one for one in (*settings_of(type(self)), *chosen)}.values())
 
     @property
     def search_settings(self) -> dict[str, Any]:
         """The settings that decide what is found; the others change only where and how fast."""
-        runtime = {field.name for field in fields(RuntimeArguments)} - {"dtype"} | {"output_dir", "resume", "stem"}
-        if self.cost == "latency":
-            runtime -= {"batch_size", "device"}
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in runtime}
+        by_device = {"batch_size", "device"} if self.cost == "latency" else set()
+        return {
+            one.name: getattr(self, one.name)
+            for one in self.used()
+            if one.metadata.get("decides", True) or one.name in by_device
+        }
+
+
+def check_recipe(choice: Any) -> None:
+    """Check a choice of recipes, and import the installed packages that offer those that are not registered yet.
+
+    Raises:
+        PertinenceError: there is no such recipe.
+    """
+    next(one for one in settings_of(SearchArguments) if one.name == "recipe").check(choice)
+    for name in recipe_names(choice):
+        RECIPES.get(name)
+
+
+def _foreign_settings() -> dict[str, Setting]:
+    """The settings of recipes from outside the package, by name."""
+    own = {one.name for one in fields(SearchArguments)}
+    return {one.name: one for name in registered_recipes() for one in recipe_settings(name) if one.name not in own}
+
+
+@dataclass
+class SearchInputs(Settings):
+    """What a search starts from, experts and images or a table of what models predicted, and where its result goes."""
+
+    experts: list[str | dict[str, Any]] | None = setting(
+        None, "Hub ids, id@revision or local folders; at least two.", group="experts", metavar="EXPERT", extends=True
+    )
+    report_split: str | None = setting(
+        None, "Split to report on; default: a part of --split is held out first.", group="data"
+    )
+    report_dataset: str | None = setting(None, "Data set to report on; default: --dataset.", group="data")
+    predictions: str | None = setting(
+        None,
+        "Table in place of experts and images: .parquet, .csv, .json or .npz with a column `label` and one for each "
+        "model, of scores or of classes.",
+        group="data",
+        metavar="FILE",
+    )
+    costs: str | None = setting(None, "JSON, GMACs by model name, for --predictions.", group="data", metavar="FILE")
+    save_experts: bool = setting(False, "Copy the experts' own files into the output folder.", group="output")
+    push_to_hub: str | None = setting(
+        None, "Push the result to this model repository, as `pertinence push` does.", group="output", metavar="REPO"
+    )
+    private: bool = setting(False, "Make it private where it is created.", group="output")
+
+    @property
+    def has_report(self) -> bool:
+        """Whether the report images are named, rather than held out of the others."""
+        return self.report_split is not None or self.report_dataset is not None
+
+
+def reserved_names() -> set[str]:
+    """What no setting of a recipe can be called: the names of other settings and of attributes."""
+    settings = (one.name for part in (DataArguments, SearchArguments, SearchInputs) for one in fields(part))
+    return {"help", "config", "plugins", *settings, *dir(SearchArguments)}

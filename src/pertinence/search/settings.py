@@ -1,32 +1,27 @@
-"""Settings of a command as a file: written beside a result, and read by `--config`."""
+"""Settings of a search as a file, which `--config` reads: written beside its result."""
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ..experts.reference import ExpertReference
 from ..hub.configuration import PertinenceConfig
 from ..hub.layout import NOT_STORED
-from ..utils.errors import PertinenceError, shown
-from ..utils.parsing import parse_yaml, read_text
-from ..utils.validation import is_name, split_revision
+from ..utils.settings import Settings
+from ..utils.validation import split_revision
 
 
 PATHS = ("dataset", "report_dataset", "predictions", "costs", "output_dir", "cache_dir")
 """Settings that may be paths."""
-SHOWN_SETTINGS = 20
 
 
-def resolved_settings(*arguments: Any) -> dict[str, Any]:
+def resolved_settings(*arguments: Settings) -> dict[str, Any]:
     """All settings of a command in one mapping, as `--config` takes them; without secrets, and what is done once."""
     return {
         setting.name: getattr(part, setting.name)
         for part in arguments
-        for setting in fields(part)
+        for setting in part.used()
         if setting.name not in NOT_STORED and getattr(part, setting.name) is not None
     }
 
@@ -64,19 +59,3 @@ def anchored(settings: dict[str, Any], config: PertinenceConfig | None) -> dict[
 def pinned(repo_id: str, commit: str | None) -> str:
     """A repository as it is named in settings, at the commit that was loaded; as it was where none is known."""
     return repo_id if commit is None else f"{split_revision(repo_id)[0]}@{commit}"
-
-
-def read_config(path: str, known: set[str]) -> dict[str, Any]:
-    """Settings from a YAML file; raises `PertinenceError` where it holds anything else."""
-    try:
-        values = parse_yaml(read_text(Path(path)))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise PertinenceError(f"the settings in {path} cannot be read: {reason}") from error
-    if not isinstance(values, dict):
-        raise PertinenceError(f"{path} must hold settings, one `name: value` each")
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    if unknown := sorted(set(values) - known):
-        named = ", ".join(name if is_name(name) else shown(name) for name in unknown[:SHOWN_SETTINGS])
-        raise PertinenceError(f"{path} has unknown settings: {named}; see `pertinence search --help`")
-    return values

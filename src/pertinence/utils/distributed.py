@@ -14,6 +14,7 @@ from accelerate.state import is_initialized
 from transformers.utils import logging
 
 from .errors import PertinenceError
+from .processes import quiet_other_processes
 
 
 logger = logging.get_logger(__name__)
@@ -60,12 +61,6 @@ def make_accelerator(device: str | None = None) -> Accelerator:
             "says. For several: torchrun --nproc_per_node N -m pertinence ..."
         )
     return accelerator
-
-
-def quiet_other_processes() -> None:
-    """Of the processes that a launcher started only the first warns."""
-    if os.environ.get("RANK", "0") != "0":
-        logging.get_logger("pertinence").setLevel(logging.ERROR)
 
 
 def _check_first(wanted: torch.device | None, used: torch.device) -> None:

@@ -40,12 +40,3 @@ def split_revision(reference: str) -> tuple[str, str | None]:
 def is_commit(revision: str) -> bool:
     """Whether it is that of a commit, in full."""
     return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
-
-
-def check_least(arguments: Any, **least: int) -> None:
-    """Raise `PertinenceError` where a setting, or one of those in a list, is below its least value."""
-    for name, value in least.items():
-        given = getattr(arguments, name)
-        for one in given or [None] if isinstance(given, list) else [given]:
-            if not isinstance(one, int) or one < value:
-                raise PertinenceError(f"{name} must be at least {value}, a whole number, got {given}")

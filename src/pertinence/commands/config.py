@@ -1,0 +1,84 @@
+"""What is known before the rest of a command line is parsed: its `--config` file, plug-ins and recipe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..utils.errors import PertinenceError, shown
+from ..utils.parsing import parse_yaml, read_text
+from ..utils.registry import import_plugins
+from ..utils.validation import is_name
+from .parser import add_plugins, spelt_with_dashes
+
+
+SHOWN_SETTINGS = 20
+
+
+def read_early(words: Sequence[str]) -> argparse.Namespace:
+    """The values of `--plugins`, `--config` and `--recipe`; None where they are not given."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_plugins(parser)
+    parser.add_argument("--config")
+    parser.add_argument("--recipe")
+    return parser.parse_known_args([spelt_with_dashes(word) for word in words])[0]
+
+
+def import_user_plugins(modules: Sequence[str]) -> None:
+    """Import modules of the user's own, also from the current folder, as with `python -m`.
+
+    Raises:
+        PertinenceError: one cannot be imported.
+    """
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    import_plugins(list(modules))
+
+
+def read_config(path: str, known: set[str] | None = None) -> dict[str, Any]:
+    """Settings from a YAML file.
+
+    Args:
+        path: of the file.
+        known: names of settings; others are refused. None: any.
+
+    Raises:
+        PertinenceError: it holds anything else.
+    """
+    try:
+        values = parse_yaml(read_text(Path(path)))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise PertinenceError(f"the settings in {path} cannot be read: {reason}") from error
+    if not isinstance(values, dict):
+        raise PertinenceError(f"{path} must hold settings, one `name: value` each")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    if known is not None:
+        check_known(path, values, known)
+    return values
+
+
+def check_known(path: str, values: Iterable[str], known: Container[str]) -> None:
+    """Raise `PertinenceError` where a file names settings that do not exist."""
+    if unknown := sorted(name for name in values if name not in known):
+        named = ", ".join(name if is_name(name) else shown(name) for name in unknown[:SHOWN_SETTINGS])
+        raise PertinenceError(f"{path} has unknown settings: {named}; see `pertinence search --help`")
+
+
+def pop_plugins(path: str, values: dict[str, Any]) -> list[str]:
+    """Take the modules of `plugins` out of the settings of a file.
+
+    Raises:
+        PertinenceError: it holds anything but the name of a module or a list of such names.
+    """
+    plugins = values.pop("plugins", None) or []
+    plugins = [plugins] if isinstance(plugins, str) else plugins
+    if not isinstance(plugins, list) or not all(map(is_name, plugins)):
+        raise PertinenceError(f"plugins in {path} must be a list of names of modules, got {shown(plugins)}")
+    return plugins

@@ -1,0 +1,55 @@
+"""`pertinence evaluate`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.arguments import DataArguments
+from ..predictions.arguments import RuntimeArguments
+from ..utils.errors import PertinenceError
+from ..utils.settings import setting
+from .models import MODEL, ModelArguments
+from .parser import Command, CommandParser
+
+
+@dataclass
+class EvaluationOutputs(ModelArguments):
+    """What an evaluation measures and where it goes."""
+
+    operating_point: str | None = setting(None, "Measure only the point of this name.", group="output")
+    output_dir: str | None = setting(None, "Folder for evaluation.json and figures.", group="output")
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.add_positional("model", MODEL)
+    parser.add_settings(DataArguments, RuntimeArguments, EvaluationOutputs)
+
+
+def run(model: str, data: DataArguments, args: RuntimeArguments, outputs: EvaluationOutputs) -> None:
+    from accelerate import PartialState
+
+    from ..evaluation.evaluate import evaluate_model
+    from ..evaluation.plots import plot_front, plot_shares
+    from ..hub.layout import FRONT_FIGURE, RECORD, SHARES_FIGURE
+    from ..utils.io import replaced
+
+    paths = outputs.expert_folders
+    folder = None if outputs.output_dir is None else Path(outputs.output_dir)
+    if folder is not None and any((folder / name).exists() for name in ("config.json", RECORD)):
+        raise PertinenceError(f"{folder} holds a model or a search: give an evaluation a folder of its own")
+    evaluation = evaluate_model(model, data, args, outputs.operating_point, paths, outputs.revision)
+    if not PartialState().is_main_process:
+        return
+    if folder is not None:
+        with replaced(folder / "evaluation.json") as file:
+            file.write_text(json.dumps(evaluation.to_dict(), indent=1))
+        plot_front(evaluation, folder / FRONT_FIGURE)
+        plot_shares(evaluation, folder / SHARES_FIGURE)
+    print(evaluation)
+    if folder is not None:
+        print(f"Saved to {folder}")
+
+
+COMMAND = Command("Measure a searched model and its baselines on other images.", add_arguments, run)

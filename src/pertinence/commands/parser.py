@@ -1,0 +1,168 @@
+"""The parser of one command: settings as flags, in the groups of its help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..utils.settings import TRUTH, Setting, Settings
+
+
+GROUPS = {
+    "model": "the model",
+    "data": "images and labels",
+    "experts": "experts",
+    "search": "search",
+    "recipe": "recipe",
+    "output": "output",
+    "hardware": "hardware",
+}
+"""Parts of the help, in its order, and their titles."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        summary: one sentence.
+        add_arguments: adds its positional arguments and its settings to a parser.
+        run: takes the positional arguments, then an object of each class of settings.
+        takes_config: whether a YAML file may give its settings.
+    """
+
+    summary: str
+    add_arguments: Callable[[CommandParser], None]
+    run: Callable[..., None]
+    takes_config: bool = False
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parses flags, and makes dataclasses of settings of them and of the values of a `--config` file.
+
+    Args:
+        name: of the command.
+        command: whose arguments it has.
+        recipe: the value of `--recipe`, whose settings the help shows; None: it is not given.
+    """
+
+    def __init__(self, name: str, command: Command, recipe: Any = None):
+        super().__init__(
+            prog=f"pertinence {name}",
+            description=command.summary,
+            formatter_class=partial(argparse.HelpFormatter, max_help_position=30),
+            argument_default=argparse.SUPPRESS,  # so that what is given differs from what is not
+        )
+        self.recipe = recipe
+        self.settings: dict[str, Setting] = {}
+        self._positional: list[str] = []
+        self._classes: list[type[Settings]] = []
+        command.add_arguments(self)
+        self.usage = " ".join(["%(prog)s", *(name.upper() for name in self._positional), "[settings]"])
+        if command.takes_config:
+            self.add_argument("--config", metavar="FILE", help="YAML file of settings; flags replace what it says.")
+        add_plugins(self)
+
+    def add_positional(self, name: str, help: str) -> None:
+        """Add an argument that is given without a flag."""
+        self._positional.append(name)
+        self.add_argument(name, help=help)
+
+    def add_settings(self, *classes: type[Settings], hidden: Collection[str] = ()) -> None:
+        """Add a flag for every setting of these dataclasses; those of `hidden` names are left out of the help."""
+        self._classes += classes
+        found = [setting for cls in classes for setting in cls.settings()]
+        self.settings |= {setting.name: setting for setting in found}
+        for name, title in GROUPS.items():
+            members = [setting for setting in found if setting.metadata.get("group", "recipe") == name]
+            if members:
+                group = self.add_argument_group(title)
+                for setting in members:
+                    _add_flag(group, setting, setting.name in hidden)
+
+    def given(self, words: Sequence[str]) -> dict[str, Any]:
+        """The values that a command line gives, by name.
+
+        Raises:
+            SystemExit: it is not understood, which is said; or it asks for help.
+        """
+        return vars(self.parse_args(self._as_in_help(words)))
+
+    def make_arguments(self, values: Mapping[str, Any]) -> list[Any]:
+        """The positional arguments and an object of each class of settings.
+
+        Raises:
+            PertinenceError: a value is not what its setting takes.
+        """
+        settings = [
+            cls(**{one.name: values[one.name] for one in cls.settings() if one.name in values})
+            for cls in self._classes
+        ]
+        return [*(values[name] for name in self._positional), *settings]
+
+    def _as_in_help(self, words: Sequence[str]) -> list[str]:
+        """Words in the one spelling that the help shows: `--batch_size` as `--batch-size`, `--mixing no` as
+        `--no-mixing`."""
+        left, done = list(words), []
+        switches = {flag_of(s.name): f"--no-{flag_of(s.name)[2:]}" for s in self.settings.values() if s.type is bool}
+        while left and left[0] != "--":
+            flag, equals, value = spelt_with_dashes(left.pop(0)).partition("=")
+            if flag in switches and not equals and left and left[0].lower() in TRUTH:
+                equals, value = "=", left.pop(0)
+            if flag in switches and value.lower() in TRUTH:
+                done.append(flag if TRUTH[value.lower()] else switches[flag])
+            else:
+                done.append(f"{flag}{equals}{value}")
+        return done + left
+
+
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that every command has."""
+    parser.add_argument(
+        "--plugins",
+        nargs="+",
+        action="extend",
+        metavar="MODULE",
+        help="Modules of yours to import first, which register recipes, costs, ...",
+    )
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def spelt_with_dashes(word: str) -> str:
+    """A flag with `-` for `_` in its name; any other word as it is."""
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else word
+
+
+def _add_flag(group: Any, setting: Setting, is_hidden: bool) -> None:
+    flag, help = flag_of(setting.name), argparse.SUPPRESS if is_hidden else _help_of(setting)
+    if setting.type is bool and setting.default is False:
+        group.add_argument(flag, dest=setting.name, action="store_true", help=help)
+        group.add_argument(f"--no-{flag[2:]}", dest=setting.name, action="store_false", help=argparse.SUPPRESS)
+        return
+    options: dict[str, Any] = {"dest": setting.name, "help": help}
+    if setting.type is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif setting.choices is not None:
+        options["choices"] = setting.choices
+    else:
+        word = {int: "N", float: "X"}.get(setting.type, setting.name.rpartition("_")[2].upper())
+        options |= {"type": setting.type, "metavar": setting.metadata.get("metavar", word)}
+    if setting.is_list:
+        options |= {"nargs": "+", "action": "extend" if setting.metadata.get("extends") else "store"}
+    group.add_argument(flag, **options)
+
+
+def _help_of(setting: Setting) -> str:
+    text, default = setting.metadata.get("help", ""), setting.default
+    if default is None or default is False:
+        return str(text).replace("%", "%%")
+    shown = "yes" if default is True else " ".join(map(str, default)) if setting.is_list else default
+    return f"{text.removesuffix('.')} (default: {shown}).".replace("%", "%%")

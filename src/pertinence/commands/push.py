@@ -1,0 +1,51 @@
+"""`pertinence push`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..utils.settings import setting
+from .models import MODEL, ModelArguments
+from .parser import Command, CommandParser
+
+
+@dataclass
+class PushArguments(ModelArguments):
+    """What is pushed, and how."""
+
+    private: bool = setting(False, "Make the repository private where it is created.", group="output")
+    revision: str | None = setting(None, "Branch to push to; created where it does not exist.", group="output")
+    pr: bool = setting(False, "Open a pull request.", group="output")
+    save_experts: bool = setting(False, "Also push a copy of each expert's own files.", group="output")
+    replace_card: bool = setting(False, "Replace a README.md that is there.", group="output")
+    examples: bool = setting(False, "Also push examples.png, which shows images of the report split.", group="output")
+    token: str | None = setting(None, "Hub token; default: that of `hf auth login`.", group="output")
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.add_positional("model", MODEL)
+    parser.add_positional("repo_id", "Model repository on the Hub.")
+    parser.add_settings(PushArguments)
+
+
+def run(model: str, repo_id: str, args: PushArguments) -> None:
+    from ..hub.push import push_folder
+
+    pushed = push_folder(
+        model,
+        repo_id,
+        save_experts=args.save_experts,
+        private=args.private or None,
+        revision=args.revision,
+        create_pr=args.pr,
+        replace_card=args.replace_card,
+        examples=args.examples,
+        token=args.token,
+        expert_paths=args.expert_folders,
+    )
+    print(f"Pushed to {pushed.pr_url or pushed.commit_url}")
+
+
+COMMAND = Command(
+    "Push a searched model to the Hub, with its card, its record and its figures, in one commit.", add_arguments, run
+)

@@ -1,0 +1,112 @@
+"""`pertinence search`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..data.arguments import DataArguments
+from ..search.arguments import SearchArguments, SearchInputs, check_recipe
+from ..search.recipes.registry import RecipeChoices, recipe_names, recipe_settings, registered_recipes
+from ..utils.errors import PertinenceError
+from .parser import Command, CommandParser
+from .push import PushArguments
+from .push import run as push
+
+
+def add_arguments(parser: CommandParser) -> None:
+    if parser.recipe in RecipeChoices():
+        check_recipe(parser.recipe)
+        chosen = recipe_names(parser.recipe)
+    else:  # none is given, or one that does not exist, which is refused later
+        chosen = recipe_names(SearchArguments().recipe)
+    others = [name for name in registered_recipes() if name not in chosen]
+    hidden = {setting.name for name in others for setting in recipe_settings(name)}
+    parser.add_settings(DataArguments, SearchInputs, SearchArguments, hidden=hidden)
+
+
+def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments) -> None:
+    from accelerate import PartialState
+
+    from ..hub.push import check_pushable
+    from ..search.settings import anchored, resolved_settings
+    from ..utils.distributed import make_accelerator
+
+    if args.output_dir is None:
+        raise PertinenceError("a search needs a place for its result: give --output-dir")
+    if inputs.predictions is None:
+        is_finished, search = _prepare_images(data, args, inputs)
+    else:
+        is_finished, search = _prepare_table(inputs.predictions, data, args, inputs)
+    # Not by PartialState, which without a device would say so in every process.
+    if inputs.push_to_hub and make_accelerator(args.device).is_main_process:
+        check_pushable(
+            inputs.push_to_hub, [*(inputs.experts or []), *filter(None, [args.stem])], inputs.save_experts, args.token
+        )
+    if args.resume and is_finished():
+        if PartialState().is_main_process:
+            print(
+                f"{args.output_dir} holds the result of this very search: nothing to do (--no-resume searches again)"
+            )
+            _push_result(args.output_dir, args, inputs)
+        return
+    result = search()
+    result.config = anchored(resolved_settings(data, args, inputs), result.model.config if result.model else None)
+    result.save(args.output_dir, save_experts=inputs.save_experts)
+    if result.is_main_process:
+        print(result.evaluation)
+        print(f"Saved to {args.output_dir}")
+        _push_result(args.output_dir, args, inputs)
+
+
+Prepared = tuple[Callable[[], bool], Callable[[], Any]]
+"""Of a search: whether its result is there already, and what runs it."""
+
+
+def _prepare_images(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> Prepared:
+    """A search that runs experts on images."""
+    from ..data.loading import load_images
+    from ..search.search import DispatcherSearch
+    from ..search.settings import pinned
+
+    if not inputs.experts:
+        raise PertinenceError("a search needs --experts, or --predictions and --costs")
+    needs_labels = args.labels == "given"
+    images, report = load_images(data, args.token, needs_labels), None
+    data.dataset = data.dataset and pinned(data.dataset, images.commit)
+    if inputs.has_report:
+        report_data = data.replaced(inputs.report_dataset, inputs.report_split)
+        report = load_images(report_data, args.token, needs_labels)
+        inputs.report_dataset = inputs.report_dataset and pinned(inputs.report_dataset, report.commit)
+    searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
+    return searcher.is_finished, searcher.run
+
+
+def _prepare_table(path: str, data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> Prepared:
+    """A search on predictions that were made elsewhere."""
+    from ..predictions.tables import PredictionTable
+    from ..search.search import is_searched, search_predictions
+
+    if inputs.push_to_hub:
+        raise PertinenceError("the result of a table of predictions has no model to push: leave --push-to-hub out")
+    if inputs.experts or inputs.costs is None or data.dataset or data.limit:
+        raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset nor --limit")
+    sources: list[tuple[str | Path, str | None]] = [(path, data.split)]
+    if inputs.has_report:
+        sources.append((inputs.report_dataset or path, inputs.report_split or data.split))
+        if sources[0][0] == sources[1][0] and (data.split is None or sources[0] == sources[1]):
+            raise PertinenceError("the report images must be others: give --split and another --report-split")
+    tables = PredictionTable.load_all(sources, inputs.costs, needs_labels=args.labels == "given")
+    table, report = tables if inputs.has_report else (tables[0], None)
+    return partial(is_searched, table, args, report), partial(search_predictions, table, args, report)
+
+
+def _push_result(folder: str, args: SearchArguments, inputs: SearchInputs) -> None:
+    if inputs.push_to_hub:
+        pushing = PushArguments(private=inputs.private, save_experts=inputs.save_experts, token=args.token)
+        push(folder, inputs.push_to_hub, pushing)
+
+
+COMMAND = Command("Search dispatchers for a pool of experts.", add_arguments, run, takes_config=True)

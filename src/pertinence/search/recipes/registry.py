@@ -1,0 +1,125 @@
+"""The recipes by name: the settings of each, and where its code is. Imports none of that code."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+from ...utils.errors import PertinenceError, shown
+from ...utils.registry import Registry
+from ...utils.settings import Setting, settings_of
+from .arguments import CascadeArguments, PaperArguments
+
+
+@dataclass(frozen=True)
+class RegisteredRecipe:
+    """A recipe by its settings and its code.
+
+    Attributes:
+        arguments: a dataclass of the settings that only this recipe has.
+        implementation: the class, or where it is, as "module:Class".
+    """
+
+    arguments: type
+    implementation: type | str
+
+    def load(self) -> type:
+        """The class, which is imported when it is first asked for."""
+        if isinstance(self.implementation, str):
+            module, _, name = self.implementation.partition(":")
+            loaded: type = getattr(importlib.import_module(module), name)
+            return loaded
+        return self.implementation
+
+
+CASCADE = RegisteredRecipe(CascadeArguments, "pertinence.search.recipes.base:CascadeRecipe")
+PAPER = RegisteredRecipe(PaperArguments, "pertinence.search.recipes.base:PaperRecipe")
+RECIPES: Registry[RegisteredRecipe] = Registry(
+    "recipe", {"cascade": f"{__name__}:CASCADE", "paper": f"{__name__}:PAPER"}
+)
+COMPOSITIONS = {"both": ("paper", "cascade")}
+"""Names for several recipes, whose candidates make one front."""
+
+
+def recipe_names(choice: str) -> tuple[str, ...]:
+    """The recipes that a setting names: one, or several as "cascade+mine" or by the name of a composition."""
+    parts = (COMPOSITIONS.get(part, (part,)) for part in choice.split("+"))
+    return tuple(dict.fromkeys(name for names in parts for name in names))
+
+
+class RecipeChoices:
+    """What the setting `recipe` takes: the names of all recipes, and compositions of them."""
+
+    def __contains__(self, choice: Any) -> bool:
+        return isinstance(choice, str) and all(
+            name in RECIPES.names or name in RECIPES.declared for name in recipe_names(choice)
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*RECIPES.names, *COMPOSITIONS, *RECIPES.declared]))
+
+
+def registered_recipes() -> dict[str, RegisteredRecipe]:
+    """All recipes that are registered, by name; nothing is imported."""
+    found = {name: RECIPES.find(name) for name in RECIPES.names}
+    return {name: recipe for name, recipe in found.items() if recipe is not None}
+
+
+def recipe_settings(name: str) -> tuple[Setting, ...]:
+    """The settings that only one recipe has."""
+    return settings_of(RECIPES.get(name).arguments)
+
+
+@dataclass
+class NoArguments:
+    """Of a recipe that has no settings of its own."""
+
+
+def register_recipe(name: str, recipe: type | str, arguments: type = NoArguments) -> None:
+    """Add a recipe, so that `SearchArguments(recipe=name)` and `--recipe name` choose it.
+
+    Args:
+        name: letters, digits, `-`, `_` and `.`.
+        recipe: a class that meets the protocol `pertinence.search.recipes.base.Recipe`, or where it is, as
+            "module:Class", so that it is imported when it is first used.
+        arguments: a dataclass of the settings that only this recipe has: each a bool, int, float, str or a list of one
+            of these, with a default. They become flags, keys of `--config` files and keywords of `SearchArguments`.
+            Metadata of a field may say `help`, `choices`, the bounds `least` and `most` of a whole number, and the
+            bounds `above` and `below`, which are out of bounds themselves, of any other number.
+
+    Raises:
+        PertinenceError: the name is taken or no name, or a setting has no default, is of another type, or is called
+            as one that a search has already.
+
+    Examples:
+        >>> @dataclass
+        ... class MyArguments:
+        ...     depth: int = field(default=2, metadata={"help": "Of the trees.", "least": 1})
+        >>> register_recipe("trees", "my_package.trees:TreeRecipe", MyArguments)
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or name in COMPOSITIONS:
+        raise PertinenceError(f"a recipe cannot be called {shown(name)}: choose a name of letters, digits, - and _")
+    if not (isinstance(arguments, type) and is_dataclass(arguments)):
+        raise PertinenceError(f"the settings of the recipe {name!r} must be a dataclass, got {shown(arguments)}")
+    taken = _taken_names(but_of=name)
+    for setting in settings_of(arguments):
+        if setting.name in taken:
+            raise PertinenceError(
+                f"the setting {setting.name!r} of the recipe {name!r} has the name of one of {taken[setting.name]}: "
+                "choose another"
+            )
+    RECIPES.register(name, RegisteredRecipe(arguments, recipe))
+
+
+def _taken_names(but_of: str) -> dict[str, str]:
+    """The names that settings have already, and whose they are."""
+    from ..arguments import reserved_names  # which imports this module
+
+    taken = dict.fromkeys(reserved_names(), "every search")
+    for name, recipe in registered_recipes().items():
+        if name != but_of:
+            taken |= {setting.name: f"the recipe {name!r}" for setting in settings_of(recipe.arguments)}
+    return taken

@@ -1,0 +1,225 @@
+"""Settings: dataclasses whose fields say which values they take, in one place for flags, YAML files and Python."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
+from numbers import Real
+from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
+
+from .errors import PertinenceError, shown
+
+
+TRUTH = dict.fromkeys(("true", "yes", "y", "t", "1"), True) | dict.fromkeys(("false", "no", "n", "f", "0"), False)
+"""Words for a truth value, in a flag or a file."""
+
+
+class Choices(Protocol):
+    """The names that a setting takes: a list of them, or a view of a registry."""
+
+    def __contains__(self, name: Any, /) -> bool: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    choices: Choices | None = None,
+    least: int | None = None,
+    most: int | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    metavar: str | None = None,
+    extends: bool = False,
+    decides: bool = True,
+) -> Any:
+    """A field of a dataclass of settings.
+
+    Args:
+        default: its value where none is given; a list is copied.
+        help: one sentence.
+        group: the part of a command's help that it stands in, see `pertinence.commands.parser.GROUPS`.
+        choices: names, one of which it must be.
+        least, most: bounds of a whole number, which it may reach.
+        above, below: bounds of any other number, which it must not reach.
+        metavar: what stands for the value in the help; default: the type or the last word of the name.
+        extends: whether a flag that is given several times adds to a list; else the last one counts.
+        decides: whether the result of a search depends on it, so that a search with another value is another search.
+    """
+    limits = {"choices": choices, "least": least, "most": most, "above": above, "below": below, "metavar": metavar}
+    metadata = {"help": help, "group": group, "extends": extends, "decides": decides}
+    metadata |= {name: limit for name, limit in limits.items() if limit is not None}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a field of a dataclass of settings takes, as its annotation and its metadata say.
+
+    Attributes:
+        name: of the field.
+        type: bool, int, float or str; of the parts of a list.
+        is_list, is_optional, takes_mapping: whether it is a list, may be None, and may be a mapping, which no flag
+            gives.
+        default: its value where none is given.
+        metadata: see `setting`; all of it may be missing.
+    """
+
+    name: str
+    type: type
+    is_list: bool
+    is_optional: bool
+    takes_mapping: bool
+    default: Any
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, source: Field[Any], annotation: Any) -> Setting:
+        """Raises `PertinenceError` for an annotation of another type, or a field without default."""
+        if source.default is not MISSING:
+            default = source.default
+        elif source.default_factory is not MISSING:
+            default = source.default_factory()
+        else:
+            raise PertinenceError(f"the setting {source.name!r} has no default: give it one")
+        options = _alternatives(annotation)
+        is_optional = type(None) in options
+        is_list = any(get_origin(option) is list for option in options)
+        if is_list:
+            options = {part for option in options for inner in get_args(option) for part in _alternatives(inner)}
+        kinds = [kind for kind in (bool, int, float, str) if kind in options]
+        if not kinds:
+            raise PertinenceError(
+                f"the setting {source.name!r} is of a type that no flag gives: annotate it as bool, int, float, str, "
+                "or a list of one of these"
+            )
+        takes_mapping = any(get_origin(option) is dict for option in options)
+        return cls(source.name, kinds[-1], is_list, is_optional, takes_mapping, default, source.metadata)
+
+    @property
+    def choices(self) -> Choices | None:
+        """The names that it takes; None where it takes others."""
+        return self.metadata.get("choices")
+
+    def convert(self, value: Any) -> Any:
+        """A value from a file: text is read as that of a flag, and a number where text is expected as text.
+
+        Raises:
+            PertinenceError: the text does not say such a value.
+        """
+        if self.type is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+        if self.type is str or self.is_list or not isinstance(value, str):
+            return value
+        try:
+            return TRUTH[value.lower()] if self.type is bool else self.type(value)
+        except (KeyError, ValueError):
+            raise self._refusal(value) from None
+
+    def check(self, value: Any) -> None:
+        """Raise `PertinenceError` where a value is not what the setting takes."""
+        if value is None and self.is_optional:
+            return
+        if self.choices is not None:
+            if not isinstance(value, str) or value not in self.choices:
+                raise PertinenceError(f"{self.name}={shown(value)} is not one of {', '.join(self.choices)}")
+        elif not self.is_list:
+            self._check_one(value, value)
+        elif self.type is not str:  # what names experts is checked where they are loaded
+            if not isinstance(value, list):
+                raise self._refusal(value, is_of_wrong_type=True)
+            for one in value or [None]:
+                self._check_one(one, value)
+
+    def _check_one(self, one: Any, value: Any) -> None:
+        """Check a value, or one of those in a list; `value` is shown where it is refused."""
+        limits = {"least": -math.inf, "most": math.inf, "above": -math.inf, "below": math.inf, **self.metadata}
+        if self.type is str:
+            if isinstance(one, (list, tuple, set)) or (isinstance(one, dict) and not self.takes_mapping):
+                raise self._refusal(value, is_of_wrong_type=True)
+        elif self.type is bool:
+            if not isinstance(one, int) or one not in (0, 1):
+                raise self._refusal(value, is_of_wrong_type=True)
+        elif self.type is int:
+            if isinstance(one, bool) or not isinstance(one, int) or one < limits["least"]:
+                raise self._refusal(value)
+            if one > limits["most"]:
+                raise PertinenceError(f"{self.name} must be at most {limits['most']}, got {shown(value)}")
+        elif isinstance(one, bool) or not isinstance(one, Real):
+            raise self._refusal(value, is_of_wrong_type=True)
+        elif not limits["above"] < one < limits["below"]:
+            raise self._refusal(value)
+
+    def _refusal(self, value: Any, is_of_wrong_type: bool = False) -> PertinenceError:
+        prefix = "a setting is of the wrong type: " if is_of_wrong_type else ""
+        return PertinenceError(f"{prefix}{self.name} must {self._expected}, got {shown(value)}")
+
+    @property
+    def _expected(self) -> str:
+        """What it must be or do, for the sentence that refuses another value."""
+        least, above, below = (self.metadata.get(name) for name in ("least", "above", "below"))
+        if self.type in (str, bool):
+            return "be text" if self.type is str else "be true or false"
+        if self.type is int:
+            return "be a whole number" if least is None else f"be at least {least}, a whole number"
+        if above is not None and below is not None:
+            return f"lie between {above:g} and {below:g}"
+        if above is not None:
+            return "be a positive number" if above == 0 else f"be a number above {above:g}"
+        return "be a number" if below is None else f"be a number below {below:g}"
+
+
+def _alternatives(annotation: Any) -> set[Any]:
+    return set(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else {annotation}
+
+
+def settings_of(arguments: type) -> tuple[Setting, ...]:
+    """The settings of a dataclass, in order: the fields that its constructor takes, but for those that are marked
+    `is_no_setting` in their metadata.
+
+    Raises:
+        PertinenceError: a field has no default, or is of a type that no flag gives.
+    """
+    key: Any = arguments  # mypy takes a class with __eq__ for a value that cannot be hashed
+    return _settings_of(key)
+
+
+@cache
+def _settings_of(arguments: Any) -> tuple[Setting, ...]:
+    hints = get_type_hints(arguments)
+    return tuple(
+        Setting.of(source, hints[source.name])
+        for source in fields(arguments)
+        if source.init and not source.metadata.get("is_no_setting")
+    )
+
+
+def check_settings(arguments: Any) -> None:
+    """Raise `PertinenceError` where a setting is not what its field takes."""
+    for one in settings_of(type(arguments)):
+        one.check(getattr(arguments, one.name))
+
+
+@dataclass
+class Settings:
+    """A dataclass of settings, which are checked when it is made."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @classmethod
+    def settings(cls) -> tuple[Setting, ...]:
+        """What it takes, in the order of the help."""
+        return settings_of(cls)
+
+    def used(self) -> tuple[Setting, ...]:
+        """Those of its settings that have an effect beside the others."""
+        return settings_of(type(self))
