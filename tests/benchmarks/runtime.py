@@ -83,7 +83,7 @@ def efficiency(model: PertinenceForImageClassification, batches: list[list[torch
     rows = [[mask.nonzero().squeeze(1) for mask in part.T] for part in ran]
     pixels = [
         [
-            expert.preprocess(batch).to(memory_format=expert.memory_format) if len(own) else None
+            expert.preprocess(batch).to(memory_format=expert.network.memory_format) if len(own) else None
             for expert, own in zip(model.experts, mine, strict=True)
         ]
         for batch, mine in zip(batches, rows, strict=True)
@@ -122,7 +122,7 @@ def efficiency(model: PertinenceForImageClassification, batches: list[list[torch
             for expert, images in zip(model.experts, part, strict=True):
                 if images:
                     for chunk in chunks(images, expert.chunk_size(cpu)):
-                        ready = expert.preprocess(chunk).to(memory_format=expert.memory_format)
+                        ready = expert.preprocess(chunk).to(memory_format=expert.network.memory_format)
                         expert.model(pixel_values=ready)
 
     def routed() -> None:

@@ -14,7 +14,8 @@ from memory import memory
 
 from pertinence import PertinenceError, PertinenceForImageClassification
 from pertinence.experts import features as features_module
-from pertinence.experts.expert import ISOLATES, Expert, load_expert
+from pertinence.experts.backends.torch import ISOLATES
+from pertinence.experts.expert import Expert, load_expert
 from pertinence.experts.pool import load_pool
 from pertinence.experts.reference import ExpertReference, LoadOptions
 from pertinence.experts.transforms import Transform

@@ -55,7 +55,7 @@ def test_neither_stem_nor_earlier_experts_run_between_decisions(model, clip, mon
     hard = next(frame for frame in clip if model(frame[None]).expert_indices.item() == 1)
     stream = StreamDispatcher(model, interval=10)
     stream.update(hard)
-    monkeypatch.setattr(model.experts[0], "answer", lambda *_: pytest.fail("the first expert ran"))
+    monkeypatch.setattr(model.experts[0], "run", lambda *_: pytest.fail("the first expert ran"))
     assert stream.update(hard).expert_index == 1
 
 

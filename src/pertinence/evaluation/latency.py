@@ -55,7 +55,7 @@ def benchmark(
     timed = list(model.front) if args.operating_point is None else [model.front.find(args.operating_point)]
     count = max(TIMED_IMAGES, *args.batch_size)
     if data.dataset is None:
-        images, kind = synthetic_images(count, model.experts[-1].preprocess.transform.size), "synthetic"
+        images, kind = synthetic_images(count, model.experts[-1].entry.transform.size), "synthetic"
     else:
         source = load_images(data, args.token, needs_labels=False)
         rows = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()

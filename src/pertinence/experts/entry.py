@@ -39,7 +39,9 @@ MEANINGLESS = (
     "configuration_files",
 )
 """Settings of transformers that have it fetch, import or replace something, and that this model has no use for."""
-QUANTIZATIONS = ("int8",)
+TORCH, TORCH_INT8 = "torch", "torch-int8"
+QUANTIZATIONS = {TORCH_INT8: "int8"}
+"""What a file calls backends of ours: it names no backend then, but a quantization."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 UNITS = ("gmacs", "latency")
 """Units of cost that a file names by a key of their own; all others are in a mapping under the key `costs`."""
@@ -62,8 +64,7 @@ class ExpertEntry:
         transform: what it does to an image.
         origin, origin_revision: Hub id that a copy inside the model was made from, and its commit there.
         dtype: that its figures were measured in; it is loaded in it unless another is asked for.
-        quantization: "int8" where its linear layers compute in 8 bits.
-        backend: name of what runs its network, where that is not torch.
+        backend: name of what runs its network.
         label_map: index of each label of the pool in the expert's own outputs; None: the same order.
         licence: as its card states it.
         select, report: `Figures` on the search images and on the report images, as a mapping.
@@ -80,8 +81,7 @@ class ExpertEntry:
     origin: str | None = None
     origin_revision: str | None = None
     dtype: str | None = None
-    quantization: str | None = None
-    backend: str | None = None
+    backend: str = TORCH
     label_map: Sequence[int] | None = None
     licence: str | None = None
     select: Mapping[str, Any] | None = None
@@ -100,13 +100,16 @@ class ExpertEntry:
             PertinenceError: a key is missing, or a value is not what it must be.
         """
         check_values(values, where)
-        known = {key: values[key] for key in KEYS - {"transform", "costs", *UNITS} if key in values}
+        if values.get("quantization") and values.get("backend"):
+            raise PertinenceError(f"{where} has a quantization and a backend, expected one of them")
+        others = KEYS - {"transform", "costs", "quantization", "backend", *UNITS}
         units = {unit: values[unit] for unit in UNITS if values.get(unit) is not None}
         return cls(
             costs=units | (values.get("costs") or {}),
             transform=Transform.from_dict(values["transform"]),
+            backend=values.get("backend") or backend_name(values.get("quantization")),
             unknown={key: value for key, value in values.items() if key not in KEYS},
-            **known,
+            **{key: values[key] for key in others if key in values},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,7 +132,7 @@ class ExpertEntry:
             "origin": self.origin,
             "origin_revision": self.origin_revision,
             "costs": {unit: cost for unit, cost in self.costs.items() if unit not in UNITS} or None,
-            "backend": self.backend,
+            "backend": None if self.is_of_torch else self.backend,
         }
         written = {key: value for key, value in values.items() if value is not None or key not in OPTIONAL_KEYS}
         return {**written, **self.unknown}
@@ -147,6 +150,16 @@ class ExpertEntry:
     def gmacs(self) -> float:
         """Cost of one image."""
         return self.costs["gmacs"]
+
+    @property
+    def quantization(self) -> str | None:
+        """What a file calls its backend, if that is one of ours: "int8"."""
+        return QUANTIZATIONS.get(self.backend)
+
+    @property
+    def is_of_torch(self) -> bool:
+        """Whether its backend is one of ours in torch, which a file names by its quantization alone."""
+        return self.backend == TORCH or self.backend in QUANTIZATIONS
 
     @property
     def is_on_hub(self) -> bool:
@@ -167,6 +180,11 @@ class ExpertEntry:
     def checkpoint_key(self) -> tuple[str | None, str]:
         """What entries of the same checkpoint have in common."""
         return self.repo_id, self.revision
+
+
+def backend_name(quantization: str | None) -> str:
+    """The backend that computes in a quantization of `QUANTIZATIONS`; torch where there is none."""
+    return {kind: name for name, kind in QUANTIZATIONS.items()}.get(quantization, TORCH)
 
 
 def is_embedded(repo_id: str | None) -> bool:
@@ -235,7 +253,7 @@ EXPERT_VALUES = {
     "features": (lambda value: is_whole(value, 1, MAX_FEATURES), f"a width from 1 to {MAX_FEATURES}"),
     "transform": (lambda value: isinstance(value, dict), "a mapping"),
     "dtype": (lambda value: value in DTYPES, f"one of {', '.join(DTYPES)}"),
-    "quantization": (lambda value: value in QUANTIZATIONS, f"one of {', '.join(QUANTIZATIONS)}"),
+    "quantization": (lambda value: value in QUANTIZATIONS.values(), f"one of {', '.join(QUANTIZATIONS.values())}"),
     "backend": (is_name, "a line of text"),
     "label_map": (_is_label_map, "a list of indices"),
     "licence": (lambda value: isinstance(value, str) and value.isprintable(), "a line of text"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,17 +16,16 @@ from transformers.utils import logging
 
 from ..data.batches import Images, chunks, sorted_by_shape
 from ..data.labels import resolve_label_map
-from ..utils.errors import PertinenceError, shown
-from ..utils.modules import keeping_dtype
+from ..utils.errors import PertinenceError, explain, shown
 from ..utils.validation import is_commit, is_name
+from .backends.base import BACKENDS, Backend, backend_of, check_device, moving
 from .cards import read_licence
 from .costs import count_gmacs
-from .entry import QUANTIZATIONS, ExpertEntry
-from .features import FeatureTap
+from .entry import TORCH, ExpertEntry
 from .loading import Checkpoint, open_checkpoint, size_options
 from .preprocessing import Preprocessor, resolve_transform
 from .reference import ExpertReference, LoadOptions
-from .variants import quantized, smaller_transform
+from .variants import smaller_transform
 
 
 logger = logging.get_logger(__name__)
@@ -36,50 +34,44 @@ PIXELS_AT_ONCE = 2**16
 """What a CPU thread is given at once: 64 images of 32 x 32. With more the activations leave its cache, and every image
 takes up to twice as long."""
 LEAST_AT_ONCE = 4
-ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
 ACCELERATED_PIXELS_AT_ONCE = 2**25
 """The same for an accelerator, where only memory bounds it: 668 images of 224 x 224."""
 
 
 class Expert(nn.Module):
-    """A frozen classifier with its own preprocessing, answering in the label order of the pool.
+    """A frozen classifier with its own preprocessing, whose logits are in the label order of the pool.
 
     Attributes:
-        model: the classifier, as transformers loads it.
         entry: what the config stores of it.
-        folder: where its own files lie (the Hub's are in the cache); None for a model that was given loaded.
-        revision: commit or content hash of what was loaded; `entry` says which it was when its figures were measured.
+        checkpoint: what it is made from; experts that differ only in their input or backend share it.
+        network: the backend that runs its network.
+        preprocess: turns images into pixels for the network.
     """
 
     def __init__(self, checkpoint: Checkpoint, entry: ExpertEntry, preprocessing: str = "exact"):
         super().__init__()
         checkpoint.model.eval().requires_grad_(False)
-        self.is_convolutional = is_convolutional(checkpoint.model)
-        checkpoint.model.to(memory_format=self.memory_format)
-        self.checkpoint = checkpoint
-        self.model = quantized(checkpoint.model) if entry.quantization else checkpoint.model
-        self.entry = entry
-        self.folder = checkpoint.folder
-        self.revision = checkpoint.revision
+        self.checkpoint, self.entry = checkpoint, entry
+        self.network = _make_network(checkpoint, entry)
         self.preprocess = Preprocessor(entry.transform, checkpoint.processor, preprocessing)
-        self._options = size_options(self.model) if entry.transform.is_smaller else {}
-        self._features = FeatureTap.of(self.model)
-        # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
-        some = (p for p in self.model.parameters() if p.is_floating_point())
-        self._parameter = (next(some, torch.empty(0)),)
 
     @property
-    def memory_format(self) -> torch.memory_format:
-        """That its network is laid out in."""
-        return torch.channels_last if self.is_convolutional else torch.contiguous_format
+    def model(self) -> nn.Module:
+        """The classifier that runs, where its backend is of torch."""
+        return self.network.model
 
     @property
     def device(self) -> torch.device:
-        return self._parameter[0].device
+        return self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._parameter[0].dtype
+        return self.network.dtype
+
+    @property
+    def preprocessing(self) -> str:
+        """How images are prepared: "exact" or "fast"."""
+        return self.preprocess.mode
 
     @property
     def weights_key(self) -> int:
@@ -89,8 +81,21 @@ class Expert(nn.Module):
     @property
     def labels(self) -> dict[int, str]:
         """Its names of the pool's labels."""
-        own, label_map = self.model.config.id2label, self.entry.label_map
+        own, label_map = self.checkpoint.model.config.id2label, self.entry.label_map
         return dict(own) if label_map is None else {index: own[theirs] for index, theirs in enumerate(label_map)}
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels the pool has."""
+        return len(self.labels)
+
+    def find_folder(self) -> Path | None:
+        """Where its own files lie (the Hub's are in the cache); None for a model that was given loaded."""
+        return self.checkpoint.folder
+
+    def find_revision(self) -> str:
+        """Commit or content hash of what was loaded; `entry` says which it was when its figures were measured."""
+        return self.checkpoint.revision
 
     def with_entry(self, entry: ExpertEntry) -> Expert:
         """The same expert under another entry: its network is shared.
@@ -107,8 +112,8 @@ class Expert(nn.Module):
         return super().train(False)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Expert:
-        """Moved and cast as asked, but not cast where it computes in 8 bits, between which it is float32."""
-        return super()._apply(keeping_dtype(fn) if self.entry.quantization else fn, recurse)
+        """Moved and cast as asked, where its backend can be."""
+        return super()._apply(moving(self.entry, self.device, fn), recurse)
 
     @torch.no_grad()
     def forward(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,30 +128,25 @@ class Expert(nn.Module):
             averaged over positions; both float32.
 
         Raises:
-            PertinenceError: the expert answered with NaN or infinity.
+            PertinenceError: its scores are NaN or infinite.
         """
-        logits, features = self.answer(images, max_batch)
+        logits, features = self.run(images, max_batch)
         self.check(logits.sum())
         return logits, features
 
-    def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The same as `forward`, but not checked: that would wait for everything before."""
-        device, dtype = self.device, self.dtype
-        if self.entry.quantization and device.type != "cpu":
-            raise PertinenceError(
-                f"expert {self.entry.name!r} computes in {self.entry.quantization}, which runs on the CPU only: "
-                "use that device, or leave quantization out"
-            )
-        answers = []
+        network = self.network
+        device, outputs = network.device, []
         images, order = sorted_by_shape(images)
         for chunk in chunks(images, max_batch or self.chunk_size(device)):
             if not isinstance(chunk, torch.Tensor):
                 chunk = [image.to(device, non_blocking=True) for image in chunk]
             elif chunk.device != device:
                 chunk = chunk.to(device, non_blocking=True)
-            pixel_values = self.preprocess(chunk).to(device, dtype, memory_format=self.memory_format)
-            answers.append(self._features.run(self.model, pixel_values, **self._options))
-        logits, features = answers[0] if len(answers) == 1 else map(torch.cat, zip(*answers, strict=True))
+            logits, features = network.run(self.preprocess(chunk))
+            outputs.append((logits, logits if features is None else features))
+        logits, features = outputs[0] if len(outputs) == 1 else map(torch.cat, zip(*outputs, strict=True))
         if order is not None:
             back = torch.tensor(order).argsort().to(device, non_blocking=True)
             logits, features = logits[back], features[back]
@@ -156,7 +156,7 @@ class Expert(nn.Module):
         return logits, features
 
     def check(self, total: torch.Tensor | float) -> None:
-        """Raise `PertinenceError` where the sum of what `answer` gave is not finite, as then not all scores are."""
+        """Raise `PertinenceError` where the sum of what `run` gave is not finite, as then not all scores are."""
         if not math.isfinite(total):
             raise PertinenceError(
                 f"expert {self.entry.name!r} answers with NaN or infinite scores: check its weights, and its "
@@ -164,11 +164,9 @@ class Expert(nn.Module):
             )
 
     def compile_network(self, options: dict[str, Any]) -> None:
-        """Compile the network, in place, with options of `torch.compile`."""
-        # Else all experts that share code, as those of timm do, share one count of recompilations: the last of a large
-        # pool would stay eager.
-        isolated = {"isolate_recompiles": True} if ISOLATES else {}
-        self.model.compile(**isolated, **options)
+        """Compile the network, in place, with options of `torch.compile`; one that cannot be compiled stays."""
+        if self.network.compiles:
+            self.network.compile(**options)
 
     def chunk_size(self, device: torch.device) -> int:
         """Images that the network receives at once on a device."""
@@ -178,10 +176,17 @@ class Expert(nn.Module):
         return max(LEAST_AT_ONCE, PIXELS_AT_ONCE // (height * width)) * torch.get_num_threads()
 
 
-def is_convolutional(model: nn.Module) -> bool:
-    """Whether a network is laid out with channels last, in which convolutions are faster: not one that has none but to
-    cut an image into patches."""
-    return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+def _make_network(checkpoint: Checkpoint, entry: ExpertEntry) -> Backend:
+    check_device(entry, checkpoint.model.device)
+    try:
+        return backend_of(entry)(checkpoint, entry)
+    except Exception as error:  # of a backend from outside
+        reason = (
+            str(error)
+            if isinstance(error, PertinenceError)
+            else f"the backend {entry.backend!r} cannot run {type(checkpoint.model).__name__} ({explain(error)})"
+        )
+        raise PertinenceError(f"expert {entry.name!r}: {reason}") from error
 
 
 def load_expert(
@@ -195,6 +200,8 @@ def load_expert(
     name = reference.display_name
     if not is_name(name):
         raise PertinenceError(f"expert {shown(name)} needs a name of one line: give one with {{'name': ...}}")
+    with _naming(name):
+        BACKENDS.get(reference.backend_name)
     checkpoint = open_checkpoint(reference, options, is_stem, opened)
     model = checkpoint.model
     if not is_stem:
@@ -213,7 +220,7 @@ def load_expert(
         dtype=str(model.dtype).removeprefix("torch."),
         licence=read_licence(checkpoint, name),
     )
-    how = reference.image_size, reference.image_size_by, reference.quantization
+    how = reference.image_size, reference.image_size_by, reference.backend_name
     return measured_expert(checkpoint, entry, preprocessing, *how, is_stem=is_stem)
 
 
@@ -223,31 +230,27 @@ def measured_expert(
     preprocessing: str,
     image_size: int | None = None,
     image_size_by: str = "crop",
-    quantization: str | None = None,
+    backend: str = TORCH,
     *,
     is_stem: bool = False,
 ) -> Expert:
-    """The expert that a checkpoint is with an input and an arithmetic, and what is measured of it.
+    """The expert that a checkpoint is with an input and a backend, and what is measured of it.
 
     Args:
         checkpoint: its weights, which experts that differ only in the following share.
         entry: of the whole expert; its costs and its features need not be measured yet.
         preprocessing: "exact" or "fast".
-        image_size, image_size_by, quantization: see `ExpertReference`.
+        image_size, image_size_by, backend: see `ExpertReference`.
         is_stem: whether its labels do not matter.
 
     Raises:
         PertinenceError: the architecture does not take such images, or it is no classifier.
     """
     name, model = entry.name, checkpoint.model
-    if quantization not in (None, *QUANTIZATIONS):
-        raise PertinenceError(
-            f"expert {name!r}: quantization={quantization!r} is not one of {', '.join(QUANTIZATIONS)}"
-        )
     with _naming(name):
         transform = smaller_transform(checkpoint, entry.transform, image_size, image_size_by)
     gmacs = count_gmacs(model, transform.size, size_options(model) if transform.is_smaller else {})
-    entry = entry.replace(costs={"gmacs": gmacs}, transform=transform, quantization=quantization)
+    entry = entry.replace(costs={"gmacs": gmacs}, transform=transform, backend=backend)
     expert = Expert(checkpoint, entry, preprocessing)
     probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8)
     logits, features = expert(probe)

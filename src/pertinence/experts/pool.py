@@ -32,7 +32,7 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
     for expert in experts:
         entry = expert.entry
         repo_id = entry.repo_id if is_commit(entry.revision) else None
-        identity = (entry.revision, repo_id, entry.transform, entry.quantization)
+        identity = (entry.revision, repo_id, entry.transform, entry.backend)
         if identity in identities:
             raise PertinenceError(
                 f"experts {identities[identity]!r} and {entry.name!r} are the same checkpoint with the same "
@@ -58,14 +58,14 @@ def _aligned(references: Sequence[ExpertReference], experts: Sequence[Expert]) -
     first = experts[0]
     if references[0].label_map is not None:
         # The first expert's own map says what the labels of the pool are.
-        own = first.model.config.id2label
+        own = first.checkpoint.model.config.id2label
         chosen = list(own) if references[0].label_map == "by_name" else references[0].label_map
         size = len(chosen) if isinstance(chosen, (list, tuple)) else len(own)
         label_map = resolve_label_map(chosen, own, dict(enumerate(range(size))), first.entry.name)
         first = first.with_entry(first.entry.replace(label_map=label_map))
     labels, aligned = first.labels, [first]
     for reference, expert in zip(references[1:], experts[1:], strict=True):
-        name, names = expert.entry.name, expert.model.config.id2label
+        name, names = expert.entry.name, expert.checkpoint.model.config.id2label
         label_map = resolve_label_map(reference.label_map, names, labels, name)
         check_same_labels(name, names, first.entry.name, labels, label_map)
         aligned.append(expert.with_entry(expert.entry.replace(label_map=label_map)))

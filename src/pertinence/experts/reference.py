@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..utils.errors import PertinenceError
 from ..utils.validation import split_revision
+from .entry import QUANTIZATIONS, TORCH, backend_name
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class ExpertReference:
         image_size: pixels of a smaller square that the expert is given: another, cheaper expert with the same weights.
         image_size_by: "crop": the middle of what the expert was made for; "resize": all of it, smaller.
         quantization: "int8": linear layers compute in 8 bits (torch's dynamic quantization, on the CPU).
+        backend: name of what runs its network; by default torch.
         model, processor: a loaded model and its image processor, in place of `repo_id`; the model is put in evaluation
             mode and frozen.
     """
@@ -73,6 +75,7 @@ class ExpertReference:
     image_size: int | None = None
     image_size_by: str = "crop"
     quantization: str | None = None
+    backend: str | None = None
     model: PreTrainedModel | None = field(default=None, repr=False)
     processor: Any = field(default=None, repr=False)
 
@@ -117,12 +120,30 @@ class ExpertReference:
         return self.repo_id is not None and Path(self.repo_id).is_absolute()
 
     @property
+    def backend_name(self) -> str:
+        """Of the backend that runs it; raises `PertinenceError` where it is not said which."""
+        if self.quantization is None:
+            return TORCH if self.backend is None else self.backend
+        title = f"expert {self.name or self._own_name!r}"
+        if self.backend is not None:
+            raise PertinenceError(f"{title} is given a quantization and a backend: give one of them")
+        if self.quantization not in QUANTIZATIONS.values():
+            raise PertinenceError(
+                f"{title}: quantization={self.quantization!r} is not one of {', '.join(QUANTIZATIONS.values())}"
+            )
+        return backend_name(self.quantization)
+
+    @property
     def display_name(self) -> str:
-        own = Path(self.repo_id).name if self.repo_id else type(self.model).__name__
-        return self.name or own + variant_suffix(self.image_size, self.image_size_by, self.quantization)
+        suffix = variant_suffix(self.image_size, self.image_size_by, self.backend_name)
+        return self.name or self._own_name + suffix
+
+    @property
+    def _own_name(self) -> str:
+        return Path(self.repo_id).name if self.repo_id else type(self.model).__name__
 
 
-def variant_suffix(image_size: int | None, image_size_by: str, quantization: str | None) -> str:
+def variant_suffix(image_size: int | None, image_size_by: str, backend: str) -> str:
     """What is added to the name of a checkpoint for an expert that is made from it."""
     size = "" if image_size is None else f"-{image_size}px" + "-resized" * (image_size_by == "resize")
-    return size + (f"-{quantization}" if quantization else "")
+    return size + ("" if backend == TORCH else f"-{QUANTIZATIONS.get(backend, backend)}")

@@ -1,10 +1,8 @@
-"""Cheaper experts from a checkpoint that is there: a smaller input, or linear layers that compute in 8 bits."""
+"""Cheaper experts from a checkpoint that is there: a smaller input."""
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
 
 import torch
 from torch import nn
@@ -92,33 +90,3 @@ def _run_zeros(model: nn.Module, size: tuple[int, int]) -> None:
     parameter = next(model.parameters())
     image = torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
     model(pixel_values=image, **size_options(model))
-
-
-def quantized(model: nn.Module) -> nn.Module:
-    """A copy of a classifier whose linear layers, but for the last, compute in 8 bits.
-
-    Raises:
-        PertinenceError: it has no such layer.
-    """
-    names = linear_layers(model)
-    if not names:
-        raise PertinenceError(
-            f"{type(model).__name__} has no linear layer before its last, so there is nothing to compute in 8 bits: "
-            "leave quantization out"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch points to torchao, whose 8-bit linear layers are slower on the CPU
-        from torch.ao.quantization import default_dynamic_qconfig, quantize_dynamic
-
-        layers = dict.fromkeys(names, default_dynamic_qconfig)
-        return quantize_dynamic(copy.deepcopy(model).float().cpu(), layers)
-
-
-def linear_layers(model: nn.Module) -> list[str]:
-    """Names of a classifier's linear layers, but for those that give one number for each label."""
-    labels = model.config.num_labels
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features != labels
-    ]

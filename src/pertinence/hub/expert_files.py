@@ -104,7 +104,7 @@ def save_components(components: dict[str, Expert], folder: Path) -> None:
 
 def _save_expert(expert: Expert, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    source = expert.folder
+    source = expert.find_folder()
     if source is None:
         expert.checkpoint.model.save_pretrained(folder)
         for path in folder.glob("*.safetensors"):

@@ -16,6 +16,9 @@ from accelerate.utils import convert_file_size_to_int
 from torch import nn
 
 from ..data.batches import Images
+from ..experts.backends.base import backend_of, moving
+from ..experts.base import ExpertLike
+from ..experts.checkpoint_files import hash_folder
 from ..experts.entry import ExpertEntry
 from ..experts.expert import Expert, reload_expert
 from ..experts.loading import Checkpoint
@@ -24,11 +27,10 @@ from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import find_folder, locate
 from ..routing.front import STEM
 from ..utils.errors import PertinenceError
-from ..utils.modules import keeping_dtype
 from ..utils.validation import is_commit
 
 
-Experts = dict[int, "Expert | LazyExpert"]
+Experts = dict[int, ExpertLike]
 """By pool index; `STEM`: the separate stem."""
 
 
@@ -41,6 +43,10 @@ class SavedPool:
         source, revision: folder or Hub id that the model itself was loaded from, and its commit.
         options: how experts are loaded.
         subfolder: of the model in `source`.
+        entries: what is known of each expert, by its index, and of a stem.
+
+    Raises:
+        PertinenceError: an expert needs a backend that is not registered.
     """
 
     config: PertinenceConfig
@@ -54,6 +60,8 @@ class SavedPool:
         self.entries: dict[int, ExpertEntry] = dict(enumerate(self.config.expert_entries))
         if stem is not None:
             self.entries[STEM] = stem
+        for entry in self.entries.values():
+            backend_of(entry)
 
     def move(self, paths: Mapping[str, Any]) -> None:
         """Note where local experts have moved to, folder by name; raises `PertinenceError` for an unknown name."""
@@ -78,7 +86,7 @@ class SavedPool:
         entry = self.entries[index]
         place = locate(entry, self.source, self.revision, self.options, self.subfolder)
         expert = reload_expert(entry, place, self.options, self.config.preprocessing, index == STEM, opened)
-        if entry.is_embedded and not is_commit(entry.revision) and expert.revision != entry.revision:
+        if entry.is_embedded and not is_commit(entry.revision) and expert.find_revision() != entry.revision:
             raise PertinenceError(
                 f"the copy of expert {entry.name!r} in {self.source} does not belong to config.json: it has "
                 "changed, or was read while another model was saved there; load it again, or save or copy it anew"
@@ -97,7 +105,7 @@ class SavedPool:
         opened: dict[Any, Checkpoint] = {}
         return {index: self.load(index, opened) for index in self.entries}
 
-    def key(self, index: int) -> tuple[str, str]:
+    def key(self, index: int) -> tuple[str | None, str]:
         """What tells the checkpoint of an expert."""
         return self.entries[index].checkpoint_key
 
@@ -106,13 +114,13 @@ class SavedPool:
         dtype = self.options.dtype or self.entries[index].dtype or torch.float32
         return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
-    def is_quantized(self, index: int) -> bool:
-        return bool(self.entries[index].quantization)
+    def fixed_dtype(self, index: int) -> torch.dtype | None:
+        """That an expert computes in whatever it is cast to, with a copy of its checkpoint's weights."""
+        return backend_of(self.entries[index]).fixed_dtype
 
     def size(self, index: int, dtype: torch.dtype) -> int:
         """Bytes of the parameters of an expert's checkpoint, where the expert has been cast."""
-        # What computes in 8 bits is a copy, which leaves the checkpoint as it was loaded.
-        dtype = self.dtype(index) if self.is_quantized(index) else dtype
+        dtype = dtype if self.fixed_dtype(index) is None else self.dtype(index)
         return self.entries[index].parameters * dtype.itemsize
 
 
@@ -217,9 +225,9 @@ class ExpertStore:
     def _make(self, index: int, weights: _Weights) -> None:
         made = {index}
         if self._dtypes[index] != self.pool.dtype(index):
-            # Once this one is cast, the weights that those in 8 bits are made from are lost.
+            # Once this one is cast, the weights that copies are made from are lost.
             key = self.pool.key(index)
-            made |= {i for i in self.pool.entries if self.pool.key(i) == key and self.pool.is_quantized(i)}
+            made |= {i for i in self.pool.entries if self.pool.key(i) == key and self.pool.fixed_dtype(i)}
         for one in made - set(weights.experts):
             weights.experts[one] = self.pool.load(one, weights.opened)
 
@@ -277,14 +285,14 @@ class ExpertStore:
 
 
 class LazyExpert(nn.Module):
-    """Stands where an [`Expert`] stands and answers as it does, but has it loaded only while the store keeps it."""
+    """Stands where an [`Expert`] stands and does as it does, but has it loaded only while the store keeps it."""
 
     def __init__(self, store: ExpertStore, index: int):
         super().__init__()
         self.store, self.index = store, index
         self._compile_options: dict[str, Any] | None = None
         device = _one_device(store.pool.options.device_map)
-        dtype = torch.float32 if store.pool.is_quantized(index) else store.pool.dtype(index)
+        dtype = store.pool.fixed_dtype(index) or store.pool.dtype(index)
         self.register_buffer("placement", torch.empty(0, dtype=dtype, device=device), persistent=False)
 
     @property
@@ -300,30 +308,34 @@ class LazyExpert(nn.Module):
         return self.placement.dtype
 
     @property
-    def folder(self) -> Path:
-        """Where its own files lie; those of the Hub are fetched for that, but no network is built."""
-        return self.store.pool.folder(self.index)
+    def num_labels(self) -> int:
+        return self.store.pool.config.num_labels
 
     @property
-    def weights_key(self) -> tuple[str, str]:
+    def preprocessing(self) -> str:
+        return self.store.pool.config.preprocessing
+
+    @property
+    def weights_key(self) -> tuple[str | None, str]:
         return self.store.pool.key(self.index)
 
-    def __getattr__(self, name: str) -> Any:
-        # What only the loaded expert knows; it is loaded for that.
-        if name in ("model", "preprocess", "revision", "labels", "checkpoint"):
-            with self._borrow() as expert:
-                return getattr(expert, name)
-        return super().__getattr__(name)
+    def find_folder(self) -> Path:
+        """As `Expert.find_folder`; files of the Hub are fetched for that, but no network is built."""
+        return self.store.pool.folder(self.index)
+
+    def find_revision(self) -> str:
+        """As `Expert.find_revision`, of the files as they are now."""
+        return self.entry.revision if self.entry.is_on_hub else hash_folder(self.find_folder())
 
     def forward(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Expert.forward`."""
         with self._borrow() as expert:
             return expert(images, max_batch)
 
-    def answer(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Expert.answer`."""
+    def run(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Expert.run`."""
         with self._borrow() as expert:
-            return expert.answer(images, max_batch)
+            return expert.run(images, max_batch)
 
     check = Expert.check
 
@@ -345,7 +357,7 @@ class LazyExpert(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LazyExpert:
         """As `Expert._apply`, whenever it is loaded from now on."""
-        fn = keeping_dtype(fn) if self.store.pool.is_quantized(self.index) else fn
+        fn = moving(self.entry, self.device, fn)
         before, after = self.placement, fn(self.placement)
         if after.dtype != before.dtype:
             self.store.cast(self.index, after.dtype)

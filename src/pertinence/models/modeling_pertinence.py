@@ -105,11 +105,11 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             stem=stem.entry.to_dict() if stem is not None else None,
             front=front.to_list(),
             operating_point=operating_point,
-            preprocessing=experts[0].preprocess.mode,
+            preprocessing=experts[0].preprocessing,
             problem_type="single_label_classification",
             id2label=labels,
             label2id={label: index for index, label in labels.items()},
-            dtype=str(experts[0].model.dtype).removeprefix("torch."),
+            dtype=str(experts[0].dtype).removeprefix("torch."),
         )
         model = cls(config)
         for point in front:
@@ -282,7 +282,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         def run(index: int, rows: torch.Tensor) -> Outputs:
             expert = self.stem if index == STEM else self.experts[index]
             with torch.inference_mode():
-                logits, features = expert.answer(take(batch, rows))
+                logits, features = expert.run(take(batch, rows))
                 total = logits.sum()
             if device.type == "cpu":
                 expert.check(total)

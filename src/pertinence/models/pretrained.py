@@ -246,7 +246,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         homes: dict[Any, str] = {}
         names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
         here = all(
-            not entry.is_on_hub and expert.folder == (folder / "experts" / name).resolve()
+            not entry.is_on_hub and expert.find_folder() == (folder / "experts" / name).resolve()
             for entry, name, expert in zip(entries, names, components.values(), strict=True)
         )
         if save_experts and not here:
@@ -260,7 +260,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
                     check_unchanged(entry, revision)
                 entry = copy.replace(revision=revision)
             elif entry.is_embedded:
-                entry = entry.replace(repo_id=str(expert.folder))
+                entry = entry.replace(repo_id=str(expert.find_folder()))
             saved.append(entry)
         return saved
 

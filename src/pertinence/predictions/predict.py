@@ -17,7 +17,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers.utils import logging
 
 from ..data.dataset import LabelledImages, raise_or, unusable
-from ..experts.expert import Expert
+from ..experts.base import ExpertLike
 from ..routing.costs import GMACS, STEM, PoolCosts
 from ..routing.metrics import ACCURACY, AGREEMENT
 from ..routing.mixing import TOP_SCORES
@@ -233,11 +233,11 @@ def likely_labels(experts: Sequence[ExpertPredictions]) -> torch.Tensor:
 
 
 def predict(
-    pool: Sequence[Expert],
+    pool: Sequence[ExpertLike],
     images: LabelledImages,
     accelerator: Accelerator,
     *,
-    stem: Expert | None = None,
+    stem: ExpertLike | None = None,
     features_of: Sequence[int] = (),
     batch_size: int = 64,
     num_workers: int = 0,
@@ -263,7 +263,7 @@ def predict(
     root = Path(cache_dir or Path(HF_HOME) / "pertinence") / "predictions"
     is_bad = torch.zeros(len(images), dtype=torch.bool)
 
-    def ask(expert: Expert, with_features: bool) -> ExpertPredictions:
+    def ask(expert: ExpertLike, with_features: bool) -> dict[str, torch.Tensor]:
         identity = identify(expert, images, accelerator.device)
         folder = store_folder(root, expert, identity)
         tensors = read_store(folder, identity, with_features)
@@ -285,9 +285,12 @@ def predict(
             is_bad.logical_or_(tensors[BAD])
         if not with_features:
             tensors.pop("features", None)
-        return ExpertPredictions.from_tensors(tensors, len(expert.labels))
+        return tensors
 
-    experts = [ask(expert, index in features_of) for index, expert in enumerate(pool)]
+    experts = [
+        ExpertPredictions.from_tensors(ask(expert, index in features_of), expert.num_labels)
+        for index, expert in enumerate(pool)
+    ]
     labels = images.labels if images.labels is not None else torch.zeros(len(images), dtype=torch.int64)
     costs = PoolCosts.in_gmacs([expert.entry.gmacs for expert in pool])
     predictions = Predictions.of_pool(experts, labels, costs)
@@ -295,7 +298,9 @@ def predict(
         predictions = replace(predictions, digests=images.digests)
     if stem is not None:
         priced = replace(costs, stem={GMACS: stem.entry.gmacs})
-        predictions = replace(predictions, stem=ask(stem, True), costs=priced)
+        kept = ask(stem, True)
+        said = ExpertPredictions.from_tensors(kept, kept["scores"].shape[1])  # of it only the features are read
+        predictions = replace(predictions, stem=said, costs=priced)
     if not is_bad.any():
         return predictions
     bad = is_bad.nonzero().squeeze(1).tolist()
@@ -308,32 +313,32 @@ def predict(
     return predictions
 
 
-def _has_healed(expert: Expert, images: LabelledImages, is_bad: torch.Tensor) -> bool:
+def _has_healed(expert: ExpertLike, images: LabelledImages, is_bad: torch.Tensor) -> bool:
     """Whether an image that could not be decoded can be now: a disk or a network was away."""
     rows = is_bad.nonzero().squeeze(1).tolist()
     return any(_problem(expert, images[row], images, row) is None for row in rows)
 
 
-def _why(images: LabelledImages, row: int, experts: Sequence[Expert]) -> PertinenceError:
+def _why(images: LabelledImages, row: int, experts: Sequence[ExpertLike]) -> PertinenceError:
     """What is wrong with an image that at least one expert could not be given."""
     decoded = images[row]
     errors = (_problem(expert, decoded, images, row) for expert in experts)
     return next(error for error in errors if error is not None)
 
 
-def _problem(expert: Expert, decoded: Any, images: LabelledImages, row: int) -> PertinenceError | None:
+def _problem(expert: ExpertLike, decoded: Any, images: LabelledImages, row: int) -> PertinenceError | None:
     """Why an expert cannot be given an image, if so."""
     if isinstance(decoded, PertinenceError):
         return decoded
     try:
-        expert.preprocess.transform.check_image(*decoded.shape[-2:])
+        expert.entry.transform.check_image(*decoded.shape[-2:])
     except PertinenceError as error:
         return unusable(row, images.image_column, str(error))
     return None
 
 
 def _run(
-    expert: Expert,
+    expert: ExpertLike,
     images: LabelledImages,
     accelerator: Accelerator,
     with_features: bool,
@@ -358,7 +363,7 @@ def _run(
                 raise_or(problems)
             # In the place of what cannot be read stands an image that can: its answers are marked, and not used.
             usable = [image for image, problem in zip(batch, problems, strict=True) if problem is None]
-            blank = usable[0] if usable else torch.zeros(3, *expert.preprocess.transform.size, dtype=torch.uint8)
+            blank = usable[0] if usable else torch.zeros(3, *expert.entry.transform.size, dtype=torch.uint8)
             decoded = [blank if problem else image for image, problem in zip(batch, problems, strict=True)]
             # A batch of another size may run other kernels, whose last bits depend on what the process did before.
             filled = decoded + decoded[:1] * (batch_size - len(batch))

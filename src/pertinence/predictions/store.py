@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from ..data.dataset import LabelledImages
-from ..experts.expert import Expert
+from ..experts.backends.base import backend_of
+from ..experts.base import ExpertLike
 from ..utils.errors import PertinenceError
 from ..utils.io import hash_file, replaced
 from ..utils.tensors import save_tensors
@@ -27,11 +28,11 @@ STORE_VERSION = 3
 ADVICE = "free some space, or choose another --cache-dir; what is finished is kept"
 
 
-def store_folder(root: Path, expert: Expert, identity: dict[str, Any]) -> Path:
+def store_folder(root: Path, expert: ExpertLike, identity: dict[str, Any]) -> Path:
     return root / f"{expert.entry.name.replace('/', '--')}-{_digest(identity)[:16]}"
 
 
-def identify(expert: Expert, images: LabelledImages, device: torch.device) -> dict[str, Any]:
+def identify(expert: ExpertLike, images: LabelledImages, device: torch.device) -> dict[str, Any]:
     """Everything that an expert's answers depend on.
 
     Only the kind of device counts. The size of batches, which are all filled up to it, decides but last bits: it is
@@ -39,16 +40,18 @@ def identify(expert: Expert, images: LabelledImages, device: torch.device) -> di
     """
     import timm
 
+    entry = expert.entry
     return {
         "store_version": STORE_VERSION,
         "expert": {
-            "revision": expert.revision,
-            "transform": expert.entry.transform.to_dict(),
-            "quantization": expert.entry.quantization,
-            "label_map": expert.entry.label_map,
+            "revision": expert.find_revision(),
+            "transform": entry.transform.to_dict(),
+            "quantization": entry.quantization,
+            "label_map": entry.label_map,
+            **({} if entry.is_of_torch else {"backend": entry.backend, "version": backend_of(entry).version}),
         },
-        "preprocessing": expert.preprocess.mode,
-        "dtype": str(expert.model.dtype),
+        "preprocessing": expert.preprocessing,
+        "dtype": str(expert.dtype),
         "device": device.type,
         "images": images.fingerprint,
         "count": len(images),

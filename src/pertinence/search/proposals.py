@@ -12,10 +12,12 @@ from accelerate import Accelerator
 
 from ..data.dataset import LabelledImages
 from ..evaluation.intervals import paired_difference
+from ..experts.backends.base import BACKENDS
+from ..experts.entry import TORCH
 from ..experts.expert import Expert, measured_expert
 from ..experts.reference import variant_suffix
 from ..experts.transforms import Transform
-from ..experts.variants import SIZE_MODES, linear_layers, possible_sizes
+from ..experts.variants import SIZE_MODES, possible_sizes
 from ..predictions.predict import Predictions, predict
 from ..routing.costs import GMACS, LATENCY
 from ..utils.progress import progress_bar
@@ -71,7 +73,7 @@ def propose_variants(
     Smaller images are tried from large to small, by cutting and by resizing, as long as the accuracy that is lost for
     the cost that is saved is not clearly above what the pool itself asks: the accuracy between its largest and its
     cheapest expert for the cost between them. Of each expert the variant that loses the least for its saving is kept.
-    8-bit layers are tried where cost is time: they take as many operations.
+    Other backends are tried where they offer it: 8-bit layers where cost is time, as they take as many operations.
 
     Args:
         pool: experts by rising cost.
@@ -103,7 +105,7 @@ def propose_variants(
     found, there = {}, {_identity(expert) for expert in pool}
     with progress_bar(len(pool) - 1, "Variants", "expert", accelerator.is_main_process) as bar:
         for index, expert in enumerate(pool[:-1]):  # the largest starts no chain
-            ladders = _ladders(expert, by_time=search.costs.objective == LATENCY and accelerator.device.type == "cpu")
+            ladders = _ladders(expert, search.costs.objective == LATENCY, accelerator.device)
             best = best_variant(ladders, partial(attempt, index), limit)
             if best is not None and _identity(best.variant) not in there:
                 found[expert.entry.name] = best.variant
@@ -144,23 +146,24 @@ def best_variant(
     return min(kept, key=lambda trial: (trial.price, -trial.saving), default=None)
 
 
-def _ladders(expert: Expert, by_time: bool) -> Iterator[Iterator[dict[str, Any]]]:
+def _ladders(expert: Expert, by_time: bool, device: torch.device) -> Iterator[Iterator[dict[str, Any]]]:
     """Kinds of variants of an expert, each from the mildest on; none of one that is a variant already."""
-    if expert.preprocess.transform.is_smaller or expert.entry.quantization:
+    if expert.entry.transform.is_smaller or expert.entry.backend != TORCH:
         return
     sizes = possible_sizes(expert.checkpoint)
     for by in SIZE_MODES:
         yield ({"image_size": size, "image_size_by": by} for size in sizes)
-    if by_time and linear_layers(expert.checkpoint.model):
-        yield iter([{"quantization": "int8"}])
+    for name in BACKENDS.names:
+        if name != TORCH and BACKENDS.find(name).is_offered(expert.checkpoint, by_time, device):
+            yield iter([{"backend": name}])
 
 
-def _identity(expert: Expert) -> tuple[str, Transform, str | None]:
+def _identity(expert: Expert) -> tuple[str, Transform, str]:
     """What tells experts of a pool apart: a variant may be there already, made by hand."""
-    return expert.entry.revision, expert.entry.transform, expert.entry.quantization
+    return expert.entry.revision, expert.entry.transform, expert.entry.backend
 
 
 def _variant(expert: Expert, how: dict[str, Any]) -> Expert:
-    how = {"image_size": None, "image_size_by": "crop", "quantization": None, **how}
+    how = {"image_size": None, "image_size_by": "crop", "backend": TORCH, **how}
     entry = expert.entry.replace(name=expert.entry.name + variant_suffix(**how))
-    return measured_expert(expert.checkpoint, entry, expert.preprocess.mode, **how)
+    return measured_expert(expert.checkpoint, entry, expert.preprocessing, **how)

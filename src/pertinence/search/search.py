@@ -176,8 +176,9 @@ class DispatcherSearch:
 
     def _settings(self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator) -> dict[str, Any]:
         def identity(expert: Expert) -> dict[str, Any]:
+            keys = ("name", "revision", "transform", "quantization", "label_map", "backend")
             values = expert.entry.to_dict()
-            return {key: values[key] for key in ("name", "revision", "transform", "quantization", "label_map")}
+            return {key: values[key] for key in keys if key in values}
 
         images = {"search": self.images, "report": self.report_images}
         return {
@@ -252,7 +253,7 @@ def load_stem(reference: str, pool: Sequence[Expert], args: SearchArguments) -> 
     """Load a separate stem; refused where it is an expert of the pool, whose work would be paid twice."""
     stem = load_expert(ExpertReference.parse(reference), args.load_options, args.preprocessing, is_stem=True)
     for expert in pool:
-        if expert.revision == stem.revision and expert.entry.transform == stem.entry.transform:
+        if expert.find_revision() == stem.find_revision() and expert.entry.transform == stem.entry.transform:
             raise PertinenceError(
                 f"the stem {stem.entry.name!r} is an expert of the pool: leave the stem out (it is the "
                 "cheapest expert then), or choose another network"

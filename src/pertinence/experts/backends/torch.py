@@ -1,0 +1,122 @@
+"""Ours: a checkpoint's network as torch runs it, and the same with linear layers in 8 bits."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ...utils.errors import PertinenceError
+from ..entry import ExpertEntry
+from ..features import FeatureTap
+from ..loading import Checkpoint, size_options
+
+
+ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+
+
+class TorchBackend(nn.Module):
+    """The network itself; experts of one checkpoint share it.
+
+    Attributes:
+        model: the classifier, as transformers loads it.
+        memory_format: that it is laid out in.
+    """
+
+    version: ClassVar[int] = 1
+    devices: ClassVar[tuple[str, ...] | None] = None
+    fixed_dtype: ClassVar[torch.dtype | None] = None
+    compiles: ClassVar[bool] = True
+
+    def __init__(self, checkpoint: Checkpoint, entry: ExpertEntry):
+        super().__init__()
+        is_convolutional = _is_convolutional(checkpoint.model)
+        self.memory_format = torch.channels_last if is_convolutional else torch.contiguous_format
+        checkpoint.model.to(memory_format=self.memory_format)
+        self.model = self.prepared(checkpoint.model)
+        self._options = size_options(self.model) if entry.transform.is_smaller else {}
+        self._features = FeatureTap.of(self.model)
+        # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
+        some = (parameter for parameter in self.model.parameters() if parameter.is_floating_point())
+        self._parameter = (next(some, torch.empty(0, dtype=torch.float32)),)
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """What is run of a checkpoint's classifier."""
+        return model
+
+    @classmethod
+    def is_offered(cls, checkpoint: Checkpoint, by_time: bool, device: torch.device) -> bool:
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        return self._parameter[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._parameter[0].dtype
+
+    @property
+    def memory(self) -> int:
+        found: dict[int, int] = {}
+        for value in self.model.state_dict().values():
+            for tensor in value if isinstance(value, tuple) else [value]:  # 8-bit layers pack weight and bias
+                if isinstance(tensor, torch.Tensor):
+                    found[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return sum(found.values())
+
+    def run(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pixel_values = pixel_values.to(self.device, self.dtype, memory_format=self.memory_format)
+        return self._features.run(self.model, pixel_values, **self._options)
+
+    def compile(self, **options: Any) -> None:
+        # Else all experts that share code, as those of timm do, share one count of recompilations: the last of a large
+        # pool would stay eager.
+        isolated = {"isolate_recompiles": True} if ISOLATES else {}
+        self.model.compile(**isolated, **options)
+
+
+class TorchInt8Backend(TorchBackend):
+    """A copy of the network whose linear layers, but for the last, compute in 8 bits: torch's dynamic quantization."""
+
+    devices: ClassVar[tuple[str, ...] | None] = ("cpu",)
+    fixed_dtype: ClassVar[torch.dtype | None] = torch.float32  # between its 8-bit layers
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """Raises `PertinenceError` where there is no such layer."""
+        names = _linear_layers(model)
+        if not names:
+            raise PertinenceError(
+                f"{type(model).__name__} has no linear layer before its last, so there is nothing to compute in 8 "
+                "bits: leave quantization out"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch points to torchao, whose 8-bit linear layers are slower on the CPU
+            from torch.ao.quantization import default_dynamic_qconfig, quantize_dynamic
+
+            layers = dict.fromkeys(names, default_dynamic_qconfig)
+            return quantize_dynamic(copy.deepcopy(model).float().cpu(), layers)
+
+    @classmethod
+    def is_offered(cls, checkpoint: Checkpoint, by_time: bool, device: torch.device) -> bool:
+        return by_time and device.type == "cpu" and bool(_linear_layers(checkpoint.model))
+
+
+def _is_convolutional(model: nn.Module) -> bool:
+    """Whether a network is laid out with channels last, in which convolutions are faster: not one that has none but to
+    cut an image into patches."""
+    return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Names of a classifier's linear layers, but for those that give one number for each label."""
+    labels = model.config.num_labels
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features != labels
+    ]
