@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..routing.costs import GMACS, LATENCY
 from ..utils.errors import PertinenceError, shown
 from ..utils.validation import is_name, is_number, is_whole
 from .transforms import Transform
@@ -43,7 +44,7 @@ TORCH, TORCH_INT8 = "torch", "torch-int8"
 QUANTIZATIONS = {TORCH_INT8: "int8"}
 """What a file calls backends of ours: it names no backend then, but a quantization."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-UNITS = ("gmacs", "latency")
+UNITS = (GMACS, LATENCY)
 """Units of cost that a file names by a key of their own; all others are in a mapping under the key `costs`."""
 OPTIONAL_KEYS = ("latency", "origin", "origin_revision", "costs", "backend")
 """What is written only where there is something to say."""
@@ -128,7 +129,7 @@ class ExpertEntry:
             "transform": self.transform.to_dict(),
             "quantization": self.quantization,
             "features": self.features,
-            "latency": self.costs.get("latency"),
+            "latency": self.costs.get(LATENCY),
             "origin": self.origin,
             "origin_revision": self.origin_revision,
             "costs": {unit: cost for unit, cost in self.costs.items() if unit not in UNITS} or None,
@@ -149,7 +150,7 @@ class ExpertEntry:
     @property
     def gmacs(self) -> float:
         """Cost of one image."""
-        return self.costs["gmacs"]
+        return self.costs[GMACS]
 
     @property
     def quantization(self) -> str | None:

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from ..data.batches import Images, chunks, sorted_by_shape
 from ..data.labels import resolve_label_map
+from ..routing.costs import GMACS
 from ..utils.errors import PertinenceError, explain, shown
 from ..utils.validation import is_commit, is_name
 from .backends.base import BACKENDS, Backend, backend_of, check_device, moving
@@ -250,7 +251,7 @@ def measured_expert(
     with _naming(name):
         transform = smaller_transform(checkpoint, entry.transform, image_size, image_size_by)
     gmacs = count_gmacs(model, transform.size, size_options(model) if transform.is_smaller else {})
-    entry = entry.replace(costs={"gmacs": gmacs}, transform=transform, backend=backend)
+    entry = entry.replace(costs={GMACS: gmacs}, transform=transform, backend=backend)
     expert = Expert(checkpoint, entry, preprocessing)
     probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8)
     logits, features = expert(probe)
