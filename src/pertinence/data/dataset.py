@@ -26,7 +26,7 @@ HASHED_IMAGES = 20_000
 """At most about so many images of a split are hashed."""
 
 
-class LabelledImages(torch.utils.data.Dataset):
+class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
     """A data set's images and labels; item i is the decoded image, uint8 (3, H, W), or an error.
 
     An error is returned, not raised, so that it crosses a worker process as one clear sentence; see `raise_or`.
@@ -66,7 +66,9 @@ class LabelledImages(torch.utils.data.Dataset):
         self.image_column = find_column(dataset, image_column, datasets.Image, "image")
         if len(dataset) == 0:
             raise PertinenceError("the split is empty: there are no images to use")
-        self.labels, self.label_names, self.label_map = None, None, label_map
+        self.labels: torch.Tensor | None = None
+        self.label_names: dict[int, str] | None = None
+        self.label_map = label_map
         if needs_labels:
             label_column = find_column(dataset, label_column, datasets.ClassLabel, "label")
             self.labels, self.label_names = read_labels(dataset, label_column, label_map)
@@ -141,7 +143,7 @@ class LabelledImages(torch.utils.data.Dataset):
         """
         if self.labels is None:
             return
-        if self.label_map == "by_name":
+        if self.label_map == "by_name" and self.label_names is not None:
             advice = "rename them as the experts call them, or leave their images out"
             used, which = self.labels.unique(return_inverse=True)  # names that no image has may be any
             names = {label: self.label_names[label] for label in used.tolist()}
@@ -153,13 +155,13 @@ class LabelledImages(torch.utils.data.Dataset):
                 f"the images have label {highest}, but the experts know only {len(labels)} labels (0 to "
                 f"{len(labels) - 1})"
             )
-        names = self.label_names
-        if names is None or is_generic(names) or is_generic(labels):
+        own = self.label_names
+        if own is None or is_generic(own) or is_generic(labels):
             return
-        if len(names) != len(labels) or in_another_order(names, labels):
+        if len(own) != len(labels) or in_another_order(own, labels):
             raise PertinenceError(
                 "the data set has other labels than the experts, or in another order: "
-                f"{first_difference(names, labels)}. Have its labels found by their names, {BY_NAME}"
+                f"{first_difference(own, labels)}. Have its labels found by their names, {BY_NAME}"
             )
 
 
@@ -211,7 +213,9 @@ def first_readable(images: LabelledImages) -> torch.Tensor:
 
 def raise_or(items: Sequence[torch.Tensor | PertinenceError]) -> list[torch.Tensor]:
     """Decoded images, or the first error among them, raised."""
+    decoded = []
     for item in items:
         if isinstance(item, PertinenceError):
             raise item
-    return list(items)
+        decoded.append(item)
+    return decoded

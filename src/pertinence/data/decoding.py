@@ -45,7 +45,7 @@ def decode_image(image: Any) -> torch.Tensor:
     if isinstance(image, Image.Image):
         try:
             _refuse_programs(image)
-            if image.mode.startswith(("I", "F")) and image.getextrema()[1] > 255:
+            if image.mode.startswith(("I", "F")) and np.max(image.getextrema()) > 255:
                 logger.warning_once(
                     "An image has more than 8 bits a channel: what lies above 255 is cut off, as transformers does. "
                     "Scale such images down before."
@@ -93,20 +93,28 @@ def open_row(row: Mapping[str, Any], mode: str | None) -> Image.Image:
         PertinenceError: the row has no image, or its path leads neither to a file nor to a place that rows may name.
     """
     content, path = row.get("bytes"), row.get("path")
-    if content is None and path is None:
+    if content is not None:
+        opened = open_image(BytesIO(content))
+    elif path is None:
         raise PertinenceError("the row has none")
-    if content is None and not Path(path).is_file():
-        *inside, place = path.split("::")
-        is_there = REMOTE.match(place) or (inside and Path(place).is_file())
-        if not is_there or not all(map(ARCHIVE.match, inside)):  # a device or a pipe need not end
-            raise PertinenceError(f"{shown(path)} is no file")
-        if path.startswith(("http://", "https://")):
-            content = fetch(path)
-        else:
-            with fsspec.open(path) as file:
-                content = file.read()
-    opened = open_image(path if content is None else BytesIO(content))
+    elif Path(path).is_file():
+        opened = open_image(path)
+    else:
+        opened = open_image(BytesIO(_read_elsewhere(path)))
     return opened if mode in (None, opened.mode) else ImageOps.exif_transpose(opened).convert(mode)
+
+
+def _read_elsewhere(path: str) -> bytes:
+    """The content of a URL or of a file within an archive; nothing else is opened, as a device or a pipe need not
+    end."""
+    *inside, place = path.split("::")
+    is_there = REMOTE.match(place) or (inside and Path(place).is_file())
+    if not is_there or not all(map(ARCHIVE.match, inside)):
+        raise PertinenceError(f"{shown(path)} is no file")
+    if path.startswith(("http://", "https://")):
+        return fetch(path)
+    with fsspec.open(path) as file:
+        return file.read()
 
 
 def fetch(text: str) -> bytes:

@@ -58,7 +58,7 @@ def places_by_name(labels: Labels, others: Labels, title: str, advice: str) -> l
     places: dict[str, list[int]] = {}
     for index, name in enumerate(_normalised(others)):
         places.setdefault(name, []).append(index)
-    found = [places.get(_normal(name), ()) for name in labels.values()]
+    found = [places.get(_normal(name), []) for name in labels.values()]
     unknown = [name for name, indices in zip(labels.values(), found, strict=True) if len(indices) != 1]
     if unknown:
         raise PertinenceError(
@@ -82,10 +82,12 @@ def resolve_label_map(
         return places_by_name(
             dict(sorted(pool_labels.items())), labels, repr(name), "write the map as a list of indices"
         )
-    valid = isinstance(label_map, (list, tuple)) and all(
-        isinstance(i, int) and 0 <= i < len(labels) for i in label_map
-    )
-    if not valid or len(label_map) != len(pool_labels) or len(set(label_map)) != len(label_map):
+    if (
+        not isinstance(label_map, (list, tuple))
+        or not all(isinstance(i, int) and 0 <= i < len(labels) for i in label_map)
+        or len(label_map) != len(pool_labels)
+        or len(set(label_map)) != len(label_map)
+    ):
         raise PertinenceError(
             f"{name!r}: label_map must list {len(pool_labels)} different indices from 0 to {len(labels) - 1}, one "
             f"for each label of the pool, got {str(label_map)[:80]}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
 
@@ -68,7 +69,7 @@ def bootstrap_differences(
     sampled = np.vstack([counts, draws]) @ values / count
     accuracy, by_expert, costs = sampled[:, 0], sampled[:, 1:-1], sampled[:, -1]
     hulls = random_mix_hull(expert_costs, by_expert, costs)
-    return tuple(_difference(accuracy - reference) for reference in (by_expert[:, -1], hulls))
+    return _difference(accuracy - by_expert[:, -1]), _difference(accuracy - hulls)
 
 
 def _difference(values: np.ndarray) -> Difference:
@@ -88,7 +89,7 @@ def non_dominated(costs: Sequence[float], accuracy: Sequence[float]) -> list[int
     return front
 
 
-def random_mix_hull(costs: Sequence[float], accuracy: np.ndarray, at: float | np.ndarray) -> np.ndarray:
+def random_mix_hull(costs: ArrayLike, accuracy: ArrayLike, at: ArrayLike) -> np.ndarray:
     """Accuracy that a coin flip between two experts has at a mean cost: the upper hull of the static experts.
 
     Below the cheapest expert's cost it is that expert's; above the best one's it stays.
@@ -101,18 +102,14 @@ def random_mix_hull(costs: Sequence[float], accuracy: np.ndarray, at: float | np
     Returns:
         float64 (...).
     """
-    costs, accuracy, at = (
-        np.asarray(costs, dtype=float),
-        np.asarray(accuracy, dtype=float),
-        np.asarray(at, dtype=float),
-    )
-    at = np.maximum(at, costs.min())
+    x, y = np.asarray(costs, dtype=float), np.asarray(accuracy, dtype=float)
+    budget = np.maximum(np.asarray(at, dtype=float), x.min())
     # The hull is the highest of all experts that are cheap enough and of all chords that span the cost.
-    best = np.where(costs <= at[..., None], accuracy, -np.inf).max(-1)
-    for i, j in itertools.permutations(range(len(costs)), 2):
-        if costs[i] < costs[j]:
-            share = (at - costs[i]) / (costs[j] - costs[i])
-            chord = accuracy[..., i] + share * (accuracy[..., j] - accuracy[..., i])
+    best = np.where(x <= budget[..., None], y, -np.inf).max(-1)
+    for i, j in itertools.permutations(range(len(x)), 2):
+        if x[i] < x[j]:
+            share = (budget - x[i]) / (x[j] - x[i])
+            chord = y[..., i] + share * (y[..., j] - y[..., i])
             best = np.where((share >= 0) & (share <= 1), np.maximum(best, chord), best)
     return best
 

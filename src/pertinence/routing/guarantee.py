@@ -53,7 +53,7 @@ class Guarantee:
     shared: float | None = None
     assumptions: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (0 < self.max_accuracy_loss < 1 and 0 < self.confidence < 1):
             raise PertinenceError(
                 f"a guarantee needs a limit and a confidence between 0 and 1, got {self.max_accuracy_loss} and "

@@ -84,14 +84,13 @@ def evolve(
     with progress_bar(generations, f"Search ({recipe.name})", "generation", main) as bar:
         bar.update(evolution.generation)
         while evolution.generation < generations:
-            asked = algorithm.ask() if main else None
-            genomes = [asked.get("X") if main else None]
-            broadcast_object_list(genomes)
-            results = _evaluate(recipe, genomes[0], evolution.archive, accelerator)
+            asked = algorithm.ask() if main else Population()
+            (genomes,) = broadcast_object_list([asked.get("X")])
+            results = _evaluate(recipe, genomes, evolution.archive, accelerator)
             evolution.archive.add(candidate for *_, candidates in results for candidate in candidates)
             evaluated = [
                 {"recipe": recipe.name, "genome": genome, recipe.measure: accuracy, "cost": cost}
-                for genome, (_, accuracy, cost, _) in zip(genomes[0].tolist(), results, strict=True)
+                for genome, (_, accuracy, cost, _) in zip(genomes.tolist(), results, strict=True)
             ]
             evolution.evaluated.extend(evaluated)
             known = evolution.archive.candidates
