@@ -12,12 +12,12 @@ from ..utils.errors import MALFORMED, PertinenceError, explain, shown
 from ..utils.validation import is_name, is_number
 from .costs import GMACS, LATENCY, STEM, cost_title
 from .evidence import EVIDENCE
+from .limits import MAX_POINTS
 from .metrics import Figures, Latency, figure_cells, figure_header, format_table
 
 
 CHEAPEST_LOSSLESS = "cheapest-lossless"
 BEST_BELOW_LARGEST = "best-below-largest"
-MAX_POINTS = 10_000
 SHOWN_NAMES = 100
 FASTEST = "fastest"
 MOST_ACCURATE = "most-accurate"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ..data.arguments import DataArguments
 from ..experts.modes import PREPROCESSING_MODES
 from ..predictions.arguments import RuntimeArguments
-from ..routing.front import MAX_POINTS
+from ..routing.limits import MAX_POINTS
 from ..utils.settings import Setting, Settings, setting, settings_of
 from .recipes.arguments import CascadeArguments, PaperArguments
 from .recipes.registry import RECIPES, RecipeChoices, recipe_names, recipe_settings, registered_recipes
