@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .evaluation.calibration import calibrate, store_guarantee
     from .evaluation.evaluate import evaluate_model
     from .evaluation.monitoring import RoutingMonitor
+    from .experts.backends.base import register_backend
     from .models.streaming import StreamDispatcher
     from .predictions.arguments import RuntimeArguments
     from .predictions.tables import PredictionTable
@@ -51,6 +52,7 @@ __all__ = [
     "StreamDispatcher",
     "calibrate",
     "evaluate_model",
+    "register_backend",
     "register_recipe",
     "search_predictions",
     "store_guarantee",
@@ -73,6 +75,7 @@ _LAZY = {
     "StreamDispatcher": "models.streaming",
     "calibrate": "evaluation.calibration",
     "evaluate_model": "evaluation.evaluate",
+    "register_backend": "experts.backends.base",
     "register_recipe": "search.recipes.registry",
     "search_predictions": "search.search",
     "store_guarantee": "evaluation.calibration",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from ..utils.downloads import find_file
 from ..utils.errors import PertinenceError
 from ..utils.io import replaced
 from ..utils.tensors import save_tensors
-from .dataset import LabelledImages
 
+
+if TYPE_CHECKING:  # importing the package must not import datasets
+    from .dataset import LabelledImages
 
 SEEN = "seen_images.safetensors"
 TOLERATED_SHARED = 0.01

@@ -23,7 +23,7 @@ from .backends.base import BACKENDS, Backend, backend_of, check_device, moving
 from .cards import read_licence
 from .costs import count_gmacs
 from .entry import TORCH, ExpertEntry
-from .loading import Checkpoint, open_checkpoint, size_options
+from .loading import Checkpoint, open_checkpoint
 from .preprocessing import Preprocessor, resolve_transform
 from .reference import ExpertReference, LoadOptions
 from .variants import smaller_transform
@@ -250,7 +250,7 @@ def measured_expert(
     name, model = entry.name, checkpoint.model
     with _naming(name):
         transform = smaller_transform(checkpoint, entry.transform, image_size, image_size_by)
-    gmacs = count_gmacs(model, transform.size, size_options(model) if transform.is_smaller else {})
+    gmacs = count_gmacs(model, transform.size, checkpoint.call_options(transform))
     entry = entry.replace(costs={GMACS: gmacs}, transform=transform, backend=backend)
     expert = Expert(checkpoint, entry, preprocessing)
     probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8)

@@ -24,6 +24,7 @@ from .building import building_from
 from .checkpoint_files import CHECKPOINT_FILES, LEGAL_FILES, hash_folder
 from .entry import CONFIG
 from .reference import ExpertReference, LoadOptions
+from .transforms import Transform
 
 
 class Backbone(nn.Module):
@@ -58,6 +59,10 @@ class Checkpoint:
     processor: Any
     revision: str
     folder: Path | None
+
+    def call_options(self, transform: Transform) -> dict[str, bool]:
+        """With what the model is called besides pixels (see `size_options`)."""
+        return size_options(self.model) if transform.is_smaller else {}
 
 
 def open_checkpoint(

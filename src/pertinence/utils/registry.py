@@ -48,7 +48,7 @@ class Registry(Generic[T]):
     @property
     def names(self) -> list[str]:
         """The names of ours and of all that are registered, in this order; nothing is imported."""
-        return [*self._ours, *self._registered]
+        return list(dict.fromkeys([*self._ours, *self._registered]))
 
     @property
     def declared(self) -> list[str]:

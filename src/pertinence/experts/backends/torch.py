@@ -13,7 +13,7 @@ from torch import nn
 from ...utils.errors import PertinenceError
 from ..entry import ExpertEntry
 from ..features import FeatureTap
-from ..loading import Checkpoint, size_options
+from ..loading import Checkpoint
 
 
 ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
@@ -38,7 +38,7 @@ class TorchBackend(nn.Module):
         self.memory_format = torch.channels_last if is_convolutional else torch.contiguous_format
         checkpoint.model.to(memory_format=self.memory_format)
         self.model = self.prepared(checkpoint.model)
-        self._options = size_options(self.model) if entry.transform.is_smaller else {}
+        self._options = checkpoint.call_options(entry.transform)
         self._features = FeatureTap.of(self.model)
         # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
         some = (parameter for parameter in self.model.parameters() if parameter.is_floating_point())
