@@ -21,7 +21,8 @@ from pathlib import Path
 from huggingface_hub import metadata_save
 
 from pertinence.commands.main import main as pertinence
-from pertinence.hub.bundle import check_no_paths, collect
+from pertinence.hub.bundle import collect
+from pertinence.hub.local_paths import check_no_paths
 from pertinence.hub.push import CARD
 
 

@@ -45,7 +45,7 @@ from pertinence.routing.front import STEM
 from pertinence.routing.guarantee import Comparison, Guarantee
 from pertinence.routing.heads import Head
 from pertinence.routing.metrics import Latency
-from pertinence.utils.downloads import chain
+from pertinence.utils.errors import causes_of
 
 
 SECONDS = 10
@@ -337,7 +337,7 @@ class DamagedFiles:
             except CLEAR as error:
                 if isinstance(error, PertinenceError) and not is_a_sentence(str(error)):
                     raise AssertionError(f"no sentence: {str(error)!r}") from error
-                if any(isinstance(one, MemoryError) or "allocate memory" in str(one) for one in chain(error)):
+                if any(isinstance(one, MemoryError) or "allocate memory" in str(one) for one in causes_of(error)):
                     raise AssertionError("it took more memory than it may") from error
                 outcome = type(error).__name__
             return Case(outcome, process_time() - started, _memory("VmHWM") - before)

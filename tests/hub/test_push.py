@@ -17,7 +17,7 @@ from pertinence import (
     SearchArguments,
 )
 from pertinence.commands.main import main
-from pertinence.hub.bundle import check_no_paths
+from pertinence.hub.local_paths import check_no_paths
 from pertinence.hub.push import push_folder
 
 

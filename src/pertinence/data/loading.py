@@ -9,8 +9,9 @@ from typing import Any
 
 import datasets
 
-from ..utils.downloads import DamagedDownload, checked_downloads, explain_hub, may_pass, with_retries
+from ..utils.downloads import checked_downloads, with_retries
 from ..utils.errors import PertinenceError, first_line
+from ..utils.hub_errors import DamagedDownload, explain_hub, may_pass
 from ..utils.validation import split_revision
 from .arguments import DataArguments
 from .dataset import LabelledImages

@@ -115,11 +115,11 @@ def _check_code(values: dict[str, Any], name: str, runs_code: bool) -> None:
         is_named = key.lstrip("_").startswith("attn_implementation") and not isinstance(value, bool)
         if is_named and value not in ATTENTION:
             raise PertinenceError(f"its {name} asks for the attention {shown(value)}, which may be code")
-        is_other = key == "backbone" and _is_text(value) and not runs_code
+        is_other = key == "backbone" and isinstance(value, str) and not runs_code
         if is_other or (key.lstrip("_") in (*MEANINGLESS, "use_pretrained_backbone") and value):
             raise PertinenceError(f"its {name} has {key}, which has other files or packages loaded")
     architecture, arguments = values.get("architecture"), values.get("model_args")
-    if architecture is not None and not (_is_text(architecture) and re.fullmatch(r"[\w.-]+", architecture)):
+    if architecture is not None and not (isinstance(architecture, str) and re.fullmatch(r"[\w.-]+", architecture)):
         raise PertinenceError(f"its architecture {shown(architecture)} is not the name of a network of timm")
     if isinstance(arguments, dict) and (others := sorted(OF_FACTORY & set(arguments))):
         raise PertinenceError(f"its model_args have {', '.join(others)}, which would read other files")
@@ -129,15 +129,15 @@ def _check_processors(config: dict[str, Any], processors: dict[str, dict[str, An
     """Refuse an image processor that does more than an image classifier's does, or makes much larger images."""
     for name, values in {CONFIG: config, **processors}.items():
         for key, value in _settings(values):
-            if key in PROCESSOR_CLASSES and _is_text(value):
+            if key in PROCESSOR_CLASSES and isinstance(value, str):
                 kind = re.sub("(Fast|Pil)+$", "", value.replace("FeatureExtractor", "ImageProcessor"))
                 # Others are custom classes: they run with trust_remote_code, or this process has registered them.
                 if kind not in classifier_processors() and kind in dir(transformers):  # which takes long
                     raise PertinenceError(f"its {name} asks for {shown(value)}, which is not for image classifiers")
     # Where no file names a class transformers takes that of the model's type.
-    kind = config.get("model_type")
-    if _is_text(kind) and not processors_of(kind) <= classifier_processors():
-        raise PertinenceError(f"its model_type {shown(kind)} is none of image classifiers")
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and not processors_of(model_type) <= classifier_processors():
+        raise PertinenceError(f"its model_type {shown(model_type)} is none of image classifiers")
     for name, values in processors.items():
         numbers = list(_numbers(values))
         _check_resize(numbers)
@@ -194,7 +194,3 @@ def _numbers(values: Any) -> Iterator[tuple[str, float]]:
     for key, value in _settings(values):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             yield key, value
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)

@@ -107,7 +107,7 @@ def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
     if not (folder / index).is_file():
         return []
     places = read_json(folder / index).get("weight_map")
-    names = list(places.values()) if isinstance(places, dict) else [None]
+    names: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
     if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
         raise PertinenceError(f"its {index} names files that are no safetensors files beside it")
     return [folder / name for name in sorted(set(names))]

@@ -17,8 +17,9 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..utils.downloads import chain, explain_hub, fetch, pin
-from ..utils.errors import PertinenceError, explain
+from ..utils.downloads import fetch, pin
+from ..utils.errors import PertinenceError, causes_of, explain
+from ..utils.hub_errors import explain_hub
 from .audit import check_checkpoint
 from .building import building_from
 from .checkpoint_files import CHECKPOINT_FILES, LEGAL_FILES, hash_folder
@@ -101,13 +102,15 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
                 '{"model": model, "processor": processor}'
             )
         return Checkpoint(reference.model, processor, _hash_tensors(reference.model), None)
+    repo_id = reference.repo_id
+    assert repo_id is not None  # a reference without a model has one
     try:
-        folder, revision = _find_files(reference, options)
+        folder, revision = _find_files(repo_id, reference.revision, options)
         model, processor, missing = _load_folder(folder, options, is_stem)
     except PertinenceError as error:
         raise PertinenceError(f"{title}: {error}") from error
     except Exception as error:  # a checkpoint may be wrong in any way
-        raise PertinenceError(_explain(title, reference, error)) from error
+        raise PertinenceError(_explain(title, repo_id, reference.revision, error)) from error
     if missing:
         raise PertinenceError(
             f"{title} lacks weights ({', '.join(sorted(missing)[:3])}): it is a backbone without a trained "
@@ -116,15 +119,15 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
     return Checkpoint(model, processor, revision, folder)
 
 
-def _find_files(reference: ExpertReference, options: LoadOptions) -> tuple[Path, str]:
+def _find_files(repo_id: str, revision: str | None, options: LoadOptions) -> tuple[Path, str]:
     """The folder with the files of a checkpoint, fetched where they are not here yet, and their pinned revision."""
-    if reference.is_folder:
-        folder = Path(reference.repo_id)
+    folder = Path(repo_id)
+    if folder.is_absolute():
         if not (folder / CONFIG).is_file():
             raise PertinenceError(f"the folder {folder} has no {CONFIG}, so it is not a checkpoint")
         return folder, hash_folder(folder)
-    revision = pin(reference.repo_id, reference.revision, CONFIG, **options.hub)
-    return fetch(reference.repo_id, revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub), revision
+    commit = pin(repo_id, revision, CONFIG, **options.hub)
+    return fetch(repo_id, commit, CHECKPOINT_FILES + LEGAL_FILES, **options.hub), commit
 
 
 def _load_folder(
@@ -197,26 +200,26 @@ def _is_headless(config: Any) -> bool:
     return config.num_labels == 0 or any(name.endswith("Model") for name in config.architectures or ())
 
 
-def _explain(title: str, reference: ExpertReference, error: Exception) -> str:
+def _explain(title: str, repo_id: str, revision: str | None, error: Exception) -> str:
     """Why a checkpoint does not load; transformers and timm tell it by the text of general errors alone."""
-    causes = chain(error)
+    causes = causes_of(error)
     if any("trust_remote_code" in str(cause) for cause in causes):
         return (
-            f"{title} needs code of its own from {reference.repo_id}: read it, and if you trust it pass "
+            f"{title} needs code of its own from {repo_id}: read it, and if you trust it pass "
             "--trust-remote-code (in Python trust_remote_code=True)"
         )
-    if (trouble := explain_hub(reference.repo_id, reference.revision, error)) is not None:
+    if (trouble := explain_hub(repo_id, revision, error)) is not None:
         return f"{title}: {trouble}"
     if any("no classifier head" in str(cause) for cause in causes):
         return f"{title} is a backbone without a trained classification head; fine-tune it first"
     if any("model.safetensors" in str(cause) for cause in causes):
         return (
-            f"{title}: {reference.repo_id} has no weights in safetensors; pickles (pytorch_model.bin) are "
+            f"{title}: {repo_id} has no weights in safetensors; pickles (pytorch_model.bin) are "
             "never opened: convert them"
         )
     if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
-        return f"{title}: weights and config.json of {reference.repo_id} do not have the same shapes"
-    return f"{title} cannot be loaded from {reference.repo_id} ({explain(error)})"
+        return f"{title}: weights and config.json of {repo_id} do not have the same shapes"
+    return f"{title} cannot be loaded from {repo_id} ({explain(error)})"
 
 
 def _timm_processor(config: Any) -> Any:
@@ -228,7 +231,7 @@ def _timm_processor(config: Any) -> Any:
     return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
 
 
-def _hash_tensors(model: nn.Module) -> str:
+def _hash_tensors(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(str(model.config.to_json_string()).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 
 from ..data.seen import SEEN
 from ..experts.checkpoint_files import check_contained, hash_folder, read_json
-from ..experts.entry import CONFIG
+from ..experts.entry import CONFIG, ExpertEntry
 from ..experts.reference import LoadOptions
 from ..utils.errors import MALFORMED, PertinenceError, explain
 from ..utils.parsing import parse_json, parse_yaml, read_mapping
@@ -27,7 +26,6 @@ from .layout import (
     CONVERGENCE_FIGURE,
     EXAMPLES_FIGURE,
     FRONT_FIGURE,
-    NOT_STORED,
     RECORD,
     SEARCH_FILES,
     SETTINGS,
@@ -37,6 +35,7 @@ from .layout import (
     find_table_record,
 )
 from .licences import forbids_copies
+from .local_paths import is_path, settings_note, without_paths
 from .model_card import Card, render_card
 
 
@@ -47,8 +46,6 @@ LOCAL = (
     "expert {!r} is on this machine only, so nobody could load the pushed model: push it with its experts, "
     "save_experts=True (--save-experts), or push that expert first and refer to it by its Hub id"
 )
-HEADER_SEARCHED = 2**20
-"""Bytes of weights that are searched for paths of this machine: their header. Of other files all is."""
 
 
 @dataclass
@@ -166,26 +163,20 @@ def _read_config(folder: Path) -> PertinenceConfig:
 def _collect_experts(
     bundle: Bundle, folder: Path, work: Path, save_experts: bool, options: LoadOptions, expert_paths: dict[str, str]
 ) -> None:
-    """Add the copies of experts to what is pushed, and refer to them; refused where they must not be copied."""
+    """Add the copies of experts to what is pushed, and refer to them.
+
+    Raises:
+        PertinenceError: a local expert is not copied, or one must not be copied.
+    """
     config = bundle.config
-    names = [*map(str, range(len(config.experts))), *(["stem"] if config.stem else [])]
-    entries = dict(zip(names, config.entries, strict=True))
-    if unknown := set(expert_paths) - {entry.name for entry in entries.values()}:
-        raise PertinenceError(
-            f"expert_paths names {sorted(unknown)}, but the experts are "
-            f"{', '.join(entry.name for entry in entries.values())}"
-        )
-    entries = {
-        home: entry.replace(repo_id=str(Path(expert_paths[entry.name]).resolve()))
-        if entry.name in expert_paths
-        else entry
-        for home, entry in entries.items()
-    }
+    homes = [*map(str, range(len(config.experts))), *(["stem"] if config.stem else [])]
+    entries = dict(zip(homes, _moved(config.entries, expert_paths), strict=True))
     config.set_entries(list(entries.values()))
     local = [entry.name for entry in entries.values() if entry.is_local or entry.repo_id is None]
     if local and not save_experts:
         raise PertinenceError(LOCAL.format(local[0]))
-    if not save_experts and not any(entry.is_embedded for entry in entries.values()):
+    copied = {home: entry for home, entry in entries.items() if save_experts or entry.is_embedded}
+    if not copied:
         return
     for entry in entries.values():
         if forbids_copies(entry.licence):
@@ -193,9 +184,6 @@ def _collect_experts(
                 f"expert {entry.name!r} is under the licence {entry.licence!r}, which forbids passing it on: "
                 "refer to it by a Hub id instead of copying it, or leave it out"
             )
-    copied = entries
-    if not save_experts:
-        copied = {home: entry for home, entry in entries.items() if entry.is_embedded}
     copies, folders = find_copies(copied, str(folder), options)
     for home, source in folders.items():
         files = files_to_copy(source)
@@ -210,66 +198,32 @@ def _collect_experts(
     config.set_entries(list((entries | copies).values()))
 
 
+def _moved(entries: Sequence[ExpertEntry], expert_paths: Mapping[str, str]) -> list[ExpertEntry]:
+    """Entries that refer to the folders that local experts have moved to.
+
+    Raises:
+        PertinenceError: one of the experts does not exist.
+    """
+    names = [entry.name for entry in entries]
+    if unknown := set(expert_paths) - set(names):
+        raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(names)}")
+    return [
+        entry.replace(repo_id=str(Path(expert_paths[entry.name]).resolve())) if entry.name in expert_paths else entry
+        for entry in entries
+    ]
+
+
 def _without_own_path(source: Path, files: Sequence[Path], work: Path) -> Path:
     """An expert's folder, or a copy of its files whose config.json does not say where it was loaded from."""
     config = source / CONFIG
     values = read_json(config)
-    if not _is_path(values.get("_name_or_path")):
+    if not is_path(values.get("_name_or_path")):
         return source
     work.mkdir()
     for path in files:
         shutil.copyfile(path, work / path.name)
     (work / config.name).write_bytes(_as_bytes({key: v for key, v in values.items() if key != "_name_or_path"}, 2))
     return work
-
-
-def without_paths(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Settings of a search with names in place of the paths of local folders and files, and those names by setting."""
-    names: dict[str, list[str]] = {}
-
-    def named(value: Any, setting: str) -> Any:
-        if isinstance(value, dict):
-            return {key: named(item, setting) for key, item in value.items()}
-        if isinstance(value, list):
-            return [named(item, setting) for item in value]
-        if not _is_path(value):
-            return value
-        names.setdefault(setting, []).append(Path(value).name)
-        return Path(value).name
-
-    private = (*NOT_STORED, "cache_dir")
-    changed = {name: named(value, name) for name, value in settings.items() if name not in private}
-    if "output_dir" in changed:  # nobody else's, but a search needs one
-        changed["output_dir"] = Path(str(changed["output_dir"])).name
-        names.pop("output_dir", None)
-    return changed, names
-
-
-def settings_note(folders: Mapping[str, Sequence[str]]) -> str:
-    """What somebody who runs settings again must know of the names in them; nothing where there are no such names."""
-    if not folders:
-        return ""
-    named = "; ".join(f"{setting}: {', '.join(dict.fromkeys(names))}" for setting, names in folders.items())
-    return f"# These are names of local folders, to be replaced by your own: {named}\n"
-
-
-def check_no_paths(files: Mapping[str, Path | bytes], folders: Sequence[Path] = ()) -> None:
-    """Refuse files that name a folder of this machine: home, working folder, or one of those given."""
-    # Folders like /tmp and /content are everybody's.
-    known = {Path.home(), *(path for path in (Path.cwd(), *folders) if len(path.absolute().parts) > 2)}
-    paths = {str(spelt) for path in known for spelt in (path.absolute(), path.resolve()) if len(spelt.parts) > 1}
-    for name, content in files.items():
-        if isinstance(content, Path):
-            with content.open("rb") as file:
-                content = file.read(HEADER_SEARCHED if content.suffix == ".safetensors" else -1)
-        for path in paths:
-            # Not the end of a longer path or of a URL, and not the beginning of a longer name.
-            if re.search(rb"(?<![\w.:/-])" + re.escape(path.encode()) + rb"(?![\w.-])", content):
-                raise PertinenceError(f"{name} names a folder of this machine, {path}: take that out, then push again")
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("./", "../", "~")))
 
 
 def _as_bytes(values: dict[str, Any], indent: int) -> bytes:

@@ -16,8 +16,8 @@ from ..experts.modes import PREPROCESSING_MODES
 from ..routing.front import STEM, Front, OperatingPoint
 from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
-from ..utils.downloads import explain_hub
 from ..utils.errors import MALFORMED, PertinenceError, explain, first_line, shown
+from ..utils.hub_errors import explain_hub
 from ..utils.parsing import check_json, read_text
 from ..utils.validation import is_whole
 

@@ -21,8 +21,9 @@ from ..experts.entry import CONFIG, ExpertEntry, is_on_hub
 from ..experts.expert import Expert
 from ..experts.preprocessing import is_timm_processor
 from ..experts.reference import LoadOptions
-from ..utils.downloads import explain_hub, fetch
+from ..utils.downloads import fetch
 from ..utils.errors import PertinenceError, first_line
+from ..utils.hub_errors import explain_hub
 from ..utils.io import give_usual_mode
 from ..utils.validation import is_commit
 
@@ -41,7 +42,7 @@ def locate(entry: ExpertEntry, source: str, revision: str | None, options: LoadO
         raise PertinenceError(f"expert {name!r} has no reference in config.json")
     if entry.is_embedded:
         root, home = Path(source), Path(subfolder) / repo_id
-        with _naming(name, source, revision):
+        with naming(name, source, revision):
             if not root.is_dir():
                 root = fetch(source, revision, [f"{home.as_posix()}/*"], **options.hub)
             check_contained([root / home, *(root / home).glob("*")], root)
@@ -60,7 +61,7 @@ def find_folder(
     """Folder with the files of an expert of a saved model, fetched where they are not here yet; see `locate`."""
     where = locate(entry, source, revision, options, subfolder)
     folder = Path(where)
-    with _naming(entry.name, where, entry.revision):
+    with naming(entry.name, where, entry.revision):
         if is_on_hub(where):
             folder = fetch(where, entry.revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
         weights = find_weights(folder)
@@ -73,11 +74,19 @@ def find_folder(
 
 
 @contextmanager
-def _naming(name: str, source: str, revision: str | None) -> Iterator[None]:
-    """Say in an error which expert it is about, and of one of the Hub what to do."""
+def naming(name: str, source: str, revision: str | None) -> Iterator[None]:
+    """Name the expert in every error, and explain errors of the Hub.
+
+    Args:
+        name: of the expert.
+        source, revision: what is asked for: Hub id or folder, and a commit.
+
+    Raises:
+        PertinenceError: in place of any error.
+    """
     try:
         yield
-    except Exception as error:  # whatever the Hub has against it
+    except Exception as error:  # the Hub's client raises errors of HTTP, of the network and of its own
         reason = explain_hub(source, revision, error) or first_line(error)
         raise PertinenceError(f"expert {name!r}: {reason}") from error
 

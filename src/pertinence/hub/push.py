@@ -11,17 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError
 from transformers.utils import logging
 
 from ..experts.entry import CONFIG, is_embedded
 from ..experts.reference import ExpertReference, LoadOptions
-from ..utils.downloads import chain, explain_hub, may_pass, with_retries
-from ..utils.errors import PertinenceError, first_line
+from ..utils.downloads import fetch_file, with_retries
+from ..utils.errors import PertinenceError, causes_of, first_line
+from ..utils.hub_errors import explain_hub, may_pass, status_of, url_of
 from ..utils.parsing import parse_json, read_mapping
-from .bundle import LOCAL, MODEL_FILES, Bundle, check_no_paths, collect
+from .bundle import LOCAL, MODEL_FILES, Bundle, collect
 from .configuration import PertinenceConfig
+from .expert_files import naming
 from .layout import SEARCH_DATA, SEARCH_FILES, is_same_front
+from .local_paths import check_no_paths
 
 
 logger = logging.get_logger(__name__)
@@ -72,26 +76,17 @@ def push_folder(
     with tempfile.TemporaryDirectory() as work:
         bundle = collect(Path(folder), Path(work), save_experts, examples, LoadOptions(token=token), expert_paths)
         look_up_experts(bundle, api)
-        with _explained(repo_id):
-            # All of this may be asked for twice, which some clients leave to us; a commit may not.
-            repo_id = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
-            if revision is not None and not revision.startswith("refs/pr"):
-                with_retries(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-            there = with_retries(lambda: api.list_repo_files(repo_id, revision=revision))
+        repo_id, there = _open_repository(api, repo_id, private, revision)
         if CARD in there and not replace_card:
             logger.warning(f"The README.md of {repo_id} is kept; replace_card=True (--replace-card) writes a new one.")
         else:
             bundle.files[CARD] = bundle.card(repo_id, tags).encode()
         check_no_paths(bundle.own_files, [Path(folder), Path(work)])
-        operations: list[Any] = [CommitOperationAdd(path, content) for path, content in sorted(bundle.files.items())]
         is_another = bundle.record is not None or _holds_another(repo_id, there, bundle.config, revision, token)
-        operations += [
-            CommitOperationDelete(path) for path in there if path not in bundle.files and _is_ours(path, is_another)
-        ]
         with _explained(repo_id, commits=True):
             return api.create_commit(
                 repo_id,
-                operations,
+                _operations(bundle.files, there, is_another),
                 commit_message=commit_message,
                 commit_description=commit_description,
                 revision=revision,
@@ -99,8 +94,35 @@ def push_folder(
             )
 
 
+def _open_repository(
+    api: HfApi, repo_id: str, private: bool | None, revision: str | None
+) -> tuple[str, Sequence[str]]:
+    """Create a repository, and a branch, where they are missing; returns the full id and the paths of its files."""
+    with _explained(repo_id):
+        # These requests may be sent twice, which some versions of the client leave to us; a commit may not.
+        repo_id = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+        if revision is not None and not revision.startswith("refs/pr"):
+            with_retries(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+        return repo_id, with_retries(lambda: api.list_repo_files(repo_id, revision=revision))
+
+
+def _operations(
+    files: Mapping[str, Path | bytes], there: Sequence[str], is_another: bool
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """The operations of a commit: files are added, and what an earlier push left is removed.
+
+    Args:
+        files: content, or the file that holds it, by path in the repository.
+        there: paths of the files in the repository.
+        is_another: whether what a search left there belongs to another model.
+    """
+    added = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
+    obsolete = [path for path in there if path not in files and _is_ours(path, is_another)]
+    return [*added, *map(CommitOperationDelete, obsolete)]
+
+
 def check_pushable(repo_id: str, experts: Sequence[Any], save_experts: bool, token: str | bool | None = None) -> None:
-    """Refuse what a push would refuse in the end, before a search: experts of this machine alone, and nobody's token.
+    """Refuse before a search what the push after it would refuse: local experts without copies, a missing token.
 
     Args:
         repo_id: where the result is to go.
@@ -116,21 +138,18 @@ def check_pushable(repo_id: str, experts: Sequence[Any], save_experts: bool, tok
 
 
 def look_up_experts(bundle: Bundle, api: HfApi) -> None:
-    """Ask the Hub of the experts there: whether they still exist, who may read them, and whether they bring code.
+    """Ask the Hub whether the experts there still exist, who may read them, and whether they bring code.
 
     Raises:
         PertinenceError: a pinned revision is gone, or what would be copied is gated.
     """
     for entry in bundle.config.entries:
         repo_id = entry.origin or entry.repo_id
-        if is_embedded(repo_id):
+        if repo_id is None or is_embedded(repo_id):
             continue
-        try:
-            revision = entry.origin_revision or entry.revision
+        revision = entry.origin_revision or entry.revision
+        with naming(entry.name, repo_id, revision):
             found = with_retries(partial(api.model_info, repo_id, revision=revision))
-        except Exception as error:  # whatever the Hub has against it
-            reason = explain_hub(repo_id, revision, error) or first_line(error)
-            raise PertinenceError(f"expert {entry.name!r}: {reason}") from error
         if found.gated and entry.is_embedded:
             raise PertinenceError(
                 f"expert {entry.name!r} is gated: the owner of {repo_id} decides who gets it, so no copy of it is "
@@ -151,45 +170,45 @@ def _holds_another(
     if not set(SEARCH_DATA) & set(there) or CONFIG not in there:
         return False
     with _explained(repo_id):
-        path = with_retries(partial(hf_hub_download, repo_id, CONFIG, revision=revision, token=token))
+        path = fetch_file(repo_id, CONFIG, revision=revision, token=token)
     try:
-        known = read_mapping(Path(path), parse_json) or {}
-    except PertinenceError:  # damaged: this push mends it
+        known = read_mapping(path, parse_json) or {}
+    except PertinenceError:  # it is damaged, and this push replaces it
         known = {}
     return not is_same_front(known.get("front"), config.front)
 
 
 def _is_ours(path: str, is_another: bool) -> bool:
-    """Whether a file of a repository is one that such a push writes, so that it goes where this one does not write it:
-    what a search left only where this model is of another."""
+    """Whether a push writes files of this name, so that one that it does not write now is obsolete.
+
+    Args:
+        path: of a file in the repository.
+        is_another: whether what a search left there belongs to another model; else it stays.
+    """
     ours = (*MODEL_FILES, *SEARCH_FILES) if is_another else MODEL_FILES
     return path.startswith("experts/") or any(fnmatch(path, pattern) for pattern in ours)
 
 
 @contextmanager
 def _explained(repo_id: str, commits: bool = False) -> Iterator[None]:
-    """Errors of the Hub against a push, or against its commit, in a sentence."""
+    """Explain errors of the Hub in one sentence.
+
+    Args:
+        repo_id: that is pushed to.
+        commits: whether the request is the commit itself, which may have arrived though its answer did not.
+    """
     try:
         yield
-    except Exception as error:  # of HTTP, of the network, of a token that is missing
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError":
+    except Exception as error:  # the Hub's client raises errors of HTTP, of the network and of its own
+        if status_of(error) in (401, 403) or isinstance(error, LocalTokenNotFoundError):
             raise PertinenceError(
                 f"you may not push to {repo_id}: log in with `hf auth login`, or pass a token that may write there"
             ) from error
         reason = explain_hub(repo_id, None, error, "pushed") or first_line(error)
-        asked = [_asked(cause) for cause in chain(error)]
-        if commits and may_pass(error) and (not any(asked) or any("/commit/" in url for url in asked)):
+        asked = [url for cause in causes_of(error) if (url := url_of(cause))]
+        if commits and may_pass(error) and (not asked or any("/commit/" in url for url in asked)):
             raise PertinenceError(
                 f"whether {repo_id} was pushed is not known, as no answer to the commit came ({reason}); it has "
                 "all of it or nothing, and may be pushed again"
             ) from error
         raise PertinenceError(f"{repo_id} was not pushed: {reason}") from error
-
-
-def _asked(error: BaseException) -> str:
-    """The URL that an error of the network, or of the Hub, is about."""
-    try:
-        return str(error.request.url)
-    except (AttributeError, RuntimeError):  # it has none
-        return ""

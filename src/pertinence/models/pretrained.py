@@ -25,8 +25,9 @@ from ..hub.expert_files import check_unchanged, save_components
 from ..hub.layout import WEIGHT_PATTERNS, check_same_search, update_config
 from ..routing.front import STEM
 from ..routing.heads import Dispatcher
-from ..utils.downloads import checked_downloads, explain_hub, fetch, may_pass, with_retries
+from ..utils.downloads import checked_downloads, fetch, with_retries
 from ..utils.errors import PertinenceError
+from ..utils.hub_errors import explain_hub, may_pass
 from ..utils.io import beside, give_usual_mode, move_into
 from ..utils.tensors import hash_tensors
 from .expert_store import ExpertStore, LazyExpert, SavedPool, parse_memory

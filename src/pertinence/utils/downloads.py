@@ -1,4 +1,4 @@
-"""Downloads from the Hub: checked, tried again where it may help, and explained where it does not."""
+"""Downloads from the Hub: compared with the announced hashes, and tried again where that may help."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.utils import logging
 
-from .errors import PertinenceError, first_line
+from .errors import PertinenceError, causes_of, first_line
+from .hub_errors import GARBLED, DamagedDownload, may_pass
 from .io import hash_file
 
 
@@ -27,17 +28,6 @@ WEIGHTS = "*.safetensors"
 PAUSES = (1, 4)
 """Seconds between attempts to download."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-OFFLINE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
-BROKEN = {
-    "ConnectError", "ConnectTimeout", "PoolTimeout", "ReadError", "ReadTimeout", "RemoteProtocolError", "WriteError",
-    "WriteTimeout",
-}  # fmt: skip
-GARBLED = {"JSONDecodeError", "UnicodeDecodeError"}
-"""Names of errors of the Hub's client and of its HTTP library, which is not the same in all versions."""
-
-
-class DamagedDownload(PertinenceError):
-    """What came is not what the Hub announced."""
 
 
 def fetch(repo_id: str, revision: str | None, patterns: Sequence[str], **options: Any) -> Path:
@@ -53,14 +43,16 @@ def fetch(repo_id: str, revision: str | None, patterns: Sequence[str], **options
         PertinenceError: a file is not what the Hub announced.
     """
     ignored = None if any("/" in pattern for pattern in patterns) else ["*/*"]
-    chosen = {"allow_patterns": list(patterns), "ignore_patterns": ignored}
 
     def download() -> Path:
         with checked_downloads(repo_id, options.get("cache_dir")):
-            return Path(snapshot_download(repo_id, revision=revision, **chosen, **options))
+            folder = snapshot_download(
+                repo_id, revision=revision, allow_patterns=list(patterns), ignore_patterns=ignored, **options
+            )
+        return Path(folder)
 
     folder = with_retries(download)
-    # Where the client could not ask what there is, it takes for whole what the cache has.
+    # Where the client could not list the repository, it returns what the cache has of it.
     is_asked = not (options.get("local_files_only") or constants.HF_HUB_OFFLINE)
     if is_asked and WEIGHTS in patterns and not any(folder.glob(WEIGHTS)):
         api = HfApi(token=options.get("token"))
@@ -70,15 +62,29 @@ def fetch(repo_id: str, revision: str | None, patterns: Sequence[str], **options
     return folder
 
 
+def fetch_file(repo_id: str, name: str, **options: Any) -> Path:
+    """A file of a model repository in the cache, downloaded and checked where it is not there yet.
+
+    Args:
+        repo_id: Hub id.
+        name: of the file.
+        options: of `hf_hub_download`.
+
+    Raises:
+        PertinenceError: the file is not what the Hub announced.
+    """
+
+    def download() -> Path:
+        with checked_downloads(repo_id, options.get("cache_dir")):
+            return Path(hf_hub_download(repo_id, name, **options))
+
+    return with_retries(download)
+
+
 def pin(repo_id: str, revision: str | None, name: str, **options: Any) -> str:
     """The commit that a revision is now, or was when it was last seen, by a file that it must have."""
     # The cache keeps a file under its commit; one look-up pins everything that follows, online and offline.
-
-    def download() -> str:
-        with checked_downloads(repo_id, options.get("cache_dir")):
-            return hf_hub_download(repo_id, name, revision=revision, **options)
-
-    return Path(with_retries(download)).parent.name
+    return fetch_file(repo_id, name, revision=revision, **options).parent.name
 
 
 def find_file(
@@ -95,7 +101,7 @@ def find_file(
     path = Path(model_path) / options.get("subfolder", "") / name
     if not Path(model_path).is_dir():
         try:
-            path = Path(hf_hub_download(str(model_path), name, token=token, **options))
+            path = fetch_file(str(model_path), name, token=token, **options)
         except LocalEntryNotFoundError as error:
             raise PertinenceError(
                 f"whether {model_path} has a {name} is not known, as the Hub cannot be reached and the cache does not "
@@ -108,7 +114,15 @@ def find_file(
 
 @contextmanager
 def checked_downloads(repo_id: str, cache_dir: str | None = None, kind: str = "model") -> Iterator[None]:
-    """Compare what is downloaded meanwhile with what the Hub announced, which its own client does not.
+    """Compare everything that is downloaded within the context with the hash that the Hub announced.
+
+    The Hub's client does not. The cache names every file by its announced hash, so this asks the Hub for nothing, and
+    reads only what is new. (`HfApi.verify_repo_checksums` lists the whole repository again, and reads all of it.)
+
+    Args:
+        repo_id: Hub id.
+        cache_dir: of the Hub's client.
+        kind: "model" or "dataset".
 
     Raises:
         DamagedDownload: a file does not have the announced hash; it is removed from the cache.
@@ -119,7 +133,7 @@ def checked_downloads(repo_id: str, cache_dir: str | None = None, kind: str = "m
     try:
         yield
     except Exception as error:
-        full = [cause for cause in chain(error) if isinstance(cause, OSError) and cause.errno in NO_ROOM]
+        full = [cause for cause in causes_of(error) if isinstance(cause, OSError) and cause.errno in NO_ROOM]
         if not full:
             raise
         raise PertinenceError(
@@ -127,9 +141,8 @@ def checked_downloads(repo_id: str, cache_dir: str | None = None, kind: str = "m
             f"HF_HOME{' (in Python also with cache_dir)' if kind == 'model' else ''}"
         ) from error
     finally:
-        # What lay there before was checked when it came.
         for blob in blobs.glob("[0-9a-f]" * 40 + "*"):
-            # Another process may find and remove the same.
+            # Another process may find and remove the same file.
             if blob.is_file() and blob.stat().st_mtime >= started and not _has_announced_hash(blob):
                 blob.unlink(missing_ok=True)
                 raise DamagedDownload(
@@ -139,7 +152,7 @@ def checked_downloads(repo_id: str, cache_dir: str | None = None, kind: str = "m
 
 
 def _has_announced_hash(blob: Path) -> bool:
-    """Whether a file of the cache is what its name says: large files go by their sha256, others by that of git."""
+    """Whether a file of the cache has the hash that is its name: sha256 for large files, git's for others."""
     if re.fullmatch("[0-9a-f]{64}", blob.name):
         return hash_file(blob) == blob.name
     if re.fullmatch("[0-9a-f]{40}", blob.name):
@@ -150,84 +163,15 @@ def _has_announced_hash(blob: Path) -> bool:
 
 
 def with_retries(download: Callable[[], T]) -> T:
-    """What a function got from the Hub, if need be at the third attempt: of many requests any may meet a moment's
-    trouble."""
+    """The result of a function that asks the Hub; it is called up to three times while the error may pass."""
     for pause in (*PAUSES, None):
         try:
             return download()
         except Exception as error:
-            if pause is None and type(error).__name__ in GARBLED:
-                raise PertinenceError("what the Hub answered cannot be understood: try again later") from error
+            if pause is None and isinstance(error, GARBLED):
+                raise PertinenceError("the answer of the Hub cannot be understood: try again later") from error
             if pause is None or not may_pass(error):
                 raise
-            logger.warning(f"The Hub was not reached as it should be ({first_line(error)}): trying again.")
+            logger.warning(f"A request to the Hub failed ({first_line(error)}): trying again.")
             sleep(pause)
     raise AssertionError("the last attempt returns or raises")
-
-
-def may_pass(error: Exception) -> bool:
-    """Whether it is a moment's trouble of the Hub, or of the way to it."""
-    causes = chain(error)
-    kinds = {type(cause).__name__ for cause in causes}
-    if kinds & OFFLINE:
-        return False
-    is_broken = bool(kinds & BROKEN) or any("Consistency check failed" in str(cause) for cause in causes)
-    is_damaged = isinstance(error, DamagedDownload) or type(error).__name__ in GARBLED
-    return is_broken or is_damaged or (_status(causes) or 0) >= 500
-
-
-def _status(causes: Sequence[BaseException]) -> int | None:
-    """The HTTP status that an error goes back to, if any."""
-    statuses = (getattr(getattr(cause, "response", None), "status_code", None) for cause in causes)
-    return next((status for status in statuses if status), None)
-
-
-def explain_hub(repo_id: str, revision: str | None, error: Exception, doing: str = "read") -> str | None:
-    """What the Hub, or the way to it, has against a model being read (or what else is `doing`), and what to do; None
-    where it is something else."""
-    causes = chain(error)
-    kinds = {type(cause).__name__ for cause in causes}
-    if "RevisionNotFoundError" in kinds:
-        vanished = (
-            ": its owner has removed it, or rewritten the history; ask for it, or choose another revision"
-            if re.fullmatch("[0-9a-f]{40}", revision or "")
-            else ""
-        )
-        return f"{repo_id} has no revision {revision!r} on the Hub{vanished}"
-    if "GatedRepoError" in kinds:
-        return f"{repo_id} is gated: ask for access on its page and pass a token"
-    if "RepositoryNotFoundError" in kinds:
-        return (
-            f"{repo_id} is neither a local folder nor a repository on the Hub that you may read; check the name, or "
-            "pass a token if it is private"
-        )
-    status = _status(causes)
-    if status in (401, 403):
-        return f"the Hub refuses this token for {repo_id}: check it with `hf auth whoami`, or `hf auth login` anew"
-    if status is not None and status >= 500:
-        return f"the Hub cannot serve {repo_id} now (it answered {status}): try again later"
-    if kinds & OFFLINE:
-        return (
-            f"{repo_id} is not in the cache, and the Hub cannot be reached: connect and load it once, and check "
-            "HF_HUB_OFFLINE and local_files_only"
-        )
-    if kinds & BROKEN:
-        return f"the connection to the Hub broke while {repo_id} was {doing}: try again"
-    if kinds & GARBLED and doing != "read":
-        return "what the Hub answered cannot be understood: try again later"
-    if any("Consistency check failed" in str(cause) for cause in causes):
-        return f"a file of {repo_id} did not arrive whole: try again"
-    if "HFValidationError" in kinds:
-        return f"{repo_id!r} is neither a local folder nor a valid Hub id"
-    if "RemoteEntryNotFoundError" in kinds:
-        return f"{repo_id} has no config.json, so it is not a checkpoint"
-    return None
-
-
-def chain(error: BaseException) -> list[BaseException]:
-    """An error and what caused it, one after the other."""
-    causes, cause = [], error
-    while cause is not None:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return causes

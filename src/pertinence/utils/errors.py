@@ -9,6 +9,16 @@ MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, Overfl
 """What is raised where values from a file are not of the shape that they are used in."""
 
 
+def causes_of(error: BaseException) -> list[BaseException]:
+    """An error and what caused it, one after the other."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return causes
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -86,7 +86,7 @@ def writing(path: Path, advice: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         # safetensors raises an error of its own, which has the system's number in its text.
         found = re.search(r"os error (\d+)", str(error))
-        number = getattr(error, "errno", None) or (int(found[1]) if found else None)
+        number = getattr(error, "errno", None) or (int(found[1]) if found else 0)
         if number not in UNWRITABLE:
             raise
         folder = next(parent for parent in path.parents if not parent.name.endswith(SUFFIX))

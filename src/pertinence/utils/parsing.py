@@ -42,7 +42,7 @@ def parse_json(text: str) -> Any:
 class _PlainLoader(yaml.SafeLoader):
     """Without aliases: nine lines of them stand for more than any memory holds."""
 
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has aliases (*name): write out what they stand for")
         return super().compose_node(parent, index)

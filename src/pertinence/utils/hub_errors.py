@@ -1,0 +1,117 @@
+"""Errors of the Hub and of the way to it: which of them may pass, and what a user can do about the others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .errors import PertinenceError, causes_of
+
+
+http: Any = import_module(HfHubHTTPError.__bases__[0].__module__)
+"""The HTTP library of the Hub's client: httpx, or httpx2 from huggingface_hub 2 on."""
+OFFLINE = (LocalEntryNotFoundError, OfflineModeIsEnabled)
+BROKEN = (http.NetworkError, http.RemoteProtocolError, http.TimeoutException)
+GARBLED = (json.JSONDecodeError, UnicodeDecodeError)
+INCOMPLETE = "Consistency check failed"
+"""Text by which the Hub's client says, in a general `OSError`, that a file has not the announced size."""
+
+
+class DamagedDownload(PertinenceError):
+    """A downloaded file is not what the Hub announced."""
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later: the Hub, or the way to it, has failed for a moment."""
+    causes = causes_of(error)
+    if _any_is(causes, OFFLINE):
+        return False
+    is_damaged = isinstance(error, (DamagedDownload, *GARBLED))
+    return is_damaged or _any_is(causes, BROKEN) or _is_incomplete(causes) or (_status(causes) or 0) >= 500
+
+
+def explain_hub(repo_id: str, revision: str | None, error: Exception, doing: str = "read") -> str | None:
+    """Why the Hub, or the way to it, fails for a repository, and what to do; None for an error of another origin.
+
+    Args:
+        repo_id, revision: what was asked for.
+        error: that was raised.
+        doing: what failed, as a past participle: "The connection broke while the model was {doing}".
+    """
+    causes = causes_of(error)
+    status = _status(causes)
+    if _any_is(causes, RevisionNotFoundError):
+        vanished = (
+            ": its owner has removed it, or rewritten the history; ask for it, or choose another revision"
+            if re.fullmatch("[0-9a-f]{40}", revision or "")
+            else ""
+        )
+        return f"{repo_id} has no revision {revision!r} on the Hub{vanished}"
+    if _any_is(causes, GatedRepoError):
+        return f"{repo_id} is gated: ask for access on its page and pass a token"
+    if _any_is(causes, RepositoryNotFoundError):
+        return (
+            f"{repo_id} is neither a local folder nor a repository on the Hub that you may read; check the name, or "
+            "pass a token if it is private"
+        )
+    if status in (401, 403):
+        return f"the Hub refuses this token for {repo_id}: check it with `hf auth whoami`, or `hf auth login` anew"
+    if status is not None and status >= 500:
+        return f"the Hub cannot serve {repo_id} now (it answered {status}): try again later"
+    if _any_is(causes, OFFLINE):
+        return (
+            f"{repo_id} is not in the cache, and the Hub cannot be reached: connect and load it once, and check "
+            "HF_HUB_OFFLINE and local_files_only"
+        )
+    if _any_is(causes, BROKEN):
+        return f"the connection to the Hub broke while {repo_id} was {doing}: try again"
+    if _any_is(causes, GARBLED) and doing != "read":
+        return "the answer of the Hub cannot be understood: try again later"
+    if _is_incomplete(causes):
+        return f"a file of {repo_id} did not arrive whole: try again"
+    if _any_is(causes, HFValidationError):
+        return f"{repo_id!r} is neither a local folder nor a valid Hub id"
+    if _any_is(causes, RemoteEntryNotFoundError):
+        return f"{repo_id} has no config.json, so it is not a checkpoint"
+    return None
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that the Hub answered with; None where the error is not such an answer."""
+    if isinstance(error, (HfHubHTTPError, http.HTTPStatusError)):
+        return error.response.status_code
+    return None
+
+
+def url_of(error: BaseException) -> str | None:
+    """The URL of the request that failed; None where the error is not of a request."""
+    try:
+        return str(error.request.url) if isinstance(error, http.HTTPError) else None
+    except RuntimeError:  # the library has raised it before it had a request
+        return None
+
+
+def _status(causes: Sequence[BaseException]) -> int | None:
+    return next((status for cause in causes if (status := status_of(cause))), None)
+
+
+def _any_is(causes: Sequence[BaseException], kind: type | tuple[type, ...]) -> bool:
+    return any(isinstance(cause, kind) for cause in causes)
+
+
+def _is_incomplete(causes: Sequence[BaseException]) -> bool:
+    return any(INCOMPLETE in str(cause) for cause in causes)
