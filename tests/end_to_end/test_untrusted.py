@@ -482,6 +482,11 @@ def test_an_impossible_transform_is_refused(changed, field, value):
         ("experts/0/config.json", {"model_args": {"layers": [10**9] * 4}}, "layers 1000000000"),
         ("experts/1/config.json", {"hidden_size": 96 * 10**6}, "a much larger network than its weights are"),
         ("experts/1/config.json", {"intermediate_size": 10**9}, "a much larger network than its weights are"),
+        (
+            "experts/1/config.json",
+            {"model_type": "convnext", "num_stages": 1000, "depths": [1000] * 1000, "hidden_sizes": [1] * 1000},
+            "a much larger network than its weights are",
+        ),
         ("experts/1/config.json", {"image_size": 10**6}, "image_size 1000000"),
         ("experts/1/config.json", {"image_size": 512, "patch_size": 1}, "at most 40,000 patches"),
         ("experts/0/config.json", {"pretrained_cfg__input_size": [3, 10**6, 10**6]}, "input_size 1000000"),

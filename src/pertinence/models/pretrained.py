@@ -15,7 +15,6 @@ from huggingface_hub import CommitInfo, hf_hub_download
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..experts.building import watch_modules
 from ..experts.checkpoint_files import FLOATS, Tensors, find_weights, hash_folder
 from ..experts.entry import CONFIG, ExpertEntry
 from ..experts.expert import Expert
@@ -77,7 +76,6 @@ class PertinencePreTrainedModel(PreTrainedModel):
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.
         """
-        watch_modules()  # before other threads build anything beside a lazy expert that is loaded
         options = _expert_options(kwargs, lazy, max_memory)
         wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
         model, info = cls._load_dispatcher(source, args, kwargs, options.get("cache_dir"))
