@@ -21,7 +21,7 @@ from pertinence.evaluation.intervals import non_dominated
 from pertinence.predictions.predict import Predictions
 from pertinence.routing.evidence import mix_evidence
 from pertinence.routing.mixing import log_softmax, mix
-from pertinence.search.recipes.cascade import CascadeCurve, CascadeFitter, CascadeSettings
+from pertinence.search.recipes.cascade_fit import CascadeCurve, CascadeFitter, CascadeSettings
 
 
 Chain = tuple[tuple[str, str], ...]

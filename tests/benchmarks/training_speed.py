@@ -15,10 +15,12 @@ import torch
 from accelerate import Accelerator
 
 from pertinence import SearchArguments
+from pertinence.evaluation.outcomes import evaluate_experts
 from pertinence.predictions.predict import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
 from pertinence.search.evolution import evolve
-from pertinence.search.recipes.base import PaperRecipe, static_candidates
+from pertinence.search.points import static_candidates
+from pertinence.search.recipes.paper import PaperRecipe
 
 
 EXPERTS, FEATURES, LABELS, FIT, SELECT = 4, 64, 10, 5000, 2000
@@ -71,7 +73,7 @@ def main() -> None:
     args = SearchArguments(recipe="paper", evidence="features")
     predictions = synthetic(FIT + SELECT)
     rows = torch.arange(FIT + SELECT)
-    recipe = PaperRecipe(predictions, rows[:FIT], rows[FIT:], args)
+    recipe = PaperRecipe(predictions, rows[:FIT], rows[FIT:], args.of_recipe("paper"), args.seed)
     genomes = np.random.default_rng(0).uniform(
         recipe.space.lower, recipe.space.upper, (options.sample, EXPERTS**2 + 1)
     )
@@ -91,7 +93,7 @@ def main() -> None:
         generations=args.generations,
         seed=0,
         reference=(8.0, 0.5),
-        initial=static_candidates(recipe.select),
+        initial=static_candidates(evaluate_experts(recipe.select)),
     )
     seconds = time.perf_counter() - start
     population = args.population * args.generations / seconds

@@ -17,8 +17,8 @@ from scipy.optimize import linprog
 from scipy.stats import multinomial
 
 from pertinence import Figures, Front, OperatingPoint, PertinenceError, Stage
-from pertinence.evaluation.baselines import Candidate
 from pertinence.evaluation.calibration import fixed_sequence
+from pertinence.evaluation.candidates import Candidate
 from pertinence.evaluation.intervals import hull_hypervolume, hypervolume, non_dominated, random_mix_hull
 from pertinence.evaluation.noninferiority import noninferiority_p_value
 from pertinence.evaluation.outcomes import evaluate_point
@@ -29,7 +29,7 @@ from pertinence.routing.front import STEM
 from pertinence.routing.guarantee import Comparison
 from pertinence.routing.heads import Head
 from pertinence.routing.policy import Routing, route
-from pertinence.search.front_search import default_point, thin
+from pertinence.search.points import default_point, thin
 
 
 settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True, database=None)

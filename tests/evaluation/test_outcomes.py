@@ -333,39 +333,43 @@ def shares(count: int, *rights: float) -> Predictions:
     return of_right(np.stack([rng.permutation(count) < round(share * count) for share in rights], 1))
 
 
+def leaks(names: list[str], search: Predictions, report: Predictions) -> list[str]:
+    return leak_warnings(names, search, evaluate_experts(search), evaluate_experts(report))
+
+
 def test_an_expert_much_better_on_the_search_images_is_named():
-    (warning,) = leak_warnings(["small", "large"], shares(1000, 0.7, 0.9), shares(500, 0.7, 0.8))
+    (warning,) = leaks(["small", "large"], shares(1000, 0.7, 0.9), shares(500, 0.7, 0.8))
     assert "'large' is right on 90.00 % of the search images, but on 80.00 % of the report images" in warning
-    both = leak_warnings(["small", "large"], shares(1000, 0.8, 0.9), shares(500, 0.7, 0.8))
+    both = leaks(["small", "large"], shares(1000, 0.8, 0.9), shares(500, 0.7, 0.8))
     assert [re.search("Expert '(.*?)'", warning)[1] for warning in both] == ["small", "large"]
 
 
 @pytest.mark.parametrize(("count", "fires"), [(50, False), (5000, True)])
 def test_a_gap_counts_by_what_chance_would_make(count, fires):
-    assert bool(leak_warnings(["a", "b"], shares(count, 0.7, 0.85), shares(count, 0.7, 0.8))) == fires
+    assert bool(leaks(["a", "b"], shares(count, 0.7, 0.85), shares(count, 0.7, 0.8))) == fires
 
 
 def test_like_images_and_easier_report_images_are_silent():
-    assert leak_warnings(["a", "b"], shares(1000, 0.7, 0.8), shares(500, 0.69, 0.79)) == []
-    assert leak_warnings(["a", "b"], shares(1000, 0.7, 0.8), shares(500, 0.95, 0.97)) == []
+    assert leaks(["a", "b"], shares(1000, 0.7, 0.8), shares(500, 0.69, 0.79)) == []
+    assert leaks(["a", "b"], shares(1000, 0.7, 0.8), shares(500, 0.95, 0.97)) == []
 
 
 def test_images_that_the_cheapest_gets_all_right_are_told():
     nearly = shares(1000, 0.97, 0.5)
-    (warning,) = leak_warnings(["a", "b"], nearly, nearly)
+    (warning,) = leaks(["a", "b"], nearly, nearly)
     solved = nearly.correct()[nearly.correct().any(1)]
     assert f"right on {100 * solved[:, 0].double().mean():.1f} % of the search images that any expert" in warning
-    assert leak_warnings(["a", "b"], shares(1000, 0.9, 0.5), shares(1000, 0.9, 0.5)) == []
+    assert leaks(["a", "b"], shares(1000, 0.9, 0.5), shares(1000, 0.9, 0.5)) == []
 
 
 def test_a_cheapest_that_agrees_with_the_largest_leaks_nothing():
     nearly = shares(1000, 0.97, 1.0)
-    assert leak_warnings(["a", "b"], nearly, nearly)
-    assert leak_warnings(["a", "b"], nearly.agreeing(), nearly.agreeing()) == []
+    assert leaks(["a", "b"], nearly, nearly)
+    assert leaks(["a", "b"], nearly.agreeing(), nearly.agreeing()) == []
 
 
 def test_experts_that_are_never_right_break_nothing():
-    assert leak_warnings(["a", "b"], shares(10, 0.0, 0.0), shares(10, 0.0, 0.0)) == []
+    assert leaks(["a", "b"], shares(10, 0.0, 0.0), shares(10, 0.0, 0.0)) == []
 
 
 def figures(accuracy: float, samples: int) -> Figures:

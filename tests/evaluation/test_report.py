@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pertinence import Figures, Front, OperatingPoint, Stage
-from pertinence.evaluation.baselines import Candidate
+from pertinence.evaluation.candidates import Candidate
 from pertinence.evaluation.outcomes import evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
 from pertinence.evaluation.report import Evaluation, evaluate_front
 from pertinence.predictions.predict import ExpertPredictions, Predictions

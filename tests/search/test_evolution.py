@@ -17,9 +17,10 @@ from accelerate import Accelerator
 
 from pertinence import PredictionTable, SearchArguments, search_predictions
 from pertinence.commands.main import main
-from pertinence.evaluation.baselines import load_candidates, save_candidates
+from pertinence.evaluation.candidates import load_candidates, save_candidates
+from pertinence.evaluation.outcomes import evaluate_experts
 from pertinence.search.evolution import evolve
-from pertinence.search.recipes.base import static_candidates
+from pertinence.search.points import static_candidates
 
 
 SETTINGS = ["--population", "12", "--generations", "6", "--recipe", "both", "--epochs", "3", "--device", "cpu"]
@@ -210,11 +211,11 @@ def test_state_of_another_seed_is_said_and_not_used(table, tmp_path, caplog):
 
 
 def _recipe(table: Path):
-    from pertinence.search.recipes.base import make_recipes
+    from pertinence.search.front_search import prepare_recipes
 
     predictions = PredictionTable.load(table / "predictions.npz", table / "costs.json", "search").predictions
-    recipes, judged, _ = make_recipes(predictions, SearchArguments(), True, "cpu")
-    return recipes[0], static_candidates(judged)
+    recipes, judged = prepare_recipes(predictions, SearchArguments(), True, "cpu")
+    return recipes[0], static_candidates(evaluate_experts(judged))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

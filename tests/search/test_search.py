@@ -23,7 +23,7 @@ from pertinence import (
     SearchResult,
 )
 from pertinence.data.arguments import DataArguments
-from pertinence.evaluation.baselines import save_candidates
+from pertinence.evaluation.candidates import save_candidates
 from pertinence.evaluation.evaluate import evaluate_model
 from pertinence.evaluation.intervals import non_dominated
 from pertinence.predictions.arguments import RuntimeArguments

@@ -1,140 +1,79 @@
-"""Candidates for the front: trained dispatchers with what the search knows of them, in memory and in files."""
+"""Baselines: what a front must be compared with, fitted to the same search images, and stored beside the model.
+
+The experts alone, random mixes of them and the oracle need no fit: every report has them (see `report`).
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from ..hub.layout import BASELINES
-from ..routing.evidence import EVIDENCE, MIX
-from ..routing.front import OperatingPoint
-from ..routing.heads import Head
+from ..hub.layout import BASELINES as FILE
+from ..predictions.predict import Predictions
 from ..utils.downloads import find_file
 from ..utils.errors import PertinenceError
-from ..utils.io import replaced
 from ..utils.parsing import parse_json
-from ..utils.tensors import save_tensors
+from ..utils.registry import Registry
 from ..utils.validation import is_whole
-from .intervals import non_dominated
+from .candidates import Candidate, load_candidates
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A trained dispatcher that may become an operating point.
+class BaselineProblem:
+    """What baselines are fitted to.
 
     Attributes:
-        point: without a name, with its figures on the search images (`select`).
-        heads: the very weights that those figures belong to.
-        versus_largest: mean difference of accuracy to the largest expert on the same images, and its standard error.
+        predictions: of all search images.
+        statics: every expert alone, by rising cost, on the images that the search judges on.
+        recipes: those of the search, prepared (see `search.recipes.base.Recipe`).
+        mixing: whether answers mix the experts that have run.
+        num_whole: experts of the pool, without smaller variants of others.
+        evolve: tunes a recipe by the genetic algorithm of the search, and gives what nothing evaluated dominates.
     """
 
-    point: OperatingPoint
-    heads: tuple[Head, ...]
-    versus_largest: tuple[float, float]
-
-    def check(self, num_experts: int, feature_sizes: Mapping[int, int]) -> None:
-        """Raise `ValueError` where this cannot be a dispatcher of a pool of `num_experts` that was measured."""
-        replace(self.point, name="candidate").validate(num_experts)
-        kinds = [EVIDENCE.require(stage.evidence, "a baseline") for stage in self.point.decisions]
-        shapes = [
-            (num_experts, kind.width(num_experts, feature_sizes.get(stage.after, 0)))
-            for kind, stage in zip(kinds, self.point.decisions, strict=True)
-        ]
-        if [tuple(head.weight.shape) for head in self.heads] != shapes or self.point.select is None:
-            raise ValueError("its heads do not fit the pool")
-        for head, kind in zip(self.heads, kinds, strict=True):
-            is_finite = head.weight.isfinite().all() and head.bias.isfinite().all()
-            if not is_finite or (0 if head.statistics is None else len(head.statistics)) != kind.num_statistics:
-                raise ValueError("its heads hold impossible numbers")
-
-    @property
-    def accuracy(self) -> float:
-        return self.point.select.accuracy
-
-    @property
-    def cost(self) -> float:
-        return self.point.select.cost
+    predictions: Predictions
+    statics: Sequence[Candidate]
+    recipes: Sequence[Any]
+    mixing: bool
+    num_whole: int
+    evolve: Callable[[Any], list[Candidate]]
 
 
-class Archive:
-    """The candidates that no other that was added dominates, by rising cost; of equal ones the first."""
+class Baseline(Protocol):
+    """A baseline.
 
-    def __init__(self, candidates: Iterable[Candidate] = ()):
-        self.candidates: list[Candidate] = []
-        self.add(candidates)
+    Attributes:
+        name: by which it is registered.
+    """
 
-    def add(self, candidates: Iterable[Candidate]) -> None:
-        merged = [*self.candidates, *candidates]
-        kept = non_dominated([c.cost for c in merged], [c.accuracy for c in merged])
-        self.candidates = [merged[index] for index in kept]
+    name: str
 
-    def improvements(self, costs: np.ndarray, accuracy: np.ndarray) -> list[int]:
-        """Which of some points would enter: those that neither each other nor the archive dominates or equals."""
-        known_costs = np.array([c.cost for c in self.candidates])
-        known_accuracy = np.array([-math.inf, *(c.accuracy for c in self.candidates)])
-        best = known_accuracy[np.searchsorted(known_costs, costs, side="right")]
-        return [index for index in non_dominated(costs, accuracy) if accuracy[index] > best[index]]
+    def fit(self, problem: BaselineProblem) -> Mapping[str, Sequence[Candidate]]:
+        """Candidates that do not dominate each other, by rising cost, under the name of each series of a report."""
+        ...
 
 
-def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state: Any = None) -> None:
-    """Write groups of candidates, and anything that JSON can hold, to one safetensors file; whole or not at all."""
-    weights, entries = [torch.zeros(0)], {}
-    for name, candidates in groups.items():
-        entries[name] = [
-            {
-                "point": candidate.point.to_dict(),
-                "versus_largest": candidate.versus_largest,
-                "heads": [
-                    [*head.weight.shape, 0 if head.statistics is None else len(head.statistics)]
-                    for head in candidate.heads
-                ],
-            }
-            for candidate in candidates
-        ]
-        for head in (head for candidate in candidates for head in candidate.heads):
-            weights += [head.weight.flatten(), head.bias, *([] if head.statistics is None else [head.statistics])]
-    # As a tensor, since the header of a safetensors file must stay below 100 MB.
-    text = torch.frombuffer(bytearray(json.dumps({"groups": entries, "state": state}), "utf-8"), dtype=torch.uint8)
-    with replaced(path) as temporary:
-        save_tensors({"heads": torch.cat(weights), "json": text}, temporary)
+BASELINES: Registry[Baseline] = Registry("baseline")
 
 
-def _count(statistics: bool | int) -> int:
-    """How many statistics a head has; files of the first edition say only whether there are those of "mix"."""
-    return MIX.num_statistics if statistics is True else statistics
+def register_baseline(baseline: Baseline) -> Baseline:
+    """Have each search fit a baseline, and each report show it."""
+    return BASELINES.register(baseline.name, baseline)
 
 
-def load_candidates(path: Path, parse: Callable[[str], Any] = json.loads) -> tuple[dict[str, list[Candidate]], Any]:
-    """What `save_candidates` wrote: the groups, and the rest; `parse` reads its JSON."""
-    with safe_open(path, framework="pt") as file:
-        stored, weights = parse(file.get_tensor("json").numpy().tobytes().decode()), file.get_tensor("heads")
-    at = 0
-
-    def take(*shape: int) -> torch.Tensor:
-        nonlocal at
-        at += math.prod(shape)
-        return weights[at - math.prod(shape) : at].view(shape)
-
-    groups = {}
-    for name, entries in stored["groups"].items():
-        groups[name] = []
-        for entry in entries:
-            heads = tuple(
-                Head(take(rows, columns), take(rows), take(_count(statistics)) if statistics else None)
-                for rows, columns, statistics in entry["heads"]
-            )
-            point = OperatingPoint.from_dict(entry["point"])
-            groups[name].append(Candidate(point, heads, tuple(entry["versus_largest"])))
-    return groups, stored["state"]
+def fit_baselines(problem: BaselineProblem) -> dict[str, list[Candidate]]:
+    """The candidates of all baselines that are registered, by the name of their series."""
+    fitted: dict[str, list[Candidate]] = {}
+    for name in BASELINES.names:
+        for series, candidates in BASELINES.get(name).fit(problem).items():
+            if not candidates or series in fitted:
+                raise PertinenceError(f"the baseline {name!r} gives no candidates, or a second series {series!r}")
+            fitted[series] = list(candidates)
+    return fitted
 
 
 def load_baselines(
@@ -155,7 +94,7 @@ def load_baselines(
     Raises:
         PertinenceError: the file is damaged, or belongs to another model.
     """
-    path = find_file(model_path, BASELINES, token, revision=revision)
+    path = find_file(model_path, FILE, token, revision=revision)
     if path is None:
         return {}
     try:

@@ -167,14 +167,16 @@ def check_better_than_chance(names: Sequence[str], figures: Sequence[Figures], n
     return warnings
 
 
-def leak_warnings(names: Sequence[str], search: Predictions, report: Predictions) -> list[str]:
+def leak_warnings(
+    names: Sequence[str], search: Predictions, searched: Sequence[Outcome], reported: Sequence[Outcome]
+) -> list[str]:
     """Sentences that say why experts look trained on the search images; none where they do not.
 
     On an expert's own training images the cheapest right expert says nothing of unseen ones.
     """
     if search.measure != ACCURACY:
         return []  # labels that an expert gave itself say nothing of its training
-    seen, unseen = ([outcome.figures for outcome in evaluate_experts(part)] for part in (search, report))
+    seen, unseen = ([outcome.figures for outcome in part] for part in (searched, reported))
     warnings = looks_trained(names, seen, unseen, "the report images")
     correct = search.correct()
     solved = correct[correct.any(1)]

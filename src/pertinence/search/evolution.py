@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from .._version import __version__
-from ..evaluation.baselines import Archive, Candidate, load_candidates, save_candidates
+from ..evaluation.candidates import Archive, Candidate, load_candidates, save_candidates
 from ..evaluation.intervals import hypervolume
 from ..utils.progress import progress_bar
 from .recipes.base import Recipe

@@ -1,31 +1,56 @@
-"""From predictions to a front: runs the recipes, names the points, tunes the baselines, measures everything."""
+"""From predictions to a front: fit the recipes, then report the front beside its baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from transformers.utils import logging
 
-from ..evaluation.baselines import Archive, Candidate
-from ..evaluation.outcomes import check_better_than_chance, evaluate_experts, leak_warnings
+from ..data.splits import stratified_split
+from ..evaluation.baselines import BaselineProblem, fit_baselines
+from ..evaluation.candidates import Archive, Candidate
+from ..evaluation.outcomes import Outcome, check_better_than_chance, evaluate_experts, leak_warnings
 from ..evaluation.report import Evaluation, evaluate_front
 from ..predictions.predict import Predictions
-from ..routing.front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS, FASTEST, MOST_ACCURATE, Front, OperatingPoint
 from ..routing.heads import Head
 from ..routing.metrics import ACCURACY, Figures
 from ..utils.distributed import one_thread
+from . import baselines as _baselines  # registers those that a search fits  # noqa: F401
 from .arguments import SearchArguments
-from .evolution import evolve
-from .recipes.base import Recipe, make_recipes, static_candidates
-from .recipes.chains import MAX_MEMBERS
-from .recipes.thresholds import ThresholdRecipe
+from .evolution import Evolution, evolve
+from .points import build_front, static_candidates, thinned
+from .recipes.base import Problem, Recipe
+from .recipes.registry import RECIPES, recipe_names
 
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class FittedFront:
+    """What a search fitted to the search images; nothing has seen the report images yet.
+
+    Attributes:
+        candidates: what nothing evaluated dominates, by rising cost.
+        statics: every expert alone, by rising cost.
+        baselines: candidates by the name of their series.
+        evaluated: every genome and its objectives.
+        hypervolumes: of the archive after each generation, by recipe.
+        images: how many images did what.
+    """
+
+    candidates: list[Candidate]
+    statics: list[Candidate]
+    baselines: dict[str, list[Candidate]]
+    evaluated: list[dict[str, Any]]
+    hypervolumes: dict[str, list[float]]
+    images: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,136 +99,146 @@ def search_front(
     Raises:
         PertinenceError: an expert is no better than chance, or there are too few images.
     """
-    skipped = {"search": search} | ({} if report.labels is search.labels else {"report": report})
-    skipped = {kind: part for kind, part in skipped.items() if part.skipped}
-    warnings = [f"{part.describe_skipped(f'{kind} images')}." for kind, part in skipped.items()]
-    warnings += _doubts(names, search, report)
-    mixing = args.mixing if args.mixing is not None else search.measure == ACCURACY
-    recipes, judged, images = make_recipes(search, args, mixing, accelerator.device, smaller)
-    statics = static_candidates(judged)
-    reference = (statics[-1].cost, statics[0].accuracy)
+    measured = evaluate_experts(search), evaluate_experts(report)
+    warnings = _doubts(names, search, report, *measured)
+    fitted = fit(search, measured[0], args, accelerator, state_dir, smaller or {})
+    return report_front(names, fitted, search, report, args, warnings)
 
-    def run(recipe: Recipe, initial: Sequence[Candidate] = ()):
+
+def fit(
+    search: Predictions,
+    experts: Sequence[Outcome],
+    args: SearchArguments,
+    accelerator: Accelerator,
+    state_dir: Path | None,
+    smaller: Mapping[int, int],
+) -> FittedFront:
+    """Run the recipes, and fit the baselines, on the search images.
+
+    Args:
+        search, args, accelerator, state_dir, smaller: see `search_front`.
+        experts: each expert alone on the search images.
+    """
+    mixing = args.mixing if args.mixing is not None else search.measure == ACCURACY
+    recipes, judged = prepare_recipes(search, args, mixing, accelerator.device, smaller)
+    statics = static_candidates(experts if judged is search else evaluate_experts(judged))
+
+    def run(recipe: Recipe, initial: Sequence[Candidate] = ()) -> Evolution:
         return evolve(
             recipe,
             accelerator,
             population=args.population,
             generations=args.generations,
             seed=args.seed,
-            reference=reference,
+            reference=(statics[-1].cost, statics[0].accuracy),
             initial=initial,
             state=state_dir and state_dir / f"{recipe.name}.safetensors",
         )
 
-    archive, evaluated, hypervolumes = Archive(statics), [], {}
-    for recipe in recipes:
-        evolution = run(recipe, statics)
+    evolutions = {recipe.name: run(recipe, statics) for recipe in recipes}
+    archive = Archive(statics)
+    for evolution in evolutions.values():
         archive.add(evolution.archive.candidates)
-        evaluated += evolution.evaluated
-        hypervolumes[recipe.name] = evolution.hypervolumes
-
-    baselines: dict[str, list[Candidate]] = {}
-    if args.baselines:
-        baselines |= {f"{recipe.name} without search": _neutral(recipe, statics) for recipe in recipes}
-        for count in _chain_lengths(len(names) - len(smaller or {})):
-            tuned = run(ThresholdRecipe(search, count, mixing))
-            baselines[f"max-softmax chain of {count}"] = tuned.archive.candidates
-    chosen = {name: _thinned(candidates, statics[-1].cost, args.front_size) for name, candidates in baselines.items()}
-    front, heads, default = build_front(archive.candidates, names, statics[-1].cost, args.front_size)
-    select_experts = tuple(candidate.point.select for candidate in statics)
-    evaluation = evaluate_front(front, heads, report, default, chosen, select_experts, warnings)
-    return FoundFront(
-        evaluation,
-        heads,
-        chosen,
-        select_experts,
-        evaluated,
-        hypervolumes,
-        {**images, "report": len(report)}
-        | ({"skipped": {kind: list(part.skipped) for kind, part in skipped.items()}} if skipped else {}),
+    compared = BaselineProblem(
+        search,
+        statics,
+        recipes,
+        mixing,
+        search.num_experts - len(smaller),
+        lambda recipe: run(recipe).archive.candidates,
+    )
+    return FittedFront(
+        archive.candidates,
+        statics,
+        fit_baselines(compared) if args.baselines else {},
+        [entry for evolution in evolutions.values() for entry in evolution.evaluated],
+        {name: evolution.hypervolumes for name, evolution in evolutions.items()},
+        {key: count for recipe in recipes for key, count in recipe.images.items()},
     )
 
 
-def _doubts(names: Sequence[str], search: Predictions, report: Predictions) -> list[str]:
-    """What speaks against the pool or its images, logged and returned; what surely forbids a search is raised."""
+def prepare_recipes(
+    search: Predictions,
+    args: SearchArguments,
+    mixing: bool,
+    device: torch.device | str,
+    smaller: Mapping[int, int] | None = None,
+) -> tuple[list[Recipe], Predictions]:
+    """The recipes that the settings name, and the images that all of them are judged on.
+
+    Where one of them divides the images into those that fit and those that choose, all are judged on the latter.
+    """
+    chosen = {name: RECIPES.get(name).load() for name in recipe_names(args.recipe)}
+    settings = {name: args.of_recipe(name) for name in chosen}
+    shares = [share for name, recipe in chosen.items() if (share := recipe.divides(settings[name])) is not None]
+    division = stratified_split(search.targets, shares[0], args.seed, search.copies) if shares else None
+    make = partial(
+        Problem,
+        search,
+        mixing=mixing,
+        seed=args.seed,
+        device=device,
+        division=division,
+        smaller=smaller or {},
+    )
+    recipes = [recipe.prepare(make(settings=settings[name])) for name, recipe in chosen.items()]
+    return recipes, make().judged
+
+
+def report_front(
+    names: Sequence[str],
+    fitted: FittedFront,
+    search: Predictions,
+    report: Predictions,
+    args: SearchArguments,
+    warnings: Sequence[str],
+) -> FoundFront:
+    """Name and thin the front by what the search images say, then measure it and all it is compared with."""
+    largest_cost = fitted.statics[-1].cost
+    baselines = {name: thinned(several, largest_cost, args.front_size) for name, several in fitted.baselines.items()}
+    front, heads, default = build_front(fitted.candidates, names, largest_cost, args.front_size)
+    select_experts = tuple(candidate.point.select for candidate in fitted.statics)
+    evaluation = evaluate_front(front, heads, report, default, baselines, select_experts, warnings)
+    skipped = {kind: list(part.skipped) for kind, part in _skipped(search, report).items()}
+    return FoundFront(
+        evaluation,
+        heads,
+        baselines,
+        select_experts,
+        fitted.evaluated,
+        fitted.hypervolumes,
+        {**fitted.images, "report": len(report)} | ({"skipped": skipped} if skipped else {}),
+    )
+
+
+def _skipped(search: Predictions, report: Predictions) -> dict[str, Predictions]:
+    """Those of the predictions that lack images which cannot be decoded, by what the images are for."""
+    parts = {"search": search} | ({} if report.labels is search.labels else {"report": report})
+    return {kind: part for kind, part in parts.items() if part.skipped}
+
+
+def _doubts(
+    names: Sequence[str],
+    search: Predictions,
+    report: Predictions,
+    searched: Sequence[Outcome],
+    reported: Sequence[Outcome],
+) -> list[str]:
+    """What speaks against the pool or its images, as sentences; what surely forbids a search is raised.
+
+    Args:
+        names, search, report: see `search_front`.
+        searched, reported: each expert alone, on the search images and on the report images.
+    """
     warnings = []
     if search.measure == ACCURACY:
-        static = [one.figures for one in evaluate_experts(search)]
+        static = [one.figures for one in searched]
         warnings += check_better_than_chance(names, static, search.num_labels)
-    warnings += leak_warnings(names, search, report)
+    warnings += leak_warnings(names, search, searched, reported)
     if copies := len(report) - len(report.without_copies()):
         warnings.append(f"{copies} of {len(report)} report images are copies of others: intervals are too narrow.")
     for warning in warnings:
         logger.warning(warning)
-    return warnings
-
-
-def _chain_lengths(experts: int) -> list[int]:
-    """Of the chains that are tuned for comparison, for a pool of so many experts."""
-    return sorted({2, min(3, experts), min(experts, MAX_MEMBERS)})
-
-
-def _neutral(recipe: Recipe, statics: Sequence[Candidate]) -> list[Candidate]:
-    """What the heads of a recipe give without any search: its neutral genomes alone."""
-    archive = Archive(statics)
-    for individual in recipe.evaluate(recipe.space.neutral):
-        entering = archive.improvements(individual.costs, individual.accuracy)
-        archive.add([individual.candidate(index) for index in entering])
-    return archive.candidates
-
-
-def build_front(
-    candidates: Sequence[Candidate], expert_names: Sequence[str], largest_cost: float, size: int
-) -> tuple[Front, dict[str, tuple[Head, ...]], str]:
-    """Name candidates that do not dominate each other (by rising cost), and keep at most `size` of them.
-
-    Returns:
-        The front with its `select` figures, the heads of each point by name, and the name of the default point.
-    """
-    is_lossless = default_point(candidates, largest_cost)[1]
-    candidates, default = _thinned(candidates, largest_cost, size)
-    names = [f"point-{position:02d}" for position in range(len(candidates))]
-    names[0], names[-1] = FASTEST, MOST_ACCURATE
-    names[default] = CHEAPEST_LOSSLESS if is_lossless else BEST_BELOW_LARGEST
-    points: list[OperatingPoint] = [
-        replace(candidate.point, name=name) for candidate, name in zip(candidates, names, strict=True)
-    ]
-    heads = {name: candidate.heads for candidate, name in zip(candidates, names, strict=True)}
-    return Front(points, expert_names), heads, names[default]
-
-
-def _thinned(candidates: Sequence[Candidate], largest_cost: float, size: int) -> tuple[list[Candidate], int]:
-    """At most `size` of the candidates, and which of them is the default."""
-    default = default_point(candidates, largest_cost)[0]
-    kept = thin([c.cost for c in candidates], size, default)
-    return [candidates[index] for index in kept], kept.index(default)
-
-
-def default_point(candidates: Sequence[Candidate], largest_cost: float) -> tuple[int, bool]:
-    """Index of the default among candidates that do not dominate each other (by rising cost), and whether it is
-    lossless.
-
-    Lossless: cheaper than the largest expert, and more accurate on the same images by at least half a paired standard
-    error. Where no point is, the most accurate that is cheaper.
-    """
-    cheaper = [index for index, candidate in enumerate(candidates) if candidate.cost < largest_cost]
-    for index in cheaper:
-        difference, error = candidates[index].versus_largest
-        if difference > 0 and difference >= error / 2:
-            return index, True
-    return max(cheaper, key=lambda index: candidates[index].accuracy, default=0), False
-
-
-def thin(costs: Sequence[float], size: int, needed: int) -> list[int]:
-    """At most `size` points of rising cost, the first, the last and `needed` among them.
-
-    Again and again the point goes whose absence leaves the smallest gap, so that every budget is nearly spent.
-    """
-    kept = list(range(len(costs)))
-    while len(kept) > max(size, 3):
-        gaps = [
-            costs[kept[i + 1]] / costs[kept[i - 1]] if kept[i] != needed else float("inf")
-            for i in range(1, len(kept) - 1)
-        ]
-        del kept[1 + gaps.index(min(gaps))]
-    return kept
+    # Which images were skipped was said when they were read.
+    skipped = [f"{part.describe_skipped(f'{kind} images')}." for kind, part in _skipped(search, report).items()]
+    return skipped + warnings

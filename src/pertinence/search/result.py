@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..data.dataset import LabelledImages
 from ..data.seen import SeenImages
-from ..evaluation.baselines import save_candidates
+from ..evaluation.candidates import save_candidates
 from ..evaluation.outcomes import route_predictions
 from ..evaluation.plots import plot_convergence, plot_examples, plot_front, plot_shares
 from ..evaluation.report import Evaluation

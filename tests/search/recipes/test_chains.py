@@ -7,8 +7,9 @@ import torch
 
 from pertinence.predictions.predict import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
+from pertinence.search.recipes.cascade import CascadeSpace
 from pertinence.search.recipes.chains import MAX_MEMBERS, ChainFamily, dominated
-from pertinence.search.recipes.spaces import CascadeSpace, combination
+from pertinence.search.recipes.thresholds import combination
 
 
 def predictions_of(accuracies, count=2000):

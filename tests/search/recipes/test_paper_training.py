@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from pertinence.routing.heads import Head
+from pertinence.search.recipes.paper import PaperSpace, class_weights
 from pertinence.search.recipes.paper_training import FitData, routing_classes, train_paper_heads
-from pertinence.search.recipes.spaces import PaperSpace, class_weights
 
 
 EXPERTS = 3

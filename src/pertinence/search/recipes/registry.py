@@ -35,8 +35,8 @@ class RegisteredRecipe:
         return self.implementation
 
 
-CASCADE = RegisteredRecipe(CascadeArguments, "pertinence.search.recipes.base:CascadeRecipe")
-PAPER = RegisteredRecipe(PaperArguments, "pertinence.search.recipes.base:PaperRecipe")
+CASCADE = RegisteredRecipe(CascadeArguments, "pertinence.search.recipes.cascade:CascadeRecipe")
+PAPER = RegisteredRecipe(PaperArguments, "pertinence.search.recipes.paper:PaperRecipe")
 RECIPES: Registry[RegisteredRecipe] = Registry(
     "recipe", {"cascade": f"{__name__}:CASCADE", "paper": f"{__name__}:PAPER"}
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,10 +15,64 @@ from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import threshold_head
 from ...routing.mixing import log_softmax, mix
 from .base import Individual
-from .spaces import ThresholdSpace
+from .cascade_fit import MAX_WEIGHT
 
 
 TUNING_ROWS = 50_000
+
+
+@dataclass(frozen=True)
+class ThresholdSpace:
+    """Genome of a confidence cascade of some length: which experts, thresholds, and a mixing weight for each member.
+
+    A threshold gene g stands for going on below a largest probability of 1 - 10^(-4 g).
+
+    Args:
+        num_experts: N.
+        num_members: M.
+        mixing: whether there are mixing weights.
+    """
+
+    num_experts: int
+    num_members: int
+    mixing: bool = True
+
+    @property
+    def lower(self) -> np.ndarray:
+        return np.zeros(self.num_members + self.num_members * self.mixing)
+
+    @property
+    def upper(self) -> np.ndarray:
+        chains = np.nextafter(float(math.comb(self.num_experts, self.num_members)), 0.0)
+        weights = np.full(self.num_members * self.mixing, MAX_WEIGHT)
+        return np.concatenate([[chains], np.ones(self.num_members - 1), weights])
+
+    @property
+    def seeds(self) -> np.ndarray:
+        return np.empty((0, len(self.lower)))
+
+    def decode(self, genome: np.ndarray) -> tuple[tuple[int, ...], list[float], list[float] | None]:
+        """Members, thresholds (M - 1) and mixing weights (M)."""
+        values = genome.tolist()
+        thresholds = [1 - 10 ** (-4 * gene) for gene in values[1 : self.num_members]]
+        return (
+            combination(int(values[0]), self.num_experts, self.num_members),
+            thresholds,
+            values[self.num_members :] if self.mixing else None,
+        )
+
+
+def combination(rank: int, count: int, size: int) -> tuple[int, ...]:
+    """The combination of `size` of `count` numbers of some rank in lexicographic order, without listing the others."""
+    chosen, number = [], 0
+    while len(chosen) < size:
+        with_number = math.comb(count - number - 1, size - len(chosen) - 1)
+        if rank < with_number:
+            chosen.append(number)
+        else:
+            rank -= with_number
+        number += 1
+    return tuple(chosen)
 
 
 class ThresholdRecipe:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pertinence import Figures, OperatingPoint, Stage
-from pertinence.evaluation.baselines import Archive, Candidate, load_candidates, save_candidates
+from pertinence.evaluation.candidates import Archive, Candidate, load_candidates, save_candidates
 from pertinence.routing.evidence import MIX
 from pertinence.routing.heads import Head
 

@@ -12,7 +12,7 @@ from pertinence.predictions.predict import ExpertPredictions, Predictions
 from pertinence.predictions.tables import PredictionTable
 from pertinence.routing.costs import PoolCosts
 from pertinence.routing.evidence import MIX, mix_evidence
-from pertinence.search.recipes.cascade import PRICES, CascadeFitter, CascadeSettings, fit_mixing_weights
+from pertinence.search.recipes.cascade_fit import PRICES, CascadeFitter, CascadeSettings, fit_mixing_weights
 
 
 GMACS = (1.0, 3.0, 10.0)

@@ -1,0 +1,131 @@
+"""Candidates for the front: trained dispatchers with what the search knows of them, in memory and in files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from ..routing.evidence import EVIDENCE, MIX
+from ..routing.front import OperatingPoint
+from ..routing.heads import Head
+from ..utils.io import replaced
+from ..utils.tensors import save_tensors
+from .intervals import non_dominated
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained dispatcher that may become an operating point.
+
+    Attributes:
+        point: without a name, with its figures on the search images (`select`).
+        heads: the very weights that those figures belong to.
+        versus_largest: mean difference of accuracy to the largest expert on the same images, and its standard error.
+    """
+
+    point: OperatingPoint
+    heads: tuple[Head, ...]
+    versus_largest: tuple[float, float]
+
+    def check(self, num_experts: int, feature_sizes: Mapping[int, int]) -> None:
+        """Raise `ValueError` where this cannot be a dispatcher of a pool of `num_experts` that was measured."""
+        replace(self.point, name="candidate").validate(num_experts)
+        kinds = [EVIDENCE.require(stage.evidence, "a baseline") for stage in self.point.decisions]
+        shapes = [
+            (num_experts, kind.width(num_experts, feature_sizes.get(stage.after, 0)))
+            for kind, stage in zip(kinds, self.point.decisions, strict=True)
+        ]
+        if [tuple(head.weight.shape) for head in self.heads] != shapes or self.point.select is None:
+            raise ValueError("its heads do not fit the pool")
+        for head, kind in zip(self.heads, kinds, strict=True):
+            is_finite = head.weight.isfinite().all() and head.bias.isfinite().all()
+            if not is_finite or (0 if head.statistics is None else len(head.statistics)) != kind.num_statistics:
+                raise ValueError("its heads hold impossible numbers")
+
+    @property
+    def accuracy(self) -> float:
+        return self.point.select.accuracy
+
+    @property
+    def cost(self) -> float:
+        return self.point.select.cost
+
+
+class Archive:
+    """The candidates that no other that was added dominates, by rising cost; of equal ones the first."""
+
+    def __init__(self, candidates: Iterable[Candidate] = ()):
+        self.candidates: list[Candidate] = []
+        self.add(candidates)
+
+    def add(self, candidates: Iterable[Candidate]) -> None:
+        merged = [*self.candidates, *candidates]
+        kept = non_dominated([c.cost for c in merged], [c.accuracy for c in merged])
+        self.candidates = [merged[index] for index in kept]
+
+    def improvements(self, costs: np.ndarray, accuracy: np.ndarray) -> list[int]:
+        """Which of some points would enter: those that neither each other nor the archive dominates or equals."""
+        known_costs = np.array([c.cost for c in self.candidates])
+        known_accuracy = np.array([-math.inf, *(c.accuracy for c in self.candidates)])
+        best = known_accuracy[np.searchsorted(known_costs, costs, side="right")]
+        return [index for index in non_dominated(costs, accuracy) if accuracy[index] > best[index]]
+
+
+def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state: Any = None) -> None:
+    """Write groups of candidates, and anything that JSON can hold, to one safetensors file; whole or not at all."""
+    weights, entries = [torch.zeros(0)], {}
+    for name, candidates in groups.items():
+        entries[name] = [
+            {
+                "point": candidate.point.to_dict(),
+                "versus_largest": candidate.versus_largest,
+                "heads": [
+                    [*head.weight.shape, 0 if head.statistics is None else len(head.statistics)]
+                    for head in candidate.heads
+                ],
+            }
+            for candidate in candidates
+        ]
+        for head in (head for candidate in candidates for head in candidate.heads):
+            weights += [head.weight.flatten(), head.bias, *([] if head.statistics is None else [head.statistics])]
+    # As a tensor, since the header of a safetensors file must stay below 100 MB.
+    text = torch.frombuffer(bytearray(json.dumps({"groups": entries, "state": state}), "utf-8"), dtype=torch.uint8)
+    with replaced(path) as temporary:
+        save_tensors({"heads": torch.cat(weights), "json": text}, temporary)
+
+
+def _count(statistics: bool | int) -> int:
+    """How many statistics a head has; files of the first edition say only whether there are those of "mix"."""
+    return MIX.num_statistics if statistics is True else statistics
+
+
+def load_candidates(path: Path, parse: Callable[[str], Any] = json.loads) -> tuple[dict[str, list[Candidate]], Any]:
+    """What `save_candidates` wrote: the groups, and the rest; `parse` reads its JSON."""
+    with safe_open(path, framework="pt") as file:
+        stored, weights = parse(file.get_tensor("json").numpy().tobytes().decode()), file.get_tensor("heads")
+    at = 0
+
+    def take(*shape: int) -> torch.Tensor:
+        nonlocal at
+        at += math.prod(shape)
+        return weights[at - math.prod(shape) : at].view(shape)
+
+    groups = {}
+    for name, entries in stored["groups"].items():
+        groups[name] = []
+        for entry in entries:
+            heads = tuple(
+                Head(take(rows, columns), take(rows), take(_count(statistics)) if statistics else None)
+                for rows, columns, statistics in entry["heads"]
+            )
+            point = OperatingPoint.from_dict(entry["point"])
+            groups[name].append(Candidate(point, heads, tuple(entry["versus_largest"])))
+    return groups, stored["state"]

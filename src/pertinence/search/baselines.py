@@ -1,0 +1,43 @@
+"""The baselines that a search fits: confidence cascades tuned by its genetic algorithm, and its heads unsearched."""
+
+from __future__ import annotations
+
+from ..evaluation.baselines import BaselineProblem, register_baseline
+from ..evaluation.candidates import Archive, Candidate
+from .recipes.chains import MAX_MEMBERS
+from .recipes.thresholds import ThresholdRecipe
+
+
+class Unsearched:
+    """What the heads of each recipe give without any search: its neutral genomes alone."""
+
+    name = "without search"
+
+    def fit(self, problem: BaselineProblem) -> dict[str, list[Candidate]]:
+        return {f"{recipe.name} without search": self._neutral(recipe, problem) for recipe in problem.recipes}
+
+    def _neutral(self, recipe, problem: BaselineProblem) -> list[Candidate]:
+        archive = Archive(problem.statics)
+        for individual in recipe.evaluate(recipe.space.neutral):
+            entering = archive.improvements(individual.costs, individual.accuracy)
+            archive.add([individual.candidate(index) for index in entering])
+        return archive.candidates
+
+
+class ConfidenceCascades:
+    """Confidence cascades of two, three and all experts, tuned on the images that they are judged on."""
+
+    name = "max-softmax chains"
+
+    def fit(self, problem: BaselineProblem) -> dict[str, list[Candidate]]:
+        lengths = sorted({2, min(3, problem.num_whole), min(problem.num_whole, MAX_MEMBERS)})
+        return {
+            f"max-softmax chain of {count}": problem.evolve(
+                ThresholdRecipe(problem.predictions, count, problem.mixing)
+            )
+            for count in lengths
+        }
+
+
+register_baseline(Unsearched())
+register_baseline(ConfidenceCascades())

@@ -1,0 +1,76 @@
+"""Operating points of a front: the experts alone, names, at most so many, and which of them is the default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..evaluation.candidates import Candidate
+from ..evaluation.outcomes import Outcome
+from ..routing.front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS, FASTEST, MOST_ACCURATE, Front, OperatingPoint
+from ..routing.heads import Head
+
+
+def static_candidates(outcomes: Sequence[Outcome]) -> list[Candidate]:
+    """Every expert alone, from what it gives on the images that a search judges on, by rising cost."""
+    return [
+        Candidate(OperatingPoint("", "static", (index,), select=one.figures), (), one.versus(outcomes[-1]))
+        for index, one in enumerate(outcomes)
+    ]
+
+
+def build_front(
+    candidates: Sequence[Candidate], expert_names: Sequence[str], largest_cost: float, size: int
+) -> tuple[Front, dict[str, tuple[Head, ...]], str]:
+    """Name candidates that do not dominate each other (by rising cost), and keep at most `size` of them.
+
+    Returns:
+        The front with its `select` figures, the heads of each point by name, and the name of the default point.
+    """
+    is_lossless = default_point(candidates, largest_cost)[1]
+    candidates, default = thinned(candidates, largest_cost, size)
+    names = [f"point-{position:02d}" for position in range(len(candidates))]
+    names[0], names[-1] = FASTEST, MOST_ACCURATE
+    names[default] = CHEAPEST_LOSSLESS if is_lossless else BEST_BELOW_LARGEST
+    points: list[OperatingPoint] = [
+        replace(candidate.point, name=name) for candidate, name in zip(candidates, names, strict=True)
+    ]
+    heads = {name: candidate.heads for candidate, name in zip(candidates, names, strict=True)}
+    return Front(points, expert_names), heads, names[default]
+
+
+def thinned(candidates: Sequence[Candidate], largest_cost: float, size: int) -> tuple[list[Candidate], int]:
+    """At most `size` of the candidates, and which of them is the default."""
+    default = default_point(candidates, largest_cost)[0]
+    kept = thin([c.cost for c in candidates], size, default)
+    return [candidates[index] for index in kept], kept.index(default)
+
+
+def default_point(candidates: Sequence[Candidate], largest_cost: float) -> tuple[int, bool]:
+    """Index of the default among candidates that do not dominate each other (by rising cost), and whether it is
+    lossless.
+
+    Lossless: cheaper than the largest expert, and more accurate on the same images by at least half a paired standard
+    error. Where no point is, the most accurate that is cheaper.
+    """
+    cheaper = [index for index, candidate in enumerate(candidates) if candidate.cost < largest_cost]
+    for index in cheaper:
+        difference, error = candidates[index].versus_largest
+        if difference > 0 and difference >= error / 2:
+            return index, True
+    return max(cheaper, key=lambda index: candidates[index].accuracy, default=0), False
+
+
+def thin(costs: Sequence[float], size: int, needed: int) -> list[int]:
+    """At most `size` points of rising cost, the first, the last and `needed` among them.
+
+    Again and again the point goes whose absence leaves the smallest gap, so that every budget is nearly spent.
+    """
+    kept = list(range(len(costs)))
+    while len(kept) > max(size, 3):
+        gaps = [
+            costs[kept[i + 1]] / costs[kept[i - 1]] if kept[i] != needed else float("inf")
+            for i in range(1, len(kept) - 1)
+        ]
+        del kept[1 + gaps.index(min(gaps))]
+    return kept
