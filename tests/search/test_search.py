@@ -27,7 +27,7 @@ from pertinence.evaluation.candidates import save_candidates
 from pertinence.evaluation.evaluate import evaluate_model
 from pertinence.evaluation.intervals import non_dominated
 from pertinence.predictions.arguments import RuntimeArguments
-from pertinence.routing.front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS
+from pertinence.routing.names import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS
 from pertinence.search.folder import SearchFolder, check_output_dir
 from pertinence.search.search import load_stem
 

@@ -17,8 +17,8 @@ from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..models.pretrained import commit_of
 from ..predictions.arguments import RuntimeArguments
 from ..predictions.predict import Predictions, predict
-from ..routing.costs import LATENCY
-from ..routing.front import STEM, Front, OperatingPoint
+from ..routing.costs import GMACS, STEM
+from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import AGREEMENT, Figures
 from ..utils.distributed import make_accelerator
 from ..utils.errors import PertinenceError
@@ -144,6 +144,9 @@ def predict_images(
         args: how experts are run.
         points: those that are to be measured; default: all of the model's.
     """
+    objective = next((point.select.objective for point in model.front if point.select is not None), GMACS)
+    if not all(objective in entry.costs for entry in model.config.entries):
+        objective = GMACS
     reading = {expert for point in points or model.front for expert in point.reads_features_of}
     predictions = predict(
         model.experts,
@@ -151,17 +154,13 @@ def predict_images(
         make_accelerator(args.device),
         stem=model.stem,
         features_of=sorted(reading - {STEM}),
+        objective=objective,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         cache_dir=args.cache_dir,
         on_bad_image=args.on_bad_image,
     )
-    if _agrees(model):
-        predictions = predictions.agreeing()
-    latency = [entry.costs.get("latency") for entry in model.config.entries]
-    if None not in latency:
-        predictions = predictions.with_cost(LATENCY, latency)
-    return predictions
+    return predictions.agreeing() if _agrees(model) else predictions
 
 
 def _agrees(model: PertinenceForImageClassification) -> bool:

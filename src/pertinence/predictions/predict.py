@@ -239,6 +239,7 @@ def predict(
     *,
     stem: ExpertLike | None = None,
     features_of: Sequence[int] = (),
+    objective: str = GMACS,
     batch_size: int = 64,
     num_workers: int = 0,
     cache_dir: str | os.PathLike | None = None,
@@ -252,6 +253,7 @@ def predict(
         accelerator: device and processes.
         stem: a network whose features are kept, too.
         features_of: experts whose pooled features are kept, too.
+        objective: the unit of cost that a search minimises; the entry of each expert has it.
         batch_size, num_workers: images that an expert receives at once; processes that decode.
         cache_dir: default `$HF_HOME/pertinence`.
         on_bad_image: "stop", or "skip": predictions are of the images that can be decoded, and name the others.
@@ -292,15 +294,13 @@ def predict(
         for index, expert in enumerate(pool)
     ]
     labels = images.labels if images.labels is not None else torch.zeros(len(images), dtype=torch.int64)
-    costs = PoolCosts.in_gmacs([expert.entry.gmacs for expert in pool])
-    predictions = Predictions.of_pool(experts, labels, costs)
+    predictions = Predictions.of_pool(experts, labels, pool_costs(pool, stem, objective))
     if len(images.digests) == len(images):
         predictions = replace(predictions, digests=images.digests)
     if stem is not None:
-        priced = replace(costs, stem={GMACS: stem.entry.gmacs})
         kept = ask(stem, True)
-        said = ExpertPredictions.from_tensors(kept, kept["scores"].shape[1])  # of it only the features are read
-        predictions = replace(predictions, stem=said, costs=priced)
+        # Of a stem only the features are read.
+        predictions = replace(predictions, stem=ExpertPredictions.from_tensors(kept, kept["scores"].shape[1]))
     if not is_bad.any():
         return predictions
     bad = is_bad.nonzero().squeeze(1).tolist()
@@ -311,6 +311,13 @@ def predict(
     if accelerator.is_main_process:
         logger.warning(f"{predictions.describe_skipped('images')}: {reason}")
     return predictions
+
+
+def pool_costs(pool: Sequence[ExpertLike], stem: ExpertLike | None = None, objective: str = GMACS) -> PoolCosts:
+    """What experts, and a stem, cost by their entries: in GMACs, and in the unit of the objective."""
+    units = dict.fromkeys((GMACS, objective))
+    of_stem = {} if stem is None else {unit: stem.entry.costs[unit] for unit in units}
+    return PoolCosts({unit: tuple(expert.entry.costs[unit] for expert in pool) for unit in units}, of_stem, objective)
 
 
 def _has_healed(expert: ExpertLike, images: LabelledImages, is_bad: torch.Tensor) -> bool:

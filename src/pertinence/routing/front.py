@@ -14,13 +14,10 @@ from .costs import GMACS, LATENCY, STEM, cost_title
 from .evidence import EVIDENCE
 from .limits import MAX_POINTS
 from .metrics import Figures, Latency, figure_cells, figure_header, format_table
+from .names import FASTEST, MAX_POINTS, MOST_ACCURATE
 
 
-CHEAPEST_LOSSLESS = "cheapest-lossless"
-BEST_BELOW_LARGEST = "best-below-largest"
 SHOWN_NAMES = 100
-FASTEST = "fastest"
-MOST_ACCURATE = "most-accurate"
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,11 @@ from typing import Any, TypeVar
 from ..data.arguments import DataArguments
 from ..experts.modes import PREPROCESSING_MODES
 from ..predictions.arguments import RuntimeArguments
-from ..routing.limits import MAX_POINTS
+from ..routing.costs import COSTS
+from ..routing.names import MAX_POINTS
 from ..utils.settings import Setting, Settings, setting, settings_of
 from .recipes.arguments import CascadeArguments, PaperArguments
 from .recipes.registry import RECIPES, RecipeChoices, recipe_names, recipe_settings, registered_recipes
-
-
-COSTS = ("gmacs", "latency")
 
 
 T = TypeVar("T")
@@ -71,9 +69,10 @@ class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
     )
     cost: str = setting(
         "gmacs",
-        "gmacs: operations; latency: milliseconds of each expert on this device, in batches of --batch-size.",
+        "gmacs: operations; latency: milliseconds of each expert on this device, in batches of --batch-size; "
+        "parameters: of the experts that run.",
         group="search",
-        choices=COSTS,
+        choices=COSTS.choices,
     )
     variants: str = setting(
         "none",
@@ -143,7 +142,7 @@ class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
     @property
     def search_settings(self) -> dict[str, Any]:
         """The settings that decide what is found; the others change only where and how fast."""
-        by_device = {"batch_size", "device"} if self.cost == "latency" else set()
+        by_device = {"batch_size", "device"} if COSTS.get(self.cost).is_measured_here else set()
         return {
             one.name: getattr(self, one.name)
             for one in self.used()

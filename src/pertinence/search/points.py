@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from ..evaluation.candidates import Candidate
 from ..evaluation.outcomes import Outcome
-from ..routing.front import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS, FASTEST, MOST_ACCURATE, Front, OperatingPoint
+from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
+from ..routing.names import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS, FASTEST, MOST_ACCURATE
 
 
 def static_candidates(outcomes: Sequence[Outcome]) -> list[Candidate]:

@@ -19,7 +19,7 @@ from ..experts.reference import variant_suffix
 from ..experts.transforms import Transform
 from ..experts.variants import SIZE_MODES, possible_sizes
 from ..predictions.predict import Predictions, predict
-from ..routing.costs import GMACS, LATENCY
+from ..routing.costs import COSTS
 from ..utils.progress import progress_bar
 from .arguments import SearchArguments
 
@@ -81,7 +81,7 @@ def propose_variants(
         search: what the pool says about the search images.
         accelerator: device and processes.
         arguments: settings of the search.
-        measure: gives the expert with its latency in its entry.
+        measure: gives the expert with the cost that is minimised in its entry.
     """
     spaced = torch.linspace(0, len(search) - 1, min(TRIED_IMAGES, len(search)), dtype=torch.float64).round().long()
     sample = search.subset(spaced)
@@ -93,19 +93,18 @@ def propose_variants(
     def attempt(index: int, how: dict[str, Any]) -> Trial | None:
         expert = pool[index]
         variant = _variant(expert, how)
-        unit = search.costs.objective
-        if unit != GMACS:
-            variant = measure(variant)
+        unit, variant = search.costs.objective, measure(variant)
         saving = 1 - variant.entry.costs[unit] / expert.entry.costs[unit]
         if saving <= 0:
             return None
         answers = predict([variant], tried, accelerator, **options).experts[0].top_labels()
         return Trial.of(variant, answers == sample.targets, right[:, index], saving)
 
+    by_time = COSTS.get(search.costs.objective).is_measured_here and accelerator.device.type == "cpu"
     found, there = {}, {_identity(expert) for expert in pool}
     with progress_bar(len(pool) - 1, "Variants", "expert", accelerator.is_main_process) as bar:
         for index, expert in enumerate(pool[:-1]):  # the largest starts no chain
-            ladders = _ladders(expert, search.costs.objective == LATENCY, accelerator.device)
+            ladders = _ladders(expert, by_time, accelerator.device)
             best = best_variant(ladders, partial(attempt, index), limit)
             if best is not None and _identity(best.variant) not in there:
                 found[expert.entry.name] = best.variant

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import accelerate
 import datasets
-import numpy as np
-import pymoo
-import timm
-import torch
-import torchvision
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from .._version import __version__
 from ..data.dataset import LabelledImages, first_readable, labelled, raise_or
 from ..data.seen import TOLERATED_SHARED, SeenImages
-from ..data.splits import stratified_split
-from ..experts.costs import measure_latency
-from ..experts.expert import Expert, load_expert
-from ..experts.pool import list_references, load_pool, pool_labels
-from ..experts.reference import ExpertReference
-from ..models.modeling_pertinence import PertinenceForImageClassification
-from ..predictions.predict import Predictions, predict
+from ..experts.costs import Measurement
+from ..experts.expert import Expert
+from ..experts.pool import list_references
+from ..predictions.predict import Predictions
 from ..predictions.tables import PredictionTable
-from ..routing.costs import GMACS, LATENCY
+from ..routing.costs import COSTS, GMACS
 from ..utils.distributed import device_name, make_accelerator
 from ..utils.errors import PertinenceError
 from .arguments import SearchArguments
 from .folder import SearchFolder, holds_result
-from .front_search import FoundFront, search_front
+from .front_search import search_front
 from .proposals import propose_variants
+from .record import record_of, run_facts
 from .result import SearchResult, pick_examples
+from .steps import SearchPool, compose, hold_out, load, merged, predict_split, price, say_held_out
 
 
 logger = logging.get_logger(__name__)
@@ -92,7 +83,7 @@ class DispatcherSearch:
                 logger.warning(f"{sentence}.")
 
     def run(self) -> SearchResult:
-        """Load, predict, search, measure.
+        """Load, price, predict, split, fit, report, compose.
 
         With `args.output_dir` the state of the search is kept there, and an interrupted search of the same settings is
         continued.
@@ -102,63 +93,30 @@ class DispatcherSearch:
         """
         start, args = time.perf_counter(), self.args
         accelerator = make_accelerator(args.device)
-        pool, stem = self._load()
-        settings = self._settings(pool, stem, accelerator)
+        pool = load(self.references, args)
+        settings = self._settings(pool, accelerator)
         with SearchFolder.opened(args.output_dir, settings, args.resume, accelerator) as folder:
-            return self._search(pool, stem, settings, folder, accelerator, start)
-
-    def _search(
-        self,
-        pool: list[Expert],
-        stem: Expert | None,
-        settings: dict[str, Any],
-        folder: SearchFolder,
-        accelerator: Accelerator,
-        start: float,
-    ) -> SearchResult:
-        args = self.args
-        if args.cost == "latency":
-            timed = self._with_latency([*pool, *filter(None, [stem])], folder, accelerator)
-            stem = None if stem is None else timed.pop()
-            pool = sorted(timed, key=lambda expert: expert.entry.costs["latency"])
-        search, report = self._predict(pool, stem, accelerator)
-        smaller: dict[int, int] = {}
-        if args.variants == "auto":
-
-            def measure(variant: Expert) -> Expert:
-                kept_as = f"latency of {variant.entry.name}"
-                return self._with_latency([variant], folder, accelerator, kept_as)[0]
-
-            variants = propose_variants(pool, self.images, search, accelerator, args, measure)
-            pool, smaller = merged(pool, variants, args.cost)
-            search, report = self._predict(pool, stem, accelerator)
-        if self.report_images is None:
-            _say_held_out(search, report)
-        predicted = time.perf_counter()
-        names = [expert.entry.name for expert in pool]
-        found = search_front(names, search, report, args, accelerator, folder.state_dir, smaller)
-        evaluation = found.evaluation
-        pool = [
-            expert.with_entry(expert.entry.replace(select=select.to_dict(), report=measured.to_dict()))
-            for expert, select, measured in zip(pool, found.select_experts, evaluation.experts, strict=True)
-        ]
-        model = PertinenceForImageClassification.compose(
-            pool, evaluation.front, found.heads, evaluation.default, stem, evaluation.series.answers
-        )
-        images = self.images if self.report_images is None else self.report_images
-        default = evaluation.front.find(evaluation.default)
-        return SearchResult(
-            model,
-            evaluation,
-            found,
-            {
-                **_record(found, settings, args),
-                "run": _run_facts(start, predicted, accelerator, args),
-            },
-            pick_examples(default, found.heads[default.name], report, names, images),
-            SeenImages.of(search=self.images, report=self.report_images),
-            accelerator.is_main_process,
-        )
+            pool = price(pool, partial(self._measured, folder, accelerator))
+            search, report = self._predict(pool, accelerator)
+            if args.variants == "auto":
+                pool = self._with_variants(pool, search, folder, accelerator)
+                search, report = self._predict(pool, accelerator)
+            if self.report_images is None:
+                say_held_out(search, report)
+            predicted = time.perf_counter()
+            found = search_front(pool.names, search, report, args, accelerator, folder.state_dir, pool.smaller)
+            model = compose(pool, found)
+            images = self.images if self.report_images is None else self.report_images
+            default = found.evaluation.front.find(found.evaluation.default)
+            return SearchResult(
+                model,
+                found.evaluation,
+                found,
+                {**record_of(found, settings, args), "run": run_facts(start, predicted, accelerator, args)},
+                pick_examples(default, found.heads[default.name], report, pool.names, images),
+                SeenImages.of(search=self.images, report=self.report_images),
+                accelerator.is_main_process,
+            )
 
     def is_finished(self) -> bool:
         """Whether `args.output_dir` holds the result of this very search already.
@@ -167,59 +125,70 @@ class DispatcherSearch:
             PertinenceError: it holds that of another.
         """
         accelerator = make_accelerator(self.args.device)
-        return holds_result(self.args.output_dir, lambda: self._settings(*self._load(), accelerator), accelerator)
 
-    def _load(self) -> tuple[list[Expert], Expert | None]:
-        """The pool and a separate stem."""
-        pool = load_pool(self.references, self.args.load_options, self.args.preprocessing)
-        return pool, None if self.args.stem is None else load_stem(self.args.stem, pool, self.args)
+        def settings() -> dict[str, Any]:
+            return self._settings(load(self.references, self.args), accelerator)
 
-    def _settings(self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator) -> dict[str, Any]:
+        return holds_result(self.args.output_dir, settings, accelerator)
+
+    def _settings(self, pool: SearchPool, accelerator: Accelerator) -> dict[str, Any]:
+        """What this search is, as it is recorded, and compared when it is repeated."""
+
         def identity(expert: Expert) -> dict[str, Any]:
             keys = ("name", "revision", "transform", "quantization", "label_map", "backend")
             values = expert.entry.to_dict()
             return {key: values[key] for key in keys if key in values}
 
         images = {"search": self.images, "report": self.report_images}
+        measured_here = COSTS.get(self.args.cost).is_measured_here
         return {
             **self.args.search_settings,
-            **({"device": device_name(accelerator.device)} if self.args.cost == "latency" else {}),
-            "experts": [identity(expert) for expert in pool],
-            "stem": None if stem is None else identity(stem),
+            **({"device": device_name(accelerator.device)} if measured_here else {}),
+            "experts": [identity(expert) for expert in pool.experts],
+            "stem": None if pool.stem is None else identity(pool.stem),
             "images": {name: value.fingerprint if value else None for name, value in images.items()},
         }
 
-    def _with_latency(
-        self, experts: Sequence[Expert], folder: SearchFolder, accelerator: Accelerator, kept_as: str = "latency"
+    def _measured(
+        self, folder: SearchFolder, accelerator: Accelerator, experts: Sequence[Expert], kept_as: str | None = None
     ) -> list[Expert]:
-        """The experts with their latency in their entries: measured once, by one process while the others wait."""
+        """The experts with the cost of the search in their entries: one process measures, once, while others wait."""
+        cost = COSTS.get(self.args.cost)
+        if all(cost.name in expert.entry.costs for expert in experts):
+            return list(experts)
 
         def measure() -> list[float]:
             image = first_readable(self.images) if self.args.on_bad_image == "skip" else raise_or([self.images[0]])[0]
-            return measure_latency(experts, image, self.args.batch_size, accelerator.device)
+            return cost.measure(experts, Measurement(image, self.args.batch_size, accelerator.device))
 
-        latency = folder.remember(kept_as.replace("/", "--"), measure) if accelerator.is_main_process else None
-        (latency,) = broadcast_object_list([latency])
+        kept_as = (kept_as or cost.name).replace("/", "--")
+        values = folder.remember(kept_as, measure) if accelerator.is_main_process else None
+        (values,) = broadcast_object_list([values])
         return [
-            expert.with_entry(expert.entry.replace(costs={**expert.entry.costs, "latency": milliseconds}))
-            for expert, milliseconds in zip(experts, latency, strict=True)
+            expert.with_entry(expert.entry.replace(costs={**expert.entry.costs, cost.name: value}))
+            for expert, value in zip(experts, values, strict=True)
         ]
 
-    def _predict(
-        self, pool: Sequence[Expert], stem: Expert | None, accelerator: Accelerator
-    ) -> tuple[Predictions, Predictions]:
+    def _with_variants(
+        self, pool: SearchPool, search: Predictions, folder: SearchFolder, accelerator: Accelerator
+    ) -> SearchPool:
+        """The pool with the variants that pay."""
+
+        def measured(variant: Expert) -> Expert:
+            kept_as = f"{self.args.cost} of {variant.entry.name}"
+            return self._measured(folder, accelerator, [variant], kept_as)[0]
+
+        variants = propose_variants(pool.experts, self.images, search, accelerator, self.args, measured)
+        return merged(pool, variants)
+
+    def _predict(self, pool: SearchPool, accelerator: Accelerator) -> tuple[Predictions, Predictions]:
         """Predictions of the search images and of the report images."""
-        options = {key: getattr(self.args, key) for key in ("batch_size", "num_workers", "cache_dir", "on_bad_image")}
-        reads_features = [0] if self.args.recipe != "cascade" and stem is None else []
-        parts = []
-        for images in filter(None, (self.images, self.report_images)):
-            images.match_labels(pool_labels(pool))
-            predictions = predict(pool, images, accelerator, stem=stem, features_of=reads_features, **options)
-            if self.args.cost == "latency":
-                experts = [*pool, *filter(None, [stem])]
-                predictions = predictions.with_cost(LATENCY, [expert.entry.costs[LATENCY] for expert in experts])
-            parts.append(predictions.agreeing() if self.args.labels == "agree" else predictions)
-        return tuple(parts) if len(parts) > 1 else hold_out(parts[0], self.args)
+        parts = [
+            predict_split(pool, images, accelerator, self.args)
+            for images in (self.images, self.report_images)
+            if images is not None
+        ]
+        return (parts[0], parts[1]) if len(parts) > 1 else hold_out(parts[0], self.args)
 
 
 def _warn_of_copies(images: LabelledImages) -> None:
@@ -235,32 +204,6 @@ def _warn_of_copies(images: LabelledImages) -> None:
             f"{images.num_copies} of {compared} search images are copies of others: where images are divided, copies "
             "of one stay together."
         )
-
-
-def merged(pool: Sequence[Expert], variants: Mapping[str, Expert], cost: str) -> tuple[list[Expert], dict[int, int]]:
-    """A pool and variants of some of its experts (by their names) by rising cost, and which is a variant of which: by
-    the pool index of the whole expert that of its variant."""
-    # The largest stays last, also where a variant costs as much.
-    joined = sorted([*variants.values(), *pool[:-1]], key=lambda expert: expert.entry.costs[cost]) + [pool[-1]]
-    return joined, {
-        joined.index(expert): joined.index(variants[name])
-        for expert in pool
-        if (name := expert.entry.name) in variants
-    }
-
-
-def load_stem(reference: str, pool: Sequence[Expert], args: SearchArguments) -> Expert:
-    """Load a separate stem; refused where it is an expert of the pool, whose work would be paid twice."""
-    stem = load_expert(ExpertReference.parse(reference), args.load_options, args.preprocessing, is_stem=True)
-    for expert in pool:
-        if expert.find_revision() == stem.find_revision() and expert.entry.transform == stem.entry.transform:
-            raise PertinenceError(
-                f"the stem {stem.entry.name!r} is an expert of the pool: leave the stem out (it is the "
-                "cheapest expert then), or choose another network"
-            )
-    if stem.entry.name in {expert.entry.name for expert in pool}:
-        return stem.with_entry(stem.entry.replace(name=f"{stem.entry.name} (stem)"))
-    return stem
 
 
 def search_predictions(
@@ -282,7 +225,7 @@ def search_predictions(
         )
     if report is not None and report.fingerprint == table.fingerprint:
         raise PertinenceError("the report images are the search images: report on others")
-    for setting, value in (("cost", "gmacs"), ("stem", None), ("variants", "none")):
+    for setting, value in (("cost", GMACS), ("stem", None), ("variants", "none")):
         if getattr(args, setting) != value:
             raise PertinenceError(f"a table of predictions has no models to run: leave {setting} out")
     settings = _table_settings(table, args, report)
@@ -292,9 +235,9 @@ def search_predictions(
             parts = [part.agreeing() for part in parts]
         search, held = parts if len(parts) > 1 else hold_out(parts[0], args)
         if report is None:
-            _say_held_out(search, held)
+            say_held_out(search, held)
         found = search_front(table.names, search, held, args, accelerator, folder.state_dir)
-    record = {**_record(found, settings, args), "run": _run_facts(start, start, accelerator, args)}
+    record = {**record_of(found, settings, args), "run": run_facts(start, start, accelerator, args)}
     return SearchResult(None, found.evaluation, found, record, is_main_process=accelerator.is_main_process)
 
 
@@ -316,56 +259,4 @@ def _table_settings(table: PredictionTable, args: SearchArguments, report: Predi
             for name, cost in zip(table.names, table.predictions.costs.values[GMACS], strict=True)
         ],
         "images": {"search": table.fingerprint, "report": report and report.fingerprint},
-    }
-
-
-def hold_out(predictions: Predictions, args: SearchArguments) -> tuple[Predictions, Predictions]:
-    """Divide predictions into those of the images to search on and those of the images to report on."""
-    kept, held_out = stratified_split(predictions.targets, args.report_fraction, args.seed, predictions.copies)
-    return predictions.subset(kept), predictions.subset(held_out)
-
-
-def _say_held_out(search: Predictions, report: Predictions) -> None:
-    logger.warning(
-        f"No report images given: {len(report)} of {len(search) + len(report)} search images are held out to report "
-        "on."
-    )
-
-
-def _record(found: FoundFront, settings: dict[str, Any], args: SearchArguments) -> dict[str, Any]:
-    evaluation = found.evaluation.to_dict()
-    baselines = evaluation.pop("baselines")
-    return {
-        "settings": settings,
-        "seed": args.seed,
-        "measure": found.evaluation.experts[0].measure,
-        "versions": versions(),
-        "images": {
-            **found.images,
-            "report_from": "report split" if settings["images"]["report"] else "held out of the search split",
-        },
-        "evaluated": found.evaluated,
-        "hypervolumes": found.hypervolumes,
-        "front": found.evaluation.front.to_list(),
-        "experts": [figures.to_dict() for figures in found.select_experts],
-        "baselines": baselines,
-        "report": evaluation,
-    }
-
-
-def _run_facts(start: float, predicted: float, accelerator: Accelerator, args: SearchArguments) -> dict[str, Any]:
-    now = time.perf_counter()
-    seconds = {"predictions": predicted - start, "search": now - predicted, "total": now - start}
-    return {
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "host": {"platform": platform.platform(), "device": str(accelerator.device)},
-        "processes": accelerator.num_processes,
-        "batch_size": args.batch_size,
-    }
-
-
-def versions() -> dict[str, str]:
-    modules = (torch, torchvision, transformers, timm, datasets, accelerate, pymoo, np)
-    return {"pertinence": __version__, "python": platform.python_version()} | {
-        m.__name__: m.__version__ for m in modules
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
@@ -58,6 +58,11 @@ class Registry(Generic[T]):
             entry.name.removeprefix(prefix) for entry in entry_points(group=GROUP) if entry.name.startswith(prefix)
         ]
 
+    @property
+    def choices(self) -> Choices:
+        """The names that a setting may take, as they are when it is checked."""
+        return Choices(self)
+
     def find(self, name: Any) -> T | None:
         """The implementation of that name, if it is ours or registered: what a file may ask for."""
         if not isinstance(name, str):
@@ -99,6 +104,19 @@ class Registry(Generic[T]):
             known = ", ".join(dict.fromkeys([*self.names, *self.declared]))
             raise PertinenceError(f"{self.kind}={shown(name)} is not one of {known}")
         return found
+
+
+class Choices:
+    """The names of a registry, and those that installed packages declare; nothing is imported."""
+
+    def __init__(self, registry: Registry[Any]):
+        self._registry = registry
+
+    def __contains__(self, name: Any) -> bool:
+        return name in self._registry.names or name in self._registry.declared
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._registry.names, *self._registry.declared]))
 
 
 def import_plugin(load: Callable[[], Any], module: str) -> None:
