@@ -29,7 +29,7 @@ from pertinence.evaluation.intervals import non_dominated
 from pertinence.predictions.arguments import RuntimeArguments
 from pertinence.routing.names import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS
 from pertinence.search.folder import SearchFolder, check_output_dir
-from pertinence.search.search import load_stem
+from pertinence.search.steps import load_stem
 
 
 ARGUMENTS = {
