@@ -12,7 +12,6 @@ from ..utils.errors import MALFORMED, PertinenceError, explain, shown
 from ..utils.validation import is_name, is_number
 from .costs import GMACS, LATENCY, STEM, cost_title
 from .evidence import EVIDENCE
-from .limits import MAX_POINTS
 from .metrics import Figures, Latency, figure_cells, figure_header, format_table
 from .names import FASTEST, MAX_POINTS, MOST_ACCURATE
 
