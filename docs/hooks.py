@@ -38,7 +38,7 @@ def helps() -> str:
     sections = []
     for command in COMMANDS:
         with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
-            main([command, "--help"])
+            main([command, *(["--recipe", "both"] if command == "search" else []), "--help"])
         sections.append(f"## pertinence {command}\n\n```text\n{printed.getvalue().rstrip()}\n```\n")
     return "\n".join(sections)
 

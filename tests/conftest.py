@@ -71,6 +71,15 @@ def zoo() -> Path:
     return folder
 
 
+@pytest.fixture
+def registered_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers, and the modules and paths that it imports from, are gone afterwards."""
+    from pertinence.search.recipes.registry import RECIPES
+
+    monkeypatch.setattr(RECIPES, "_registered", dict(RECIPES._registered))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 @pytest.fixture(scope="session")
 def images() -> Callable[..., torch.Tensor]:
     """A function: so many uint8 images (count, 3, size, size) of coloured blobs, the same for the same seed."""

@@ -1,4 +1,4 @@
-"""`pertinence benchmark`."""
+"""`pertinence benchmark`: times the operating points on this device, and stores that."""
 
 from __future__ import annotations
 

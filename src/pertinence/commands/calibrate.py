@@ -1,4 +1,4 @@
-"""`pertinence calibrate`."""
+"""`pertinence calibrate`: chooses a point that is guaranteed to lose little, and stores that."""
 
 from __future__ import annotations
 

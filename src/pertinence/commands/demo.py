@@ -1,4 +1,4 @@
-"""`pertinence demo`."""
+"""`pertinence demo`: runs `demo_pool`, which does everything once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pertinence evaluate`."""
+"""`pertinence evaluate`: measures a searched model and its baselines on other images."""
 
 from __future__ import annotations
 

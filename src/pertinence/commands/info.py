@@ -1,4 +1,4 @@
-"""`pertinence info`."""
+"""`pertinence info`: says what a searched model is made of."""
 
 from __future__ import annotations
 

@@ -93,8 +93,11 @@ def parse(arguments: Sequence[str]) -> tuple[Callable[..., None], list[Any]]:
     import_user_plugins(plugins)
     parser = CommandParser(chosen.command, command, early.recipe or config.get("recipe"))
     given = parser.given(words)
-    check_known(early.config, config, parser.settings)
     if config.get("trust_remote_code") and "trust_remote_code" not in given:
         logger.warning(f"{early.config} allows experts to run code of their own (trust_remote_code).")
-    values = {name: parser.settings[name].convert(value) for name, value in config.items()} | given
-    return command.run, parser.make_arguments(values)
+    known = {name: value for name, value in config.items() if name in parser.settings}
+    parts = parser.make_arguments(
+        {name: parser.settings[name].convert(value) for name, value in known.items()} | given
+    )
+    check_known(early.config, config, parser.settings)  # later, as a recipe that is unknown explains unknown settings
+    return command.run, parts

@@ -1,4 +1,4 @@
-"""`pertinence push`."""
+"""`pertinence push`: sends a searched model to the Hub."""
 
 from __future__ import annotations
 

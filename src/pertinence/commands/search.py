@@ -1,4 +1,4 @@
-"""`pertinence search`."""
+"""`pertinence search`: searches dispatchers, on experts and images or on a table of predictions."""
 
 from __future__ import annotations
 

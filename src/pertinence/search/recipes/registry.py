@@ -95,10 +95,11 @@ def register_recipe(name: str, recipe: type | str, arguments: type = NoArguments
             as one that a search has already.
 
     Examples:
+        >>> from dataclasses import dataclass, field
         >>> @dataclass
-        ... class MyArguments:
+        ... class TreeArguments:
         ...     depth: int = field(default=2, metadata={"help": "Of the trees.", "least": 1})
-        >>> register_recipe("trees", "my_package.trees:TreeRecipe", MyArguments)
+        >>> register_recipe("trees", "my_package.trees:TreeRecipe", TreeArguments)
     """
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or name in COMPOSITIONS:
         raise PertinenceError(f"a recipe cannot be called {shown(name)}: choose a name of letters, digits, - and _")

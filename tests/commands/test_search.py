@@ -1,0 +1,158 @@
+"""`pertinence search`: what it writes, where it fails, and that it asks nothing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from command_line import SETTINGS, run
+
+from pertinence.commands.main import main
+
+
+def test_search_writes_a_run(searched):
+    record = json.loads((searched / "runs/digits/search_result.json").read_text())
+    assert record["settings"]["population"] == 6
+    assert [expert["name"] for expert in record["settings"]["experts"]] == [
+        "test_efficientnet",
+        "test_vit",
+        "test_resnet",
+    ]
+
+
+@pytest.fixture
+def bad_search(searched, tmp_path, monkeypatch, capsys):
+    """A function: the one line that a search with something wrong prints; nothing may be left behind."""
+
+    def run_main(**changes) -> str:
+        arguments = {
+            "--experts": ["experts/test_efficientnet", "experts/test_vit"],
+            "--dataset": ["data"],
+            "--split": ["validation"],
+            "--output-dir": [str(tmp_path / "run")],
+        }
+        arguments |= {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+        flags = [word for name, values in arguments.items() for word in (name, *map(str, values))]
+        monkeypatch.chdir(searched)
+        assert main(["search", *SETTINGS, *flags]) == 1
+        assert not (tmp_path / "run").exists()
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return run_main
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"experts": ["nobody/nothing", "experts/test_vit"]},
+            "error: expert 'nothing': nobody/nothing is neither a local folder nor a repository",
+        ),
+        ({"experts": ["experts/test_vit"]}, "error: a pool needs at least two experts, got 1"),
+        ({"experts": ["experts/test_vit"] * 2}, "error: experts 'test_vit' and 'test_vit' are the same checkpoint"),
+        ({"split": ["valid"]}, "error: data set 'data' has no split 'valid'"),
+        ({"image_column": ["picture"]}, "error: there is no column 'picture'"),
+        ({"population": ["1"]}, "error: population must be at least 2"),
+        ({"device": ["tpu0"]}, "error: there is no device 'tpu0': expected cpu"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_sentence(bad_search, changes, sentence):
+    assert bad_search(**changes).startswith(sentence)
+
+
+def test_output_folder_that_holds_something_else(bad_search, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert "holds something else" in bad_search(output_dir=[tmp_path])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_remote_code_needs_the_flag_and_asks_nothing(zoo, tmp_path):
+    finished = run("search", "--experts", zoo / "cifar10/resnet8", zoo / "cifar10/resnet20", "--dataset",
+                   zoo / "cifar10/data", "--split", "test", "--output-dir", "run", cwd=tmp_path, ok=False)  # fmt: skip
+    last = finished.stderr.splitlines()[-1]
+    assert last.startswith("error: expert 'resnet8' needs code of its own")
+    assert "--trust-remote-code" in last
+    assert "[y/N]" not in finished.stdout + finished.stderr
+
+
+def test_settings_beside_a_result_run_again_as_they_are(searched, tmp_path, monkeypatch):
+    import yaml
+
+    config = searched / "runs/digits/search.yaml"
+    values = yaml.safe_load(config.read_text())
+    assert values["population"] == 6
+    assert values["report_split"] == "test"
+    monkeypatch.chdir(tmp_path)  # where the paths that were typed lead nowhere
+    again = tmp_path / "again"
+    # Whether code is run whoever runs it says, and no file for him.
+    assert main(["search", "--config", str(config), "--output-dir", str(again), "--trust-remote-code"]) == 0
+    records = [json.loads((folder / "search_result.json").read_text()) for folder in (searched / "runs/digits", again)]
+    for record in records:
+        record.pop("run")
+    assert records[0] == records[1]
+    assert yaml.safe_load((again / "search.yaml").read_text()) == values | {"output_dir": str(again)}
+
+
+def test_finished_search_has_nothing_to_do(searched, monkeypatch, capsys):
+    config, record = (searched / "runs/digits" / name for name in ("search.yaml", "search_result.json"))
+    written = record.stat().st_mtime_ns
+    monkeypatch.chdir(searched)
+    assert main(["search", "--config", str(config)]) == 0
+    assert capsys.readouterr().out.endswith(
+        "runs/digits holds the result of this very search: nothing to do (--no-resume searches again)\n"
+    )
+    assert record.stat().st_mtime_ns == written
+    assert main(["search", "--config", str(config), "--seed", "7"]) == 1
+    assert "holds another search (its seed is 0, not 7)" in capsys.readouterr().err
+    assert main(["search", "--config", str(config), "--no-resume"]) == 0
+    assert "Saved to" in capsys.readouterr().out
+    assert record.stat().st_mtime_ns > written
+
+
+def test_flags_replace_what_a_config_says(searched, tmp_path, monkeypatch):
+    (tmp_path / "search.yaml").write_text(
+        "experts: [nobody/nothing]\ndataset: data\nsplit: validation\nreport-split: test\n"
+        f"output_dir: {tmp_path}/run\n"
+        "population: 6\ngenerations: 1\nlearning_rate: 1e-3\nbaselines: false\n"
+    )
+    monkeypatch.chdir(searched)
+    experts = ["--experts", "experts/test_efficientnet", "experts/test_vit"]
+    assert main(["search", "--config", str(tmp_path / "search.yaml"), *experts, "--seed", "5"]) == 0
+    settings = json.loads((tmp_path / "run/search_result.json").read_text())["settings"]
+    assert (settings["population"], settings["seed"], len(settings["experts"])) == (6, 5, 2)
+
+
+def test_one_expert_in_a_config_is_not_spelt(data, tmp_path, capsys):
+    (tmp_path / "search.yaml").write_text(f"experts: user/resnet8\ndataset: {data}\nsplit: validation\n")
+    assert main(["search", "--config", str(tmp_path / "search.yaml"), "--output-dir", str(tmp_path / "run")]) == 1
+    assert "experts come as a list of at least two, got one str" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_search_needs_experts_or_a_table(tmp_path, capsys):
+    for flags in ([], ["--predictions", "p.npz"], ["--predictions", "p.npz", "--costs", "c.json", "--experts", "a"]):
+        assert main(["search", "--output-dir", str(tmp_path / "run"), *flags]) == 1
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_two_processes_predict_find_the_same_and_push_once(searched, hub, tmp_path):
+    """Each classifies every other batch, without anything cached, and searches half of every generation."""
+    config = searched / "runs/digits/search.yaml"
+    finished = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pertinence", "search",
+            "--config", str(config), "--output-dir", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache"),
+            "--save-experts", "--push-to-hub", "tester/two-processes", "--token", hub.token,
+        ],
+        cwd=searched, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    alone, together = (
+        json.loads((folder / "search_result.json").read_text())
+        for folder in (searched / "runs/digits", tmp_path / "run")
+    )
+    assert (alone.pop("run")["processes"], together.pop("run")["processes"]) == (1, 2)
+    assert together == alone
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["front"] == alone["front"]
+    assert len(hub.commits("tester/two-processes")) == 2  # its creation, and one
+    assert json.loads(hub.files("tester/two-processes")["config.json"])["front"] == alone["front"]
