@@ -18,6 +18,7 @@ from .utils.errors import PertinenceError
 if TYPE_CHECKING:
     from .data.arguments import DataArguments
     from .data.dataset import LabelledImages
+    from .evaluation.baselines import register_baseline
     from .evaluation.calibration import calibrate, store_guarantee
     from .evaluation.evaluate import evaluate_model
     from .evaluation.monitoring import RoutingMonitor
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from .models.streaming import StreamDispatcher
     from .predictions.arguments import RuntimeArguments
     from .predictions.tables import PredictionTable
+    from .routing.costs import register_cost
+    from .routing.evidence import register_evidence
     from .search.arguments import SearchArguments
     from .search.recipes.registry import register_recipe
     from .search.result import SearchResult
@@ -53,6 +56,9 @@ __all__ = [
     "calibrate",
     "evaluate_model",
     "register_backend",
+    "register_baseline",
+    "register_cost",
+    "register_evidence",
     "register_recipe",
     "search_predictions",
     "store_guarantee",
@@ -76,6 +82,9 @@ _LAZY = {
     "calibrate": "evaluation.calibration",
     "evaluate_model": "evaluation.evaluate",
     "register_backend": "experts.backends.base",
+    "register_baseline": "evaluation.baselines",
+    "register_cost": "routing.costs",
+    "register_evidence": "routing.evidence",
     "register_recipe": "search.recipes.registry",
     "search_predictions": "search.search",
     "store_guarantee": "evaluation.calibration",

@@ -57,12 +57,19 @@ class Baseline(Protocol):
         ...
 
 
-BASELINES: Registry[Baseline] = Registry("baseline")
+BASELINES: Registry[Baseline] = Registry("baseline", asked=("fit",))
 
 
 def register_baseline(baseline: Baseline) -> Baseline:
-    """Have each search fit a baseline, and each report show it."""
-    return BASELINES.register(baseline.name, baseline)
+    """Have each search fit a baseline, and each report show it.
+
+    Args:
+        baseline: an object that meets the protocol `pertinence.evaluation.baselines.Baseline`.
+
+    Raises:
+        PertinenceError: it has no name, or lacks something.
+    """
+    return BASELINES.register(getattr(baseline, "name", None), baseline)
 
 
 def fit_baselines(problem: BaselineProblem) -> dict[str, list[Candidate]]:

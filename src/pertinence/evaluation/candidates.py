@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from ..routing.evidence import EVIDENCE, MIX
+from ..predictions.predict import Predictions
+from ..routing.evidence import MIX
 from ..routing.front import OperatingPoint
 from ..routing.heads import Head
+from ..routing.registry import EVIDENCE
 from ..utils.io import replaced
 from ..utils.tensors import save_tensors
 from .intervals import non_dominated
+from .outcomes import Outcome, evaluate_point
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,21 @@ class Candidate:
     point: OperatingPoint
     heads: tuple[Head, ...]
     versus_largest: tuple[float, float]
+
+    @classmethod
+    def measured(
+        cls, point: OperatingPoint, heads: tuple[Head, ...], predictions: Predictions, largest: Outcome
+    ) -> Candidate:
+        """What an operating point gives, by the code that the model runs.
+
+        Args:
+            point: unnamed.
+            heads: one for each of its decisions.
+            predictions: of the images to judge on.
+            largest: what the largest expert gives on the same images, the last of `outcomes.evaluate_experts`.
+        """
+        outcome = evaluate_point(point, heads, predictions)
+        return cls(replace(point, select=outcome.figures), heads, outcome.versus(largest))
 
     def check(self, num_experts: int, feature_sizes: Mapping[int, int]) -> None:
         """Raise `ValueError` where this cannot be a dispatcher of a pool of `num_experts` that was measured."""

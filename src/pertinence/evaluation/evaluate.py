@@ -17,7 +17,7 @@ from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..models.pretrained import commit_of
 from ..predictions.arguments import RuntimeArguments
 from ..predictions.predict import Predictions, predict
-from ..routing.costs import GMACS, STEM
+from ..routing.costs import COSTS, GMACS, STEM
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import AGREEMENT, Figures
 from ..utils.distributed import make_accelerator
@@ -145,6 +145,7 @@ def predict_images(
         points: those that are to be measured; default: all of the model's.
     """
     objective = next((point.select.objective for point in model.front if point.select is not None), GMACS)
+    COSTS.require(objective, "the cost of this model's search")
     if not all(objective in entry.costs for entry in model.config.entries):
         objective = GMACS
     reading = {expert for point in points or model.front for expert in point.reads_features_of}

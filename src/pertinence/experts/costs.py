@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..routing.costs import GMACS, LATENCY, Cost
-from ..utils.errors import MALFORMED, PertinenceError
+from ..utils.errors import MALFORMED, PertinenceError, shown
+from ..utils.validation import is_number
 
 
 TURNS, TURN_SECONDS = 9, 0.1
@@ -65,6 +66,17 @@ class Parameters(Cost):
 
     def of_head(self, weights: int) -> float:
         return float(weights)
+
+
+def measured_costs(cost: Cost, experts: Sequence[Any], how: Measurement) -> list[float]:
+    """What experts cost in a unit, checked; raises `PertinenceError` where it is no positive number of each."""
+    values = [float(value) for value in cost.measure(experts, how)]
+    if len(values) != len(experts) or not all(is_number(value, 0) and value > 0 for value in values):
+        raise PertinenceError(
+            f"cost {cost.name!r} measures {shown(values)}, expected a positive number for each of {len(experts)} "
+            "experts: correct its `measure`, or choose another cost"
+        )
+    return values
 
 
 GIGA_MULTIPLY_ADDS, MILLISECONDS, PARAMETERS = GigaMultiplyAdds(), Milliseconds(), Parameters()

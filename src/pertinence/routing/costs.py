@@ -68,12 +68,20 @@ COSTS: Registry[Cost] = Registry(
         LATENCY: "pertinence.experts.costs:MILLISECONDS",
         "parameters": "pertinence.experts.costs:PARAMETERS",
     },
+    asked=("title", "unit", "is_measured_here", "measure", "marginal", "of_head"),
 )
 
 
 def register_cost(cost: Cost) -> Cost:
-    """Make a unit of cost known by its name; raises `PertinenceError` where it is one of ours."""
-    return COSTS.register(cost.name, cost)
+    """Make a unit of cost known, so that a search can minimise it: `--cost NAME`.
+
+    Args:
+        cost: an object of a subclass of `pertinence.routing.costs.Cost`.
+
+    Raises:
+        PertinenceError: the name is one of ours, or the object lacks something.
+    """
+    return COSTS.register(getattr(cost, "name", None), cost)
 
 
 @dataclass(frozen=True)

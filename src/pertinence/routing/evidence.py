@@ -6,15 +6,16 @@ one that is not registered, or has another version, is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from ..utils.errors import PertinenceError
-from ..utils.registry import Registry
-from .mixing import LEAST, LOG_FLOOR, TOP_SCORES, Array, log_odds, summary, top_label
+from ..utils.errors import PertinenceError, shown
+from .mixing import LEAST, LOG_FLOOR, TOP_SCORES, Array, log_odds, log_softmax, summary, top_label
+from .registry import EVIDENCE
 
 
 class Known(NamedTuple):
@@ -23,13 +24,16 @@ class Known(NamedTuple):
     Attributes:
         votes: int64 (b, N), the label that each expert of the pool predicts, `no_votes` of those that have not run.
         summary: float32 (b, 7), of the answer so far (see `mixing.summary`).
-        logits: float32 (b, C), the answer so far: the mixture of the experts that have run.
+        log_probs: float32 (b, C), log-probabilities of the answer so far: the mixture of the experts that have run.
+        logits: float32 (b, C), the answer so far before it is normalised. A search over very many labels keeps only
+            log-probabilities of the likeliest; there an evidence that reads logits is refused.
         features: float32 (b, F), pooled features of the expert that ran last.
-        tail: how many labels the last column of `logits` stands for, see `policy.route`.
+        tail: how many labels the last column of `log_probs` stands for, see `policy.route`.
     """
 
     votes: np.ndarray
     summary: np.ndarray | None = None
+    log_probs: np.ndarray | None = None
     logits: np.ndarray | None = None
     features: np.ndarray | None = None
     tail: int = 1
@@ -37,6 +41,7 @@ class Known(NamedTuple):
 
 READINGS: Mapping[str, Callable[[Array, Array | None, int], Array | None]] = {
     "summary": lambda answer, features, tail: summary(answer, tail),
+    "log_probs": lambda answer, features, tail: log_softmax(answer, tail),
     "logits": lambda answer, features, tail: answer,
     "features": lambda answer, features, tail: features,
 }
@@ -71,23 +76,25 @@ class Evidence(Protocol):
         ...
 
 
-EVIDENCE: Registry[Evidence] = Registry(
-    "evidence",
-    {name: f"{__name__}:{name.upper()}" for name in ("features", "mix", "both")},
-)
-
-
 def register_evidence(evidence: Evidence) -> Evidence:
-    """Make a kind of evidence known by its name.
+    """Make a kind of evidence known, so that heads can read it: `--recipe paper --evidence NAME`.
+
+    Saved models name the evidence that their heads read, and its version; they are loaded where it is registered.
+
+    Args:
+        evidence: an object that meets the protocol `pertinence.routing.evidence.Evidence`.
 
     Raises:
-        PertinenceError: the name is one of ours, or it reads something that is not known.
+        PertinenceError: the name is one of ours, the object lacks something, or it reads something that is not known.
     """
-    if unknown := set(evidence.reads) - set(READINGS):
+    name = getattr(evidence, "name", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):  # files name the weights of heads after it
+        raise PertinenceError(f"the name of an evidence must consist of letters, digits, - and _, got {shown(name)}")
+    if unknown := set(getattr(evidence, "reads", ())) - set(READINGS):
         raise PertinenceError(
-            f"evidence {evidence.name!r} reads {', '.join(sorted(unknown))}, expected some of {', '.join(READINGS)}"
+            f"evidence {shown(name)} reads {', '.join(sorted(unknown))}, expected some of {', '.join(READINGS)}"
         )
-    return EVIDENCE.register(evidence.name, evidence)
+    return EVIDENCE.register(name, evidence)
 
 
 def observe(
@@ -104,7 +111,15 @@ def observe(
 
     Returns:
         int64 (b,), the label that the expert predicts, None for a stem; and what was read, by its field of `Known`.
+
+    Raises:
+        PertinenceError: logits are asked for where only the largest log-probabilities are kept.
     """
+    if tail > 1 and "logits" in reads:
+        raise PertinenceError(
+            "this evidence reads logits, and of so many labels only the largest log-probabilities are kept: choose an "
+            "evidence that reads log_probs or summary"
+        )
     parts = {} if own is None else {"label": top_label(own)}
     parts |= {name: READINGS[name](answer, features, tail) for name in reads}
     if any(isinstance(part, torch.Tensor) for part in parts.values()):
@@ -136,8 +151,8 @@ class PooledFeatures:
 
 
 KNOT_QUANTILES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
-CONFIDENCE = TOP_SCORES
-"""Position of the largest probability in the evidence "mix"."""
+CONFIDENCE, MARGIN = TOP_SCORES, TOP_SCORES + 2
+"""Positions of the largest probability, and of its lead over the second largest, in the evidence "mix"."""
 LEAST_OUTCOMES = np.array([LOG_FLOOR] * TOP_SCORES + [LEAST], np.float32)
 
 

@@ -11,9 +11,9 @@ from typing import Any, overload
 from ..utils.errors import MALFORMED, PertinenceError, explain, shown
 from ..utils.validation import is_name, is_number
 from .costs import GMACS, LATENCY, STEM, cost_title
-from .evidence import EVIDENCE
 from .metrics import Figures, Latency, figure_cells, figure_header, format_table
 from .names import FASTEST, MAX_POINTS, MOST_ACCURATE
+from .registry import EVIDENCE
 
 
 SHOWN_NAMES = 100

@@ -15,8 +15,9 @@ from ..utils.errors import PertinenceError
 from ..utils.modules import keeping_dtype
 from .confidence import CONFIDENCE_BINS
 from .costs import STEM
-from .evidence import CONFIDENCE, EVIDENCE, MIX
+from .evidence import CONFIDENCE, MIX
 from .front import Front, OperatingPoint, Stage
+from .registry import EVIDENCE
 
 
 MAX_ELEMENTS = 2**27
@@ -58,16 +59,26 @@ class Head:
         return self.weight.shape[-1] * self.weight.shape[-2]
 
 
-def threshold_head(point: OperatingPoint, stage: Stage, threshold: float, num_experts: int) -> Head:
-    """The head that defers to the next member where the mixture's largest probability is below `threshold`.
+def threshold_head(
+    point: OperatingPoint, stage: Stage, threshold: float, num_experts: int, position: int = CONFIDENCE
+) -> Head:
+    """The head that defers to the next member where a number of the evidence "mix" is below a threshold.
 
-    Exit scores 0, the next member threshold - confidence, any later one -1 (never chosen).
+    Exit scores 0, the next member threshold - number, any later one -1 (never chosen, while the number is at most 1
+    above the threshold).
+
+    Args:
+        point: that the stage belongs to.
+        stage: which decides, and reads "mix".
+        threshold: of the number.
+        num_experts: size of the pool, N.
+        position: of the number in the evidence: `CONFIDENCE`, the largest probability, or `MARGIN`, its lead.
     """
     weight = torch.zeros(num_experts, MIX.width(num_experts, 0))
     bias = torch.full((num_experts,), -1.0)
     following = min(member for member in point.members if member > stage.after)
     bias[stage.after] = 0.0
-    weight[following, CONFIDENCE] = -1.0
+    weight[following, position] = -1.0
     bias[following] = threshold
     return Head(weight, bias, torch.zeros(MIX.num_statistics))
 

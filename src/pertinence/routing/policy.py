@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from .costs import GMACS, STEM, PoolCosts
-from .evidence import EVIDENCE, Known, no_votes, observe
+from .evidence import Known, no_votes, observe
 from .front import OperatingPoint, Stage
 from .heads import Head
 from .mixing import Array, log_softmax, mix
+from .registry import EVIDENCE
 
 
 Outputs = tuple[torch.Tensor | None, torch.Tensor | None]

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..data.dataset import LabelledImages, first_readable, labelled, raise_or
 from ..data.seen import TOLERATED_SHARED, SeenImages
-from ..experts.costs import Measurement
+from ..experts.costs import Measurement, measured_costs
 from ..experts.expert import Expert
 from ..experts.pool import list_references
 from ..predictions.predict import Predictions
@@ -159,7 +159,7 @@ class DispatcherSearch:
 
         def measure() -> list[float]:
             image = first_readable(self.images) if self.args.on_bad_image == "skip" else raise_or([self.images[0]])[0]
-            return cost.measure(experts, Measurement(image, self.args.batch_size, accelerator.device))
+            return measured_costs(cost, experts, Measurement(image, self.args.batch_size, accelerator.device))
 
         kept_as = (kept_as or cost.name).replace("/", "--")
         values = folder.remember(kept_as, measure) if accelerator.is_main_process else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
@@ -26,22 +26,27 @@ class Registry(Generic[T]):
     Args:
         kind: what an implementation is called in messages and entry points: "recipe", "evidence", ...
         ours: where each of ours is, as "module:attribute", by name.
+        asked: attributes that an implementation must have.
     """
 
-    def __init__(self, kind: str, ours: Mapping[str, str] | None = None):
-        self.kind, self._ours = kind, dict(ours or {})
+    def __init__(self, kind: str, ours: Mapping[str, str] | None = None, asked: Sequence[str] = ()):
+        self.kind, self._ours, self._asked = kind, dict(ours or {}), asked
         self._registered: dict[str, T] = {}
 
     def register(self, name: str, implementation: T) -> T:
         """Add an implementation, or replace the one of that name.
 
         Raises:
-            PertinenceError: the name is no line of text, or one of ours.
+            PertinenceError: the name is no line of text, or one of ours, or the implementation lacks something.
         """
         if not is_name(name):
-            raise PertinenceError(f"a {self.kind} needs a name of one line, got {shown(name)}")
+            raise PertinenceError(f"the name of the {self.kind} must be one line of text, got {shown(name)}")
         if name in self._ours:
             raise PertinenceError(f"{self.kind} {name!r} is a part of pertinence: choose another name")
+        if missing := [attribute for attribute in self._asked if not hasattr(implementation, attribute)]:
+            raise PertinenceError(
+                f"the {self.kind} {name!r} has no {', '.join(missing)}: see `{self.kind.capitalize()}`"
+            )
         self._registered[name] = implementation
         return implementation
 
@@ -119,10 +124,10 @@ class Choices:
         return iter(dict.fromkeys([*self._registry.names, *self._registry.declared]))
 
 
-def import_plugin(load: Callable[[], Any], module: str) -> None:
-    """Import a module that registers something; raises `PertinenceError` where it fails."""
+def import_plugin(load: Callable[[], Any], module: str) -> Any:
+    """Import a module that registers something, or something of it; raises `PertinenceError` where it fails."""
     try:
-        load()
+        return load()
     except Exception as error:  # the code of another package can fail in any way
         raise PertinenceError(f"the plugin {module} cannot be imported ({explain(error)})") from error
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from ...utils.errors import PertinenceError, shown
+from ...utils.errors import PertinenceError
 from ...utils.modules import keeping_dtype
 from ...utils.registry import Registry
 from ..entry import ExpertEntry
@@ -69,17 +69,16 @@ class Backend(Protocol):
         """
 
 
+ASKED = ("version", "devices", "fixed_dtype", "compiles", "is_offered", "run")
+"""What a class must have."""
 BACKENDS: Registry[type[Backend]] = Registry(
     "backend",
     {
         "torch": "pertinence.experts.backends.torch:TorchBackend",
         "torch-int8": "pertinence.experts.backends.torch:TorchInt8Backend",
     },
+    asked=ASKED,
 )
-
-
-ASKED = ("version", "devices", "fixed_dtype", "compiles", "is_offered", "run")
-"""What a class must have."""
 
 
 def register_backend(name: str, backend: type[Backend]) -> type[Backend]:
@@ -92,8 +91,6 @@ def register_backend(name: str, backend: type[Backend]) -> type[Backend]:
     Raises:
         PertinenceError: the name is one of ours, or the class lacks something.
     """
-    if missing := [attribute for attribute in ASKED if not hasattr(backend, attribute)]:
-        raise PertinenceError(f"the backend {shown(name)} has no {', '.join(missing)}: see `Backend`")
     return BACKENDS.register(name, backend)
 
 

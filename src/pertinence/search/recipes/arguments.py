@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...routing.registry import EVIDENCE
 from ...utils.errors import PertinenceError
 from ...utils.settings import Settings, setting
 
@@ -32,10 +33,10 @@ class PaperArguments(Settings):
     )
     evidence: str = setting(
         "features",
-        "What the decision reads of the cheapest expert: pooled features, or both these and its confidence. Of a "
-        "table, which has no features, it reads the confidence.",
+        "What the decision reads of the cheapest expert: pooled features, its confidence (mix), or both. Of a table, "
+        "which has no features, it reads the confidence.",
         group="recipe",
-        choices=["features", "both"],
+        choices=EVIDENCE.choices,
     )
     epochs: int = setting(20, "Passes over the fit images that train a head.", group="recipe", least=1)
     learning_rate: float = setting(1e-3, "Adam's.", group="recipe", above=0)

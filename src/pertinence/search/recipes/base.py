@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ...evaluation.candidates import Candidate
-from ...evaluation.outcomes import Outcome, evaluate_point
+from ...evaluation.outcomes import Outcome
 from ...predictions.predict import Predictions
 from ...routing.front import OperatingPoint
 from ...routing.heads import Head
@@ -32,9 +32,8 @@ class Individual:
     candidate: Callable[[int], Candidate]
 
     @classmethod
-    def of(cls, point: OperatingPoint, heads: tuple[Head, ...], versus_largest: tuple[float, float]) -> Individual:
-        """A genome that makes one candidate, whose figures its point has."""
-        candidate = Candidate(point, heads, versus_largest)
+    def of(cls, candidate: Candidate) -> Individual:
+        """A genome that makes one candidate."""
         return cls(np.array([candidate.accuracy]), np.array([candidate.cost]), 0, lambda _: candidate)
 
 
@@ -58,6 +57,16 @@ class Space(Protocol):
 
     @property
     def neutral(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Box:
+    """A space between bounds, for recipes that need no class of their own; see `Space`."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    seeds: np.ndarray
+    neutral: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,8 @@ class Problem:
 class Recipe(Protocol):
     """A recipe, prepared for the images of a search.
 
+    A subclass inherits what suits a recipe that reads no features and divides no images.
+
     Attributes:
         name: as it is registered; operating points note it.
         measure: "accuracy" or "agreement", of the predictions.
@@ -102,18 +113,18 @@ class Recipe(Protocol):
     name: str
     measure: str
     space: Space
-    images: dict[str, int]
+    images: Mapping[str, int] = {}
 
     @classmethod
     def features_of(cls, settings: Any) -> Sequence[int]:
         """The experts, by pool index, whose pooled features its evidence reads."""
-        ...
+        return ()
 
     @classmethod
     def divides(cls, settings: Any) -> float | None:
-        """The share of the search images that only choose, where the recipe needs such; None: it estimates out of
-        fold."""
-        ...
+        """The share of the search images that only choose, where the recipe needs such; None: it needs none, as what
+        it estimates is out of fold, or as it fits nothing."""
+        return None
 
     @classmethod
     def prepare(cls, problem: Problem) -> Recipe:
@@ -126,13 +137,6 @@ class Recipe(Protocol):
 
 
 def judge(point: OperatingPoint, heads: tuple[Head, ...], predictions: Predictions, largest: Outcome) -> Individual:
-    """The individual that an operating point makes, measured by the code that the model runs.
-
-    Args:
-        point: unnamed.
-        heads: one for each of its decisions.
-        predictions: of the images to judge on.
-        largest: what the largest expert gives on the same images.
-    """
-    outcome = evaluate_point(point, heads, predictions)
-    return Individual.of(replace(point, select=outcome.figures), heads, outcome.versus(largest))
+    """The individual that an operating point makes, measured by the code that the model runs; arguments as those of
+    `Candidate.measured`."""
+    return Individual.of(Candidate.measured(point, heads, predictions, largest))

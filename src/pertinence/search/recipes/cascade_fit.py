@@ -234,7 +234,7 @@ class CascadeFitter:
             weights = None
             if self.mixing:
                 weights = tuple((self.mixing_weights(members[: position + 1]).mean(0) * scale).tolist())
-            stages.append(Stage(member, "mix", weights))
+            stages.append(Stage(member, MIX.name, weights, MIX.version))
         return OperatingPoint("", "cascade", members, tuple(stages))
 
     def _mix(self, ran: tuple[int, ...], weights: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:

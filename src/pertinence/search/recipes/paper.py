@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ...evaluation.candidates import Candidate
 from ...evaluation.outcomes import evaluate_experts, summarise
 from ...predictions.predict import ROWS_AT_ONCE, Predictions
 from ...routing.costs import STEM
-from ...routing.evidence import EVIDENCE, FEATURES, MIX, Known, no_votes, observe
+from ...routing.evidence import FEATURES, MIX, Evidence, Known, no_votes, observe
 from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import Head
 from ...routing.policy import allowed_actions, brought, choose
+from ...routing.registry import EVIDENCE
+from ...utils.errors import PertinenceError
 from .arguments import PaperArguments
 from .base import Individual, Problem
 from .paper_training import FitData, routing_classes, train_paper_heads
@@ -97,12 +100,31 @@ def class_weights(counts: torch.Tensor, beta: float = 0.9999) -> torch.Tensor:
     return (weights * counts.sum() / (weights * counts).sum(1, keepdim=True)).float()
 
 
+def _readable(evidence: Evidence, predictions: Predictions) -> Evidence:
+    """What a decision reads of the stem: the evidence that is asked for, or what is left of it.
+
+    A separate stem predicts nothing, so that only its features are left; a table of predictions has no features.
+
+    Raises:
+        PertinenceError: nothing is left.
+    """
+    if predictions.stem is None:
+        has_features = predictions.experts[0].features is not None
+        return evidence if has_features or "features" not in evidence.reads else MIX
+    if "features" not in evidence.reads:
+        raise PertinenceError(
+            f"a separate stem predicts nothing, and evidence {evidence.name!r} reads what an expert predicts: leave "
+            "stem or evidence out"
+        )
+    return evidence if set(evidence.reads) == {"features"} else FEATURES
+
+
 class PaperRecipe:
     """One decision by what the stem saw, then one expert, which answers alone (arXiv 2507.01695).
 
     The stem is the cheapest expert, or a network of its own. The decision reads its pooled features, as in the paper,
-    or with `evidence="both"` the statistics of its answer, too: a linear map of features cannot tell how sure a
-    classifier is. The search images are divided once: `fit` trains heads, `select` judges them.
+    or another evidence; with "both" the statistics of its answer, too: a linear map of features cannot tell how sure
+    a classifier is. The search images are divided once: `fit` trains heads, `select` judges them.
 
     Args:
         predictions: of the search images, with the features of the stem.
@@ -128,11 +150,9 @@ class PaperRecipe:
         self.measure, self.num_experts = predictions.measure, predictions.num_experts
         self.images = {"fit": len(self.fit), "select": len(self.select)}
         self.space = PaperSpace(self.num_experts)
-        after, kind = (0, arguments.evidence) if predictions.stem is None else (STEM, FEATURES.name)
-        if predictions.stem is None and predictions.experts[0].features is None:
-            kind = MIX.name  # a table of predictions has no features
-        self.evidence = EVIDENCE.get(kind)
-        stage = Stage(after, kind, evidence_version=self.evidence.version)
+        self.evidence = _readable(EVIDENCE.get(arguments.evidence), predictions)
+        after = 0 if predictions.stem is None else STEM
+        stage = Stage(after, self.evidence.name, evidence_version=self.evidence.version)
         self.point = OperatingPoint("", self.name, tuple(range(self.num_experts)), (stage,))
         first_logits = self.fit.outputs(0, torch.arange(len(self.fit)))[0]
         self.statistics = self.evidence.fit(first_logits, predictions.tail)
@@ -204,4 +224,5 @@ class PaperRecipe:
         shares = torch.bincount(choice, minlength=self.num_experts) / len(choice)
         costs = {unit: cost(unit) for unit in select.costs.values}
         outcome = summarise(select, right, costs, shares, select.candidates is not None)
-        return Individual.of(replace(self.point, select=outcome.figures), (head,), outcome.versus(self._largest))
+        point = replace(self.point, select=outcome.figures)
+        return Individual.of(Candidate(point, (head,), outcome.versus(self._largest)))

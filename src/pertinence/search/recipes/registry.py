@@ -9,9 +9,13 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from ...utils.errors import PertinenceError, shown
-from ...utils.registry import Registry
+from ...utils.registry import Registry, import_plugin
 from ...utils.settings import Setting, settings_of
 from .arguments import CascadeArguments, PaperArguments
+
+
+ASKED = ("name", "features_of", "divides", "prepare", "evaluate")
+"""What a class must have."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,19 @@ class RegisteredRecipe:
     implementation: type | str
 
     def load(self) -> type:
-        """The class, which is imported when it is first asked for."""
+        """The class, which is imported when it is first asked for.
+
+        Raises:
+            PertinenceError: it cannot be imported, or lacks something.
+        """
         if isinstance(self.implementation, str):
             module, _, name = self.implementation.partition(":")
-            loaded: type = getattr(importlib.import_module(module), name)
-            return loaded
-        return self.implementation
+            loaded: type = import_plugin(lambda: getattr(importlib.import_module(module), name), self.implementation)
+        else:
+            loaded = self.implementation
+        if missing := [attribute for attribute in ASKED if not hasattr(loaded, attribute)]:
+            raise PertinenceError(f"the recipe {shown(loaded.__name__)} has no {', '.join(missing)}: see `Recipe`")
+        return loaded
 
 
 CASCADE = RegisteredRecipe(CascadeArguments, "pertinence.search.recipes.cascade:CascadeRecipe")

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ...evaluation.candidates import Candidate
 from ...evaluation.outcomes import evaluate_experts, summarise
 from ...predictions.predict import ROWS_AT_ONCE, Predictions
+from ...routing.evidence import MIX
 from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import threshold_head
 from ...routing.mixing import log_softmax, mix
@@ -110,7 +112,7 @@ class ThresholdRecipe:
     def _judge(self, members: tuple[int, ...], thresholds: list[float], weights: list[float] | None) -> Individual:
         predictions = self.predictions
         mixing = [None if weights is None else tuple(weights[: i + 1]) for i in range(len(members))]
-        stages = tuple(Stage(member, "mix", own) for member, own in zip(members, mixing, strict=True))
+        stages = tuple(Stage(member, MIX.name, own, MIX.version) for member, own in zip(members, mixing, strict=True))
         point = OperatingPoint("", "thresholds", members, stages)
         heads = tuple(
             threshold_head(point, stage, threshold, predictions.num_experts)
@@ -137,4 +139,5 @@ class ThresholdRecipe:
                 here[rows[best.exp() >= thresholds[position]]] = False
         shares = torch.bincount(ended, minlength=predictions.num_experts) / len(here)
         outcome = summarise(predictions, right, spent, shares, predictions.candidates is not None)
-        return Individual.of(replace(point, select=outcome.figures), heads, outcome.versus(self._largest))
+        candidate = Candidate(replace(point, select=outcome.figures), heads, outcome.versus(self._largest))
+        return Individual.of(candidate)

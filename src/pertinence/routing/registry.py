@@ -1,0 +1,17 @@
+"""The kinds of evidence by name. Imports none of their code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..utils.registry import Registry
+
+
+if TYPE_CHECKING:
+    from .evidence import Evidence
+
+EVIDENCE: Registry[Evidence] = Registry(
+    "evidence",
+    {name: f"pertinence.routing.evidence:{name.upper()}" for name in ("features", "mix", "both")},
+    asked=("version", "reads", "num_statistics", "width", "fit", "compute"),
+)
