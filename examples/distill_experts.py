@@ -38,7 +38,8 @@ from pertinence.commands.config import read_config
 from pertinence.data.arguments import DataArguments
 from pertinence.data.dataset import LabelledImages, raise_or
 from pertinence.data.loading import load_images
-from pertinence.experts.expert import Expert, is_convolutional, load_expert
+from pertinence.experts.backends.torch import is_convolutional
+from pertinence.experts.expert import Expert, load_expert
 from pertinence.experts.reference import ExpertReference, LoadOptions
 from pertinence.experts.transforms import Transform
 from pertinence.hub.layout import update_config
@@ -190,7 +191,7 @@ def make_views(settings: Distillation, teacher: Expert, images: LabelledImages, 
         The files, one a view: uint8 `pixels` (n, 3, S, S), the teacher's float32 `logits` (n, C), int64 `labels` (n,).
     """
     size = settings.image_size
-    same = {"images": images.fingerprint, "teacher": teacher.revision}
+    same = {"images": images.fingerprint, "teacher": teacher.find_revision()}
     same |= {name: str(getattr(settings, name)) for name in ("image_size", "flip", "seed")}
     flips = [v2.RandomHorizontalFlip()] if settings.flip else []
     shift = v2.Compose([v2.RandomCrop(size, padding=size // 8, padding_mode="reflect"), *flips])

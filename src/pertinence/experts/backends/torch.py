@@ -34,8 +34,8 @@ class TorchBackend(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, entry: ExpertEntry):
         super().__init__()
-        is_convolutional = _is_convolutional(checkpoint.model)
-        self.memory_format = torch.channels_last if is_convolutional else torch.contiguous_format
+        convolutional = is_convolutional(checkpoint.model)
+        self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
         checkpoint.model.to(memory_format=self.memory_format)
         self.model = self.prepared(checkpoint.model)
         self._options = checkpoint.call_options(entry.transform)
@@ -106,7 +106,7 @@ class TorchInt8Backend(TorchBackend):
         return by_time and device.type == "cpu" and bool(_linear_layers(checkpoint.model))
 
 
-def _is_convolutional(model: nn.Module) -> bool:
+def is_convolutional(model: nn.Module) -> bool:
     """Whether a network is laid out with channels last, in which convolutions are faster: not one that has none but to
     cut an image into patches."""
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
