@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,10 +24,13 @@ from pertinence import (
     Stage,
 )
 from pertinence.evaluation.monitoring import BETA_PARAMETERS, START_SCALE, conformal_p_values
+from pertinence.hub.layout import ROUTING_REFERENCE
 from pertinence.routing.confidence import CONFIDENCE_BINS, CONFIDENCE_EDGES, confidence_bins, count_answers
 from pertinence.routing.mixing import log_odds
+from pertinence.utils.tensors import hash_tensors
 
 
+FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format_1"
 NAMES = ("small", "medium", "large")
 POINT = OperatingPoint("cascade", "cascade", (0, 1, 2), (Stage(0), Stage(1)))
 PAIR = OperatingPoint("pair", "cascade", (0, 2), (Stage(0),))
@@ -308,19 +312,82 @@ def test_a_search_counts_what_the_saved_model_answers_to_the_report_images(model
     for point in points:
         out = model(report_images, operating_point=point.name)
         expected = count_answers(out.logits, out.expert_indices, 3)
-        assert torch.equal(model.dispatcher.answers_of(point), expected)
+        assert torch.equal(model.routing_reference[point.name], expected)
         assert expected.sum() == point.report.samples
 
 
 def test_the_counts_are_saved_and_come_back(result, saved, model, tmp_path):
-    stored = load_file(saved / "model.safetensors")["dispatcher.answers"]
-    assert torch.equal(stored, result.model.dispatcher.answers)
+    stored = load_file(saved / ROUTING_REFERENCE)["counts"]
+    assert torch.equal(stored, counts_of(result.model))
     half = PertinenceForImageClassification.from_pretrained(saved, dtype="bfloat16").to(torch.float16)
     model.save_pretrained(tmp_path)
     again = PertinenceForImageClassification.from_pretrained(tmp_path)
     for other in (half, again):
-        assert torch.equal(other.dispatcher.answers, stored)
-        assert other.dispatcher.answers.dtype == torch.float32
+        assert torch.equal(counts_of(other), stored)
+        assert counts_of(other).dtype == torch.int64
+
+
+def counts_of(model) -> torch.Tensor:
+    """Point by point."""
+    return torch.stack([model.routing_reference[point.name] for point in model.front])
+
+
+def test_a_model_without_counts_leaves_none_of_the_one_that_it_is_saved_over(saved, digit_experts, model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / ROUTING_REFERENCE).is_file()
+    PertinenceForImageClassification.from_experts(digit_experts, 0.9).save_pretrained(tmp_path)
+    assert not (tmp_path / ROUTING_REFERENCE).exists()
+    assert not PertinenceForImageClassification.from_pretrained(tmp_path).routing_reference
+
+
+def test_counts_among_the_weights_as_they_were_saved_before(tmp_path):
+    former = load_file(FORMAT_1 / "model.safetensors")["dispatcher.answers"].double()
+    old = PertinenceForImageClassification.from_pretrained(FORMAT_1)
+    for point, counts in zip(old.front, former.long(), strict=True):
+        assert torch.equal(old.routing_reference.get(point.name, torch.zeros_like(counts)), counts)
+    monitor = RoutingMonitor(old)
+    row = [point.name for point in old.front].index(old.config.operating_point)
+    assert torch.equal(torch.from_numpy(monitor.expected_histogram), former[row].sum(0) / former[row].sum())
+    old.save_pretrained(tmp_path, save_experts=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert "dispatcher.answers" not in weights
+    again = PertinenceForImageClassification.from_pretrained(tmp_path)
+    assert again.routing_reference.keys() == old.routing_reference.keys()
+    for name, counts in again.routing_reference.items():
+        assert torch.equal(counts, old.routing_reference[name])
+    # Versions that look for the counts among the weights load it, too: they hash what the file holds.
+    assert json.loads((tmp_path / "config.json").read_text())["heads_hash"] == hash_tensors(weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda counts: counts.float(), "does not fit its front"),
+        (lambda counts: counts[:, :2].contiguous(), "does not fit its front"),
+        (lambda counts: -counts, "hold impossible numbers"),
+        (None, "is damaged"),
+    ],
+    ids=["dtype", "shape", "negative", "damaged"],
+)
+def test_a_damaged_reference_is_refused(model, tmp_path, change, words):
+    model.save_pretrained(tmp_path)
+    path = tmp_path / ROUTING_REFERENCE
+    if change is None:
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        heads_hash = json.loads((tmp_path / "config.json").read_text())["heads_hash"]
+        save_file({"counts": change(load_file(path)["counts"])}, path, metadata={"heads_hash": heads_hash})
+    with pytest.raises(PertinenceError, match=words):
+        PertinenceForImageClassification.from_pretrained(tmp_path)
+
+
+def test_the_reference_of_another_model_is_refused(model, tmp_path):
+    for name in ("model", "other"):
+        model.save_pretrained(tmp_path / name)
+    path = tmp_path / "model" / ROUTING_REFERENCE
+    save_file(load_file(path), path, metadata={"heads_hash": "0" * 64})
+    with pytest.raises(PertinenceError, match=f"{ROUTING_REFERENCE} of .* do not belong together"):
+        PertinenceForImageClassification.from_pretrained(tmp_path / "model")
 
 
 def test_a_monitor_watches_the_saved_model(model, report_images):
@@ -337,19 +404,17 @@ def test_a_monitor_watches_the_saved_model(model, report_images):
 def test_a_model_saved_without_counts_loads_and_says_what_to_do(saved, model, report_images, tmp_path):
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    del tensors["dispatcher.answers"]
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / ROUTING_REFERENCE).unlink()
     config = json.loads((tmp_path / "config.json").read_text())
     del config["heads_hash"]  # models of that time had none
     (tmp_path / "config.json").write_text(json.dumps(config))
-    old = PertinenceForImageClassification.from_pretrained(tmp_path, dtype="bfloat16")
-    assert old.dispatcher.answers.dtype == torch.float32
     old = PertinenceForImageClassification.from_pretrained(tmp_path)
-    assert not old.dispatcher.answers.any()
+    assert not old.routing_reference
     with pytest.raises(PertinenceError, match=r"nothing is known of the answers at .* give reference="):
         RoutingMonitor(old)
     old.save_pretrained(tmp_path / "again")
     assert set(load_file(tmp_path / "again" / "model.safetensors")) == set(tensors)
+    assert not (tmp_path / "again" / ROUTING_REFERENCE).exists()
     out = old(report_images)
     monitor = RoutingMonitor(old, reference=count_answers(out.logits, out.expert_indices, 3))
     assert not monitor.update(out)

@@ -79,8 +79,10 @@ class RoutingMonitor:
         if not 0 < false_alarm_rate < 1:
             raise PertinenceError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
         point = model.front.find(operating_point or model.config.operating_point)
-        counts = model.dispatcher.answers_of(point) if reference is None else reference
         shape = (len(model.front.expert_names), CONFIDENCE_BINS)
+        if reference is None:
+            reference = model.routing_reference.get(point.name, torch.zeros(shape, dtype=torch.int64))
+        counts = reference
         if tuple(counts.shape) != shape:
             raise PertinenceError(
                 f"reference must have shape {shape}, as count_answers gives, got {tuple(counts.shape)}"

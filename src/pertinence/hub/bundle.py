@@ -27,6 +27,7 @@ from .layout import (
     EXAMPLES_FIGURE,
     FRONT_FIGURE,
     RECORD,
+    ROUTING_REFERENCE,
     SEARCH_FILES,
     SETTINGS,
     SHARES_FIGURE,
@@ -37,9 +38,10 @@ from .layout import (
 from .licences import forbids_copies
 from .local_paths import is_path, settings_note, without_paths
 from .model_card import Card, render_card
+from .reference import load_reference
 
 
-MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "preprocessor_config.json")
+MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", ROUTING_REFERENCE, "preprocessor_config.json")
 RUN_FILES = (BASELINES, SEEN, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE)
 """What goes along of a run as it is; its record and its settings without what only this machine knows."""
 LOCAL = (
@@ -157,6 +159,7 @@ def _read_config(folder: Path) -> PertinenceConfig:
         raise PertinenceError(
             f"config.json and model.safetensors in {folder} do not belong together: save or copy the model anew"
         )
+    load_reference(folder, config.build_front(), config.heads_hash, str(folder))
     return config
 
 

@@ -17,8 +17,15 @@ from ..utils.parsing import parse_json, read_mapping
 
 RECORD = "search_result.json"
 """What tells the folder of a result."""
-WEIGHT_PATTERNS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
-"""Patterns of what holds the weights of a model: of one that is saved over another all of the other's goes."""
+ROUTING_REFERENCE = "routing_reference.safetensors"
+WEIGHT_PATTERNS = (
+    "model.safetensors",
+    "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json",
+    ROUTING_REFERENCE,
+)
+"""Patterns of what holds the weights of a model, and what belongs to them: of one that is saved over another all of
+the other's goes."""
 STATE = "search_state"
 """Folder, within that of the result, of a search that has not ended."""
 SETTINGS = "search.yaml"

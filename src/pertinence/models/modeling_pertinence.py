@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +15,20 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from ..data.batches import stacked, take
 from ..data.decoding import as_images
+from ..experts.base import ExpertLike
 from ..experts.expert import Expert
 from ..experts.pool import load_pool, pool_labels
 from ..experts.reference import LoadOptions
 from ..experts.transforms import UnfitImage
 from ..hub.configuration import PertinenceConfig
+from ..hub.reference import FORMER, Reference
 from ..routing.costs import GMACS, STEM, PoolCosts
 from ..routing.front import Front, OperatingPoint, Stage
 from ..routing.heads import Dispatcher, Head, threshold_head
 from ..routing.metrics import Figures
 from ..routing.policy import Outputs, Routing, route
 from ..utils.errors import PertinenceError, shown
-from .expert_store import LazyExpert
-from .pretrained import COUNTED, PertinencePreTrainedModel
+from .pretrained import PertinencePreTrainedModel
 
 
 @dataclass
@@ -56,6 +58,10 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
 
     Make one with [`DispatcherSearch`], with [`~PertinenceForImageClassification.from_experts`] (a confidence cascade,
     no search), or load one with [`~PertinenceForImageClassification.from_pretrained`].
+
+    Attributes:
+        routing_reference: how the report images were routed, which [`RoutingMonitor`] compares with: `count_answers`,
+            int64 (N, 32), by the name of an operating point; empty where nothing was measured.
     """
 
     base_model_prefix = ""
@@ -63,7 +69,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = False
     _keep_in_fp32_modules_strict = ["dispatcher"]
-    _keys_to_ignore_on_load_missing = [COUNTED]
+    _keys_to_ignore_on_load_unexpected = [re.escape(FORMER)]
 
     def __init__(self, config: PertinenceConfig):
         super().__init__(config)
@@ -77,7 +83,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         self.dispatcher = Dispatcher(self._front, len(config.experts or []), config.feature_sizes)
         # Experts are references: attached after the dispatcher's weights are loaded, and never saved with them.
         self.experts = nn.ModuleList()
-        self.stem: Expert | LazyExpert | None = None
+        self.stem: ExpertLike | None = None
+        self.routing_reference: Reference = {}
         self.post_init()
 
     @torch.no_grad()
@@ -95,10 +102,10 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         heads: dict[str, Sequence[Head]],
         operating_point: str,
         stem: Expert | None = None,
-        answers: Sequence[torch.Tensor] = (),
+        reference: Mapping[str, torch.Tensor] | None = None,
     ) -> PertinenceForImageClassification:
         """A model from loaded experts (by rising cost), operating points, and the heads of each point by its name;
-        where they were measured also how many answers each expert gave, point by point (see `count_answers`)."""
+        where they were measured also how the report images were routed (see `count_answers`)."""
         labels = pool_labels(experts)
         config = PertinenceConfig(
             experts=[expert.entry.to_dict() for expert in experts],
@@ -114,8 +121,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         model = cls(config)
         for point in front:
             model.dispatcher.set_heads(point, heads.get(point.name, ()))
-        for point, counts in zip(front, answers, strict=False):
-            model.dispatcher.set_answers(point, counts)
+        model.routing_reference = dict(reference or {})
         model.experts.extend(experts)
         model.stem = stem
         return model.eval()
@@ -277,7 +283,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
 
     def _route(self, point: OperatingPoint, batch: torch.Tensor | list[torch.Tensor]) -> Routing:
         batch, device, heads = stacked(batch), self.device, self.dispatcher.heads(point)
-        answered: list[tuple[Expert, torch.Tensor]] = []
+        unchecked: list[tuple[ExpertLike, torch.Tensor]] = []
 
         def run(index: int, rows: torch.Tensor) -> Outputs:
             expert = self.stem if index == STEM else self.experts[index]
@@ -287,11 +293,11 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             if device.type == "cpu":
                 expert.check(total)
             else:  # later: reading it waits for everything before
-                answered.append((expert, total))
+                unchecked.append((expert, total))
             return logits, features
 
         routing = route(point, heads, run, len(batch), self.costs, device)
-        for expert, total in answered:
+        for expert, total in unchecked:
             expert.check(total)
         return routing
 

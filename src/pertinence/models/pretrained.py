@@ -6,7 +6,7 @@ import inspect
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,13 +15,22 @@ from huggingface_hub import CommitInfo, hf_hub_download
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..experts.base import ExpertLike
 from ..experts.checkpoint_files import FLOATS, Tensors, find_weights, hash_folder
 from ..experts.entry import CONFIG, ExpertEntry
-from ..experts.expert import Expert
 from ..experts.reference import LoadOptions
 from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import check_unchanged, save_components
 from ..hub.layout import WEIGHT_PATTERNS, check_same_search, update_config
+from ..hub.reference import (
+    FORMER,
+    Reference,
+    former_counts,
+    load_reference,
+    parse_counts,
+    reference_shape,
+    save_reference,
+)
 from ..routing.front import STEM
 from ..routing.heads import Dispatcher
 from ..utils.downloads import checked_downloads, fetch, with_retries
@@ -33,8 +42,12 @@ from .expert_store import ExpertStore, LazyExpert, SavedPool, parse_memory
 from .image_processing_pertinence import PertinenceImageProcessor
 
 
-COUNTED = "dispatcher.answers"
-"""The one tensor that a model may lack: where nothing was counted there is nothing to save."""
+@dataclass(frozen=True)
+class _ModelFiles:
+    """The folder that a model lies in, fetched where it is not here, and the files of its weights."""
+
+    folder: Path
+    weights: list[Path]
 
 
 def commit_of(model: PreTrainedModel, revision: str | None) -> str | None:
@@ -48,7 +61,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
     config_class = PertinenceConfig
     dispatcher: Dispatcher
     experts: nn.ModuleList
-    stem: Expert | LazyExpert | None
+    stem: ExpertLike | None
+    routing_reference: Reference
 
     @classmethod
     def from_pretrained(
@@ -78,18 +92,14 @@ class PertinencePreTrainedModel(PreTrainedModel):
         """
         options = _expert_options(kwargs, lazy, max_memory)
         wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
-        model, info = cls._load_dispatcher(source, args, kwargs, options.get("cache_dir"))
+        model, info, files = cls._load_dispatcher(source, args, kwargs, options.get("cache_dir"))
         if not model.config.experts:
             raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
             raise PertinenceError(f"the heads of {source} do not fit its front")
         model.dispatcher.check(source)
-        expected = model.config.heads_hash
-        if expected is not None and kwargs.get("state_dict") is None and expected != hash_tensors(model._own()):
-            raise PertinenceError(
-                f"config.json and the weights of {source} do not belong together: it was read while another model was "
-                "saved there, or copied in part; load it again, or save or copy it anew"
-            )
+        if files is not None:
+            model._load_reference(source, files)
         revision, subfolder = commit_of(model, kwargs.get("revision")), kwargs.get("subfolder") or ""
         pool = SavedPool(model.config, source, revision, LoadOptions.parse(options), subfolder)
         pool.move(expert_paths or {})
@@ -103,8 +113,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
     @classmethod
     def _load_dispatcher(
         cls, source: str, args: Sequence[Any], kwargs: dict[str, Any], cache_dir: str | None
-    ) -> tuple[Self, dict[str, Any]]:
-        """The model without its experts, and transformers' account of its weights.
+    ) -> tuple[Self, dict[str, Any], _ModelFiles | None]:
+        """The model without its experts, transformers' account of its weights, and the files that they come from.
 
         Args:
             source: Hub id or folder.
@@ -116,10 +126,10 @@ class PertinencePreTrainedModel(PreTrainedModel):
             raise PertinenceError(f"{source} holds no model: it has no {CONFIG}, which comes last when one is saved")
         kwargs["use_safetensors"] = True  # never a pickle
 
-        def load() -> tuple[Self, dict[str, Any]]:
+        def load() -> tuple[Self, dict[str, Any], _ModelFiles | None]:
             with checked_downloads(source, cache_dir):
-                cls._check_files(source, kwargs)
-                return parent.from_pretrained(source, *args, output_loading_info=True, **kwargs)
+                files = cls._check_files(source, kwargs)
+                return *parent.from_pretrained(source, *args, output_loading_info=True, **kwargs), files
 
         try:
             return load() if is_folder else with_retries(load)
@@ -129,7 +139,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
 
     @classmethod
-    def _check_files(cls, source: str, kwargs: dict[str, Any]) -> None:
+    def _check_files(cls, source: str, kwargs: dict[str, Any]) -> _ModelFiles | None:
         """Refuse a config, or weights that are not those of its front, before transformers takes memory for them.
 
         On the Hub all that follows is pinned to one commit.
@@ -137,6 +147,9 @@ class PertinencePreTrainedModel(PreTrainedModel):
         Args:
             source: Hub id or folder.
             kwargs: of `from_pretrained`.
+
+        Returns:
+            The files; None where the weights were given.
         """
         if (Path(source) / (kwargs.get("subfolder") or "") / "adapter_config.json").exists():
             raise PertinenceError(
@@ -153,27 +166,32 @@ class PertinencePreTrainedModel(PreTrainedModel):
         if not config.experts:
             raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if kwargs.get("state_dict") is not None:
-            return
-        subfolder, folder, variant = kwargs.get("subfolder") or "", Path(source), kwargs.get("variant")
-        if not folder.is_dir():
-            hub.pop("force_download", None)  # what was loaded anew a moment ago
-            known = Path(hf_hub_download(source, CONFIG, **hub))
-            hub.pop("subfolder", None)
-            hub.pop("revision", None)
-            revision = kwargs["revision"] = known.parents[len(Path(subfolder).parts)].name
-            patterns = [*WEIGHT_PATTERNS, *([f"model.{variant}*.safetensors", f"*.{variant}.json"] if variant else [])]
-            patterns = [f"{subfolder}/{one}" if subfolder else one for one in patterns]
-            folder = fetch(source, revision, patterns, **hub)
-        paths = (variant and find_weights(folder / subfolder, variant)) or find_weights(folder / subfolder)
-        if not paths:
-            raise PertinenceError(f"{source} has no model.safetensors; pickles (pytorch_model.bin) are never opened")
-        found = Tensors.of(*paths)
+            return None
+        files = _find_files(source, kwargs, hub)
+        found = Tensors.of(*files.weights)
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
-        if COUNTED not in found.shapes:
-            expected.pop(COUNTED)
+        if FORMER in found.shapes:
+            expected[FORMER] = reference_shape(config.build_front())
         if found.shapes != expected or not set(found.dtypes.values()) <= FLOATS:
             raise PertinenceError(f"the heads of {source} do not fit its front")
+        return files
+
+    def _load_reference(self, source: str, files: _ModelFiles) -> None:
+        """Load how the report images were routed; refuse weights, and a reference, that are of another model."""
+        own, expected, front = self._own(), self.config.heads_hash, self.config.build_front()
+        counts = former_counts(files.weights)
+        if counts is not None and counts.any():
+            own[FORMER] = counts
+        if expected is not None and expected != hash_tensors(own):
+            raise PertinenceError(
+                f"config.json and the weights of {source} do not belong together: it was read while another model was "
+                "saved there, or copied in part; load it again, or save or copy it anew"
+            )
+        if counts is None:
+            self.routing_reference = load_reference(files.folder, front, expected, source)
+        else:
+            self.routing_reference = parse_counts(counts, front, FORMER, source)
 
     def save_pretrained(
         self,
@@ -221,6 +239,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             update_config(staged / CONFIG, {"experts": experts, "stem": stem, "heads_hash": heads_hash})
             for path in staged.glob("model*.safetensors"):
                 give_usual_mode(path)
+            save_reference(self.routing_reference, self.config.build_front(), heads_hash, staged)
             PertinenceImageProcessor().save_pretrained(staged)
             move_into(staged, folder, (CONFIG,), () if kwargs.get("variant") else WEIGHT_PATTERNS)
         if pushes:
@@ -268,7 +287,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         return {
             key: value
             for key, value in (state_dict or self.state_dict()).items()
-            if not key.startswith(("experts.", "stem.")) and (key != COUNTED or value.any())
+            if not key.startswith(("experts.", "stem.")) and key != FORMER
         }
 
     def push_to_hub(
@@ -300,6 +319,24 @@ class PertinencePreTrainedModel(PreTrainedModel):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, save_experts=save_experts, **shards)
             return push_folder(folder, repo_id, tags=tags, **options)
+
+
+def _find_files(source: str, kwargs: dict[str, Any], hub: dict[str, Any]) -> _ModelFiles:
+    """Find the weights of a model, and fetch those of the Hub, where `kwargs` are pinned to one commit."""
+    subfolder, folder, variant = kwargs.get("subfolder") or "", Path(source), kwargs.get("variant")
+    if not folder.is_dir():
+        hub = {key: value for key, value in hub.items() if key != "force_download"}  # it was loaded anew a moment ago
+        known = Path(hf_hub_download(source, CONFIG, **hub))
+        revision = kwargs["revision"] = known.parents[len(Path(subfolder).parts)].name
+        patterns = [*WEIGHT_PATTERNS, *([f"model.{variant}*.safetensors", f"*.{variant}.json"] if variant else [])]
+        patterns = [f"{subfolder}/{one}" if subfolder else one for one in patterns]
+        options = {key: value for key, value in hub.items() if key not in ("subfolder", "revision")}
+        folder = fetch(source, revision, patterns, **options)
+    folder = folder / subfolder
+    weights = (variant and find_weights(folder, variant)) or find_weights(folder)
+    if not weights:
+        raise PertinenceError(f"{source} has no model.safetensors; pickles (pytorch_model.bin) are never opened")
+    return _ModelFiles(folder, weights)
 
 
 def _push_options() -> set[str]:

@@ -13,7 +13,6 @@ from torch import nn
 
 from ..utils.errors import PertinenceError
 from ..utils.modules import keeping_dtype
-from .confidence import CONFIDENCE_BINS
 from .costs import STEM
 from .evidence import CONFIDENCE, MIX
 from .front import Front, OperatingPoint, Stage
@@ -90,10 +89,6 @@ class Dispatcher(nn.Module):
         front: whose points the heads belong to; row r of a stack is the r-th point of the front that has that stage.
         num_experts: size of the pool, N.
         feature_sizes: width of the pooled features of each expert by its index, and of the `STEM`.
-
-    Attributes:
-        answers: float32 (points, N, 32), whole numbers: `count_answers` of the report images at each point of the
-            front; zeros where none were measured.
     """
 
     def __init__(self, front: Front, num_experts: int, feature_sizes: Mapping[int, int]):
@@ -105,9 +100,7 @@ class Dispatcher(nn.Module):
                 stacked.setdefault((stage.after, stage.evidence), []).append(point.name)
         kinds = {key: EVIDENCE.require(key[1], "a stage") for key in stacked}
         widths = {key: kind.width(num_experts, feature_sizes.get(key[0], 0)) for key, kind in kinds.items()}
-        elements = len(front) * num_experts * CONFIDENCE_BINS + sum(
-            len(names) * num_experts * widths[key] for key, names in stacked.items()
-        )
+        elements = sum(len(names) * num_experts * widths[key] for key, names in stacked.items())
         if elements > MAX_ELEMENTS:
             raise PertinenceError(
                 f"the heads of {len(front)} operating points would take {elements:,} weights, more than "
@@ -119,17 +112,13 @@ class Dispatcher(nn.Module):
             self.stages[_stack_name(*key)] = _StackedHeads(
                 len(names), num_experts, widths[key], kinds[key].num_statistics
             )
-        self._names = [point.name for point in front]
         self._heads: dict[str, list[Head]] = {}
         self.register_load_state_dict_post_hook(_forget_heads)
-        # Where a file has none, nothing casts it back from the default type that transformers sets for the experts.
-        counts = torch.zeros(len(front), num_experts, CONFIDENCE_BINS, dtype=torch.float32)
-        self.answers = nn.Parameter(counts, requires_grad=False)
 
     def check(self, source: str) -> None:
-        """Raise `PertinenceError` where weights that came from `source` are NaN or infinite, or counts negative."""
+        """Raise `PertinenceError` where weights that came from `source` are NaN or infinite."""
         for name, values in self.named_parameters():
-            if not values.isfinite().all() or (values is self.answers and (values < 0).any()):
+            if not values.isfinite().all():
                 raise PertinenceError(f"the heads of {source} hold impossible numbers ({name}): fetch them again")
 
     def heads(self, point: OperatingPoint) -> list[Head]:
@@ -152,15 +141,6 @@ class Dispatcher(nn.Module):
         for stage, head in zip(point.decisions, heads, strict=True):
             self._stack(stage).store(self.rows[point.name, stage.after, stage.evidence], head, point.name)
         _forget_heads(self)
-
-    def answers_of(self, point: OperatingPoint) -> torch.Tensor:
-        """How the report images were answered at one point, see `count_answers`: int64 (N, 32)."""
-        return self.answers[self._names.index(point.name)].long()
-
-    @torch.no_grad()
-    def set_answers(self, point: OperatingPoint, counts: torch.Tensor) -> None:
-        """Store `count_answers` of the report images at one point."""
-        self.answers[self._names.index(point.name)] = counts.to(self.answers)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Dispatcher:
         """Moved with the model, but never cast with it: decisions stay float32 whatever the experts are."""

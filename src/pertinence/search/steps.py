@@ -137,6 +137,8 @@ def compose(pool: SearchPool, found: FoundFront) -> PertinenceForImageClassifica
         expert.with_entry(expert.entry.replace(select=select.to_dict(), report=measured.to_dict()))
         for expert, select, measured in zip(pool.experts, found.select_experts, evaluation.experts, strict=True)
     ]
+    names = [point.name for point in evaluation.front]
+    reference = dict(zip(names, evaluation.series.answers, strict=True))
     return PertinenceForImageClassification.compose(
-        experts, evaluation.front, found.heads, evaluation.default, pool.stem, evaluation.series.answers
+        experts, evaluation.front, found.heads, evaluation.default, pool.stem, reference
     )
