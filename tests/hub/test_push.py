@@ -24,6 +24,7 @@ from pertinence.hub.push import push_folder
 SETTINGS = ["--population", "6", "--generations", "2", "--device", "cpu"]
 OF_A_RUN = {
     "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "search.yaml", "search_result.json",
+    "routing_reference.safetensors",
     "seen_images.safetensors", "baselines.safetensors", "front.png", "shares.png", "convergence.png",
 }  # fmt: skip
 
@@ -168,10 +169,11 @@ def test_what_a_search_left_goes_with_its_model(run, experts, hub, tmp_path, cap
     searched = hub.commits("tester/replaced")[-1]
     chosen = load(hub, "tester/replaced", tmp_path, operating_point="fastest")
     chosen.push_to_hub("tester/replaced", token=hub.token)
-    assert set(hub.files("tester/replaced")) >= {"seen_images.safetensors", "search_result.json"}
+    left = {"seen_images.safetensors", "search_result.json", "routing_reference.safetensors"}
+    assert set(hub.files("tester/replaced")) >= left
     another = PertinenceForImageClassification.from_experts(experts[:2], thresholds=0.7)
     another.push_to_hub("tester/replaced", token=hub.token)
-    assert not set(hub.files("tester/replaced")) & {"seen_images.safetensors", "search_result.json", "search.yaml"}
+    assert not set(hub.files("tester/replaced")) & (left | {"search.yaml"})
     images = ["--dataset", str(run.parents[1] / "private-images"), "--split", "test", "--token", hub.token]
     capsys.readouterr()
     for revision, has_baselines in ((searched, True), (None, False)):
