@@ -146,8 +146,10 @@ class RoutingMonitor:
             Whether there was an alarm, now or before.
 
         Raises:
-            PertinenceError: the answers are of another operating point.
+            PertinenceError: the answers are of another operating point, or incomplete.
         """
+        if output.logits is None or output.expert_indices is None:
+            raise PertinenceError("the monitor needs logits and expert_indices: give it the output of the model")
         experts, bins = output.expert_indices.cpu(), confidence_bins(output.logits.float()).cpu()
         strangers = set(experts.unique().tolist()) - set(self.operating_point.members)
         if strangers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..routing.costs import cost_unit
+from ..routing.front import OperatingPoint
 from ..routing.metrics import Figures
 from .intervals import non_dominated
 from .report import Evaluation, Series
@@ -39,7 +41,7 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
     for color, (name, series) in zip(colors, evaluation.baselines.items(), strict=True):
         axes.plot(*_curve(series), "-", color=color, lw=1.2, alpha=0.9, zorder=2, label=name)
 
-    front = [point.report for point in evaluation.series.points]
+    front = _measured(evaluation.series.points)
     accuracy = np.array([100 * figures.accuracy for figures in front])
     low, high = (np.array([100 * figures.interval[i] for figures in front]) for i in (0, 1))
     axes.errorbar(
@@ -53,7 +55,7 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
     for name, figures in zip(evaluation.expert_names, experts, strict=True):
         axes.annotate(name, (figures.cost, 100 * figures.accuracy), (0, -14), textcoords="offset points",
                       fontsize=8, ha="center")  # fmt: skip
-    default = evaluation.front.find(evaluation.default).report
+    (default,) = _measured([evaluation.front.find(evaluation.default)])
     axes.plot(default.cost, 100 * default.accuracy, "o", mfc="none", mec="C3", ms=12, mew=1.5, zorder=6,
               label=f"default: {evaluation.default}")  # fmt: skip
     axes.plot(oracle.cost, 100 * oracle.accuracy, "*", color="C2", ms=12, zorder=5,
@@ -71,7 +73,7 @@ def plot_shares(evaluation: Evaluation, path: str | os.PathLike) -> None:
     """Which share of the images each expert answers, along the front."""
     figure = Figure(figsize=(9, 4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    front = [point.report for point in evaluation.series.points]
+    front = _measured(evaluation.series.points)
     bottom = np.zeros(len(front))
     for index, name in enumerate(evaluation.expert_names):
         shares = 100 * np.array([figures.expert_shares[index] for figures in front])
@@ -108,8 +110,8 @@ def plot_examples(examples: Sequence, path: str | os.PathLike) -> None:
     """Images that each expert answers, the surest and the least sure; `examples` from `result.pick_examples`."""
     columns = max(len(example.easiest) for example in examples)
     figure = Figure(figsize=(2 + 1.6 * columns, 1.1 * len(examples) + 0.8), dpi=DPI, layout="constrained")
-    halves = figure.subfigures(1, 2)
-    for half, kind in zip(halves, ("easiest", "hardest"), strict=True):
+    halves = figure.subfigures(1, 2, squeeze=False)
+    for half, kind in zip(halves[0], ("easiest", "hardest"), strict=True):
         half.suptitle(f"{kind} for the expert that answered", fontsize=9)
         grid = half.subplots(len(examples), columns, squeeze=False)
         for row, example in zip(grid, examples, strict=True):
@@ -124,8 +126,13 @@ def plot_examples(examples: Sequence, path: str | os.PathLike) -> None:
 
 def _curve(series: Series) -> tuple[list[float], list[float]]:
     """Costs and accuracies, in %, of all points, in the order that the search images gave them."""
-    figures = [point.report for point in series.points]
+    figures = _measured(series.points)
     return [f.cost for f in figures], [100 * f.accuracy for f in figures]
+
+
+def _measured(points: Sequence[OperatingPoint]) -> list[Figures]:
+    """The figures of each point on the report images, which every point of an evaluation has."""
+    return [cast(Figures, point.report) for point in points]
 
 
 def _unit(figures: Figures) -> str:

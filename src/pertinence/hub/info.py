@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import format_table
@@ -33,14 +33,15 @@ def describe_model(
         rows.append([entry.name, *known, entry.revision[:14], entry.repo_id or "no file"])
     front, guarantee = config.build_front(), config.build_guarantee()
     parts = [
-        f"{len(config.experts)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
+        f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
         format_table(header, rows),
         repr(front),
         f"Default operating point: {config.operating_point}",
         *([] if guarantee is None else [guarantee.describe(front)]),
     ]
     keys = ("experts", "stem", "front", "operating_point", "preprocessing", "guarantee", "format_version")
-    labels = [config.id2label[index] for index in range(config.num_labels)]
+    names = cast("dict[int, str]", config.id2label)
+    labels = [names[index] for index in range(len(names))]
     return {"labels": labels, **{key: getattr(config, key) for key in keys}}, "\n\n".join(parts)
 
 
