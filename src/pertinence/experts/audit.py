@@ -40,7 +40,7 @@ OF_FACTORY = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_model_args",
     "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit",
 }  # fmt: skip
-"""Arguments of `timm.create_model` that are none of the network's: they read other files."""
+"""Arguments of `timm.create_model` that do not describe the network: they read other files."""
 
 
 def check_checkpoint(folder: Path, trust_remote_code: bool = False) -> Tensors | None:

@@ -81,7 +81,7 @@ def _hash_files(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A mapping from a file of a moderate size; raises `PertinenceError` where there is none."""
+    """The mapping in a JSON file; raises `PertinenceError` where the file is damaged or too large."""
     try:
         values = parse_json(read_text(path))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What a push consists of: the files of a saved model and of its search, without what only this machine knows."""
+"""What a push consists of: the files of a saved model and of its search, without paths of this machine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from .reference import load_reference
 
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", ROUTING_REFERENCE, "preprocessor_config.json")
 RUN_FILES = (BASELINES, SEEN, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE)
-"""What goes along of a run as it is; its record and its settings without what only this machine knows."""
+"""Files of a search that are pushed unchanged; its record and settings are pushed without paths of this machine."""
 LOCAL = (
     "expert {!r} is on this machine only, so nobody could load the pushed model: push it with its experts, "
     "save_experts=True (--save-experts), or push that expert first and refer to it by its Hub id"
@@ -73,8 +73,8 @@ class Bundle:
 
     @property
     def own_files(self) -> dict[str, Path | bytes]:
-        """Those that are of this machine: not what experts have from the Hub, where everybody can read it."""
-        copied = tuple(entry.repo_id.removeprefix("./") + "/" for entry in self.config.entries if entry.origin)
+        """The files that are not copies of files on the Hub."""
+        copied = tuple(f"{(entry.repo_id or '').removeprefix('./')}/" for entry in self.config.entries if entry.origin)
         return {path: content for path, content in self.files.items() if not path.startswith(copied)}
 
     def card(self, repo_id: str, tags: Sequence[str] = ()) -> str:

@@ -65,7 +65,7 @@ def find_folder(
         if is_on_hub(where):
             folder = fetch(where, entry.revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
         weights = find_weights(folder)
-        # Offline whatever the cache has of a repository is taken for the whole.
+        # Offline the client cannot tell a part of a repository from the whole.
         if not weights or not all(path.is_file() for path in (folder / CONFIG, *weights)):
             raise PertinenceError(
                 f"what lies in {folder} is not whole: connect and load it once, or restore the folder"

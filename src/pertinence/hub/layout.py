@@ -89,4 +89,4 @@ def is_same_front(front: Any, other: Any) -> bool:
 
 
 NOT_STORED = ("token", "push_to_hub", "private", "trust_remote_code")
-"""Settings that do not belong into a file that is run again, or that whoever runs it decides for himself."""
+"""Settings that are not stored with a search: each user who runs it again decides on them."""

@@ -2,11 +2,11 @@
 
 
 class PertinenceError(ValueError):
-    """Something the user can mend: the message says what is wrong, what was expected and what to do."""
+    """A mistake that the user can correct: the message says what is wrong, what was expected and what to do."""
 
 
 MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
-"""What is raised where values from a file are not of the shape that they are used in."""
+"""What is raised where values from a file do not have the expected structure."""
 
 
 def causes_of(error: BaseException) -> list[BaseException]:
@@ -25,7 +25,7 @@ def first_line(error: BaseException) -> str:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """What a value looks like, as a part of one line: however large it is and whatever it holds."""
+    """What a value of any size looks like, as a part of one line."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
@@ -39,5 +39,5 @@ def explain(error: BaseException) -> str:
 
 
 def printable(text: str, most: int = 200) -> str:
-    """Somebody's text as a part of one line, without what does something to a terminal."""
+    """Text of others as a part of one line, without characters that control a terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text[:most])

@@ -99,9 +99,12 @@ def status_of(error: BaseException) -> int | None:
 
 def url_of(error: BaseException) -> str | None:
     """The URL of the request that failed; None where the error is not of a request."""
+    if not isinstance(error, http.HTTPError):
+        return None
+    source: Any = error.response if status_of(error) else error
     try:
-        return str(error.request.url) if isinstance(error, http.HTTPError) else None
-    except RuntimeError:  # the library has raised it before it had a request
+        return str(source.request.url)
+    except RuntimeError:  # the error was raised before there was a request
         return None
 
 

@@ -13,8 +13,8 @@ from .errors import MALFORMED, PertinenceError, explain, first_line
 
 
 MAX_TEXT, MAX_PARTS = 2**26, 2**20
-"""Bytes of a text file that somebody made, and lists and mappings in it: of these twenty million fit into the bytes,
-and would take four GB."""
+"""Most bytes of a text file, and most lists and mappings in it: twenty million of these would fit into the bytes, and
+take four GB."""
 MAX_YAML = 2**19
 """Bytes of YAML, which is slow to read."""
 

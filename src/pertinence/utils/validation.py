@@ -1,5 +1,4 @@
-"""Values that stand in somebody's file or command: whether they are what they should be, as JSON knows NaN and numbers
-of any size."""
+"""Checks of values from files and commands of others; JSON knows NaN, and numbers of any size."""
 
 from __future__ import annotations
 
