@@ -18,7 +18,7 @@ from policy_table import SAVINGS, load_variants, load_zoo_pool, resplits
 from transformers.utils import logging
 
 from pertinence.evaluation.intervals import non_dominated
-from pertinence.predictions.predict import Predictions
+from pertinence.predictions.predictions import Predictions
 from pertinence.routing.evidence import mix_evidence
 from pertinence.routing.mixing import log_softmax, mix
 from pertinence.search.recipes.cascade_fit import CascadeCurve, CascadeFitter, CascadeSettings

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from pertinence import SearchArguments
-from pertinence.predictions.predict import KEPT_SCORES, ExpertPredictions, Predictions
+from pertinence.predictions.predictions import KEPT_SCORES, ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
 from pertinence.search.front_search import search_front
 from pertinence.search.search import hold_out

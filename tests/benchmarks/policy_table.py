@@ -27,7 +27,8 @@ from pertinence.data.dataset import LabelledImages
 from pertinence.evaluation.report import Series
 from pertinence.experts.pool import load_pool
 from pertinence.experts.reference import LoadOptions
-from pertinence.predictions.predict import ExpertPredictions, Predictions, predict
+from pertinence.predictions.predict import predict
+from pertinence.predictions.predictions import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
 from pertinence.search.front_search import search_front
 from pertinence.search.proposals import TRIED_IMAGES, Trial, best_variant, price_of_pool

@@ -29,7 +29,8 @@ from pertinence.data.dataset import LabelledImages
 from pertinence.evaluation.monitoring import RoutingMonitor
 from pertinence.evaluation.outcomes import route_predictions
 from pertinence.evaluation.report import Evaluation, Series, evaluate_front
-from pertinence.predictions.predict import Predictions, predict
+from pertinence.predictions.predict import predict
+from pertinence.predictions.predictions import Predictions
 from pertinence.routing.confidence import count_answers
 from pertinence.routing.policy import Routing
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from pertinence import SearchArguments
 from pertinence.evaluation.outcomes import evaluate_experts
-from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.predictions.predictions import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
 from pertinence.search.evolution import evolve
 from pertinence.search.points import static_candidates

@@ -22,7 +22,7 @@ from pertinence.evaluation.candidates import Candidate
 from pertinence.evaluation.intervals import hull_hypervolume, hypervolume, non_dominated, random_mix_hull
 from pertinence.evaluation.noninferiority import noninferiority_p_value
 from pertinence.evaluation.outcomes import evaluate_point
-from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.predictions.predictions import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
 from pertinence.routing.evidence import EVIDENCE
 from pertinence.routing.front import STEM

@@ -19,7 +19,7 @@ from pertinence.evaluation.outcomes import (
     leak_warnings,
     routing_auroc,
 )
-from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.predictions.predictions import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
 from pertinence.routing.evidence import MIX
 from pertinence.routing.front import STEM

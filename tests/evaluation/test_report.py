@@ -14,7 +14,7 @@ from pertinence import Figures, Front, OperatingPoint, Stage
 from pertinence.evaluation.candidates import Candidate
 from pertinence.evaluation.outcomes import evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
 from pertinence.evaluation.report import Evaluation, evaluate_front
-from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.predictions.predictions import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
 from pertinence.routing.heads import Head, threshold_head
 

@@ -14,7 +14,8 @@ from pertinence.data.dataset import LabelledImages
 from pertinence.experts.expert import Expert
 from pertinence.experts.pool import load_pool
 from pertinence.experts.reference import LoadOptions
-from pertinence.predictions.predict import MAX_DENSE_LABELS, Predictions, predict
+from pertinence.predictions.predict import predict
+from pertinence.predictions.predictions import MAX_DENSE_LABELS, Predictions
 from pertinence.predictions.store import identify, read_store, store_folder, write_store
 from pertinence.utils.distributed import make_accelerator
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from safetensors import SafetensorError
 
 from ..hub.layout import BASELINES as FILE
-from ..predictions.predict import Predictions
+from ..predictions.predictions import Predictions
 from ..utils.downloads import find_file
 from ..utils.errors import PertinenceError
 from ..utils.parsing import parse_json

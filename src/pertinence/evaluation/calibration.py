@@ -19,7 +19,7 @@ from ..hub.layout import update_config
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..models.pretrained import commit_of
 from ..predictions.arguments import RuntimeArguments
-from ..predictions.predict import Predictions
+from ..predictions.predictions import Predictions
 from ..routing.front import Front, OperatingPoint
 from ..routing.guarantee import Comparison, Guarantee
 from ..routing.metrics import ACCURACY

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from ..predictions.predict import Predictions
+from ..predictions.predictions import Predictions
 from ..routing.evidence import MIX
 from ..routing.front import OperatingPoint
 from ..routing.heads import Head

@@ -16,7 +16,8 @@ from ..hub.layout import find_table_record
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..models.pretrained import commit_of
 from ..predictions.arguments import RuntimeArguments
-from ..predictions.predict import Predictions, predict
+from ..predictions.predict import predict
+from ..predictions.predictions import Predictions
 from ..routing.costs import COSTS, GMACS, STEM
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import AGREEMENT, Figures

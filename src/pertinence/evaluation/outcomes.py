@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..predictions.predict import ROWS_AT_ONCE, Predictions
+from ..predictions.predictions import ROWS_AT_ONCE, Predictions
 from ..routing.confidence import count_answers
 from ..routing.front import OperatingPoint
 from ..routing.heads import Head

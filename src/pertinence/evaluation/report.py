@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..predictions.predict import Predictions
+from ..predictions.predictions import Predictions
 from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
 from ..routing.metrics import Figures, as_plain, figure_cells, figure_header, format_table

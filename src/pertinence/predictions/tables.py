@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..routing.costs import PoolCosts
 from ..utils.errors import PertinenceError, first_line
-from .predict import MAX_DENSE_LABELS, ExpertPredictions, Predictions
+from .predictions import MAX_DENSE_LABELS, ExpertPredictions, Predictions
 
 
 logger = logging.get_logger(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -112,6 +113,10 @@ class PoolCosts:
         """Cost of each expert alone, in the unit of the objective."""
         return self.values[self.objective]
 
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {unit: np.array(values, dtype=float) for unit, values in self.values.items()}
+
     def alone(self, unit: str) -> np.ndarray:
         """What each expert costs an image that nothing else has run on: float64 (N,)."""
         nothing = np.zeros(self.num_experts, dtype=bool)
@@ -139,7 +144,7 @@ class PoolCosts:
         """
         if rung == STEM:
             return self.stem.get(unit, 0.0)
-        return _cost(unit).marginal(np.asarray(self.values[unit], dtype=float), rung, ran)
+        return _cost(unit).marginal(self._arrays[unit], rung, ran)
 
     def of_head(self, unit: str, weights: int) -> float:
         """What a linear map with so many weights costs."""

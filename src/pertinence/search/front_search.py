@@ -17,7 +17,7 @@ from ..evaluation.baselines import BaselineProblem, fit_baselines
 from ..evaluation.candidates import Archive, Candidate
 from ..evaluation.outcomes import Outcome, check_better_than_chance, evaluate_experts, leak_warnings
 from ..evaluation.report import Evaluation, evaluate_front
-from ..predictions.predict import Predictions
+from ..predictions.predictions import Predictions
 from ..routing.heads import Head
 from ..routing.metrics import ACCURACY, Figures
 from ..utils.distributed import one_thread

@@ -18,7 +18,8 @@ from ..experts.expert import Expert, measured_expert
 from ..experts.reference import variant_suffix
 from ..experts.transforms import Transform
 from ..experts.variants import SIZE_MODES, possible_sizes
-from ..predictions.predict import Predictions, predict
+from ..predictions.predict import predict
+from ..predictions.predictions import Predictions
 from ..routing.costs import COSTS
 from ..utils.progress import progress_bar
 from .arguments import SearchArguments

@@ -36,7 +36,7 @@ from ..hub.layout import (
     WEIGHT_PATTERNS,
 )
 from ..models.modeling_pertinence import PertinenceForImageClassification
-from ..predictions.predict import Predictions
+from ..predictions.predictions import Predictions
 from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
 from ..utils.io import beside, move_into

@@ -17,7 +17,7 @@ from ..data.seen import TOLERATED_SHARED, SeenImages
 from ..experts.costs import Measurement, measured_costs
 from ..experts.expert import Expert
 from ..experts.pool import list_references
-from ..predictions.predict import Predictions
+from ..predictions.predictions import Predictions
 from ..predictions.tables import PredictionTable
 from ..routing.costs import COSTS, GMACS
 from ..utils.distributed import device_name, make_accelerator

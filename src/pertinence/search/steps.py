@@ -15,7 +15,8 @@ from ..experts.expert import Expert, load_expert
 from ..experts.pool import load_pool, pool_labels
 from ..experts.reference import ExpertReference
 from ..models.modeling_pertinence import PertinenceForImageClassification
-from ..predictions.predict import Predictions, predict
+from ..predictions.predict import predict
+from ..predictions.predictions import Predictions
 from ..utils.errors import PertinenceError
 from .arguments import SearchArguments
 from .front_search import FoundFront

@@ -8,7 +8,7 @@ import torch
 
 from pertinence import SearchArguments
 from pertinence.evaluation.outcomes import evaluate_point
-from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.predictions.predictions import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
 from pertinence.search.front_search import prepare_recipes
 from pertinence.search.recipes.thresholds import ThresholdRecipe

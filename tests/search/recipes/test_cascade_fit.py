@@ -8,7 +8,7 @@ import torch
 
 from pertinence.data.splits import assign_folds
 from pertinence.evaluation.outcomes import evaluate_experts, evaluate_point
-from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.predictions.predictions import ExpertPredictions, Predictions
 from pertinence.predictions.tables import PredictionTable
 from pertinence.routing.costs import PoolCosts
 from pertinence.routing.evidence import MIX, mix_evidence

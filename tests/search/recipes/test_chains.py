@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.predictions.predictions import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
 from pertinence.search.recipes.cascade import CascadeSpace
 from pertinence.search.recipes.chains import MAX_MEMBERS, ChainFamily, dominated

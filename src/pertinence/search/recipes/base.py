@@ -11,7 +11,7 @@ import torch
 
 from ...evaluation.candidates import Candidate
 from ...evaluation.outcomes import Outcome
-from ...predictions.predict import Predictions
+from ...predictions.predictions import Predictions
 from ...routing.front import OperatingPoint
 from ...routing.heads import Head
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...evaluation.baselines import Candidate
 from ...evaluation.intervals import paired_difference, wilson_interval
-from ...predictions.predict import Predictions
+from ...predictions.predictions import Predictions
 from ...routing.front import OperatingPoint
 from ...routing.metrics import Figures
 from .arguments import CascadeArguments

@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import minimize
 
 from ...data.splits import assign_folds
-from ...predictions.predict import Predictions
+from ...predictions.predictions import Predictions
 from ...routing.evidence import MIX, mix_evidence
 from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import Head

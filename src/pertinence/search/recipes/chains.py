@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...evaluation.intervals import paired_difference
-from ...predictions.predict import Predictions
+from ...predictions.predictions import Predictions
 
 
 MAX_MEMBERS = 8

@@ -11,7 +11,7 @@ import torch
 
 from ...evaluation.candidates import Candidate
 from ...evaluation.outcomes import evaluate_experts, summarise
-from ...predictions.predict import ROWS_AT_ONCE, Predictions
+from ...predictions.predictions import ROWS_AT_ONCE, Predictions
 from ...routing.costs import STEM
 from ...routing.evidence import FEATURES, MIX, Evidence, Known, no_votes, observe
 from ...routing.front import OperatingPoint, Stage
