@@ -17,6 +17,7 @@ def test_a_test_module_is_named_after_its_subject(module: Path) -> None:
     folder, subject = module.parent.relative_to(TESTS), module.stem.removeprefix("test_")
     if folder.parts[:1] and folder.parts[0] in CROSSING:
         return
-    assert (SOURCE / folder).is_dir(), f"there is no package {folder}"
-    subjects = {path.stem for path in (SOURCE / folder).glob("*.py")}
+    source = SOURCE / folder if folder.parts else SOURCE.parent
+    assert source.is_dir(), f"there is no package {folder}"
+    subjects = {path.stem for path in source.glob("*.py")}
     assert any(subject == name or subject.startswith(f"{name}_") for name in subjects), f"{folder} has no {subject}"
