@@ -1,5 +1,6 @@
 """`--plugins`: modules of the user's own, imported before anything else is parsed."""
 
+import subprocess
 import sys
 
 import pytest
@@ -98,6 +99,28 @@ def test_a_plug_in_that_is_nowhere_is_one_sentence(command, capsys, registered_r
 def positional(command: str) -> list[str]:
     """What a command takes without a flag."""
     return {"search": [], "demo": [], "push": ["model", "user/model"]}.get(command, ["model"])
+
+
+def test_a_recipe_of_an_installed_package_needs_no_flag(tmp_path):
+    (tmp_path / "trees_plugin.py").write_text(PLUGIN)
+    metadata = tmp_path / "forest-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: forest\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[pertinence.plugins]\nrecipe.trees = trees_plugin\n")
+    script = f"import sys; sys.path.append({str(tmp_path)!r}); from pertinence_cli import main; main()"
+    imported = "; print('torch' in sys.modules, 'trees_plugin' in sys.modules)"
+    shown = {}
+    for recipe in ("cascade", "trees"):
+        words = ["search", "--recipe", recipe, "--help"]
+        program = f"try:\n    {script}\nfinally:\n    {imported[2:]}"
+        finished = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+        shown[recipe] = finished.stdout
+    for text in shown.values():
+        assert "{cascade,paper,trees,both}" in text
+    assert shown["cascade"].endswith("False False\n")
+    assert "--depth N" not in shown["cascade"]
+    assert shown["trees"].endswith("True True\n")
+    assert "--depth N" in shown["trees"]
 
 
 def test_without_its_plug_in_a_recipe_is_unknown(tmp_path, capsys):

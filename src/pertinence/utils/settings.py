@@ -17,7 +17,7 @@ TRUTH = dict.fromkeys(("true", "yes", "y", "t", "1"), True) | dict.fromkeys(("fa
 """Words for a truth value, in a flag or a file."""
 
 
-class Choices(Protocol):
+class Names(Protocol):
     """The names that a setting takes: a list of them, or a view of a registry."""
 
     def __contains__(self, name: Any, /) -> bool: ...
@@ -30,7 +30,7 @@ def setting(
     help: str,
     *,
     group: str,
-    choices: Choices | None = None,
+    choices: Names | None = None,
     least: int | None = None,
     most: int | None = None,
     above: float | None = None,
@@ -105,7 +105,7 @@ class Setting:
         return cls(source.name, kinds[-1], is_list, is_optional, takes_mapping, default, source.metadata)
 
     @property
-    def choices(self) -> Choices | None:
+    def choices(self) -> Names | None:
         """The names that it takes; None where it takes others."""
         return self.metadata.get("choices")
 

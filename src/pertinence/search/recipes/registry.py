@@ -65,12 +65,10 @@ class RecipeChoices:
     """What the setting `recipe` takes: the names of all recipes, and compositions of them."""
 
     def __contains__(self, choice: Any) -> bool:
-        return isinstance(choice, str) and all(
-            name in RECIPES.names or name in RECIPES.declared for name in recipe_names(choice)
-        )
+        return isinstance(choice, str) and all(name in RECIPES.choices for name in recipe_names(choice))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*RECIPES.names, *COMPOSITIONS, *RECIPES.declared]))
+        return iter([*RECIPES.choices, *COMPOSITIONS])
 
 
 def registered_recipes() -> dict[str, RegisteredRecipe]:
