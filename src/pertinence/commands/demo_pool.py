@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from ..data.dataset import LabelledImages
+from ..data.dataset import LabelledImages, raise_or
 from ..data.splits import stratified_split
 from ..experts.transforms import Transform
 from ..search.arguments import SearchArguments
@@ -65,20 +66,20 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
         for expert in EXPERTS
     ]
 
-    model = folder / ("model" if seed == 0 else f"model-{seed}")
-    args = SearchArguments(seed=seed, generations=10, front_size=12, output_dir=str(model))
+    saved_to = str(folder / ("model" if seed == 0 else f"model-{seed}"))
+    args = SearchArguments(seed=seed, generations=10, front_size=12, output_dir=saved_to)
     result = DispatcherSearch(experts, search, args, report_dataset=unseen).run()
-    result.save(args.output_dir)
+    result.save(saved_to)
     print(result.evaluation, "\n")
 
-    classify = pipeline("image-classification", model=args.output_dir)
+    classify: Any = pipeline("image-classification", model=saved_to)
     model = classify.model
     answers = list(classify(KeyDataset(unseen, "image"), batch_size=64, top_k=1))
     right = np.mean([int(answer[0]["label"]) == label for answer, label in zip(answers, unseen["label"], strict=True)])
     point, largest = model.front.find(model.config.operating_point), model.config.experts[-1]
     saved = 100 * (1 - point.report.gmacs / largest["gmacs"])
     print(
-        f'pipeline("image-classification", model="{args.output_dir}") is right on {100 * right:.2f} % '
+        f'pipeline("image-classification", model="{saved_to}") is right on {100 * right:.2f} % '
         f"of the unseen images\nwith {saved:.0f} % fewer operations than {largest['name']} "
         f"({100 * largest['report']['accuracy']:.2f} %)."
     )
@@ -103,16 +104,18 @@ def train_expert(expert: DemoExpert, dataset: datasets.Dataset, folder: Path, se
         return folder
     images = LabelledImages(dataset)
     transform = Transform("timm", (expert.size,) * 2, resize=expert.size, rescale=1 / 255, mean=MEAN, std=STD)
-    pixels = transform.apply(torch.stack([images[index] for index in range(len(images))]))
+    pixels = transform.apply(torch.stack(raise_or([images[index] for index in range(len(images))])))
+    targets = torch.tensor(dataset["label"])
+    names = list((images.label_names or {}).values())
     torch.manual_seed(seed)
-    model = timm.create_model(expert.architecture, num_classes=len(images.label_names)).train()
+    model: Any = timm.create_model(expert.architecture, num_classes=len(names)).train()
     steps = expert.epochs * -(-len(images) // BATCH_SIZE)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     with progress_bar(steps, f"Training {expert.architecture}", "step") as bar:
         for _ in range(expert.epochs):
             for rows in torch.randperm(len(images)).split(BATCH_SIZE):
-                loss = nn.functional.cross_entropy(model(pixels[rows]), images.labels[rows])
+                loss = nn.functional.cross_entropy(model(pixels[rows]), targets[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -121,6 +124,6 @@ def train_expert(expert: DemoExpert, dataset: datasets.Dataset, folder: Path, se
     model.pretrained_cfg.update(
         input_size=(3, expert.size, expert.size), interpolation="bilinear", crop_pct=1.0, mean=MEAN, std=STD
     )
-    labels = list(images.label_names.values())
-    save_for_hf(model.eval(), folder, {"num_classes": len(labels), "label_names": labels}, safe_serialization=True)
+    config = {"num_classes": len(names), "label_names": names}
+    save_for_hf(model.eval(), str(folder), config, safe_serialization=True)
     return folder

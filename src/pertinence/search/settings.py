@@ -43,7 +43,7 @@ def anchored(settings: dict[str, Any], config: PertinenceConfig | None) -> dict[
         revision = commits.pop() if len(commits) == 1 and not parsed.is_folder else parsed.revision
         if isinstance(reference, dict):
             return {**reference, "repo_id": parsed.repo_id} | ({"revision": revision} if revision else {})
-        return pinned(parsed.repo_id, revision)
+        return pinned(str(parsed.repo_id), revision)
 
     anchored = {
         name: str(Path(value).resolve()) if name in PATHS and Path(value).exists() else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
@@ -139,4 +140,4 @@ def import_plugins(modules: list[str]) -> None:
         PertinenceError: one cannot be imported.
     """
     for module in modules:
-        import_plugin(lambda module=module: importlib.import_module(module), module)
+        import_plugin(partial(importlib.import_module, module), module)
