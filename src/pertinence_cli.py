@@ -1,7 +1,8 @@
-"""The console script `pertinence`: parses before it imports transformers and torch, which take seconds.
+"""The console script `pertinence`: it parses the command line before it imports transformers and torch, which take
+seconds.
 
-`import pertinence` registers the model with the Auto classes of transformers, and so imports all of that. Here the
-package is executed when something of it is first asked for by `pertinence.<name>`; its modules are imported as usual.
+`import pertinence` registers the model with the Auto classes of transformers, and so imports both. Here the package is
+executed only when an attribute `pertinence.<name>` is first read; its modules are imported as usual.
 """
 
 import sys
@@ -9,14 +10,14 @@ from importlib.util import find_spec, module_from_spec
 
 
 def postpone_package() -> None:
-    """Put `pertinence` into `sys.modules`, to be executed when an attribute of it is first asked for."""
+    """Put `pertinence` into `sys.modules`, to be executed when one of its attributes is first read."""
     spec = find_spec("pertinence")
     package = module_from_spec(spec)
 
     def execute(name: str):
-        if name.startswith("__"):  # asked for by the import system
+        if name.startswith("__"):  # read by the import system
             raise AttributeError(name)
-        del package.__getattr__  # the package has one of its own
+        del package.__getattr__  # the package defines its own
         spec.loader.exec_module(package)
         return getattr(package, name)
 

@@ -1,4 +1,4 @@
-"""pertinence: for each image the cheapest of your image classifiers that is expected to be right."""
+"""pertinence: route each image to the cheapest of your image classifiers that is expected to be right."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,5 +1,5 @@
-"""Devices, processes and threads: one way to make an Accelerator, which says so where a launcher's processes would not
-find each other; and work that is done by one thread."""
+"""Devices, processes and threads: one way to make an Accelerator, which reports a launcher whose processes would not
+find each other; and work that runs on one thread."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .processes import quiet_other_processes
 logger = logging.get_logger(__name__)
 
 LAUNCHERS = {"srun": "SLURM_STEP_NUM_TASKS", "mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
-"""Where launchers say how many processes they started. SLURM_NTASKS says how many a job may have: it is also set in a
-shell, and for the one process that a batch script runs."""
+"""Environment variables in which launchers say how many processes they started. SLURM_NTASKS does not serve: it is the
+number that a job may start, and it is also set in a shell and for the single process of a batch script."""
 
 
 def make_accelerator(device: str | None = None) -> Accelerator:
-    """An Accelerator on the machine's accelerator, or on the CPU where there is none or `device` is "cpu".
+    """Make an Accelerator on the machine's accelerator, or on the CPU if there is no accelerator or `device` is "cpu".
 
     Raises:
-        PertinenceError: the device is not there, a launcher started processes that do not work together, or this
+        PertinenceError: the device does not exist, a launcher started processes that do not work together, or this
             process has used another device before.
     """
     _check_launcher()
@@ -45,7 +45,7 @@ def make_accelerator(device: str | None = None) -> Accelerator:
     if wanted is not None and wanted.type != "cpu" and wanted.index is not None:
         torch.accelerator.set_device_index(wanted.index)
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(wanted))
-    # Without cpu=True every process that torchrun starts on a CPU would take itself for the only one.
+    # Without cpu=True, each process that torchrun starts on a CPU would believe that it is the only one.
     accelerator = Accelerator(cpu=found is None or (wanted is not None and wanted.type == "cpu"))
     _check_first(wanted, accelerator.device)
     expected = int(os.environ.get("WORLD_SIZE", 1))
@@ -64,10 +64,10 @@ def make_accelerator(device: str | None = None) -> Accelerator:
 
 
 def _check_first(wanted: torch.device | None, used: torch.device) -> None:
-    """Refuse another device than the first one of this process, which accelerate keeps to."""
+    """Refuse a device other than the first one of this process: accelerate cannot change it."""
     if wanted is None:
         return
-    # Without an index it is whichever is current.
+    # A device without an index means the current one.
     if wanted.type != used.type or (None not in (wanted.index, used.index) and wanted.index != used.index):
         raise PertinenceError(
             f"this process has used {used} before, and accelerate keeps to the first device of a process: start "
@@ -76,7 +76,8 @@ def _check_first(wanted: torch.device | None, used: torch.device) -> None:
 
 
 def _check_launcher() -> None:
-    """Refuse processes that a launcher started without telling them how to find each other: each would do all work."""
+    """Refuse processes that a launcher started without telling them how to find each other: each would do all the
+    work."""
     if "WORLD_SIZE" in os.environ:
         return
     for launcher, variable in LAUNCHERS.items():
@@ -89,7 +90,7 @@ def _check_launcher() -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """What latency was measured on: the model of a GPU, else the kind of device."""
+    """Name of a device in measurements: the model of a GPU, else the kind of device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -102,10 +103,10 @@ def _parse(device: str | None) -> torch.device | None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Work whose sums come in an order that the number of threads does not change.
+    """Run torch on one thread, so that the order of summation does not depend on the number of threads.
 
-    Products this small gain little from a second thread, and wait for it long where the cores are busy; more cores are
-    for more processes.
+    Matrix products this small gain little from a second thread, and wait long for it when the cores are busy. To use
+    more cores, start more processes.
     """
     with _changing_threads:
         _threads_before.append(_threads_before[0] if _threads_before else torch.get_num_threads())
@@ -119,5 +120,5 @@ def one_thread() -> Iterator[None]:
 
 _changing_threads = threading.Lock()
 _threads_before: list[int] = []
-"""How many threads there were, once for each who works with one now: a thread that starts meanwhile would take the one
-for what there was."""
+"""The number of threads to restore, once for each open `one_thread` context: a context that opens inside another one
+would otherwise read 1 as the number to restore."""

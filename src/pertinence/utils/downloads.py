@@ -1,4 +1,4 @@
-"""Downloads from the Hub: compared with the announced hashes, and tried again where that may help."""
+"""Downloads from the Hub: checked against the announced hashes, and retried where that may help."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def fetch(repo_id: str, revision: str | None, patterns: Sequence[str], **options: Any) -> Path:
-    """Folder of the cache with some files of a model repository, downloaded and checked where they are not there yet.
+    """Download some files of a model repository into the cache, and return their folder; cached files are not
+    downloaded again.
 
     Args:
         repo_id: Hub id.
         revision: branch, tag or commit.
-        patterns: of the files; those without a folder are of files at the root.
+        patterns: glob patterns of the files; if none contains a folder, only files at the root are downloaded.
         options: `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
@@ -52,7 +53,7 @@ def fetch(repo_id: str, revision: str | None, patterns: Sequence[str], **options
         return Path(folder)
 
     folder = with_retries(download)
-    # Where the client could not list the repository, it returns what the cache has of it.
+    # If the client could not list the repository, it returns what the cache has of it, which may lack the weights.
     is_asked = not (options.get("local_files_only") or constants.HF_HUB_OFFLINE)
     if is_asked and WEIGHTS in patterns and not any(folder.glob(WEIGHTS)):
         api = HfApi(token=options.get("token"))
@@ -63,12 +64,12 @@ def fetch(repo_id: str, revision: str | None, patterns: Sequence[str], **options
 
 
 def fetch_file(repo_id: str, name: str, **options: Any) -> Path:
-    """A file of a model repository in the cache, downloaded and checked where it is not there yet.
+    """Path of a cached file of a model repository; it is downloaded and checked if the cache does not have it.
 
     Args:
         repo_id: Hub id.
-        name: of the file.
-        options: of `hf_hub_download`.
+        name: file name.
+        options: passed to `hf_hub_download`.
 
     Raises:
         PertinenceError: the file is not what the Hub announced.
@@ -82,21 +83,28 @@ def fetch_file(repo_id: str, name: str, **options: Any) -> Path:
 
 
 def pin(repo_id: str, revision: str | None, name: str, **options: Any) -> str:
-    """The commit that a revision is now, or was when it was last seen, by a file that it must have."""
-    # The cache keeps a file under its commit; one look-up pins everything that follows, online and offline.
+    """The commit that a revision points to (offline: pointed to when it was last cached).
+
+    Args:
+        repo_id: Hub id.
+        revision: branch, tag or commit.
+        name: a file that the revision must have.
+        options: passed to `hf_hub_download`.
+    """
+    # The cache keeps a file under its commit, so one look-up pins everything that follows, online and offline.
     return fetch_file(repo_id, name, revision=revision, **options).parent.name
 
 
 def find_file(
     model_path: str | os.PathLike, name: str, token: str | bool | None = None, **options: Any
 ) -> Path | None:
-    """A file that lies beside a model, in its folder or on the Hub; None where there is none.
+    """Path of a file beside a model, in its folder or on the Hub; None if it does not exist.
 
     Args:
         model_path: folder or Hub id.
-        name: of the file.
-        token: of the Hub.
-        options: of `hf_hub_download`.
+        name: file name.
+        token: Hub token.
+        options: passed to `hf_hub_download`.
     """
     path = Path(model_path) / options.get("subfolder", "") / name
     if not Path(model_path).is_dir():
@@ -104,8 +112,8 @@ def find_file(
             path = fetch_file(str(model_path), name, token=token, **options)
         except LocalEntryNotFoundError as error:
             raise PertinenceError(
-                f"whether {model_path} has a {name} is not known, as the Hub cannot be reached and the cache does not "
-                f"say: get all of it with `hf download {model_path}` while there is a connection"
+                f"it is not known whether {model_path} has a {name}: the Hub cannot be reached, and the cache cannot "
+                f"tell. Download everything with `hf download {model_path}` while there is a connection"
             ) from error
         except EntryNotFoundError:
             return None
@@ -114,22 +122,22 @@ def find_file(
 
 @contextmanager
 def checked_downloads(repo_id: str, cache_dir: str | None = None, kind: str = "model") -> Iterator[None]:
-    """Compare everything that is downloaded within the context with the hash that the Hub announced.
+    """Compare every file downloaded within the context with the hash that the Hub announced.
 
-    The Hub's client does not. The cache names every file by its announced hash, so this asks the Hub for nothing, and
-    reads only what is new. (`HfApi.verify_repo_checksums` lists the whole repository again, and reads all of it.)
+    The Hub's client does not do this. The cache names each file by its announced hash, so the check sends no requests
+    and reads only new files. (`HfApi.verify_repo_checksums` lists the whole repository again and reads all of it.)
 
     Args:
         repo_id: Hub id.
-        cache_dir: of the Hub's client.
+        cache_dir: cache folder of the Hub's client; None: its default.
         kind: "model" or "dataset".
 
     Raises:
         DamagedDownload: a file does not have the announced hash; it is removed from the cache.
-        PertinenceError: the cache has no room.
+        PertinenceError: the disk of the cache is full or read-only.
     """
     blobs = Path(cache_dir or constants.HF_HUB_CACHE) / "--".join([f"{kind}s", *repo_id.split("/")]) / "blobs"
-    started = time() - 1  # clocks of file systems may lag a little
+    started = time() - 1  # the clock of the file system may lag a little
     try:
         yield
     except Exception as error:
@@ -142,7 +150,7 @@ def checked_downloads(repo_id: str, cache_dir: str | None = None, kind: str = "m
         ) from error
     finally:
         for blob in blobs.glob("[0-9a-f]" * 40 + "*"):
-            # Another process may find and remove the same file.
+            # Another process may have found and removed the same file.
             if blob.is_file() and blob.stat().st_mtime >= started and not _has_announced_hash(blob):
                 blob.unlink(missing_ok=True)
                 raise DamagedDownload(
@@ -152,18 +160,18 @@ def checked_downloads(repo_id: str, cache_dir: str | None = None, kind: str = "m
 
 
 def _has_announced_hash(blob: Path) -> bool:
-    """Whether a file of the cache has the hash that is its name: sha256 for large files, git's for others."""
+    """Whether a cached file has the hash that it is named by: SHA-256 for large files, git's SHA-1 for others."""
     if re.fullmatch("[0-9a-f]{64}", blob.name):
         return hash_file(blob) == blob.name
     if re.fullmatch("[0-9a-f]{40}", blob.name):
         content = blob.read_bytes()
-        # Mirrors announce the sha1 of the bytes alone.
+        # Mirrors announce the SHA-1 of the bytes alone.
         return blob.name in (sha1(b"blob %d\0" % len(content) + content).hexdigest(), sha1(content).hexdigest())
     return True  # unfinished
 
 
 def with_retries(download: Callable[[], T]) -> T:
-    """The result of a function that asks the Hub; it is called up to three times while the error may pass."""
+    """Call a function that asks the Hub, and return its result; up to three attempts if errors may be temporary."""
     for pause in (*PAUSES, None):
         try:
             return download()

@@ -6,11 +6,11 @@ class PertinenceError(ValueError):
 
 
 MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
-"""What is raised where values from a file do not have the expected structure."""
+"""The exceptions that values of an unexpected structure, read from a file, can raise."""
 
 
 def causes_of(error: BaseException) -> list[BaseException]:
-    """An error and what caused it, one after the other."""
+    """An error, its cause, the cause of that, and so on."""
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -20,12 +20,12 @@ def causes_of(error: BaseException) -> list[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """The first line of an error's text, or the name of its type if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def shown(value: object, most: int = 80) -> str:
-    """What a value of any size looks like, as a part of one line."""
+    """The `repr` of a value, shortened to at most `most` characters, for use in a message."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
@@ -34,10 +34,10 @@ def shown(value: object, most: int = 80) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """What kind of error it is and what it says, as a part of one line."""
+    """The type and the first line of an error, for use in a message."""
     return f"{type(error).__name__}: {printable(first_line(error))}"
 
 
 def printable(text: str, most: int = 200) -> str:
-    """Text of others as a part of one line, without characters that control a terminal."""
+    """Untrusted text for use in a message: shortened, without characters that control a terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text[:most])

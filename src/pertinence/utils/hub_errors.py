@@ -1,4 +1,4 @@
-"""Errors of the Hub and of the way to it: which of them may pass, and what a user can do about the others."""
+"""Errors of the Hub and of the connection to it: which are temporary, and what a user can do about the others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OFFLINE = (LocalEntryNotFoundError, OfflineModeIsEnabled)
 BROKEN = (http.NetworkError, http.RemoteProtocolError, http.TimeoutException)
 GARBLED = (json.JSONDecodeError, UnicodeDecodeError)
 INCOMPLETE = "Consistency check failed"
-"""Text by which the Hub's client says, in a general `OSError`, that a file has not the announced size."""
+"""How the Hub's client says, in a general `OSError`, that a file does not have the announced size."""
 
 
 class DamagedDownload(PertinenceError):
@@ -36,7 +36,7 @@ class DamagedDownload(PertinenceError):
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed later: the Hub, or the way to it, has failed for a moment."""
+    """Whether the error is temporary, so that the same request may succeed later."""
     causes = causes_of(error)
     if _any_is(causes, OFFLINE):
         return False
@@ -45,12 +45,12 @@ def may_pass(error: Exception) -> bool:
 
 
 def explain_hub(repo_id: str, revision: str | None, error: Exception, doing: str = "read") -> str | None:
-    """Why the Hub, or the way to it, fails for a repository, and what to do; None for an error of another origin.
+    """Explain why a request to the Hub failed and what to do; None if the error has another origin.
 
     Args:
-        repo_id, revision: what was asked for.
-        error: that was raised.
-        doing: what failed, as a past participle: "The connection broke while the model was {doing}".
+        repo_id, revision: the repository that was requested.
+        error: the error that was raised.
+        doing: what was being done, as a past participle: "the connection broke while the model was {doing}".
     """
     causes = causes_of(error)
     status = _status(causes)
@@ -91,14 +91,14 @@ def explain_hub(repo_id: str, revision: str | None, error: Exception, doing: str
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that the Hub answered with; None where the error is not such an answer."""
+    """HTTP status of the Hub's response; None if the error does not come from a response."""
     if isinstance(error, (HfHubHTTPError, http.HTTPStatusError)):
         return error.response.status_code
     return None
 
 
 def url_of(error: BaseException) -> str | None:
-    """The URL of the request that failed; None where the error is not of a request."""
+    """URL of the request that failed; None if the error does not come from a request."""
     if not isinstance(error, http.HTTPError):
         return None
     source: Any = error.response if status_of(error) else error

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name in the same folder, then renamed."""
+"""Atomic files: written under another name in the same folder, then renamed, so that they are whole or absent."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from .errors import PertinenceError
 
 SUFFIX = ".incomplete"
 FORGOTTEN = 24 * 3600
-"""Seconds after which an unfinished file counts as abandoned, whoever writes it."""
+"""Seconds after which any unfinished file counts as abandoned."""
 
 UNWRITABLE = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
     if hasattr(errno, name)
 }
-"""Numbers of the errors of a disk, or of the right to write to it."""
+"""`errno` of a full or failing disk, or of missing permission to write."""
 
 
 @contextmanager
 def beside(path: Path, advice: str = "free some space, or choose another folder") -> Iterator[Path]:
-    """A path on the same disk as `path` for a file or folder that is not finished; it is removed at the end.
+    """A temporary path on the same disk as `path`, for an unfinished file or folder; it is removed at the end.
 
-    What killed processes left behind of the same path is removed first, see `remove_leftovers`.
+    What killed processes left behind for the same path is removed first, see `remove_leftovers`.
 
     Args:
-        path: what is to be written.
-        advice: what to do where it cannot be written.
+        path: the path that will finally be written.
+        advice: what the user can do if it cannot be written.
 
     Raises:
         PertinenceError: the disk is full, the folder read-only, or the like.
@@ -55,10 +55,10 @@ def beside(path: Path, advice: str = "free some space, or choose another folder"
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left behind when they wrote `path`.
+    """Remove the unfinished files that killed processes left behind when they wrote `path`.
 
-    What a process of this machine left goes as soon as the process has ended. Everything else goes after a day: it may
-    be of another machine, of a container that had another name, or its process number may be in use again.
+    Those of a process of this machine are removed once the process has ended, all others after a day: they may come
+    from another machine or from a container that had another name, or their process number may be in use again.
     """
     prefix = f".{path.name}."
     for left in path.parent.glob(f"{glob.escape(prefix)}*{SUFFIX}"):
@@ -70,21 +70,21 @@ def remove_leftovers(path: Path) -> None:
 
 @contextmanager
 def replaced(path: Path, advice: str = "free some space, or choose another folder") -> Iterator[Path]:
-    """A path to write a file or a folder to; it takes the place of `path` unless an error occurs, see `beside`."""
+    """A temporary path to write a file or a folder to, which replaces `path` unless an error occurs; see `beside`."""
     with beside(path, advice) as temporary:
         yield temporary
         if temporary.is_dir() and path.exists():
             _remove(path)
-        os.replace(temporary, path)  # an OSError where another process has put a folder there since
+        os.replace(temporary, path)  # raises OSError if another process has put a folder there meanwhile
 
 
 @contextmanager
 def writing(path: Path, advice: str) -> Iterator[None]:
-    """Explain errors of the disk, or of missing rights, in one sentence; other errors pass."""
+    """Explain errors of the disk, or of missing permission, in one sentence; other errors pass through."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors raises an error of its own, which has the system's number in its text.
+        # safetensors raises an error of its own, whose text contains the system's error number.
         found = re.search(r"os error (\d+)", str(error))
         number = getattr(error, "errno", None) or (int(found[1]) if found else 0)
         if number not in UNWRITABLE:
@@ -96,19 +96,19 @@ def writing(path: Path, advice: str) -> Iterator[None]:
 
 
 def move_into(staged: Path, folder: Path, marks: Sequence[str], obsolete: Sequence[str] = ()) -> None:
-    """Move everything in a folder to another folder, where it replaces what has the same names.
+    """Move everything in a folder into another folder, and replace files of the same names there.
 
-    A process that is killed on the way leaves no mixture of old and new that could pass for a whole: the files that
-    identify the folder are removed first and moved last.
+    A process that is killed meanwhile leaves no mixture of old and new files that could pass for a whole: the files
+    that identify the folder are removed first and moved last.
 
     Args:
-        staged: where the files are, on the same disk.
-        folder: where they go.
+        staged: the folder with the new files, on the same disk.
+        folder: the folder to move them into.
         marks: names of the files that identify the folder, in the order in which they are moved.
-        obsolete: patterns of files that are removed even where nothing replaces them.
+        obsolete: patterns of files that are removed even if nothing replaces them.
 
     Raises:
-        PertinenceError: another process is moving files to the same folder.
+        PertinenceError: another process is moving files into the same folder.
     """
     for mark in reversed(marks):
         (folder / mark).unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def move_into(staged: Path, folder: Path, marks: Sequence[str], obsolete: Sequen
 
 
 def check_writable(folder: Path, advice: str) -> None:
-    """Refuse, before long work for it, a folder that cannot be made or written to."""
+    """Refuse a folder that cannot be made or written to, before the long work whose results it is for."""
     with writing(folder, advice):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -135,7 +135,7 @@ def check_writable(folder: Path, advice: str) -> None:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Give a file the mode of any new file in its folder; safetensors writes files that only their owner can read."""
+    """Give a file the usual mode of new files; safetensors writes files that only their owner can read."""
     fresh = path.with_name(f"{path.name}{SUFFIX}")
     fresh.touch()
     shutil.copymode(fresh, path)
@@ -149,7 +149,7 @@ def hash_file(path: Path) -> str:
 
 
 def _age(path: Path) -> float:
-    """Seconds since a file or folder was last changed; 0 where another process has removed it meanwhile."""
+    """Seconds since a file or folder was last changed; 0 if another process has removed it meanwhile."""
     with suppress(OSError):
         return time.time() - path.stat().st_mtime
     return 0.0
@@ -157,6 +157,6 @@ def _age(path: Path) -> float:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)  # another process may remove the same
+        shutil.rmtree(path, ignore_errors=True)  # another process may be removing it too
     else:
         path.unlink(missing_ok=True)

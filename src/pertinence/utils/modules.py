@@ -1,4 +1,4 @@
-"""What is done to modules of torch."""
+"""Helpers for torch modules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def keeping_dtype(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What `nn.Module.to` and the like do to each tensor, but for the cast."""
+    """The function that `nn.Module.to` and the like apply to each tensor, without the change of dtype."""
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
         moved = fn(tensor)

@@ -1,4 +1,4 @@
-"""Text that others wrote, as plain values: JSON and YAML, read within limits of memory and time."""
+"""Untrusted JSON and YAML, read as plain values within limits of memory and time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .errors import MALFORMED, PertinenceError, explain, first_line
 
 
 MAX_TEXT, MAX_PARTS = 2**26, 2**20
-"""Most bytes of a text file, and most lists and mappings in it: twenty million of these would fit into the bytes, and
-take four GB."""
+"""Largest number of bytes of a text file, and of lists and mappings in it: twenty million of these would fit into the
+bytes, and take four GB of memory."""
 MAX_YAML = 2**19
-"""Bytes of YAML, which is slow to read."""
+"""Largest number of bytes of YAML, which is slow to parse."""
 
 
 def read_text(path: Path) -> str:
-    """What is in a text file of at most `MAX_TEXT` bytes; raises `PertinenceError` where it has more."""
+    """The content of a text file; raises `PertinenceError` if it has more than `MAX_TEXT` bytes."""
     size = path.stat().st_size
     if size > MAX_TEXT:
         raise PertinenceError(f"it has {size:,} bytes, expected at most {MAX_TEXT:,}")
@@ -28,19 +28,19 @@ def read_text(path: Path) -> str:
 
 
 def check_json(text: str) -> None:
-    """Raise `PertinenceError` where it would take much memory and time to understand a text."""
+    """Raise `PertinenceError` if parsing a text would take much memory and time."""
     if len(text) > MAX_TEXT or text.count("{") + text.count("[") > MAX_PARTS:
         raise PertinenceError(f"it has more than {MAX_TEXT:,} bytes or {MAX_PARTS:,} lists and mappings")
 
 
 def parse_json(text: str) -> Any:
-    """Values from JSON; raises `ValueError` where it is damaged, or would take much memory and time."""
+    """Parse JSON; raises `ValueError` if it is damaged, or would take much memory and time."""
     check_json(text)
     return json.loads(text)
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Without aliases: nine lines of them stand for more than any memory holds."""
+    """A loader without aliases: nine lines of nested aliases expand to more than any memory holds."""
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -49,17 +49,17 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain values from YAML; raises `yaml.YAMLError` where it is damaged, too long or has aliases."""
+    """Parse YAML into plain values; raises `yaml.YAMLError` if it is damaged, too long, or has aliases."""
     if len(text) > MAX_YAML:
         raise yaml.YAMLError(f"it has more than {MAX_YAML:,} bytes")
     try:
         return yaml.load(text, _PlainLoader)
-    except MALFORMED as error:  # of values that are not what they are marked as
+    except MALFORMED as error:  # raised for values that do not match their tags
         raise yaml.YAMLError(explain(error)) from error
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
-    """What a file beside a model holds; None without one. Raises `PertinenceError` where it is damaged."""
+    """Read a file beside a model; None if it does not exist. Raises `PertinenceError` if it is damaged."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Progress bars that transformers' and datasets' own switches silence."""
+"""Progress bars, which the switches of transformers and datasets turn off."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 
 def progress_bar(total: int, description: str, unit: str, show: bool = True):
-    """A tqdm bar; none where `show` is false, or `disable_progress_bar(s)` of transformers or datasets was called."""
+    """A tqdm bar; hidden if `show` is false or `disable_progress_bar(s)` of transformers or datasets was called."""
     hidden = not show or datasets.are_progress_bars_disabled()
-    # transformers' bar is an empty object when switched off, and knows no `disable` then.
+    # When transformers' bars are turned off, `logging.tqdm` returns an empty object, which ignores `disable`.
     return logging.tqdm(total=total, desc=description, unit=unit, disable=hidden)

@@ -1,4 +1,5 @@
-"""Registries: the implementations of a seam by name, ours, those of installed packages, and the user's own."""
+"""Registries: the implementations of an extension point by name, from this package, from installed packages and from
+the user."""
 
 from __future__ import annotations
 
@@ -14,19 +15,19 @@ from .validation import is_name
 
 T = TypeVar("T")
 GROUP = "pertinence.plugins"
-"""The group of entry points under which an installed package declares what it offers: `"<kind>.<name>" = "module"`,
-for example `"recipe.mine" = "my_package.recipes"`. The module registers that name when it is imported."""
+"""The group of entry points under which an installed package declares its plug-ins: `"<kind>.<name>" = "module"`, for
+example `"recipe.mine" = "my_package.recipes"`. The module registers that name when it is imported."""
 
 
 class Registry(Generic[T]):
-    """Implementations of one seam, by name.
+    """Implementations of one extension point, by name.
 
-    Ours are imported when they are first asked for. Those of installed packages are imported only when the user asks
-    for a name that they declare (see `GROUP`); a file never causes an import (see `find`).
+    Built-in implementations are imported when they are first needed. Installed packages are imported only when the
+    user asks for a name that they declare (see `GROUP`); a file never causes an import (see `find`).
 
     Args:
         kind: what an implementation is called in messages and entry points: "recipe", "evidence", ...
-        ours: where each of ours is, as "module:attribute", by name.
+        ours: the built-in implementations, as "module:attribute", by name.
         asked: attributes that an implementation must have.
     """
 
@@ -35,10 +36,11 @@ class Registry(Generic[T]):
         self._registered: dict[str, T] = {}
 
     def register(self, name: str, implementation: T) -> T:
-        """Add an implementation, or replace the one of that name.
+        """Add an implementation, or replace the registered one of that name.
 
         Raises:
-            PertinenceError: the name is no line of text, or one of ours, or the implementation lacks something.
+            PertinenceError: the name is not one line of text, or is that of a built-in implementation, or the
+                implementation lacks a required attribute.
         """
         if not is_name(name):
             raise PertinenceError(f"the name of the {self.kind} must be one line of text, got {shown(name)}")
@@ -53,7 +55,7 @@ class Registry(Generic[T]):
 
     @property
     def names(self) -> list[str]:
-        """The names of ours and of all that are registered, in this order; nothing is imported."""
+        """The built-in names, then the registered ones; nothing is imported."""
         return list(dict.fromkeys([*self._ours, *self._registered]))
 
     @property
@@ -66,11 +68,11 @@ class Registry(Generic[T]):
 
     @property
     def choices(self) -> Choices:
-        """The names that a setting may take, as they are when it is checked."""
+        """The names that a setting may take: a view, evaluated when the setting is checked."""
         return Choices(self)
 
     def find(self, name: Any) -> T | None:
-        """The implementation of that name, if it is ours or registered: what a file may ask for."""
+        """The implementation of that name, or None unless it is built in or registered: what a file may ask for."""
         if not isinstance(name, str):
             return None
         if name not in self._registered and name in self._ours:
@@ -79,14 +81,14 @@ class Registry(Generic[T]):
         return self._registered.get(name)
 
     def require(self, name: Any, where: str) -> T:
-        """What a file asks for.
+        """The implementation that a file asks for.
 
         Args:
-            name: of the implementation.
+            name: name of the implementation.
             where: what needs it, for the message.
 
         Raises:
-            PertinenceError: it is not registered; nothing is imported for a file.
+            PertinenceError: it is not registered; a file never causes an import.
         """
         found = self.find(name)
         if found is None:
@@ -97,10 +99,10 @@ class Registry(Generic[T]):
         return found
 
     def get(self, name: str) -> T:
-        """What the user asks for; an installed package that declares the name is imported.
+        """The implementation that the user asks for; an installed package that declares the name is imported.
 
         Raises:
-            PertinenceError: nobody offers it, or the package that does cannot be imported.
+            PertinenceError: the name is unknown, or the package that declares it cannot be imported.
         """
         if (found := self.find(name)) is None:
             for entry in entry_points(group=GROUP, name=f"{self.kind}.{name}"):
@@ -113,7 +115,7 @@ class Registry(Generic[T]):
 
 
 class Choices:
-    """The names of a registry, and those that installed packages declare; nothing is imported."""
+    """The names of a registry and those that installed packages declare; nothing is imported."""
 
     def __init__(self, registry: Registry[Any]):
         self._registry = registry
@@ -126,7 +128,7 @@ class Choices:
 
 
 def import_plugin(load: Callable[[], Any], module: str) -> Any:
-    """Import a module that registers something, or something of it; raises `PertinenceError` where it fails."""
+    """Import a plug-in by calling `load`; raises `PertinenceError` if that fails in any way."""
     try:
         return load()
     except Exception as error:  # the code of another package can fail in any way
@@ -134,10 +136,10 @@ def import_plugin(load: Callable[[], Any], module: str) -> Any:
 
 
 def import_plugins(modules: list[str]) -> None:
-    """Import modules of the user's own, which register recipes, evidence, backends, costs or baselines.
+    """Import the user's own modules, which register recipes, evidence, backends, costs or baselines.
 
     Raises:
-        PertinenceError: one cannot be imported.
+        PertinenceError: a module cannot be imported.
     """
     for module in modules:
         import_plugin(partial(importlib.import_module, module), module)

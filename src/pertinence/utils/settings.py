@@ -1,4 +1,4 @@
-"""Settings: dataclasses whose fields say which values they take, in one place for flags, YAML files and Python."""
+"""Settings: dataclasses whose fields say which values they accept, in one place for flags, YAML files and Python."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .errors import PertinenceError, shown
 
 
 TRUTH = dict.fromkeys(("true", "yes", "y", "t", "1"), True) | dict.fromkeys(("false", "no", "n", "f", "0"), False)
-"""Words for a truth value, in a flag or a file."""
+"""Spellings of a Boolean, in a flag or a file."""
 
 
 class Names(Protocol):
-    """The names that a setting takes: a list of them, or a view of a registry."""
+    """The names that a setting accepts: a list of them, or a view of a registry."""
 
     def __contains__(self, name: Any, /) -> bool: ...
 
@@ -42,15 +42,15 @@ def setting(
     """A field of a dataclass of settings.
 
     Args:
-        default: its value where none is given; a list is copied.
+        default: the value if none is given; a list is copied.
         help: one sentence.
-        group: the part of a command's help that it stands in, see `pertinence.commands.parser.GROUPS`.
-        choices: names, one of which it must be.
-        least, most: bounds of a whole number, which it may reach.
-        above, below: bounds of any other number, which it must not reach.
-        metavar: what stands for the value in the help; default: the type or the last word of the name.
-        extends: whether a flag that is given several times adds to a list; else the last one counts.
-        decides: whether the result of a search depends on it, so that a search with another value is another search.
+        group: the group of a command's help that lists it, see `pertinence.commands.parser.GROUPS`.
+        choices: the accepted names.
+        least, most: inclusive bounds of a whole number.
+        above, below: exclusive bounds of any other number.
+        metavar: the placeholder for the value in the help; default: the type or the last word of the name.
+        extends: whether a repeated flag adds to a list; else the last one counts.
+        decides: whether the result of a search depends on it, so that another value makes another search.
     """
     limits = {"choices": choices, "least": least, "most": most, "above": above, "below": below, "metavar": metavar}
     metadata = {"help": help, "group": group, "extends": extends, "decides": decides}
@@ -62,15 +62,15 @@ def setting(
 
 @dataclass(frozen=True)
 class Setting:
-    """What a field of a dataclass of settings takes, as its annotation and its metadata say.
+    """What a field of a settings dataclass accepts, according to its annotation and its metadata.
 
     Attributes:
-        name: of the field.
-        type: bool, int, float or str; of the parts of a list.
-        is_list, is_optional, takes_mapping: whether it is a list, may be None, and may be a mapping, which no flag
-            gives.
-        default: its value where none is given.
-        metadata: see `setting`; all of it may be missing.
+        name: name of the field.
+        type: bool, int, float or str; for a list the type of its elements.
+        is_list, is_optional, takes_mapping: whether it is a list, may be None, and may be a mapping, which cannot be
+            given by a flag.
+        default: the value if none is given.
+        metadata: see `setting`; every key may be missing.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Setting:
 
     @classmethod
     def of(cls, source: Field[Any], annotation: Any) -> Setting:
-        """Raises `PertinenceError` for an annotation of another type, or a field without default."""
+        """Read a field; raises `PertinenceError` if its annotation is of another type, or it has no default."""
         if source.default is not MISSING:
             default = source.default
         elif source.default_factory is not MISSING:
@@ -106,14 +106,15 @@ class Setting:
 
     @property
     def choices(self) -> Names | None:
-        """The names that it takes; None where it takes others."""
+        """The accepted names; None if it is not a choice among names."""
         return self.metadata.get("choices")
 
     def convert(self, value: Any) -> Any:
-        """A value from a file: text is read as that of a flag, and a number where text is expected as text.
+        """Convert a value from a file: text is read as a flag's text would be, and a number becomes text if text is
+        expected.
 
         Raises:
-            PertinenceError: the text does not say such a value.
+            PertinenceError: the text is not a value of this type.
         """
         if self.type is str and isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
@@ -125,7 +126,7 @@ class Setting:
             raise self._refusal(value) from None
 
     def check(self, value: Any) -> None:
-        """Raise `PertinenceError` where a value is not what the setting takes."""
+        """Raise `PertinenceError` unless the setting accepts a value."""
         if value is None and self.is_optional:
             return
         if self.choices is not None:
@@ -133,14 +134,14 @@ class Setting:
                 raise PertinenceError(f"{self.name}={shown(value)} is not one of {', '.join(self.choices)}")
         elif not self.is_list:
             self._check_one(value, value)
-        elif self.type is not str:  # what names experts is checked where they are loaded
+        elif self.type is not str:  # lists of text name experts, and are checked when those are loaded
             if not isinstance(value, list):
                 raise self._refusal(value, is_of_wrong_type=True)
             for one in value or [None]:
                 self._check_one(one, value)
 
     def _check_one(self, one: Any, value: Any) -> None:
-        """Check a value, or one of those in a list; `value` is shown where it is refused."""
+        """Check a value, or an element of a list; a refusal shows `value`."""
         limits = {"least": -math.inf, "most": math.inf, "above": -math.inf, "below": math.inf, **self.metadata}
         if self.type is str:
             if isinstance(one, (list, tuple, set)) or (isinstance(one, dict) and not self.takes_mapping):
@@ -164,7 +165,7 @@ class Setting:
 
     @property
     def _expected(self) -> str:
-        """What it must be or do, for the sentence that refuses another value."""
+        """What a value must be or do, for the sentence that refuses another one."""
         least, above, below = (self.metadata.get(name) for name in ("least", "above", "below"))
         if self.type in (str, bool):
             return "be text" if self.type is str else "be true or false"
@@ -182,13 +183,13 @@ def _alternatives(annotation: Any) -> set[Any]:
 
 
 def settings_of(arguments: type) -> tuple[Setting, ...]:
-    """The settings of a dataclass, in order: the fields that its constructor takes, but for those that are marked
+    """The settings of a dataclass, in order: the fields of its constructor, except those that are marked
     `is_no_setting` in their metadata.
 
     Raises:
-        PertinenceError: a field has no default, or is of a type that no flag gives.
+        PertinenceError: a field has no default, or is of a type that no flag can give.
     """
-    key: Any = arguments  # mypy takes a class with __eq__ for a value that cannot be hashed
+    key: Any = arguments  # mypy believes that a class with __eq__ cannot be hashed
     return _settings_of(key)
 
 
@@ -203,23 +204,23 @@ def _settings_of(arguments: Any) -> tuple[Setting, ...]:
 
 
 def check_settings(arguments: Any) -> None:
-    """Raise `PertinenceError` where a setting is not what its field takes."""
+    """Raise `PertinenceError` if a field does not accept its value."""
     for one in settings_of(type(arguments)):
         one.check(getattr(arguments, one.name))
 
 
 @dataclass
 class Settings:
-    """A dataclass of settings, which are checked when it is made."""
+    """Base of dataclasses of settings: their values are checked when an object is made."""
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     @classmethod
     def settings(cls) -> tuple[Setting, ...]:
-        """What it takes, in the order of the help."""
+        """All settings, in the order of the help."""
         return settings_of(cls)
 
     def used(self) -> tuple[Setting, ...]:
-        """Those of its settings that have an effect beside the others."""
+        """The settings that have an effect, given the values of the others."""
         return settings_of(type(self))

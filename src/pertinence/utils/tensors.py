@@ -1,4 +1,4 @@
-"""Tensors as files, and their hash."""
+"""Writing and hashing tensors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .io import give_usual_mode
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file with the mode of any new file."""
+    """Write a safetensors file with the usual mode of new files."""
     save_file(dict(tensors), path, metadata=metadata)
     give_usual_mode(path)
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names and numbers, those of floating point as float32, in hexadecimal."""
+    """SHA-256 of names, shapes and values, with floating-point values cast to float32, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         values = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
