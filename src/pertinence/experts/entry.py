@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,10 @@ class ExpertEntry:
     origin_revision: str | None = None
     dtype: str | None = None
     backend: str = TORCH
-    label_map: Sequence[int] | None = None
+    label_map: list[int] | None = None
     licence: str | None = None
-    select: Mapping[str, Any] | None = None
-    report: Mapping[str, Any] | None = None
+    select: dict[str, Any] | None = None
+    report: dict[str, Any] | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -185,7 +185,7 @@ class ExpertEntry:
 
 def backend_name(quantization: str | None) -> str:
     """The backend that computes in a quantization of `QUANTIZATIONS`; torch where there is none."""
-    return {kind: name for name, kind in QUANTIZATIONS.items()}.get(quantization, TORCH)
+    return next((name for name, kind in QUANTIZATIONS.items() if kind == quantization), TORCH)
 
 
 def is_embedded(repo_id: str | None) -> bool:

@@ -58,8 +58,8 @@ class Expert(nn.Module):
 
     @property
     def model(self) -> nn.Module:
-        """The classifier that runs, where its backend is of torch."""
-        return self.network.model
+        """The classifier that runs, where its backend has one in torch."""
+        return getattr(self.network, "model")  # noqa: B009
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +82,7 @@ class Expert(nn.Module):
     @property
     def labels(self) -> dict[int, str]:
         """Its names of the pool's labels."""
-        own, label_map = self.checkpoint.model.config.id2label, self.entry.label_map
+        own, label_map = self.checkpoint.labels, self.entry.label_map
         return dict(own) if label_map is None else {index: own[theirs] for index, theirs in enumerate(label_map)}
 
     @property
@@ -297,7 +297,10 @@ def reload_expert(
             f"expert {entry.name!r} has {entry.parameters:,} parameters, but what lies in {repo_id} has "
             f"{parameters:,}: it is another network"
         )
-    resolve_label_map(entry.label_map, checkpoint.model.config.id2label, entry.label_map, entry.name)
+    if entry.label_map is not None:
+        resolve_label_map(
+            entry.label_map, checkpoint.labels, dict.fromkeys(range(len(entry.label_map)), ""), entry.name
+        )
     return Expert(checkpoint, entry, preprocessing)
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..utils.errors import MALFORMED, PertinenceError, explain
-from .loading import Backbone
+from .loading import Backbone, Classifier
 
 
 class FeatureTap:
@@ -21,7 +20,7 @@ class FeatureTap:
     backbone, whose pooled output they are.
     """
 
-    def __init__(self, model: PreTrainedModel | Backbone | None = None):
+    def __init__(self, model: Classifier | None = None):
         # It does not hold the model, whose layers hold it: a model that is let go is freed at once.
         self.seen = threading.local()  # one model may be called from several threads
         for module in () if model is None or isinstance(model, Backbone) else model.modules():
@@ -30,7 +29,7 @@ class FeatureTap:
                 module.register_forward_pre_hook(self._remember)
 
     @classmethod
-    def of(cls, model: PreTrainedModel | Backbone) -> FeatureTap:
+    def of(cls, model: Classifier) -> FeatureTap:
         """The one of a model, however many experts are made from it."""
         tap = vars(model).get("_feature_tap")
         if tap is None:
@@ -44,9 +43,7 @@ class FeatureTap:
         if getattr(self.seen, "is_running", False):  # another expert may run the same model
             self.seen.is_linear, self.seen.input = isinstance(module, nn.Linear), inputs[0]
 
-    def run(
-        self, model: PreTrainedModel | Backbone, pixel_values: torch.Tensor, **options: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, model: Classifier, pixel_values: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the classifier on images: logits (b, C) and pooled features (b, F)."""
         self.seen.input, self.seen.is_running = None, True
         try:

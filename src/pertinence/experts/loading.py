@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -52,14 +52,22 @@ class Backbone(nn.Module):
         return ImageClassifierOutput(logits=pooled.flatten(1))
 
 
+Classifier = PreTrainedModel | Backbone
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a reference leads to: classifier, image processor, pinned revision (commit, or content hash), folder."""
 
-    model: PreTrainedModel | Backbone
+    model: Classifier
     processor: Any
     revision: str
     folder: Path | None
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """The names of its outputs."""
+        return cast(dict[int, str], self.model.config.id2label)
 
     def call_options(self, transform: Transform) -> dict[str, bool]:
         """With what the model is called besides pixels (see `size_options`)."""

@@ -58,14 +58,14 @@ def _aligned(references: Sequence[ExpertReference], experts: Sequence[Expert]) -
     first = experts[0]
     if references[0].label_map is not None:
         # The first expert's own map says what the labels of the pool are.
-        own = first.checkpoint.model.config.id2label
+        own = first.checkpoint.labels
         chosen = list(own) if references[0].label_map == "by_name" else references[0].label_map
         size = len(chosen) if isinstance(chosen, (list, tuple)) else len(own)
-        label_map = resolve_label_map(chosen, own, dict(enumerate(range(size))), first.entry.name)
+        label_map = resolve_label_map(chosen, own, dict.fromkeys(range(size), ""), first.entry.name)
         first = first.with_entry(first.entry.replace(label_map=label_map))
     labels, aligned = first.labels, [first]
     for reference, expert in zip(references[1:], experts[1:], strict=True):
-        name, names = expert.entry.name, expert.checkpoint.model.config.id2label
+        name, names = expert.entry.name, expert.checkpoint.labels
         label_map = resolve_label_map(reference.label_map, names, labels, name)
         check_same_labels(name, names, first.entry.name, labels, label_map)
         aligned.append(expert.with_entry(expert.entry.replace(label_map=label_map)))
@@ -80,7 +80,8 @@ def pool_labels(experts: Sequence[Expert]) -> dict[int, str]:
 def _unique_names(experts: Sequence[Expert]) -> list[str]:
     """Their names; where several have the same, with the names of their owners or folders, or with numbers."""
     given = [expert.entry.name for expert in experts]
-    names, seen = [], Counter()
+    names: list[str] = []
+    seen: Counter[str] = Counter()
     for name, expert in zip(given, experts, strict=True):
         owner = Path(expert.entry.repo_id or name).parent.name
         name = f"{owner}/{name}" if given.count(name) > 1 and owner else name

@@ -152,8 +152,9 @@ class PertinenceConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise `PertinenceError` where this cannot be the config of a model."""
-        if not 1 <= len(self.experts) <= MAX_EXPERTS:
-            raise PertinenceError(f"`experts` has {len(self.experts)} entries, expected 1 to {MAX_EXPERTS}")
+        count = len(self.experts or [])
+        if not 1 <= count <= MAX_EXPERTS:
+            raise PertinenceError(f"`experts` has {count} entries, expected 1 to {MAX_EXPERTS}")
         if self.preprocessing not in PREPROCESSING_MODES:
             raise PertinenceError(
                 f"preprocessing={shown(self.preprocessing)} is not one of {', '.join(map(repr, PREPROCESSING_MODES))}"
@@ -168,7 +169,7 @@ class PertinenceConfig(PreTrainedConfig):
         experts, stem = self.expert_entries, self.stem_entry
         for index, entry in enumerate(experts):
             for figures in filter(None, (entry.select, entry.report)):
-                _check_figures(f"expert {index} of config.json", figures, len(self.experts))
+                _check_figures(f"expert {index} of config.json", figures, count)
         entries = [*experts, *filter(None, [stem])]
         for entry in entries:
             if entry.unknown:

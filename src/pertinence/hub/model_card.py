@@ -72,7 +72,7 @@ class Card:
     @cached_property
     def experts(self) -> list[Figures | None]:
         """What each expert was measured to give on the report images."""
-        return [entry.report and Figures.from_dict(entry.report) for entry in self.config.expert_entries]
+        return [Figures.from_dict(entry.report) if entry.report else None for entry in self.config.expert_entries]
 
     @property
     def copied(self) -> list[ExpertEntry]:

@@ -76,9 +76,10 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         if config.experts:
             config.check()  # again: options of from_pretrained replace what the file says
         self._front = config.build_front()
+        stem = config.stem_entry
         self.costs = PoolCosts(
             {GMACS: tuple(entry.gmacs for entry in config.expert_entries)},
-            {GMACS: config.stem_entry.gmacs} if config.stem else {},
+            {GMACS: stem.gmacs} if stem else {},
         )
         self.dispatcher = Dispatcher(self._front, len(config.experts or []), config.feature_sizes)
         # Experts are references: attached after the dispatcher's weights are loaded, and never saved with them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,50 +57,25 @@ def predict(
         on_bad_image: "stop", or "skip": predictions are of the images that can be decoded, and name the others.
 
     Raises:
-        PertinenceError: an image that cannot be decoded (with "skip": none that can), or an expert that answers with
-            NaN.
+        PertinenceError: an image that cannot be decoded (with "skip": none that can), or an expert whose
+            scores are NaN.
     """
     root = Path(cache_dir or Path(HF_HOME) / "pertinence") / "predictions"
-    is_bad = torch.zeros(len(images), dtype=torch.bool)
-
-    def ask(expert: ExpertLike, with_features: bool) -> dict[str, torch.Tensor]:
-        identity = identify(expert, images, accelerator.device)
-        folder = store_folder(root, expert, identity)
-        tensors = read_store(folder, identity, with_features)
-        if tensors is not None and BAD in tensors and _has_healed(expert, images, tensors[BAD]):
-            tensors = None
-        if accelerator.num_processes > 1:
-            # All processes must agree on who has to run: one whose disk has no copy makes everybody run.
-            found = gather_object([tensors is not None])
-            tensors = tensors if all(found) else None
-        if tensors is None:
-            if accelerator.is_local_main_process:
-                check_writable(root, ADVICE)
-            stops = on_bad_image == "stop"
-            tensors = _run(expert, images, accelerator, with_features, batch_size, num_workers, stops)
-            if accelerator.is_local_main_process:
-                write_store(folder, identity, tensors)
-            accelerator.wait_for_everyone()
-        if BAD in tensors:
-            is_bad.logical_or_(tensors[BAD])
-        if not with_features:
-            tensors.pop("features", None)
-        return tensors
-
-    experts = [
-        ExpertPredictions.from_tensors(ask(expert, index in features_of), expert.num_labels)
-        for index, expert in enumerate(pool)
-    ]
+    runner = _Runner(images, accelerator, root, batch_size, num_workers, on_bad_image == "stop")
+    kept = [runner.keep(expert, index in features_of) for index, expert in enumerate(pool)]
+    of_stem = None if stem is None else runner.keep(stem, True)
+    experts = [ExpertPredictions.from_tensors(one, expert.num_labels) for one, expert in zip(kept, pool, strict=True)]
     labels = images.labels if images.labels is not None else torch.zeros(len(images), dtype=torch.int64)
     predictions = Predictions.of_pool(experts, labels, pool_costs(pool, stem, objective))
     if len(images.digests) == len(images):
         predictions = replace(predictions, digests=images.digests)
-    if stem is not None:
-        kept = ask(stem, True)
+    if of_stem is not None:
         # Of a stem only the features are read.
-        predictions = replace(predictions, stem=ExpertPredictions.from_tensors(kept, kept["scores"].shape[1]))
-    if not is_bad.any():
+        predictions = replace(predictions, stem=ExpertPredictions.from_tensors(of_stem, of_stem["scores"].shape[1]))
+    marks = [one[BAD] for one in (*kept, of_stem) if one is not None and BAD in one]
+    if not marks:
         return predictions
+    is_bad = torch.stack(marks).any(0)
     bad = is_bad.nonzero().squeeze(1).tolist()
     reason = _why(images, bad[0], [*pool, *filter(None, [stem])])
     if on_bad_image == "stop" or is_bad.all():
@@ -116,12 +91,6 @@ def pool_costs(pool: Sequence[ExpertLike], stem: ExpertLike | None = None, objec
     units = dict.fromkeys((GMACS, objective))
     of_stem = {} if stem is None else {unit: stem.entry.costs[unit] for unit in units}
     return PoolCosts({unit: tuple(expert.entry.costs[unit] for expert in pool) for unit in units}, of_stem, objective)
-
-
-def _has_healed(expert: ExpertLike, images: LabelledImages, is_bad: torch.Tensor) -> bool:
-    """Whether an image that could not be decoded can be now: a disk or a network was away."""
-    rows = is_bad.nonzero().squeeze(1).tolist()
-    return any(_problem(expert, images[row], images, row) is None for row in rows)
 
 
 def _why(images: LabelledImages, row: int, experts: Sequence[ExpertLike]) -> PertinenceError:
@@ -142,50 +111,97 @@ def _problem(expert: ExpertLike, decoded: Any, images: LabelledImages, row: int)
     return None
 
 
-def _run(
-    expert: ExpertLike,
-    images: LabelledImages,
-    accelerator: Accelerator,
-    with_features: bool,
-    batch_size: int,
-    workers: int,
-    stops: bool,
-) -> dict[str, torch.Tensor]:
-    batches = [list(range(start, min(start + batch_size, len(images)))) for start in range(0, len(images), batch_size)]
-    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
-    loader = torch.utils.data.DataLoader(
-        images, batch_sampler=[batches[i] for i in mine], num_workers=workers, collate_fn=_no_collate
-    )
-    home = expert.device
-    expert.to(accelerator.device)
-    results = []
-    name = expert.entry.name
-    count = sum(len(batches[i]) for i in mine)
-    with progress_bar(count, f"Predictions of {name}", "image", accelerator.is_local_main_process) as bar:
-        for index, batch in zip(mine, loader, strict=True):
-            problems = [_problem(expert, image, images, row) for image, row in zip(batch, batches[index], strict=True)]
-            if stops:
-                raise_or(problems)
-            # In the place of what cannot be read stands an image that can: its answers are marked, and not used.
-            usable = [image for image, problem in zip(batch, problems, strict=True) if problem is None]
-            blank = usable[0] if usable else torch.zeros(3, *expert.entry.transform.size, dtype=torch.uint8)
-            decoded = [blank if problem else image for image, problem in zip(batch, problems, strict=True)]
-            # A batch of another size may run other kernels, whose last bits depend on what the process did before.
-            filled = decoded + decoded[:1] * (batch_size - len(batch))
-            logits, features = (values[: len(batch)].cpu() for values in expert(filled, batch_size))
-            kept = compress(logits)
-            if with_features:
-                kept["features"] = features
-            kept[BAD] = torch.tensor([problem is not None for problem in problems])
-            results.append((index, kept))
-            bar.update(len(batch))
-    expert.to(home)
-    if accelerator.num_processes > 1:
-        results = sorted(gather_object(results), key=lambda item: item[0])
-    joined = {key: torch.cat([kept[key] for _, kept in results]) for key in results[0][1]}
-    if not joined[BAD].any():
-        del joined[BAD]
-    return joined
+@dataclass(frozen=True)
+class _Runner:
+    """Runs experts over images, or takes what the cache has of them.
+
+    Attributes:
+        images, accelerator, batch_size, num_workers: as in `predict`.
+        root: folder of the cache.
+        stops: whether an image that cannot be decoded is an error; else it is marked.
+    """
+
+    images: LabelledImages
+    accelerator: Accelerator
+    root: Path
+    batch_size: int
+    num_workers: int
+    stops: bool
+
+    def keep(self, expert: ExpertLike, with_features: bool) -> dict[str, torch.Tensor]:
+        """The tensors that are kept of an expert, see `ExpertPredictions`; and `BAD`, where an image is."""
+        accelerator = self.accelerator
+        identity = identify(expert, self.images, accelerator.device)
+        folder = store_folder(self.root, expert, identity)
+        tensors = read_store(folder, identity, with_features)
+        if tensors is not None and BAD in tensors and self._has_healed(expert, tensors[BAD]):
+            tensors = None
+        if accelerator.num_processes > 1:
+            # All processes must agree on who has to run: one whose disk has no copy makes everybody run.
+            found = gather_object([tensors is not None])
+            tensors = tensors if all(found) else None
+        if tensors is None:
+            if accelerator.is_local_main_process:
+                check_writable(self.root, ADVICE)
+            tensors = self._run(expert, with_features)
+            if accelerator.is_local_main_process:
+                write_store(folder, identity, tensors)
+            accelerator.wait_for_everyone()
+        if not with_features:
+            tensors.pop("features", None)
+        return tensors
+
+    def _has_healed(self, expert: ExpertLike, is_bad: torch.Tensor) -> bool:
+        """Whether an image that could not be decoded can be now: a disk or a network was away."""
+        rows = is_bad.nonzero().squeeze(1).tolist()
+        return any(_problem(expert, self.images[row], self.images, row) is None for row in rows)
+
+    def _run(self, expert: ExpertLike, with_features: bool) -> dict[str, torch.Tensor]:
+        """Run an expert over all images, of which each process takes some batches."""
+        accelerator, count = self.accelerator, len(self.images)
+        batches = [range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
+        mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
+        loader = torch.utils.data.DataLoader(
+            self.images,
+            batch_sampler=[list(batches[index]) for index in mine],
+            num_workers=self.num_workers,
+            collate_fn=_no_collate,
+        )
+        home, results = expert.device, []
+        expert.to(accelerator.device)
+        shown = f"Predictions of {expert.entry.name}"
+        total = sum(len(batches[index]) for index in mine)
+        with progress_bar(total, shown, "image", accelerator.is_local_main_process) as bar:
+            for index, batch in zip(mine, loader, strict=True):
+                results.append((index, self._run_batch(expert, batch, batches[index], with_features)))
+                bar.update(len(batch))
+        expert.to(home)
+        if accelerator.num_processes > 1:
+            results = sorted(gather_object(results), key=lambda item: item[0])
+        joined = {key: torch.cat([kept[key] for _, kept in results]) for key in results[0][1]}
+        if not joined[BAD].any():
+            del joined[BAD]
+        return joined
+
+    def _run_batch(
+        self, expert: ExpertLike, batch: list[Any], rows: Sequence[int], with_features: bool
+    ) -> dict[str, torch.Tensor]:
+        """What is kept of an expert's outputs for a batch of images, or of errors in their places."""
+        problems = [_problem(expert, image, self.images, row) for image, row in zip(batch, rows, strict=True)]
+        if self.stops:
+            raise_or(problems)
+        # In the place of what cannot be read stands an image that can: its outputs are marked, and not used.
+        usable = [image for image, problem in zip(batch, problems, strict=True) if problem is None]
+        blank = usable[0] if usable else torch.zeros(3, *expert.entry.transform.size, dtype=torch.uint8)
+        decoded = [blank if problem else image for image, problem in zip(batch, problems, strict=True)]
+        # A batch of another size may run other kernels, whose last bits depend on what the process did before.
+        filled = decoded + decoded[:1] * (self.batch_size - len(batch))
+        logits, features = (values[: len(batch)].cpu() for values in expert(filled, self.batch_size))
+        kept = compress(logits)
+        if with_features:
+            kept["features"] = features
+        kept[BAD] = torch.tensor([problem is not None for problem in problems])
+        return kept
 
 
 def _no_collate(batch: list[Any]) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ class Backend(Protocol):
         version: of what it computes: predictions that were kept of another version are not used.
         devices: kinds of device that it runs on, like ("cpu",); None: all of torch's.
         fixed_dtype: that it computes in whatever the model is cast to; None: it is cast like the model.
-        compiles: whether it has a method `compile`, which takes the options of `torch.compile` and works in place.
+        compiles: whether it can be compiled.
     """
 
     version: ClassVar[int]
@@ -56,6 +56,9 @@ class Backend(Protocol):
     @property
     def memory(self) -> int:
         """Bytes of the weights that it holds."""
+
+    def compile(self, **options: Any) -> None:
+        """Compile it, in place, with options of `torch.compile`; called only where `compiles`."""
 
     def run(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Classify a batch.

@@ -13,7 +13,7 @@ from torch import nn
 from ...utils.errors import PertinenceError
 from ..entry import ExpertEntry
 from ..features import FeatureTap
-from ..loading import Checkpoint
+from ..loading import Checkpoint, Classifier
 
 
 ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
@@ -44,7 +44,7 @@ class TorchBackend(nn.Module):
         some = (parameter for parameter in self.model.parameters() if parameter.is_floating_point())
         self._parameter = (next(some, torch.empty(0, dtype=torch.float32)),)
 
-    def prepared(self, model: nn.Module) -> nn.Module:
+    def prepared(self, model: Classifier) -> Classifier:
         """What is run of a checkpoint's classifier."""
         return model
 
@@ -86,7 +86,7 @@ class TorchInt8Backend(TorchBackend):
     devices: ClassVar[tuple[str, ...] | None] = ("cpu",)
     fixed_dtype: ClassVar[torch.dtype | None] = torch.float32  # between its 8-bit layers
 
-    def prepared(self, model: nn.Module) -> nn.Module:
+    def prepared(self, model: Classifier) -> Classifier:
         """Raises `PertinenceError` where there is no such layer."""
         names = _linear_layers(model)
         if not names:
@@ -112,7 +112,7 @@ def is_convolutional(model: nn.Module) -> bool:
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
 
 
-def _linear_layers(model: nn.Module) -> list[str]:
+def _linear_layers(model: Classifier) -> list[str]:
     """Names of a classifier's linear layers, but for those that give one number for each label."""
     labels = model.config.num_labels
     return [
