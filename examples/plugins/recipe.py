@@ -33,11 +33,9 @@ class MarginRecipe(Recipe):
         self.measure, self.images = predictions.measure, {"select": len(predictions)}
         self.largest = evaluate_experts(predictions)[-1]
         self.last = predictions.num_experts - 1
-        starts = np.nextafter(float(self.last), 0)
-        halfway = np.array([[start, *[0.5] * self.last] for start in range(self.last)], dtype=float)
-        self.space = Box(
-            lower=np.zeros(1 + self.last), upper=np.array([starts, *[1.0] * self.last]), seeds=halfway, neutral=halfway
-        )
+        upper = np.array([np.nextafter(self.last, 0.0), *[1.0] * self.last])
+        alike = np.array([[i, *[t] * self.last] for t in (0.5, 0.1, 0.9) for i in range(self.last)], dtype=float)
+        self.space = Box(np.zeros_like(upper), upper, seeds=alike, neutral=alike[: self.last])
 
     @classmethod
     def prepare(cls, problem):

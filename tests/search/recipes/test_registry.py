@@ -6,6 +6,7 @@ import pytest
 
 from pertinence import PertinenceError, SearchArguments, register_recipe
 from pertinence.search.recipes.arguments import CascadeArguments, PaperArguments
+from pertinence.search.recipes.base import Recipe
 from pertinence.search.recipes.registry import RECIPES, RecipeChoices, recipe_names
 
 
@@ -14,8 +15,10 @@ class TreeArguments:
     depth: int = field(default=2, metadata={"least": 1})
 
 
-class TreeRecipe:
+class TreeRecipe(Recipe):
     """What is never run here."""
+
+    name = "trees"
 
 
 @pytest.fixture(autouse=True)

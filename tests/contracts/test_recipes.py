@@ -1,0 +1,189 @@
+"""What every recipe keeps to: ours, and one from outside the package (examples/plugins/recipe.py)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pertinence import PertinenceError, SearchArguments, register_recipe
+from pertinence.evaluation.outcomes import evaluate_point
+from pertinence.predictions.predict import ExpertPredictions, Predictions
+from pertinence.routing.costs import PoolCosts
+from pertinence.search.front_search import prepare_recipes
+from pertinence.search.recipes.base import Recipe
+from pertinence.search.recipes.registry import RECIPES
+
+
+RECIPE_NAMES = ("paper", "cascade", "margin")
+COUNT, LABELS, FEATURES = 300, 4, 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def example(plug_in):
+    return plug_in("recipe")
+
+
+@pytest.fixture(scope="module", params=RECIPE_NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def predictions() -> Predictions:
+    """Three experts of rising skill."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, LABELS, (COUNT,), generator=generator)
+    experts = []
+    for skill in (2.0, 3.0, 5.0):
+        logits = skill * torch.nn.functional.one_hot(labels, LABELS)
+        features = torch.randn(COUNT, FEATURES, generator=generator)
+        experts.append(ExpertPredictions.keep(logits + 2 * torch.randn(COUNT, LABELS, generator=generator), features))
+    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs((1.0, 3.0, 10.0)).with_unit("latency", (2, 3, 4)))
+
+
+def prepared(name: str, predictions: Predictions) -> tuple[Recipe, Predictions]:
+    """The recipe, and the images that it is judged on."""
+    (recipe,), judged = prepare_recipes(predictions, SearchArguments(recipe=name, epochs=2), True, "cpu")
+    return recipe, judged
+
+
+@pytest.fixture(scope="module")
+def recipe(name, predictions):
+    return prepared(name, predictions)[0]
+
+
+@pytest.fixture(scope="module")
+def judged(name, predictions):
+    return prepared(name, predictions)[1]
+
+
+@pytest.fixture(scope="module")
+def genomes(recipe) -> np.ndarray:
+    space, random = recipe.space, np.random.default_rng(0)
+    drawn = random.uniform(space.lower, space.upper, (4, len(space.lower)))
+    return np.concatenate([space.neutral[:1], drawn, [space.lower, space.upper]])
+
+
+@pytest.fixture(scope="module")
+def individuals(recipe, genomes):
+    return list(recipe.evaluate(genomes))
+
+
+def candidates(individual) -> list:
+    return [individual.candidate(index) for index in range(len(individual.costs))]
+
+
+def assert_same(ours, theirs) -> None:
+    """Two individuals of the same genome, bit by bit."""
+    assert ours.own == theirs.own
+    assert np.array_equal(ours.accuracy, theirs.accuracy)
+    assert np.array_equal(ours.costs, theirs.costs)
+    for mine, yours in zip(candidates(ours), candidates(theirs), strict=True):
+        assert (mine.point, mine.versus_largest) == (yours.point, yours.versus_largest)
+        for a, b in zip(mine.heads, yours.heads, strict=True):
+            assert torch.equal(a.weight, b.weight)
+            assert torch.equal(a.bias, b.bias)
+
+
+def test_the_example_is_short(example):
+    assert len(Path(example.__file__).read_text().splitlines()) <= 60
+
+
+def test_it_says_what_it_is(name, recipe, predictions, judged):
+    assert (recipe.name, recipe.measure) == (name, predictions.measure)
+    assert all(isinstance(count, int) for count in recipe.images.values())
+    settings = SearchArguments(recipe=name).of_recipe(name)
+    assert set(recipe.features_of(settings)) <= {0, 1, 2}
+    share = recipe.divides(settings)
+    assert len(judged) == (COUNT if share is None else pytest.approx(share * COUNT, abs=1))
+
+
+def test_genomes_that_it_proposes_lie_within_its_bounds(recipe):
+    space = recipe.space
+    assert space.lower.shape == space.upper.shape
+    assert (space.lower <= space.upper).all()
+    assert len(space.neutral), "what it gives without a search is a baseline"
+    for proposed in (space.seeds, space.neutral):
+        assert proposed.shape[1:] == space.lower.shape
+        assert ((space.lower <= proposed) & (proposed <= space.upper)).all()
+
+
+def test_every_genome_becomes_an_individual(individuals, genomes):
+    assert len(individuals) == len(genomes)
+    for individual in individuals:
+        assert individual.accuracy.shape == individual.costs.shape
+        assert 0 <= individual.own < len(individual.costs)
+
+
+def test_it_gives_the_same_again(name, predictions, individuals, genomes):
+    again = prepared(name, predictions)[0].evaluate(genomes)
+    for ours, theirs in zip(individuals, again, strict=True):
+        assert_same(ours, theirs)
+
+
+def test_an_individual_does_not_depend_on_its_neighbours(recipe, individuals, genomes):
+    for ours, genome in zip(individuals, genomes, strict=True):
+        assert_same(ours, *recipe.evaluate(genome[None]))
+
+
+def test_its_candidates_are_dispatchers_of_the_pool(name, individuals):
+    for individual in individuals:
+        for candidate in candidates(individual):
+            candidate.check(3, dict.fromkeys(range(3), FEATURES))
+            assert candidate.point.recipe == name
+
+
+def test_its_figures_are_what_the_model_does(individuals, judged):
+    for individual in individuals:
+        candidate, own = individual.candidate(individual.own), individual.own
+        select = candidate.point.select
+        assert (individual.accuracy[own], individual.costs[own]) == (candidate.accuracy, candidate.cost)
+        assert select.objective == "latency"
+        assert sum(select.expert_shares) == pytest.approx(1)
+        measured = evaluate_point(candidate.point, candidate.heads, judged).figures
+        # Of an estimate out of fold accuracy is that of other heads, cost that of these.
+        assert measured.costs == pytest.approx(select.costs, rel=2e-3 if select.estimate else 1e-6)
+        assert measured.accuracy == pytest.approx(select.accuracy, abs=0.1 if select.estimate else 1e-9)
+        assert measured.samples == select.samples
+
+
+# From outside the package
+
+
+def test_searched_saved_and_recorded(record):
+    assert record["settings"]["recipe"] == "paper+margin"
+    assert record["settings"]["margin_steps"] == 10
+    evaluated = [one for one in record["evaluated"] if one["recipe"] == "margin"]
+    assert len(evaluated) == 6 * 2
+    assert len(record["hypervolumes"]["margin"]) == 2
+    assert "margin without search" in record["baselines"]
+
+
+def test_its_points_are_saved_loaded_and_evaluated_without_it(record, evaluated):
+    points = [point for point in record["front"] if point["recipe"] == "margin"]
+    assert points
+    again = {point["name"]: point for point in evaluated["front"]}
+    for point in points:
+        assert again[point["name"]]["accuracy"] == point["report"]["accuracy"]
+
+
+def test_its_settings_are_obeyed(example, predictions):
+    coarse = SearchArguments(recipe="margin", margin_steps=1)
+    (recipe,), _ = prepare_recipes(predictions, coarse, True, "cpu")
+    heads = [one.candidate(0).heads[0] for one in recipe.evaluate(np.array([[0, 0.3, 0.7], [0, 0.6, 0.2]]))]
+    assert [head.bias[1].item() for head in heads] == [0.0, 1.0]
+    with pytest.raises(PertinenceError, match="margin_steps must be at least 1"):
+        SearchArguments(recipe="margin", margin_steps=0)
+
+
+def test_a_class_that_is_no_recipe_is_refused():
+    register_recipe("lacking", type("Lacking", (), {"name": "lacking", "prepare": None}))
+    with pytest.raises(PertinenceError, match="the recipe 'Lacking' has no features_of, divides, evaluate: see"):
+        RECIPES.get("lacking").load()
+
+
+def test_a_recipe_that_is_nowhere_is_refused():
+    register_recipe("nowhere", "no_such_module:Recipe")
+    with pytest.raises(PertinenceError, match="the plugin no_such_module:Recipe cannot be imported"):
+        RECIPES.get("nowhere").load()
