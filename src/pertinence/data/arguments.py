@@ -1,4 +1,4 @@
-"""Settings: which images."""
+"""Settings of the images to use."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from ..utils.settings import Settings, setting
 
 @dataclass
 class DataArguments(Settings):
-    """Which images."""
+    """Which images to use."""
 
     dataset: str | None = setting(
         None, "Hub id (or id@revision) of a data set, or a local folder of images or parquet files.", group="data"
     )
-    split: str | None = setting(None, "Split; must hold images that no expert was trained on.", group="data")
-    dataset_config: str | None = setting(None, "Configuration, of a data set that has several.", group="data")
+    split: str | None = setting(None, "Split; its images must not have trained any expert.", group="data")
+    dataset_config: str | None = setting(None, "Configuration of a data set that has several.", group="data")
     image_column: str | None = setting(None, "Default: the only image column.", group="data")
     label_column: str | None = setting(None, "Default: the only class-label column.", group="data")
     label_map: str | None = setting(
         None,
-        "by_name: find labels among those of the experts by name; default: by index.",
+        "by_name: match labels to those of the experts by name; default: by index.",
         group="data",
         choices=["by_name"],
     )
     limit: int | None = setting(None, "Use only the first N images.", group="data", least=1)
 
     def replaced(self, dataset: str | None, split: str | None) -> DataArguments:
-        """The same for another data set or split, where one is given."""
+        """A copy with another data set or split, if one is given."""
         return replace(self, dataset=dataset or self.dataset, split=split or self.split)

@@ -1,4 +1,4 @@
-"""Images of any sizes together: grouped, chunked, gathered."""
+"""Batches of images of different sizes: grouped, split into chunks, gathered."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Images = torch.Tensor | Sequence[torch.Tensor]
 """uint8 images: one tensor (B, 3, H, W), or B tensors (3, H, W) of any sizes."""
 
 STACKED_BYTES = 2**28
-"""Images of one size are put into one tensor up to this size: above it the copy costs more than it saves."""
+"""Images of one size are stacked into one tensor only up to this size: above it the copy costs more than it saves."""
 
 
 def by_shape(images: Images, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Apply a function of (b, 3, H, W) tensors to images of any sizes, in groups of one shape; keep the order."""
+    """Apply a function of (b, 3, H, W) tensors to images of any sizes, grouped by shape; the order is kept."""
     if isinstance(images, torch.Tensor):
         return function(images)
     groups = defaultdict(list)
@@ -33,8 +33,11 @@ def by_shape(images: Images, function: Callable[[torch.Tensor], torch.Tensor]) -
 
 
 def sorted_by_shape(images: Images) -> tuple[Images, list[int] | None]:
-    """Images with those of one size side by side, so that few chunks hold several sizes; and their order, if it is
-    another."""
+    """Sort images by size, so that few chunks hold several sizes.
+
+    Returns:
+        The sorted images, and the index of each in `images`; None instead of the indices if the order did not change.
+    """
     if isinstance(images, torch.Tensor) or all(image.shape == images[0].shape for image in images):
         return images, None
     order = sorted(range(len(images)), key=lambda index: images[index].shape)
@@ -42,7 +45,7 @@ def sorted_by_shape(images: Images) -> tuple[Images, list[int] | None]:
 
 
 def chunks(images: Images, size: int) -> Sequence[Images]:
-    """As few parts as possible of at most so many images each, and of about the same number."""
+    """Split images into as few chunks as possible of at most `size` images each, of about equal length."""
     count = len(images)
     if count <= size:
         return [images]
@@ -51,7 +54,7 @@ def chunks(images: Images, size: int) -> Sequence[Images]:
 
 
 def stacked(images: Images) -> Images:
-    """Images of one size as one tensor, so that some of them are gathered at once; others as they are."""
+    """Stack images of one size into one tensor, from which rows are gathered at once; others stay a list."""
     if isinstance(images, torch.Tensor):
         return images
     first = images[0]
@@ -63,7 +66,7 @@ def stacked(images: Images) -> Images:
 
 
 def take(images: Images, rows: torch.Tensor) -> Images:
-    """Some of the images; rows rising, int64 (b,), on the CPU."""
+    """Select images by row: int64 (b,), rising, on the CPU."""
     if len(rows) == len(images):
         return images
     if isinstance(images, torch.Tensor):

@@ -1,4 +1,4 @@
-"""Columns of a data set: which one holds the images, which one the labels, and what its labels are."""
+"""Columns of a data set: which one holds the images, which one holds the labels, and which labels it holds."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .labels import BY_NAME
 
 
 def find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role: str) -> str:
-    """The column that is wanted, or the only one of a kind.
+    """The name of the requested column, or of the only one of a kind.
 
     Args:
         dataset: one split.
-        wanted: its name; None: the only column of that kind.
+        wanted: the requested name; None: the only column of that kind.
         kind: `datasets.Image` or `datasets.ClassLabel`.
         role: "image" or "label", for messages.
 
     Raises:
-        PertinenceError: there is no such column, or no single one.
+        PertinenceError: the column does not exist, or none or several are of that kind.
     """
     if wanted is not None:
         if wanted not in dataset.column_names:
@@ -42,7 +42,7 @@ def find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role:
 def read_labels(
     dataset: datasets.Dataset, column: str, label_map: str | None
 ) -> tuple[torch.Tensor, dict[int, str] | None]:
-    """Labels of a column, int64 (n,), and their names by index where it has any; text is its own name.
+    """Labels of a column, int64 (n,), and their names by index, None if it has no names; text is its own name.
 
     Raises:
         PertinenceError: the column holds no labels, or no names where `label_map` asks for them.

@@ -1,4 +1,4 @@
-"""Labelled images of a split, each decoded when it is asked for."""
+"""Labelled images of a split, decoded when they are read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .labels import BY_NAME, first_difference, in_another_order, is_generic, pla
 
 
 HASHED_IMAGES = 20_000
-"""At most about so many images of a split are hashed."""
+"""Approximate upper limit on the number of images of a split that are hashed."""
 
 
 class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
@@ -32,18 +32,18 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
     An error is returned, not raised, so that it crosses a worker process as one clear sentence; see `raise_or`.
 
     Args:
-        dataset: with one image and one class-label column, or more and the names of those to use.
-        image_column, label_column: default to the only ones.
-        needs_labels: whether a data set without labels is refused; where labels are not needed none are read.
-        label_map: "by_name": labels, which may be text, are those of a pool that have the same names (see
-            `match_labels`); None: those that have the same indices.
+        dataset: one split.
+        image_column, label_column: names of the columns; default: the only image and the only class-label column.
+        needs_labels: whether to refuse a data set without labels; if false, labels are not read.
+        label_map: "by_name": match labels, which may be text, to those of a pool by name (see `match_labels`); None:
+            by index.
 
     Attributes:
         labels: int64 (n,), or None.
-        label_names: label by index, or None where the column knows no names.
-        digests: int64 (m,), hashes of the encoded images; of a large split those of evenly spaced ones.
-        fingerprint: content hash of images and labels, in their order; of a large split of those images that are
-            hashed, of the sizes of all, and of all labels.
+        label_names: name of each label by index, or None if the column has no names.
+        digests: int64 (m,), hashes of the encoded images; in a large split only of evenly spaced ones.
+        fingerprint: content hash of images and labels, in order; of a large split the hash of the hashed images, of
+            the sizes of all images, and of all labels.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
             )
         if not isinstance(dataset, datasets.Dataset):
             raise PertinenceError(f"expected a datasets.Dataset, got {type(dataset).__name__}")
-        dataset = dataset.with_format(None)  # without a transform of the user's, or columns that it hides
+        dataset = dataset.with_format(None)  # a format of the user's may transform images or hide columns
         self.image_column = find_column(dataset, image_column, datasets.Image, "image")
         if len(dataset) == 0:
             raise PertinenceError("the split is empty: there are no images to use")
@@ -88,7 +88,7 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
         self.fingerprint = digest.hexdigest()[:16]
 
     def select(self, rows: torch.Tensor) -> LabelledImages:
-        """Some of the images; int64 (m,)."""
+        """The images of some rows, int64 (m,)."""
         chosen = copy.copy(self)
         chosen.labels = None if self.labels is None else self.labels[rows]
         chosen._set_images(self._images.select(rows.tolist()))
@@ -103,7 +103,7 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
         return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.int64).copy())
 
     def _image_sizes(self) -> np.ndarray:
-        """int64 (n,), bytes of every encoded image: what tells images apart that are not hashed."""
+        """int64 (n,), bytes of every encoded image: they distinguish images that are not hashed."""
         encoded = self._encoded.with_format("arrow")
         sizes = []
         for table in encoded.iter(10_000):
@@ -119,33 +119,36 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
     def __getitem__(self, index: int) -> torch.Tensor | PertinenceError:
         try:
             return decode_image(open_row(self._encoded[index][self.image_column] or {}, self._mode))
-        except Exception as error:  # Pillow's readers, and those of data sets, fail in any way
+        except Exception as error:  # Pillow and `datasets` may raise anything
             reason = first_line(error) if isinstance(error, PertinenceError) else explain(error)
             return unusable(index, self.image_column, reason)
 
     @property
     def commit(self) -> str | None:
-        """That of the Hub's data set which the images are from; None where they are from elsewhere."""
-        # By which `datasets` names the folder of what it prepares.
+        """Commit of the Hub data set that the images come from; None if they come from elsewhere."""
+        # `datasets` names the folder of a prepared data set by its commit.
         homes = {Path(file["filename"]).parent.name for file in self._images.cache_files}
         return next(iter(homes)) if len(homes) == 1 and all(map(is_commit, homes)) else None
 
     @property
     def num_copies(self) -> int:
-        """How many of the images that are hashed are copies of others."""
+        """How many of the hashed images are duplicates of others."""
         return len(self.digests) - len(self.digests.unique())
 
     def match_labels(self, labels: dict[int, str]) -> None:
-        """Give the labels the indices that a pool's have, where that goes by name.
+        """Check that the labels are those of a pool; with `label_map="by_name"` give them the pool's indices.
+
+        Args:
+            labels: labels of the pool by index.
 
         Raises:
-            PertinenceError: they cannot be labels that the pool answers with.
+            PertinenceError: the labels do not fit the pool.
         """
         if self.labels is None:
             return
         if self.label_map == "by_name" and self.label_names is not None:
             advice = "rename them as the experts call them, or leave their images out"
-            used, which = self.labels.unique(return_inverse=True)  # names that no image has may be any
+            used, which = self.labels.unique(return_inverse=True)  # names that no image has need no match
             names = {label: self.label_names[label] for label in used.tolist()}
             places = torch.tensor(places_by_name(names, labels, "the data set", advice))
             self.labels, self.label_names = places[which], dict(labels)
@@ -172,7 +175,7 @@ def labelled(
     label_column: str | None = None,
     label_map: str | None = None,
 ) -> LabelledImages:
-    """A data set as `LabelledImages`; one that is that already is refused where it lacks labels that are needed."""
+    """Convert a data set to `LabelledImages`; images without labels are refused if labels are needed."""
     if not isinstance(images, LabelledImages):
         return LabelledImages(images, image_column, label_column, needs_labels, label_map)
     if needs_labels and images.labels is None:
@@ -181,7 +184,8 @@ def labelled(
 
 
 def _hash_image(image: Mapping[str, Any]) -> bytes:
-    """SHA-256 of an image as it is stored; of what is in no file decoding will say what is wrong."""
+    """SHA-256 of an image as it is stored; an image that cannot be read is hashed by its path, and decoding it later
+    reports the error."""
     content, path = image.get("bytes"), image.get("path")
     if content is None and path is not None and Path(path).is_file():
         with suppress(OSError), open(path, "rb") as file:
@@ -193,11 +197,11 @@ def _file_size(path: str | None) -> int:
     try:
         return -1 if path is None else Path(path).stat().st_size
     except (OSError, ValueError):
-        return -1  # decoding it will say what is wrong
+        return -1  # decoding it will report the error
 
 
 def unusable(index: int, column: str, reason: str) -> PertinenceError:
-    """What to say of an image that cannot be used."""
+    """The error for an image that cannot be decoded."""
     return PertinenceError(
         f"image {index} of column {column!r} cannot be decoded ({reason}): remove it, or skip such images with "
         "--on-bad-image skip"
@@ -205,14 +209,14 @@ def unusable(index: int, column: str, reason: str) -> PertinenceError:
 
 
 def first_readable(images: LabelledImages) -> torch.Tensor:
-    """The first image that can be decoded; raises what is wrong with the first of all where none can."""
+    """The first image that can be decoded; raises the error of the first image if none can."""
     decoded = (images[index] for index in range(len(images)))
     found = next((image for image in decoded if not isinstance(image, PertinenceError)), None)
     return raise_or([images[0]])[0] if found is None else found
 
 
 def raise_or(items: Sequence[torch.Tensor | PertinenceError]) -> list[torch.Tensor]:
-    """Decoded images, or the first error among them, raised."""
+    """Return decoded images, or raise the first error among them."""
     decoded = []
     for item in items:
         if isinstance(item, PertinenceError):

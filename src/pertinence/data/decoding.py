@@ -1,4 +1,4 @@
-"""Images of any kind as uint8 tensors."""
+"""Decoding: images of any kind as uint8 tensors."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ logger = logging.get_logger(__name__)
 REMOTE, ARCHIVE = (
     re.compile(rf"({schemes})://") for schemes in ("https?|hf|s3|gs|gcs|abfs|az", "zip|tar|gzip|xz|bz2|zstd")
 )
-"""Where a row of a data set may say that its image lies, other than in a file of this machine."""
+"""Where the path of a row of a data set may lead, besides a local file."""
 
 
 def decode_image(image: Any) -> torch.Tensor:
-    """One image of any kind to an RGB uint8 tensor (3, H, W).
+    """Decode one image of any kind to an RGB uint8 tensor (3, H, W).
 
     Raises:
-        PertinenceError: not an image, or one that cannot be decoded.
+        PertinenceError: it is not an image, or cannot be decoded.
     """
     if isinstance(image, (str, Path)):
         try:
             source = image if os.path.isfile(image) else BytesIO(fetch(str(image)))
-            with open_image(source) as opened:  # closed again, also where it cannot be decoded
+            with open_image(source) as opened:  # the file is closed even if decoding fails
                 return decode_image(opened)
-        except Exception as error:  # Pillow's readers fail in any way: say which file and why
+        except Exception as error:  # Pillow may raise anything: say which file and why
             reason = str(error) if isinstance(error, PertinenceError) else explain(error)
             raise PertinenceError(f"{shown(str(image), 300)} cannot be read as an image ({reason})") from error
     if isinstance(image, Image.Image):
@@ -50,7 +50,7 @@ def decode_image(image: Any) -> torch.Tensor:
                     "An image has more than 8 bits a channel: what lies above 255 is cut off, as transformers does. "
                     "Scale such images down before."
                 )
-            # As transformers' `load_image` does, so that an expert sees the same pixels inside as alone.
+            # As in transformers' `load_image`, so that an expert sees the same pixels as when it is used alone.
             image = ImageOps.exif_transpose(image).convert("RGB")
         except Exception as error:  # as above
             raise PertinenceError(
@@ -69,7 +69,7 @@ def decode_image(image: Any) -> torch.Tensor:
 
 
 def open_image(source: str | Path | BinaryIO) -> Image.Image:
-    """An image of a file, opened and not decoded; raises `PertinenceError` for PostScript."""
+    """Open an image file without decoding it; raises `PertinenceError` for PostScript."""
     opened = Image.open(source)
     _refuse_programs(opened)
     return opened
@@ -81,16 +81,16 @@ def _refuse_programs(image: Image.Image) -> None:
 
 
 def open_row(row: Mapping[str, Any], mode: str | None) -> Image.Image:
-    """The image of a row, opened; it is decoded here only where its column asks for another mode.
+    """Open the image of a row; it is decoded here only if its column requires another mode.
 
     `datasets` would decode it at once: it would run PostScript, and wait for ever for a pipe.
 
     Args:
-        row: content (`bytes`) or place (`path`), as `datasets.Image(decode=False)` has them.
-        mode: of the column.
+        row: content (`bytes`) or location (`path`), as `datasets.Image(decode=False)` gives them.
+        mode: Pillow mode of the column, or None.
 
     Raises:
-        PertinenceError: the row has no image, or its path leads neither to a file nor to a place that rows may name.
+        PertinenceError: the row has no image, or its path leads neither to a file nor to an allowed location.
     """
     content, path = row.get("bytes"), row.get("path")
     if content is not None:
@@ -105,7 +105,7 @@ def open_row(row: Mapping[str, Any], mode: str | None) -> Image.Image:
 
 
 def _read_elsewhere(path: str) -> bytes:
-    """The content of a URL or of a file within an archive; nothing else is opened, as a device or a pipe need not
+    """The content of a URL or of a file within an archive; nothing else is opened, as a device or a pipe may never
     end."""
     *inside, place = path.split("::")
     is_there = REMOTE.match(place) or (inside and Path(place).is_file())
@@ -118,7 +118,7 @@ def _read_elsewhere(path: str) -> bytes:
 
 
 def fetch(text: str) -> bytes:
-    """The bytes of an image that is given by a URL or as base64, as transformers' `load_image` takes them."""
+    """The bytes of an image given as a URL or in base64, as transformers' `load_image` accepts them."""
     if text.startswith(("http://", "https://")):
         return get_session().get(text, follow_redirects=True).content
     try:
@@ -129,7 +129,7 @@ def fetch(text: str) -> bytes:
 
 
 def as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
-    """What `forward` accepts, as a uint8 batch (B, 3, H, W) or a list of uint8 tensors (3, H, W)."""
+    """Convert any input that `forward` accepts to a uint8 batch (B, 3, H, W) or a list of uint8 tensors (3, H, W)."""
     if isinstance(images, torch.Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
             raise PertinenceError(
@@ -156,18 +156,18 @@ def as_images(images: Any) -> torch.Tensor | list[torch.Tensor]:
 
 
 def check_plain(images: torch.Tensor) -> None:
-    """Refuse tensors without numbers, or with only some of them."""
+    """Refuse tensors without values (on the meta device) and sparse tensors."""
     if images.layout != torch.strided or images.is_meta or images.is_nested:
         raise PertinenceError(f"images must be dense tensors with values, got {images.layout} on {images.device}")
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images as they are; float images in [0, 1] to uint8."""
+    """Convert float images in [0, 1] to uint8; uint8 images are returned unchanged."""
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():
         raise PertinenceError(f"images must be uint8, or float in [0, 1], got {images.dtype}")
-    if images.itemsize == 1:  # in which torch does no arithmetic
+    if images.itemsize == 1:  # torch has no arithmetic for 8-bit floats
         images = images.float()
     low, high = (value.item() for value in images.aminmax())
     if not (low >= 0 and high <= 1):
@@ -183,7 +183,7 @@ def _channels_first(image: torch.Tensor) -> torch.Tensor:
         image = image[None]
     if image.ndim != 3 or not image.numel() or (image.shape[0] not in (1, 3, 4) and image.shape[-1] not in (1, 3, 4)):
         raise PertinenceError(f"expected an image of 1, 3 or 4 channels, got an array of shape {tuple(image.shape)}")
-    # A strip four pixels high is no image of four channels.
+    # An image that is four pixels high is not one of four channels.
     if image.shape[0] not in (1, 3, 4) or (image.shape[0] == 4 and image.shape[-1] in (1, 3)):
         image = image.permute(2, 0, 1)
     return (image[:3] if image.shape[0] != 1 else image.expand(3, -1, -1)).contiguous()

@@ -1,4 +1,4 @@
-"""One label space for all experts: labels are aligned by index, and never by guessing from their names."""
+"""One label space for all experts: labels are aligned by index, and by name only if the user asks for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..utils.errors import PertinenceError
 Labels = dict[int, str]
 """Names by index."""
 BY_NAME = "label_map='by_name' (--label-map by_name)"
-"""How to have labels found by their names, in Python and as a flag."""
+"""How the user asks for labels to be matched by name, in Python and as a flag."""
 
 
 def check_same_labels(
@@ -19,11 +19,12 @@ def check_same_labels(
 ) -> None:
     """Refuse two label spaces that cannot be the same: different counts, or the same names in another order.
 
-    Names that merely differ pass, since they are spelt differently everywhere ("tench" and "tench, Tinca tinca"), and
-    so do generic ones (`LABEL_3`).
+    Names that merely differ pass, since checkpoints spell them differently ("tench" and "tench, Tinca tinca"), and so
+    do generic ones (`LABEL_3`).
 
     Raises:
-        PertinenceError: with the first difference and, for another order, the `label_map` that mends it.
+        PertinenceError: the label spaces differ; the message names the first difference and, for another order, the
+            `label_map` that corrects it.
     """
     if label_map is None and len(labels) != len(other_labels):
         raise PertinenceError(
@@ -39,21 +40,27 @@ def check_same_labels(
         shown = str(order) if len(order) <= 20 else f"[{', '.join(map(str, order[:8]))}, ...]"
         raise PertinenceError(
             f"{name!r} has the labels of {other_name!r} in another order: {first_difference(labels, other_labels)}. "
-            f"Give {name!r} label_map={shown}, which is what label_map='by_name' works out"
+            f"Give {name!r} label_map={shown}, which is what label_map='by_name' computes"
         )
 
 
 def in_another_order(labels: Labels, other_labels: Labels) -> bool:
-    """Whether two label spaces have the same names, but not at the same places."""
+    """Whether two label spaces have the same names in different orders."""
     ours, theirs = _normalised(labels), _normalised(other_labels)
     return ours != theirs and sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours)
 
 
 def places_by_name(labels: Labels, others: Labels, title: str, advice: str) -> list[int]:
-    """For each label, in their order, its index among others, which may be more, by their names.
+    """Find the index of each label among others by its name.
+
+    Args:
+        labels: the labels to find.
+        others: where to find them; it may have more labels.
+        title: what the labels belong to, for the message.
+        advice: what the user can do, for the message.
 
     Raises:
-        PertinenceError: a name that no other label has, or several have; with what to do.
+        PertinenceError: no other label, or several, have the name of a label.
     """
     places: dict[str, list[int]] = {}
     for index, name in enumerate(_normalised(others)):
@@ -71,10 +78,10 @@ def places_by_name(labels: Labels, others: Labels, title: str, advice: str) -> l
 def resolve_label_map(
     label_map: list[int] | str | None, labels: Labels, pool_labels: Labels, name: str
 ) -> list[int] | None:
-    """For each label of the pool its index among `labels`; "by_name" looks the names up.
+    """The index of each label of the pool among `labels`; "by_name" looks the names up.
 
     Raises:
-        PertinenceError: not a valid index for each label of the pool, or names that are not found.
+        PertinenceError: the map is not one valid index for each label of the pool, or a name is not found.
     """
     if label_map is None:
         return None
@@ -108,7 +115,7 @@ def _normal(name: Any) -> str:
 
 
 def first_difference(labels: Labels, other_labels: Labels) -> str:
-    """Where two label spaces first differ, in words."""
+    """Describe the first difference between two label spaces."""
     for index in range(max(len(labels), len(other_labels))):
         ours, theirs = labels.get(index), other_labels.get(index)
         if ours != theirs:

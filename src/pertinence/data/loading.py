@@ -21,7 +21,7 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
     """Load one split from the Hub or a local folder.
 
     Raises:
-        PertinenceError: no such data set, split or column, or images without labels.
+        PertinenceError: the data set, split or column does not exist, or the images have no labels.
     """
     name, split = arguments.dataset, arguments.split
     if name is None or split is None:
@@ -33,7 +33,7 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
     options = {"split": split, "token": token, "revision": revision}
     try:
         dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, **options))
-    except Exception as error:  # builders fail in any way; say which data set and why
+    except Exception as error:  # builders may raise anything: say which data set and why
         reason = (explain_hub(name, revision, error) if may_pass(error) else None) or first_line(error)
         if "Unknown split" in reason:
             raise PertinenceError(f"data set {name!r} has no split {split!r}: {reason}") from error
@@ -45,7 +45,7 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
 
 
 def _load_checked(name: str, *args: Any, **options: Any) -> datasets.Dataset:
-    """`load_dataset`; what it made of a damaged download is removed with that."""
+    """Call `load_dataset`; if a download was damaged, the data set prepared from it is removed, too."""
     dataset = None
     try:
         with checked_downloads(name, kind="dataset"):

@@ -1,4 +1,4 @@
-"""Which images a search has seen: hashes that are kept with its model, so that a later promise rests on others."""
+"""Hashes of the images that a search used, stored with its model, so that later calibration can leave them out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # importing the package must not import datasets
 
 SEEN = "seen_images.safetensors"
 TOLERATED_SHARED = 0.01
-"""Share of images that may have been seen by accident: duplicates in a data set."""
+"""Tolerated share of images that a search has seen: a data set may contain duplicates."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class SeenImages:
     """Hashes of the images of each split that a search used.
 
     Attributes:
-        digests: int64 (m,) by what the split was for, see `LabelledImages`.
-        counts: how many images each split has: more than digests where it is large.
+        digests: int64 (m,) by the role of the split, see `LabelledImages`.
+        counts: number of images of each split; a large split has more images than digests.
     """
 
     digests: Mapping[str, torch.Tensor]
@@ -40,7 +40,7 @@ class SeenImages:
 
     @classmethod
     def of(cls, **splits: LabelledImages | None) -> SeenImages:
-        """Of splits by what they are for."""
+        """Collect the hashes of splits, given by their roles."""
         given = {name: images for name, images in splits.items() if images is not None}
         return cls(
             {name: images.digests for name, images in given.items()},
@@ -56,7 +56,7 @@ class SeenImages:
     def load(
         cls, model_path: str | os.PathLike, token: str | bool | None = None, revision: str | None = None
     ) -> SeenImages | None:
-        """Those that lie beside a model; None where there are none.
+        """Load the hashes stored beside a model; None if it has none.
 
         Raises:
             PertinenceError: the file is damaged.
@@ -78,18 +78,18 @@ class SeenImages:
             raise PertinenceError(f"{path} is damaged: fetch it again, or remove it to go on unchecked") from error
 
     def unseen(self, images: LabelledImages) -> np.ndarray | None:
-        """Rows of the images that are not among these; None where not every image of either split is hashed."""
+        """Rows of the images that are not among these; None unless every image of both sides is hashed."""
         hashed = {name: len(digests) for name, digests in self.digests.items()}
         if len(images.digests) < len(images) or hashed != self.counts:
             return None
         return np.flatnonzero(~np.isin(images.digests, torch.cat(list(self.digests.values()))))
 
     def shared(self, images: LabelledImages, *splits: str) -> float:
-        """Share of some images that are among these; of a large split an estimate, as not all of it is hashed.
+        """The share of images that are among these; an estimate for a large split, of which not every image is hashed.
 
         Args:
-            images: which.
-            splits: what the splits were for; by default all of them.
+            images: the images to look for.
+            splits: roles of the splits to look in; default: all.
         """
         total = 0.0
         for name in splits or self.digests:

@@ -1,4 +1,4 @@
-"""Division of images into parts: stratified by label, copies of one image together."""
+"""Stratified splits and folds; duplicates of one image stay in the same part."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..utils.errors import PertinenceError
 def stratified_split(
     labels: torch.Tensor, fraction: float, seed: int, digests: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Divide images so that each label has the same share in both parts, as far as its count allows.
+    """Split images so that each label has the same share in both parts, as far as its count allows.
 
     Args:
         labels: int64 (n,).
         fraction: share of the second part.
-        seed: fixes the division.
-        digests: int64 (n,), the same for copies of one image, which then stay together; None: all are different.
+        seed: random seed.
+        digests: int64 (n,), equal for duplicates of one image, which stay in one part; None: all images differ.
 
     Returns:
         Row indices of both parts, rising; int64.
@@ -26,7 +26,7 @@ def stratified_split(
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(different))
     by_label = shuffled[np.argsort(labels.numpy()[different][shuffled], kind="stable")]
-    # Every 1/fraction-th of the images in order of their labels: exact overall, and fair to labels of a single image.
+    # Take every 1/fraction-th image in the order of the labels: exact overall, and fair to labels with a single image.
     steps = np.floor(np.arange(len(different) + 1) * fraction + rng.random())
     second = np.zeros(len(different), dtype=bool)
     second[by_label[np.diff(steps) > 0]] = True
@@ -36,16 +36,16 @@ def stratified_split(
 
 
 def assign_folds(labels: torch.Tensor, folds: int, seed: int, digests: torch.Tensor | None = None) -> torch.Tensor:
-    """Deal images out to folds so that each has its share of every label.
+    """Assign images to stratified folds.
 
     Args:
         labels: int64 (n,).
-        folds: k.
-        seed: fixes who goes where.
-        digests: as in `stratified_split`.
+        folds: number of folds, k.
+        seed: random seed.
+        digests: see `stratified_split`.
 
     Returns:
-        int64 (k, m), row indices in random order, filled up with -1 to one length.
+        int64 (k, m), row indices in random order, padded with -1.
     """
     different, copy_of = _without_copies(labels, digests)
     count = len(different)
@@ -66,7 +66,7 @@ def assign_folds(labels: torch.Tensor, folds: int, seed: int, digests: torch.Ten
 
 
 def _without_copies(labels: torch.Tensor, digests: torch.Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (g,) of images that are all different, rising; and which of them each image is a copy of, int64 (n,)."""
+    """Rows (g,) of distinct images, rising; and for each image which of these it equals, int64 (n,)."""
     if digests is None:
         rows = np.arange(len(labels))
         return rows, rows
