@@ -121,7 +121,7 @@ def test_answers_on_an_accelerator_give_the_same(evidence, logits):
 def test_labels_that_share_a_column_give_the_same(evidence, logits):
     """Of very many labels a column stands for all that no expert thinks likely."""
     if "logits" in evidence.reads:
-        with pytest.raises(PertinenceError, match="reads logits, and of so many labels only the largest log-prob"):
+        with pytest.raises(PertinenceError, match="reads logits, but with so many labels only the largest log-prob"):
             compute(evidence, logits, tail=5)
         return
     unlikely = logits[:, :-1].amin(1, keepdim=True) - 1

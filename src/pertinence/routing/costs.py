@@ -1,4 +1,4 @@
-"""Costs: what running experts costs, by unit; work that several of them share counts once."""
+"""Costs of running experts, by unit; work that several experts share counts once."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..utils.registry import Registry
 
 GMACS, LATENCY = "gmacs", "latency"
 STEM = -1
-"""Stands for the separate stem where a pool index is expected."""
+"""Stands for a separate stem in place of a pool index."""
 
 
 class Cost:
-    """A unit of cost: how it is called, measured, and added up along a path of experts.
+    """A unit of cost: its names, how it is measured, and how it adds up along a path of experts.
 
     Attributes:
-        name: in flags, files and `Figures.costs`.
-        title: in tables.
-        unit: in sentences and at axes.
-        is_measured_here: whether it depends on the device, the batch size and the moment; then it is measured once for
-            each search, and kept with it.
+        name: its name in flags, files and `Figures.costs`.
+        title: its name in tables.
+        unit: its name in sentences and on axes.
+        is_measured_here: whether it depends on the device, the batch size and the moment; if so, it is measured once
+            for each search and stored with it.
     """
 
     name: ClassVar[str]
@@ -34,22 +34,23 @@ class Cost:
     is_measured_here: ClassVar[bool] = False
 
     def measure(self, experts: Sequence[Any], how: Any) -> list[float]:
-        """Cost of one image, for each expert alone.
+        """Measure the cost of one image for each expert alone.
 
         Args:
             experts: loaded experts (see `experts.expert.Expert`).
-            how: image, batch size and device to measure with, see `experts.costs.Measurement`.
+            how: image, batch size and device for the measurement, see `experts.costs.Measurement`.
         """
         raise NotImplementedError
 
     def marginal(self, values: np.ndarray, rung: int, ran: np.ndarray) -> np.ndarray | float:
-        """What running a rung costs images that have been through others.
+        """The marginal cost of running a cascade level for images that other experts have already run on.
 
-        Unless a unit knows better, nothing is shared but the expert itself, whose output is there once it has run.
+        By default experts share no work, and running an expert again costs nothing. A unit that knows of shared work
+        overrides this.
 
         Args:
             values: float64 (N,), cost of each expert alone.
-            rung: pool index of what is run.
+            rung: pool index of the expert to run.
             ran: bool (..., N), which experts have run.
 
         Returns:
@@ -58,7 +59,7 @@ class Cost:
         return np.where(ran[..., rung], 0.0, values[rung])
 
     def of_head(self, weights: int) -> float:
-        """What a linear map with so many weights costs."""
+        """The cost of a head with this many weights."""
         return 0.0
 
 
@@ -74,25 +75,25 @@ COSTS: Registry[Cost] = Registry(
 
 
 def register_cost(cost: Cost) -> Cost:
-    """Make a unit of cost known, so that a search can minimise it: `--cost NAME`.
+    """Register a unit of cost, so that a search can minimise it: `--cost NAME`.
 
     Args:
         cost: an object of a subclass of `pertinence.routing.costs.Cost`.
 
     Raises:
-        PertinenceError: the name is one of ours, or the object lacks something.
+        PertinenceError: the name is that of a built-in unit, or the object lacks an attribute.
     """
     return COSTS.register(getattr(cost, "name", None), cost)
 
 
 @dataclass(frozen=True)
 class PoolCosts:
-    """What the experts of a pool cost, of which one unit is the objective of a search.
+    """Costs of the experts of a pool in several units, one of which is the objective of a search.
 
     Attributes:
-        values: for each unit the cost of one image, by expert, (N,).
-        stem: the same of the separate stem; units that are absent cost nothing there.
-        objective: the unit that a search minimises.
+        values: for each unit the cost of one image by expert, (N,).
+        stem: for each unit the cost of the separate stem; 0 for absent units.
+        objective: the unit that the search minimises.
     """
 
     values: Mapping[str, tuple[float, ...]]
@@ -101,7 +102,7 @@ class PoolCosts:
 
     @classmethod
     def in_gmacs(cls, values: Sequence[float]) -> PoolCosts:
-        """Of a pool of which only the operations are known, by expert."""
+        """Costs of a pool of which only the GMACs of each expert are known."""
         return cls({GMACS: tuple(values)})
 
     @property
@@ -118,12 +119,12 @@ class PoolCosts:
         return {unit: np.array(values, dtype=float) for unit, values in self.values.items()}
 
     def alone(self, unit: str) -> np.ndarray:
-        """What each expert costs an image that nothing else has run on: float64 (N,)."""
+        """Cost of each expert for an image that no other expert has run on: float64 (N,)."""
         nothing = np.zeros(self.num_experts, dtype=bool)
         return np.array([float(self.marginal(unit, expert, nothing)) for expert in range(self.num_experts)])
 
     def with_unit(self, unit: str, values: Sequence[float], stem: float = 0.0) -> PoolCosts:
-        """The same with another unit, which becomes the objective."""
+        """A copy with another unit, which becomes the objective."""
         return replace(
             self,
             values={**self.values, unit: tuple(values)},
@@ -132,10 +133,10 @@ class PoolCosts:
         )
 
     def marginal(self, unit: str, rung: int, ran: np.ndarray) -> np.ndarray | float:
-        """What running a rung costs images that have been through others: the only way that paths are priced.
+        """The marginal cost of a cascade level after other experts: costs of paths are computed only with this.
 
         Args:
-            unit: of the cost.
+            unit: unit of the cost.
             rung: pool index, or `STEM`.
             ran: bool (..., N), which experts have run.
 
@@ -147,11 +148,11 @@ class PoolCosts:
         return _cost(unit).marginal(self._arrays[unit], rung, ran)
 
     def of_head(self, unit: str, weights: int) -> float:
-        """What a linear map with so many weights costs."""
+        """The cost of a head with this many weights."""
         return _cost(unit).of_head(weights)
 
     def chain(self, unit: str, members: Sequence[int]) -> np.ndarray:
-        """What each member costs an image that has been through those before it: float64 (M,)."""
+        """Marginal cost of each member of a cascade after those before it: float64 (M,)."""
         ran = np.zeros(self.num_experts, dtype=bool)
         steps = []
         for member in members:
@@ -161,7 +162,7 @@ class PoolCosts:
 
 
 class _Unknown(Cost):
-    """A unit of a file that nobody has registered here: its numbers are shown as they are."""
+    """A unit that a file names and that is not registered: its numbers are shown as they are."""
 
     def __init__(self, name: str):
         self.name = self.title = self.unit = name  # type: ignore[misc]
@@ -172,10 +173,10 @@ def _cost(unit: str) -> Cost:
 
 
 def cost_title(unit: str) -> str:
-    """How tables call a unit."""
+    """The name of a unit in tables."""
     return _cost(unit).title
 
 
 def cost_unit(unit: str) -> str:
-    """How sentences and axes call a unit."""
+    """The name of a unit in sentences and on axes."""
     return _cost(unit).unit

@@ -1,7 +1,7 @@
-"""Evidence: what is known of images once some experts have run, as numbers that a head reads (router features).
+"""Evidence: the router features, that is, the numbers that a head reads about an image after some experts have run.
 
-A kind of evidence is an object with a name, a version, what it reads, and a width. Stages of a saved model name it;
-one that is not registered, or has another version, is refused.
+A kind of evidence is an object with a name, a version, the values that it reads, and a width. The stages of a saved
+model name it; a model whose evidence is not registered, or has another version, is refused.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from .registry import EVIDENCE
 
 
 class Known(NamedTuple):
-    """What is known of b images when a stage decides, on the host; what its evidence does not read is None.
+    """What is known of b images when a stage decides, on the host; None for what its evidence does not read.
+
+    The current result is what the model answers if the image exits now: the mixture of the experts that have run.
 
     Attributes:
-        votes: int64 (b, N), the label that each expert of the pool predicts, `no_votes` of those that have not run.
-        summary: float32 (b, 7), of the answer so far (see `mixing.summary`).
-        log_probs: float32 (b, C), log-probabilities of the answer so far: the mixture of the experts that have run.
-        logits: float32 (b, C), the answer so far before it is normalised. A search over very many labels keeps only
-            log-probabilities of the likeliest; there an evidence that reads logits is refused.
+        votes: int64 (b, N), the prediction of each expert of the pool; those that have not run have `no_votes`.
+        summary: float32 (b, 7), summary of the current result (see `mixing.summary`).
+        log_probs: float32 (b, C), log-probabilities of the current result.
+        logits: float32 (b, C), the current result before it is normalised. A search over very many labels keeps only
+            the largest log-probabilities; there, evidence that reads logits is refused.
         features: float32 (b, F), pooled features of the expert that ran last.
         tail: how many labels the last column of `log_probs` stands for, see `policy.route`.
     """
@@ -45,17 +47,17 @@ READINGS: Mapping[str, Callable[[Array, Array | None, int], Array | None]] = {
     "logits": lambda answer, features, tail: answer,
     "features": lambda answer, features, tail: features,
 }
-"""What evidence may read, by its field of `Known`: from the answer so far, the features and the tail."""
+"""What evidence may read, by field of `Known`, as functions of the current result, the features and the tail."""
 
 
 class Evidence(Protocol):
     """A kind of evidence.
 
     Attributes:
-        name: by which stages name it.
-        version: of the computation; heads that were fitted with another are refused.
-        reads: the fields of `Known` that it needs, of `READINGS`.
-        num_statistics: how many numbers are fitted to the answers and stored beside each head; 0: none.
+        name: the name that stages give it.
+        version: version of the computation; heads fitted with another version are refused.
+        reads: the fields of `Known` that it needs, among `READINGS`.
+        num_statistics: how many statistics are fitted and stored beside each head; may be 0.
     """
 
     name: str
@@ -64,31 +66,33 @@ class Evidence(Protocol):
     num_statistics: int
 
     def width(self, num_experts: int, num_features: int) -> int:
-        """How many numbers `compute` gives, for a pool of N experts and F pooled features."""
+        """How many numbers `compute` returns per image, for a pool of N experts and F pooled features."""
         ...
 
     def fit(self, logits: torch.Tensor, tail: int = 1) -> torch.Tensor | None:
-        """Statistics of answers (n, C): float32 (`num_statistics`,), or None without any."""
+        """Fit the statistics to results, logits (n, C): float32 (`num_statistics`,); None without statistics."""
         ...
 
     def compute(self, known: Known, statistics: np.ndarray | None) -> np.ndarray:
-        """What a head reads of each image: float32 (b, `width`)."""
+        """The router features of each image: float32 (b, `width`)."""
         ...
 
 
 def register_evidence(evidence: Evidence) -> Evidence:
-    """Make a kind of evidence known, so that heads can read it: `--recipe paper --evidence NAME`.
+    """Register a kind of evidence, so that heads can read it: `--recipe paper --evidence NAME`.
 
-    Saved models name the evidence that their heads read, and its version; they are loaded where it is registered.
+    Saved models record the name and the version of the evidence that their heads read; they load only where it is
+    registered.
 
     Args:
-        evidence: an object that meets the protocol `pertinence.routing.evidence.Evidence`.
+        evidence: an object that implements the protocol `pertinence.routing.evidence.Evidence`.
 
     Raises:
-        PertinenceError: the name is one of ours, the object lacks something, or it reads something that is not known.
+        PertinenceError: the name is that of a built-in evidence, the object lacks an attribute, or it reads something
+            that `READINGS` does not have.
     """
     name = getattr(evidence, "name", None)
-    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):  # files name the weights of heads after it
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):  # it is a part of the names of tensors in files
         raise PertinenceError(f"the name of an evidence must consist of letters, digits, - and _, got {shown(name)}")
     if unknown := set(getattr(evidence, "reads", ())) - set(READINGS):
         raise PertinenceError(
@@ -100,25 +104,25 @@ def register_evidence(evidence: Evidence) -> Evidence:
 def observe(
     reads: Sequence[str], own: Array | None, answer: Array | None, features: Array | None, tail: int = 1
 ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-    """What a stage has to know of the expert that has just run, copied to the host at once.
+    """Read what a stage needs of the expert that has just run, in one copy to the host.
 
     Args:
-        reads: which of `READINGS`.
-        own: (b, C) logits of the expert; None: the separate stem, which predicts nothing.
-        answer: (b, C) logits of the answer so far.
-        features: (b, F) of the expert.
+        reads: names among `READINGS`.
+        own: (b, C), logits of the expert; None: the separate stem, which predicts nothing.
+        answer: (b, C), logits of the current result.
+        features: (b, F), of the expert.
         tail: see `policy.route`.
 
     Returns:
-        int64 (b,), the label that the expert predicts, None for a stem; and what was read, by its field of `Known`.
+        int64 (b,), the predictions of the expert, None for a stem; and the values that were read, by field of `Known`.
 
     Raises:
-        PertinenceError: logits are asked for where only the largest log-probabilities are kept.
+        PertinenceError: logits are needed, but only the largest log-probabilities are kept.
     """
     if tail > 1 and "logits" in reads:
         raise PertinenceError(
-            "this evidence reads logits, and of so many labels only the largest log-probabilities are kept: choose an "
-            "evidence that reads log_probs or summary"
+            "this evidence reads logits, but with so many labels only the largest log-probabilities are kept: choose "
+            "an evidence that reads log_probs or summary"
         )
     parts = {} if own is None else {"label": top_label(own)}
     parts |= {name: READINGS[name](answer, features, tail) for name in reads}
@@ -131,7 +135,7 @@ def observe(
 
 
 def no_votes(count: int, num_experts: int) -> np.ndarray:
-    """Votes of experts that have not run: int64 (count, N), no label, and no two of an image alike."""
+    """Votes of experts that have not run: int64 (count, N), not labels, and different within each row."""
     return np.zeros((count, 1), np.int64) - np.arange(1, num_experts + 1)
 
 
@@ -152,17 +156,17 @@ class PooledFeatures:
 
 KNOT_QUANTILES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 CONFIDENCE, MARGIN = TOP_SCORES, TOP_SCORES + 2
-"""Positions of the largest probability, and of its lead over the second largest, in the evidence "mix"."""
+"""Positions of the largest probability, and of its margin over the second largest, in the evidence "mix"."""
 LEAST_OUTCOMES = np.array([LOG_FLOOR] * TOP_SCORES + [LEAST], np.float32)
 
 
 class MixtureStatistics:
-    """Statistics of the answer so far, and of which experts agree.
+    """Statistics of the current result, and of which experts agree.
 
-    In order: five largest log-probabilities; p1, p2, p1 - p2, entropy (all labels but the five count as one),
-    log(1 - p1); whether each expert that has run agrees with the answer (N); mean agreement of pairs; hinges of
-    logit(p1) at eight knots, and the same times whether the last two experts agree. The knots are the statistics that
-    are fitted: low quantiles of logit(p1).
+    In order: the five largest log-probabilities; p1, p2, p1 - p2, the entropy (the other labels count as one),
+    log(1 - p1); whether each expert that has run agrees with the current result (N); mean agreement of pairs; hinges
+    of logit(p1) at eight knots, and the same times whether the last two experts agree. The knots are the fitted
+    statistics: low quantiles of logit(p1).
     """
 
     name, version, reads, num_statistics = "mix", 1, ("summary",), len(KNOT_QUANTILES)
@@ -200,7 +204,7 @@ class MixtureStatistics:
 
 
 class FeaturesAndMixture:
-    """Both side by side: pooled features, then the statistics of the answer."""
+    """Pooled features, followed by the statistics of the current result."""
 
     name, version, num_statistics = "both", 1, len(KNOT_QUANTILES)
     reads = ("summary", "features")
@@ -221,12 +225,12 @@ FEATURES, MIX, BOTH = PooledFeatures(), MixtureStatistics(), FeaturesAndMixture(
 def mix_evidence(
     mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, knots: torch.Tensor, tail: int = 1
 ) -> torch.Tensor:
-    """The evidence "mix" of answers, from tensors, on the CPU: (b, width).
+    """Compute the evidence "mix" from tensors on the CPU: (b, width).
 
     Args:
-        mixed: (b, C) logits of the answer so far.
-        votes: int64 (b, N), the label that each expert predicts.
-        ran: bool (b, N), whether it has run.
+        mixed: (b, C), logits of the current result.
+        votes: int64 (b, N), the prediction of each expert.
+        ran: bool (b, N), which experts have run.
         knots: (8,), from `MixtureStatistics.fit`.
         tail: see `policy.route`.
     """
@@ -236,14 +240,14 @@ def mix_evidence(
 
 
 def _compare(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean agreement of pairs of experts that were run, 1 without a pair, and whether the last two agree: float64 and
-    bool (b,)."""
+    """Mean agreement of pairs of experts that have run, 1 if there is no pair: float64 (b,); and whether the last two
+    agree: bool (b,)."""
     count, num_experts = votes.shape
     ran = votes >= 0
     run = ran.sum(1)
     if not (run > 1).any():
         return np.ones(count), np.zeros(count, dtype=bool)
-    # The N x N table holds N ones, and each agreeing pair twice.
+    # The N x N table contains N ones on its diagonal, and each agreeing pair twice.
     agreeing = (votes[:, :, None] == votes[:, None, :]).sum((1, 2)) - num_experts
     agreement = np.where(run > 1, agreeing / np.maximum(run * (run - 1), 1), 1)
     from_last = np.where(ran, ran[:, ::-1].cumsum(1)[:, ::-1], 0)

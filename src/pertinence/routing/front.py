@@ -1,4 +1,4 @@
-"""Operating points and the front: what a searched model can be set to, and what each setting was measured to give."""
+"""Operating points and the Pareto front: the trained dispatchers of a model, and the figures measured for each."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SHOWN_NAMES = 100
 
 @dataclass(frozen=True)
 class Stage:
-    """A decision taken after expert `after` has run.
+    """The decision (deferral rule) after expert `after` has run.
 
     Attributes:
         after: pool index of the expert that ran last; -1 (`STEM`): the separate stem, before any expert.
         evidence: the kind of evidence that its head reads: "features" (pooled features of that expert), "mix"
-            (statistics of the mixed answer), "both", or one that is registered (see `routing.evidence`).
-        evidence_version: of that kind.
+            (statistics of the mixture), "both", or a registered one (see `routing.evidence`).
+        evidence_version: version of that kind.
         mixing: weight of the log-probabilities of each member up to `after`; None: that expert's own logits.
     """
 
@@ -42,13 +42,13 @@ class Stage:
         return EVIDENCE.require(self.evidence, "a stage").reads
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as format 1 has them."""
+        """Plain values, as in format 1."""
         version = {} if self.evidence_version == 1 else {"evidence_version": self.evidence_version}
         mixing = None if self.mixing is None else list(self.mixing)
         return {"after": self.after, "evidence": self.evidence, "mixing": mixing, **version}
 
     def check_evidence(self, where: str) -> None:
-        """Raise `PertinenceError` where its kind of evidence is not registered, or is another version now."""
+        """Raise `PertinenceError` unless its kind of evidence is registered in the recorded version."""
         found = EVIDENCE.require(self.evidence, where)
         if found.version != self.evidence_version:
             raise PertinenceError(
@@ -59,16 +59,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """One trained dispatcher and what it was measured to give.
+    """One trained dispatcher and its measured figures.
 
     Attributes:
         name: unique within its front.
-        recipe: how it came about, "paper", "cascade", "thresholds" or "static".
+        recipe: how it was made: "paper", "cascade", "thresholds", "static" or a registered recipe.
         members: pool indices, rising; the first runs on every image.
-        stages: in order of `after`; an image that has been through a member without a stage is answered by that member
-            alone. So `paper` has one stage, `cascade` one after every member (at the last there is nothing left to
-            decide: it only mixes), and a single expert none.
-        select: figures on the search images; the only ones that choose.
+        stages: in order of `after`; an image exits at a member without a stage, and the logits of that member are the
+            answer. `paper` has one stage, `cascade` one after every member (the last only mixes, as it has nothing to
+            decide), and a single expert none.
+        select: figures on the search images; only these choose.
         report: figures on images that neither fitted nor chose anything.
         latency: measured by `pertinence benchmark`, for each device and batch size.
     """
@@ -83,36 +83,36 @@ class OperatingPoint:
 
     @cached_property
     def decisions(self) -> tuple[Stage, ...]:
-        """The stages at which there is something to decide: a member stands later in the pool."""
+        """The stages that decide: those with a later member to defer to."""
         return tuple(stage for stage in self.stages if stage.after < self.members[-1])
 
     @cached_property
     def decision_after(self) -> dict[int, int]:
-        """Positions among `decisions` by the expert, or `STEM`, that they follow."""
+        """Positions in `decisions`, by the expert (or `STEM`) that they follow."""
         return {stage.after: position for position, stage in enumerate(self.decisions)}
 
     @cached_property
     def stage_after(self) -> dict[int, Stage]:
-        """The stages by the expert, or `STEM`, that they follow."""
+        """The stages, by the expert (or `STEM`) that they follow."""
         return {stage.after: stage for stage in self.stages}
 
     @cached_property
     def order(self) -> tuple[int, ...]:
-        """Who may run, first to last: a separate stem, then the members."""
+        """Pool indices in the order in which they run: a separate stem (`STEM`), then the members."""
         return ((STEM,) if STEM in self.stage_after else ()) + self.members
 
     @cached_property
     def mixes(self) -> bool:
-        """Whether any answer is a mixture."""
+        """Whether any stage mixes the outputs of several experts."""
         return any(stage.mixing is not None for stage in self.stages)
 
     @cached_property
     def reads_features_of(self) -> tuple[int, ...]:
-        """The experts, or `STEM`, whose pooled features a decision reads."""
+        """The experts (or `STEM`) whose pooled features a decision reads."""
         return tuple(stage.after for stage in self.decisions if "features" in stage.reads)
 
     def validate(self, num_experts: int) -> None:
-        """Raise `PertinenceError` where this cannot be an operating point of a pool of `num_experts`."""
+        """Raise `PertinenceError` if this cannot be an operating point of a pool of `num_experts`."""
         where = f"operating point {shown(self.name)}"
         if not is_name(self.name) or not is_name(self.recipe):
             raise PertinenceError(f"{where}: name and recipe must be a line of text, got recipe {shown(self.recipe)}")
@@ -181,14 +181,14 @@ class OperatingPoint:
         }
 
     def replaced_latency(self, measured: Sequence[Latency]) -> OperatingPoint:
-        """The same with new measurements, which take the place of those of the same device and batch size."""
+        """A copy with new measurements, which replace those of the same device and batch size."""
         new = {(entry.device, entry.batch_size) for entry in measured}
         kept = [entry for entry in self.latency if (entry.device, entry.batch_size) not in new]
         return replace(self, latency=(*kept, *measured))
 
 
 class Front(Sequence[OperatingPoint]):
-    """Operating points by rising cost; prints as a table."""
+    """The Pareto front: operating points by rising cost; prints as a table."""
 
     def __init__(self, points: Iterable[OperatingPoint], expert_names: Sequence[str]):
         self._points = tuple(points)
@@ -218,10 +218,10 @@ class Front(Sequence[OperatingPoint]):
         return len(self._points)
 
     def find(self, name: str | None) -> OperatingPoint:
-        """The point of that name; `fastest` and `most-accurate` always exist. None: the last.
+        """The operating point of a name; `fastest` and `most-accurate` always exist. None: the last point.
 
         Raises:
-            PertinenceError: there is none.
+            PertinenceError: no point has this name.
         """
         if name is None and self._points:
             return self._points[-1]
@@ -246,16 +246,17 @@ class Front(Sequence[OperatingPoint]):
         device: str | None = None,
         batch_size: int | None = None,
     ) -> OperatingPoint:
-        """The point for a budget, by the figures on the search images (`select`).
+        """Choose the operating point for a budget, by the figures on the search images (`select`).
 
         Args:
-            gmacs: most accurate point whose mean cost is at most this.
-            latency_ms: the same for milliseconds of an image: those that `pertinence benchmark` measured, else those
-                of a search by latency.
-            accuracy: cheapest point whose accuracy (0 to 1) is at least this.
-            operating_point: the point of that name.
-            costs: most accurate point whose mean costs are at most these, by unit ("gmacs", or what was searched by).
-            device, batch_size: which milliseconds, where several were measured.
+            gmacs: choose the most accurate point whose mean cost is at most this.
+            latency_ms: the same for milliseconds per image, as measured by `pertinence benchmark`, else as estimated
+                by a search with cost "latency".
+            accuracy: choose the cheapest point whose accuracy (0 to 1) is at least this.
+            operating_point: choose the point of this name.
+            costs: choose the most accurate point whose mean costs are at most these, by unit ("gmacs", or the unit
+                that the search minimised).
+            device, batch_size: which measured milliseconds to use, if there are several.
         """
         given = {
             "gmacs": gmacs,
@@ -287,7 +288,8 @@ class Front(Sequence[OperatingPoint]):
         return best
 
     def _milliseconds(self, device: str | None, batch_size: int | None) -> dict[str, float]:
-        """Milliseconds of an image by point: as measured for a device and batch size, else as the search had them."""
+        """Milliseconds per image by name of the point: as measured for a device and batch size, else as estimated by
+        the search."""
         settings = sorted({(entry.device, entry.batch_size) for point in self for entry in point.latency})
         wanted = [(d, b) for d, b in settings if device in (None, d) and batch_size in (None, b)]
         known = "; ".join(f"device={d!r}, batch_size={b}" for d, b in settings)
@@ -346,7 +348,7 @@ def _cheapest_reaching(points: Sequence[OperatingPoint], accuracy: float) -> Ope
 def _most_accurate_within(
     points: Sequence[OperatingPoint], spent: Mapping[str, float], limit: float, unit: str
 ) -> OperatingPoint:
-    """The most accurate of those points whose cost is known (by name) and at most a limit."""
+    """The most accurate point whose cost is known (`spent`, by name) and at most `limit`."""
     points = [point for point in points if point.name in spent]
     within = [point for point in points if spent[point.name] <= limit]
     if not within:

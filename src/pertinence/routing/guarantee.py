@@ -1,4 +1,4 @@
-"""`Guarantee`: what was promised of an operating point, from which images, and on what assumptions."""
+"""`Guarantee`: the bound promised for an operating point, the images that it was tested on, and its assumptions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .metrics import ACCURACY, AGREEMENT, as_plain, format_table
 
 @dataclass(frozen=True)
 class Comparison:
-    """An operating point beside the largest expert, on the same images.
+    """An operating point compared with the largest expert on the same images.
 
     Attributes:
-        operating_point: its name.
-        losses, wins: images that only the largest expert, and only the point gets right.
-        p_value: of the hypothesis that the point loses at least as much as is allowed.
+        operating_point: name of the point.
+        losses, wins: number of images that only the largest expert gets right, and that only the point gets right.
+        p_value: p-value of the null hypothesis that the point loses at least as much as the limit.
     """
 
     operating_point: str
@@ -28,19 +28,20 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """An operating point that loses less than a limit against the largest expert, with some confidence.
+    """A non-inferiority guarantee: an operating point loses less than a limit against the largest expert, with a given
+    confidence.
 
     Attributes:
         operating_point: name of the cheapest point that qualified.
-        max_accuracy_loss: the limit, as a share of the images to come.
-        confidence: at least so often, over draws of the calibration images, the promise is kept.
+        max_accuracy_loss: the limit, as a share of future images.
+        confidence: probability, over draws of the calibration images, that the promise holds.
         samples: number of calibration images.
-        images: their fingerprint.
-        tested: the points in the order in which they were tested, from the most expensive down; the last may be the
-            one that did not qualify.
-        measure: "accuracy", or "agreement" where right means: as the largest expert answers.
-        shared: share of the images that were left out, as the search or its report had seen them; None: not known.
-        assumptions: sentences on what all of this rests.
+        images: fingerprint of the calibration images.
+        tested: the comparisons in the order of the tests, from the most expensive point down; the last one may have
+            failed.
+        measure: "accuracy", or "agreement" if right means to predict what the largest expert predicts.
+        shared: share of the images that were left out because the search or its report had used them; None: unknown.
+        assumptions: the assumptions of the guarantee, as sentences.
     """
 
     operating_point: str
@@ -77,17 +78,17 @@ class Guarantee:
 
     @property
     def proof(self) -> Comparison:
-        """What was counted of the point that qualified."""
+        """The comparison of the point that qualified."""
         return next(tested for tested in self.tested if tested.operating_point == self.operating_point)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with those of `proof` beside them."""
+        """Plain values, including those of `proof`."""
         proof = {key: value for key, value in asdict(self.proof).items() if key != "operating_point"}
         return {**as_plain(asdict(self)), **proof}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Guarantee:
-        """What `to_dict` gave; raises `PertinenceError` where it is malformed."""
+        """The inverse of `to_dict`; raises `PertinenceError` if the values are malformed."""
         try:
             tested = tuple(
                 Comparison(str(t["operating_point"]), int(t["losses"]), int(t["wins"]), float(t["p_value"]))
@@ -112,17 +113,17 @@ class Guarantee:
 
     @property
     def sentence(self) -> str:
-        """The promise, in words."""
+        """The promise as a sentence."""
         return (
             f"Guarantee: {self.operating_point!r} loses less than {100 * self.max_accuracy_loss:g} points of "
             f"{self.measure} against the largest expert, with {100 * self.confidence:g} % confidence."
         )
 
     def describe(self, front: Front) -> str:
-        """The promise, what it was concluded from, and on what it rests.
+        """The promise, the tests behind it, and its assumptions, as text.
 
         Args:
-            front: that of the model.
+            front: front of the model.
         """
         header = ["tested in this order", "GMACs", "losses", "wins", f"loss of {self.measure}", "p-value"]
         rows = []

@@ -1,4 +1,4 @@
-"""Heads: the linear maps that decide, and those of a whole front as one module."""
+"""Heads: the linear maps that decide, and the heads of a whole front as one module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .registry import EVIDENCE
 
 
 MAX_ELEMENTS = 2**27
-"""Weights of all heads together: what a file claims must not decide how much memory is taken."""
+"""Largest number of weights of all heads together, so that a file cannot claim any amount of memory."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Head:
     Attributes:
         weight: float32 (N, E), or (P, N, E) for P heads at once.
         bias: float32 (N,), or (P, N).
-        statistics: float32 (K,), what the evidence was fitted with (see `Evidence.fit`); None where it has none.
+        statistics: float32 (K,), fitted statistics of the evidence (see `Evidence.fit`); None if it has none.
     """
 
     weight: torch.Tensor
@@ -39,7 +39,7 @@ class Head:
     statistics: torch.Tensor | None = None
 
     def scores(self, evidence: np.ndarray) -> np.ndarray:
-        """Evidence (B, E) to scores (B, N); of P heads at once (P, B, N)."""
+        """Map evidence (B, E) to scores (B, N), or (P, B, N) for P heads at once."""
         weight, bias = self._arrays
         return evidence @ weight + bias
 
@@ -54,24 +54,25 @@ class Head:
 
     @property
     def size(self) -> int:
-        """Weights of one head."""
+        """Number of weights of one head."""
         return self.weight.shape[-1] * self.weight.shape[-2]
 
 
 def threshold_head(
     point: OperatingPoint, stage: Stage, threshold: float, num_experts: int, position: int = CONFIDENCE
 ) -> Head:
-    """The head that defers to the next member where a number of the evidence "mix" is below a threshold.
+    """The head that defers to the next member if one statistic of the evidence "mix" is below a threshold.
 
-    Exit scores 0, the next member threshold - number, any later one -1 (never chosen, while the number is at most 1
-    above the threshold).
+    Exit scores 0, the next member scores threshold - statistic, and any later one scores -1 (never chosen as long as
+    the statistic is at most 1 above the threshold).
 
     Args:
-        point: that the stage belongs to.
-        stage: which decides, and reads "mix".
-        threshold: of the number.
+        point: the operating point that the stage belongs to.
+        stage: the stage that decides; it reads "mix".
+        threshold: threshold of the statistic.
         num_experts: size of the pool, N.
-        position: of the number in the evidence: `CONFIDENCE`, the largest probability, or `MARGIN`, its lead.
+        position: position of the statistic in the evidence: `CONFIDENCE`, the largest probability, or `MARGIN`, its
+            margin over the second largest.
     """
     weight = torch.zeros(num_experts, MIX.width(num_experts, 0))
     bias = torch.full((num_experts,), -1.0)
@@ -83,17 +84,17 @@ def threshold_head(
 
 
 class Dispatcher(nn.Module):
-    """The heads of all operating points of a front, stacked per stage and kind of evidence.
+    """The heads of all operating points of a front, stacked by stage and kind of evidence.
 
     Args:
-        front: whose points the heads belong to; row r of a stack is the r-th point of the front that has that stage.
+        front: the front; row r of a stack belongs to the r-th point of the front that has that stage.
         num_experts: size of the pool, N.
-        feature_sizes: width of the pooled features of each expert by its index, and of the `STEM`.
+        feature_sizes: width of the pooled features of each expert by pool index, and of the `STEM`.
     """
 
     def __init__(self, front: Front, num_experts: int, feature_sizes: Mapping[int, int]):
         super().__init__()
-        # The first stage always exists, so that a front of single experts is saved with a (then empty) tensor, too.
+        # The first stage always exists, so that even a front of single experts is saved with a (then empty) tensor.
         stacked: dict[tuple[int, str], list[str]] = {(0, "features"): []}
         for point in front:
             for stage in point.decisions:
@@ -116,13 +117,13 @@ class Dispatcher(nn.Module):
         self.register_load_state_dict_post_hook(_forget_heads)
 
     def check(self, source: str) -> None:
-        """Raise `PertinenceError` where weights that came from `source` are NaN or infinite."""
+        """Raise `PertinenceError` if weights, loaded from `source`, are NaN or infinite."""
         for name, values in self.named_parameters():
             if not values.isfinite().all():
                 raise PertinenceError(f"the heads of {source} hold impossible numbers ({name}): fetch them again")
 
     def heads(self, point: OperatingPoint) -> list[Head]:
-        """The heads of one point, one for each of its decisions, in float32 on the CPU, where decisions are taken."""
+        """The heads of one point, one for each of its decisions, in float32 on the CPU, where decisions are made."""
         heads = self._heads.get(point.name)
         if heads is None:
             with torch.inference_mode(False):
@@ -137,13 +138,13 @@ class Dispatcher(nn.Module):
 
     @torch.no_grad()
     def set_heads(self, point: OperatingPoint, heads: Sequence[Head]) -> None:
-        """Store the heads of one point; raises `PertinenceError` where a shape does not fit its stage."""
+        """Store the heads of one point; raises `PertinenceError` if a shape does not fit its stage."""
         for stage, head in zip(point.decisions, heads, strict=True):
             self._stack(stage).store(self.rows[point.name, stage.after, stage.evidence], head, point.name)
         _forget_heads(self)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Dispatcher:
-        """Moved with the model, but never cast with it: decisions stay float32 whatever the experts are."""
+        """Move the heads with the model, but never cast them: decisions are in float32, whatever the experts use."""
         _forget_heads(self)
         return super()._apply(keeping_dtype(fn), recurse)
 
@@ -152,7 +153,7 @@ class Dispatcher(nn.Module):
 
 
 def _forget_heads(dispatcher: Dispatcher, *_: Any) -> None:
-    """They are copies, which do not follow when the stacks change."""
+    """Drop the cached heads: they are copies, and do not change with the stacks."""
     dispatcher._heads.clear()
 
 
@@ -165,7 +166,7 @@ class _StackedHeads(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(count, num_experts, size), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(count, num_experts), requires_grad=False)
-        # Called `knots` since format 1, when no other evidence had statistics.
+        # Format 1 calls them `knots`: at that time no other evidence had statistics.
         self.knots = nn.Parameter(torch.zeros(count, num_statistics), requires_grad=False) if num_statistics else None
 
     def __getitem__(self, row: int) -> Head:

@@ -1,4 +1,4 @@
-"""Figures: what was measured of a model on one set of images, and how tables show it."""
+"""Figures: measurements of a model on one set of images, and how tables show them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from .costs import GMACS, LATENCY, cost_title
 
 ACCURACY, AGREEMENT = "accuracy", "agreement"
 _STORED_APART = (GMACS, LATENCY)
-"""The units whose figures have a key of their own in format 1; others lie under `costs`."""
+"""The units whose figures have their own key in format 1; the others are stored under `costs`."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured on one set of images.
+    """Measurements on one set of images.
 
     Attributes:
         accuracy: share of right answers, 0 to 1.
         interval: 95 % interval of the accuracy (Wilson), (low, high).
-        costs: mean cost of an image, by unit; always with "gmacs".
-        expert_shares: for each expert of the pool the share of images that it ran last on; sums to 1.
+        costs: mean cost per image, by unit; always contains "gmacs".
+        expert_shares: for each expert of the pool the share of images on which it ran last; sums to 1.
         samples: number of images.
-        approximate: whether the scores that decided or were mixed had been cut to the largest (see `predictions`).
+        approximate: whether only the largest scores were kept for decisions and mixtures (see `predictions`).
         objective: the unit that the search minimised.
-        measure: "accuracy", or "agreement" where right means: as the largest expert answers.
-        estimate: whether decisions were out of fold: an estimate for the heads that are saved, not a measurement.
+        measure: "accuracy", or "agreement" if right means to predict what the largest expert predicts.
+        estimate: whether decisions were out-of-fold: an estimate for the saved heads, not a measurement of them.
     """
 
     accuracy: float
@@ -44,21 +44,21 @@ class Figures:
 
     @property
     def cost(self) -> float:
-        """In the unit that the search minimised."""
+        """Mean cost per image in the unit that the search minimised."""
         return self.costs[self.objective]
 
     @property
     def gmacs(self) -> float:
-        """Billions of multiply-adds of an image."""
+        """Mean GMACs (10^9 multiply-adds) per image."""
         return self.costs[GMACS]
 
     @property
     def latency(self) -> float | None:
-        """Milliseconds of an image by the latency of each expert, where that was the cost of the search."""
+        """Mean milliseconds per image, from the latencies of the experts; None unless the search measured them."""
         return self.costs.get(LATENCY)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; what was measured stands under its own name."""
+        """Plain values; the accuracy is stored under the name of its measure."""
         others = {unit: cost for unit, cost in self.costs.items() if unit not in _STORED_APART}
         implied = LATENCY if LATENCY in self.costs else GMACS
         return {
@@ -75,7 +75,7 @@ class Figures:
         }
 
     def check(self, where: str, num_experts: int) -> None:
-        """Raise `PertinenceError` where this was not measured of a pool of `num_experts`."""
+        """Raise `PertinenceError` unless these can be figures of a pool of `num_experts`."""
         if len(self.interval) != 2 or len(self.expert_shares) != num_experts:
             raise PertinenceError(f"{where}: its figures need an interval of two and {num_experts} shares")
         shares = (self.accuracy, *self.expert_shares)
@@ -112,14 +112,14 @@ class Figures:
 
 @dataclass(frozen=True)
 class Latency:
-    """What one image was measured to take at an operating point, preprocessing included.
+    """Measured latency of an operating point, preprocessing included.
 
     Attributes:
         device: model of a GPU, else the kind of device (see `utils.distributed.device_name`).
-        batch_size: images of a call; its time is divided by them.
-        milliseconds: of an image, the median of several rounds.
+        batch_size: images per call; the time of a call is divided by it.
+        milliseconds: milliseconds per image, the median of several rounds.
         low, high: quartiles of the rounds.
-        images: "given" images, or "synthetic" ones, on which experts may be chosen as on no real ones.
+        images: "given", or "synthetic": random images, which may be routed unlike real ones.
     """
 
     device: str
@@ -130,7 +130,7 @@ class Latency:
     images: str = "given"
 
     def check(self, where: str) -> None:
-        """Raise `PertinenceError` where this was not measured."""
+        """Raise `PertinenceError` unless this can be a measurement."""
         times = self.milliseconds, self.low, self.high
         texts = self.device, self.images
         if not (is_whole(self.batch_size, 1) and all(is_number(t, 0) for t in times) and all(map(is_name, texts))):
@@ -144,13 +144,13 @@ class Latency:
 
 
 def figure_header(figures: Figures | None) -> list[str]:
-    """Heads of the columns before the experts' in `figure_cells`."""
+    """Headers of the columns of `figure_cells` before those of the experts."""
     units = [GMACS] if figures is None else figures.costs
     return [figures.measure if figures else ACCURACY, "95 % interval", *map(cost_title, units)]
 
 
 def figure_cells(figures: Figures) -> list[str]:
-    """Accuracy, interval, costs and the share of each expert, as shown in every table."""
+    """Accuracy, interval, costs and the share of each expert, as every table shows them."""
     low, high = figures.interval
     return [
         f"{100 * figures.accuracy:.2f} %",
@@ -161,7 +161,7 @@ def figure_cells(figures: Figures) -> list[str]:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text table; the first column left-aligned, the others right-aligned."""
+    """A text table; the first column is left-aligned, the others are right-aligned."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def line(row):
@@ -172,7 +172,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_plain(value: Any) -> Any:
-    """Tuples to lists, all the way down: what JSON gives back."""
+    """Convert tuples to lists at every depth, as a round trip through JSON does."""
     if isinstance(value, dict):
         return {key: as_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""Answers as arrays: log-probabilities, log-linear mixtures of experts, and what sums an answer up.
+"""Log-probabilities, log-linear pooling of experts, and summaries of the result.
 
-Values stay where they are computed: on the host they are arrays of numpy, which is quickest with a few images, on an
-accelerator tensors. What is said of `Array` holds for both, and is written with what both libraries call alike.
+Values stay where they are computed: NumPy arrays on the host, which are fastest for a few images, and tensors on an
+accelerator. Functions of `Array` accept both, and use only names that both libraries share.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import torch
 Array = np.ndarray | torch.Tensor
 
 TOP_SCORES = 5
-"""Labels that a summary tells apart; the others count as one."""
+"""Number of labels that a summary distinguishes; the others count as one."""
 SUMMARY_SIZE = TOP_SCORES + 2
 LOG_FLOOR = -30.0
 LEAST = math.exp(LOG_FLOOR)
 
 
 def library(values: Array) -> ModuleType:
-    """numpy or torch."""
+    """The library of an array: numpy or torch."""
     return torch if isinstance(values, torch.Tensor) else np
 
 
 def log_softmax(logits: Array, tail: int = 1) -> Array:
-    """Log-probabilities (..., C) of logits whose last column stands for `tail` labels that are all alike."""
+    """Log-probabilities (..., C) of logits whose last column stands for `tail` labels of equal probability."""
     xp = library(logits)
     shifted = logits - xp.amax(logits, -1, keepdims=True)
     relative = xp.exp(shifted)
@@ -40,10 +40,10 @@ def log_softmax(logits: Array, tail: int = 1) -> Array:
 
 
 def mix(log_probs: Sequence[Array], weights: Sequence[float]) -> Array:
-    """Log-linear mixture: sum over experts of weight x log-softmax, of those that were run: (b, C).
+    """Log-linear pooling: the sum of weight x log-softmax over the experts that have run, (b, C).
 
     Args:
-        log_probs: M of (b, C), zero where an expert was not run.
+        log_probs: M arrays (b, C), zero for images that an expert has not run on.
         weights: M numbers.
     """
     mixed = log_probs[0] * weights[0]
@@ -53,15 +53,15 @@ def mix(log_probs: Sequence[Array], weights: Sequence[float]) -> Array:
 
 
 def summary(mixed: Array, tail: int = 1) -> Array:
-    """What sums up an answer over many labels, computed where the answer is.
+    """Summarise logits over many labels, on their own device.
 
     Args:
-        mixed: (b, C) logits.
+        mixed: (b, C), logits.
         tail: see `policy.route`.
 
     Returns:
-        (b, 7), in the dtype of the logits: the five largest log-probabilities, the probability of all other labels
-        together, the label.
+        (b, 7), in the dtype of the logits: the five largest log-probabilities, the total probability of all other
+        labels, and the predicted label.
     """
     kept = mixed if tail == 1 else mixed[:, :-1]
     if isinstance(mixed, torch.Tensor):
@@ -81,12 +81,12 @@ def summary(mixed: Array, tail: int = 1) -> Array:
 
 
 def top_label(scores: Array) -> Array:
-    """That of answers (b, C), as a number of their dtype: (b, 1)."""
+    """The label with the largest score (b, C), as a number of the same dtype: (b, 1)."""
     return library(scores).asarray(scores.argmax(1), dtype=scores.dtype)[:, None]
 
 
 def log_odds(logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
-    """logit(p1), how sure answers (b, C) are of their label: (b,)."""
+    """logit(p1), the confidence of logits (b, C) in their top label: (b,)."""
     log_probs = log_softmax(logits, tail)
     best, labels = log_probs.max(-1, keepdim=True)
     others = log_probs.exp()

@@ -1,4 +1,4 @@
-"""Names of operating points that mean something, and how many a front may have."""
+"""Reserved names of operating points, and the largest size of a front."""
 
 CHEAPEST_LOSSLESS = "cheapest-lossless"
 BEST_BELOW_LARGEST = "best-below-largest"

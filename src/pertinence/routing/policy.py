@@ -1,7 +1,7 @@
-"""The policy (deferral rule): evidence of what has run, one linear head per stage, exit or which expert next.
+"""The policy (router): evidence of what has run, one linear head per stage, and its decision to exit or to defer.
 
-The model calls `route` on what its experts just gave, and every figure that is reported comes from `route` on cached
-predictions. The objectives of a search (`search/recipes`) are vectorised equivalents, which tests hold to it.
+The model calls `route` on the outputs of its experts, and every reported figure comes from `route` on cached
+predictions. The objectives of a search (`search/recipes`) are vectorised equivalents; tests check that they agree.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from .registry import EVIDENCE
 
 
 Outputs = tuple[torch.Tensor | None, torch.Tensor | None]
-"""What an expert gives: logits (b, C) and pooled features (b, F); features may be None where no head reads them,
-logits are None for the stem."""
+"""Outputs of an expert: logits (b, C) and pooled features (b, F); features may be None if no head reads them, logits
+are None for the stem."""
 
 
 @dataclass
 class Routing:
-    """What became of B images.
+    """The result of routing B images.
 
     Attributes:
         logits: float32 (B, C), the answers.
         expert_indices: int64 (B,), the expert that ran last.
-        experts_run: bool (B, N).
-        costs: for each unit float64 (B,) on the CPU, as some accelerators have no float64; every expert that ran and
-            every head that decided.
+        experts_run: bool (B, N), which experts ran.
+        costs: for each unit float64 (B,), the cost of every expert that ran and every head that decided; on the CPU,
+            as some accelerators have no float64.
         scores: float32 (B, decisions, N), NaN where a decision was not reached or an action is not allowed.
     """
 
@@ -51,19 +51,18 @@ class Routing:
         return self.costs[GMACS]
 
     def to(self, device: torch.device) -> Routing:
-        """The same, with all but `costs` on a device."""
+        """A copy with everything but `costs` on a device."""
         moved = {name: values.to(device) for name, values in vars(self).items() if name != "costs"}
         return Routing(**moved, costs=self.costs)
 
 
 def choose(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """The action of the largest score among the allowed ones, the cheapest of equals: (..., N), bool (N,) -> int64
-    (...)."""
+    """The allowed action with the largest score, of equal ones the cheapest: (..., N), bool (N,) -> int64 (...)."""
     return np.where(allowed, scores, -np.inf).argmax(-1)
 
 
 def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> np.ndarray:
-    """bool (N,): exit (the position of the expert that just ran), or a member later in the pool."""
+    """bool (N,): exit (the position of the expert that just ran), or defer to a later member."""
     allowed = np.zeros(num_experts, dtype=bool)
     allowed[[member for member in point.members if member >= stage.after]] = True
     return allowed
@@ -71,7 +70,7 @@ def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> np
 
 @lru_cache(maxsize=4096)
 def _allowed(members: tuple[int, ...], after: int, num_experts: int) -> np.ndarray:
-    """The same, made once and not for every batch."""
+    """The same, cached, so that it is not built again for every batch."""
     return allowed_actions(OperatingPoint("", "", members), Stage(after), num_experts)
 
 
@@ -84,30 +83,30 @@ def route(
     device: torch.device | str = "cpu",
     tail: int = 1,
 ) -> Routing:
-    """Send `count` images through an operating point.
+    """Route `count` images through an operating point.
 
-    Members come in pool order and no image goes back, so one sweep over them serves every image; the set of images
-    without an answer only shrinks.
+    Members are in pool order and images only move forward, so one sweep over the members serves all images; the set of
+    images without an answer only shrinks.
 
     Args:
-        point: where to go and how to mix.
+        point: the operating point: which experts, which stages, and how to mix.
         heads: one for each of `point.decisions`, on the CPU.
-        run: outputs of expert i (`STEM`: the stem) for the images of the given rows (rising, int64 (b,), on the CPU);
-            called at most once per expert.
+        run: returns the outputs of expert i (`STEM`: the stem) for the images of the given rows (rising, int64 (b,),
+            on the CPU); called at most once per expert.
         count: number of images, B.
-        costs: of the pool.
-        device: where answers are mixed.
-        tail: how many labels the last column of the answers stands for: predictions that are kept of many labels have
-            one column for all those that no expert thought likely.
+        costs: costs of the pool.
+        device: where outputs are mixed.
+        tail: how many labels the last column of the logits stands for: predictions over many labels are cached with
+            one column for all the labels that no expert found likely.
     """
     sweep = _Sweep(point, count, costs, is_host(device), tail)
-    # What a decision needs is copied to the host at once, and nothing else waits for a device.
+    # What a decision needs is copied to the host in one transfer; nothing else waits for a device.
     for member in point.order:
         if member not in sweep.asked:
             continue
         rows = (sweep.following == member).nonzero()[0]
         own, features = (brought(values, device) for values in run(member, torch.from_numpy(rows)))
-        # Where all images are meant nothing is gathered or scattered.
+        # If all images are meant, nothing is gathered or scattered.
         here = there = slice(None) if len(rows) == count else rows
         if len(rows) < count and not sweep.on_host:
             there = torch.from_numpy(rows).to(device, non_blocking=True)
@@ -121,7 +120,7 @@ def route(
 
 
 class _Sweep:
-    """One sweep over the members of an operating point: who goes where, and why, is the host's to know."""
+    """One sweep over the members of an operating point; its bookkeeping stays on the host."""
 
     def __init__(self, point: OperatingPoint, count: int, costs: PoolCosts, on_host: bool, tail: int):
         self.point, self.count, self.costs, self.on_host, self.tail = point, count, costs, on_host, tail
@@ -137,7 +136,7 @@ class _Sweep:
         self.log_probs: dict[int, Array] = {}
 
     def pay(self, member: int, here: Any) -> None:
-        """Charge the images of some rows for running a member, and note that it has run."""
+        """Add the cost of running a member to some rows, and record that it has run."""
         for unit, steps in self.steps.items():
             price = self.costs.marginal(unit, member, self.ran[here])
             if member == STEM:
@@ -148,24 +147,24 @@ class _Sweep:
             self.ran[here, member], self.last[here] = True, member
 
     def answer(self, member: int, own: Array, here: Any, there: Any) -> Array:
-        """The answer after a member has run: its own logits, or the mixture of those that have run: (b, C)."""
+        """The result after a member has run, (b, C): its own logits, or the mixture of the members that have run."""
         answer, stage = own, self.point.stage_after.get(member)
         if self.point.mixes:
             self.log_probs[member] = _among_all(self.count, there, log_softmax(own, self.tail))
         if stage is not None and stage.mixing is not None:
-            # Of a member that no image was sent to nothing is known, and nothing is mixed.
+            # A member that no image was deferred to has no outputs to mix.
             mixed = [(m, w) for m, w in zip(self.point.members, stage.mixing, strict=False) if m in self.log_probs]
             answer = mix([self.log_probs[m][there] for m, _ in mixed], [weight for _, weight in mixed])
-        # A copy: what `run` gave may belong to its caller.
+        # Copy: the caller may own the outputs of `run`.
         self.logits = _among_all(self.count, there, answer, self.logits)
         return answer
 
     def decide(
         self, member: int, position: int, head: Head, own: Array, answer: Array, features: Array, here: Any
     ) -> None:
-        """Exit, or choose who runs next."""
+        """Decide for each image whether it exits or which member runs next."""
         evidence = EVIDENCE.require(self.point.decisions[position].evidence, "a stage")
-        # What a stem gives in the place of logits is no prediction.
+        # A stem has no logits, so its output is not a prediction.
         label, seen = observe(evidence.reads, None if member == STEM else own, answer, features, self.tail)
         if label is not None:
             self.votes[here, member] = label
@@ -183,7 +182,7 @@ class _Sweep:
                 steps[here, member] += price
 
     def routing(self) -> Routing:
-        # A product, as its sums come in the same order however many members an image has been through.
+        # A matrix product, so that the order of summation does not depend on how many members ran on an image.
         ones = np.ones(self.costs.num_experts)
         costs = {unit: torch.from_numpy(steps @ ones + self.before[unit]) for unit, steps in self.steps.items()}
         tensors = map(torch.as_tensor, (self.logits, self.last, self.ran))
@@ -191,19 +190,19 @@ class _Sweep:
 
 
 def is_host(device: torch.device | str) -> bool:
-    """Whether answers are mixed by numpy, which is quicker there than torch with a few images."""
+    """Whether outputs on this device are mixed with NumPy, which is faster than torch for a few images."""
     return torch.device(device).type == "cpu"
 
 
 def brought(values: torch.Tensor | None, device: torch.device | str = "cpu") -> Array | None:
-    """What an expert gave, to where answers are mixed."""
+    """Move an output of an expert to where outputs are mixed."""
     if values is None:
         return None
     return values.cpu().numpy() if is_host(device) else values.to(device)
 
 
 def _among_all(count: int, rows: Any, values: Array, of_all: Array | None = None) -> Array:
-    """A copy of values of some images among those of all, zero for others unless given."""
+    """Scatter a copy of the values of some images into an array over all; the others keep `of_all`, or are zero."""
     if of_all is None:
         shape = (count, *values.shape[1:])
         of_all = values.new_zeros(shape) if isinstance(values, torch.Tensor) else np.zeros(shape, values.dtype)

@@ -1,4 +1,4 @@
-"""The kinds of evidence by name. Imports none of their code."""
+"""The registry of kinds of evidence; it imports none of their code."""
 
 from __future__ import annotations
 
