@@ -35,6 +35,8 @@ def example():
     """The example is imported, as a user imports a module of their own."""
     spec = importlib.util.spec_from_file_location("my_backend", EXAMPLE)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    yield
+    del BACKENDS._registered["bfloat16"]  # other tests try what is offered
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ class FeatureTap:
     """
 
     def __init__(self, model: Classifier | None = None):
-        # It does not hold the model, whose layers hold it: a model that is let go is freed at once.
+        # It does not hold the model, whose layers hold it: a model that is deleted is freed at once.
         self.seen = threading.local()  # one model may be called from several threads
         for module in () if model is None or isinstance(model, Backbone) else model.modules():
             outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
@@ -50,7 +50,7 @@ class FeatureTap:
             logits = model(pixel_values=pixel_values, **options).logits
         except torch.OutOfMemoryError:
             raise
-        except (*MALFORMED, RuntimeError) as error:  # somebody's settings may not fit somebody's network
+        except (*MALFORMED, RuntimeError) as error:  # settings of a checkpoint may not fit its network
             kind, shape = type(getattr(model, "timm_model", model)).__name__, tuple(pixel_values.shape)
             raise PertinenceError(f"an expert ({kind}) fails on pixels of shape {shape} ({explain(error)})") from error
         finally:

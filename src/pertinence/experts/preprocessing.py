@@ -44,7 +44,7 @@ class Preprocessor:
             return self.transform.apply(images)
         try:
             pixel_values = run_processor(self.processor, images)
-        except Exception as error:  # somebody's settings of somebody's processor
+        except Exception as error:  # a processor may fail in any way
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                 raise
             raise PertinenceError(
@@ -130,7 +130,7 @@ def resolve_transform(processor: Any) -> Transform:
         if described is not None and _gives_same_pixels(described, processor):
             return described
         return Transform(library="own", size=tuple(run_processor(processor, _probe(256, 256)).shape[-2:]))
-    except Exception as error:  # somebody's settings of somebody's processor
+    except Exception as error:  # a processor may fail in any way
         if isinstance(error, (PertinenceError, MemoryError, torch.OutOfMemoryError)):
             raise
         raise PertinenceError(f"its {type(processor).__name__} gives no images ({explain(error)})") from error

@@ -18,7 +18,7 @@ from ..utils.validation import is_number, is_whole
 MAX_RESIZED_PIXELS = 2**26
 LIBRARIES = ("timm", "transformers", "own")
 MAX_SIDE = 2048
-"""Pixels of a side that an expert may receive: beyond it a batch takes more memory than anybody's file may ask for."""
+"""Pixels of a side that an expert may receive: beyond it a batch takes more memory than a file may ask for."""
 
 
 class UnfitImage(PertinenceError):

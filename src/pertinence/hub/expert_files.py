@@ -133,7 +133,7 @@ def files_to_copy(folder: Path) -> list[Path]:
     """
     legal = {path for pattern in LEGAL_FILES for path in folder.glob(pattern) if path.is_file()}
     files, weights = [*checkpoint_files(folder), *sorted(legal)], find_weights(folder)
-    # What really are weights may lie elsewhere, as on clusters; who knows what the rest is.
+    # Files that really are weights may lie elsewhere, as on clusters; other files may not.
     Tensors.of(*weights)
     check_contained((path for path in files if path not in weights), folder)
     return files

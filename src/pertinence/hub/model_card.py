@@ -246,7 +246,7 @@ def settings_text(card: Card) -> str | None:
 
 
 def plain(text: Any) -> str:
-    """Somebody's text as Markdown that has no markup."""
+    """Text of others as Markdown that has no markup."""
     return re.sub(r"[\\`*_~\[\]<>]", r"\\\g<0>", " ".join(str(text).split()))
 
 

@@ -206,7 +206,7 @@ class ExpertStore:
                 self._changed.notify_all()
 
     def forget(self) -> None:
-        """Let go of everything: what is asked for next is loaded anew."""
+        """Drop everything: what is asked for next is loaded anew."""
         with self._changed:
             self._weights.clear()
             self._changed.notify_all()
