@@ -18,7 +18,7 @@ from pertinence import register_recipe
 @dataclass
 class TreeArguments:
     depth: int = field(default=2, metadata={"help": "Of the trees.", "least": 1})
-    kinds: list[str] = field(default_factory=lambda: ["oak"], metadata={"choices": None})
+    kinds: list[str] = field(default_factory=lambda: ["oak"], metadata={"group": "of my own"})
     pruned: bool = False
 
 
@@ -57,6 +57,16 @@ def test_help_shows_the_settings_of_the_recipe_alone(plugin, capsys):
         assert ("--folds" in shown) is ("cascade" in recipe)
         assert "--epochs" not in shown
         assert "{cascade,paper,trees,both}" in shown
+
+
+def test_the_current_folder_is_searched_for_plug_ins_alone(tmp_path, monkeypatch, registered_recipes):
+    monkeypatch.chdir(tmp_path)
+    arguments_of("--experts", "a")
+    assert str(tmp_path) not in sys.path
+    (tmp_path / "empty_plugin.py").touch()
+    arguments_of("--plugins", "empty_plugin")
+    assert sys.path[0] == str(tmp_path)
+    sys.modules.pop("empty_plugin")
 
 
 def test_a_file_names_plug_ins_and_their_settings(plugin, caplog):

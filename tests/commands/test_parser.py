@@ -105,6 +105,8 @@ def test_batch_sizes_of_a_benchmark():
         (["search", "--mixing=perhaps"], "--mixing"),
         (["evaluate"], "the following arguments are required: model"),
         (["evaluate", "model", "--config", "x.yaml"], "unrecognized arguments: --config x.yaml"),
+        (["search", "--config"], "usage: pertinence search [settings]"),
+        (["info", "model", "--plugins"], "argument --plugins: expected at least one argument"),
         ([], "the following arguments are required: command"),
         (["fly"], "invalid choice: 'fly'"),
     ],

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_line import run
 
 
+MODEL = Path(__file__).parent / "fixtures" / "format_1"
 SCRIPT = "import sys; from pertinence_cli import main; sys.argv[0] = 'pertinence'; code = main(); "
 HEAVY = "print(sorted({'torch', 'transformers', 'datasets', 'pymoo', 'timm'} & set(sys.modules)))"
 
@@ -30,16 +32,16 @@ def test_help_and_version_import_neither_torch_nor_transformers(arguments, tmp_p
     assert "pertinence" in shown.stdout.splitlines()[0]
 
 
-def test_a_command_registers_the_model_with_transformers(searched, tmp_path):
+def test_a_command_registers_the_model_with_transformers(tmp_path):
     then = "import transformers; print(transformers.AutoConfig.for_model('pertinence').model_type, code)"
-    shown = run_script("info", str(searched / "runs/digits"), cwd=tmp_path, then=then)
+    shown = run_script("info", str(MODEL), cwd=tmp_path, then=then)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.splitlines()[-1] == "pertinence 0"
 
 
-def test_the_script_says_what_the_module_says(searched):
-    through_module = run("info", "runs/digits", cwd=searched)
-    assert run_script("info", "runs/digits", cwd=searched).stdout == through_module.stdout
+def test_the_script_says_what_the_module_says():
+    through_module = run("info", MODEL, cwd=MODEL.parent)
+    assert run_script("info", str(MODEL), cwd=MODEL.parent).stdout == through_module.stdout
 
 
 def test_a_plug_in_imports_the_package_as_any_module_does(tmp_path):

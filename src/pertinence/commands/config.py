@@ -21,9 +21,9 @@ from .parser import add_plugins, spelt_with_dashes
 SHOWN_SETTINGS = 20
 
 
-def read_early(words: Sequence[str]) -> argparse.Namespace:
-    """The values of `--plugins`, `--config` and `--recipe`; None where they are not given."""
-    parser = argparse.ArgumentParser(add_help=False)
+def read_early(command: str, words: Sequence[str]) -> argparse.Namespace:
+    """The values of `--plugins`, `--config` and `--recipe` of a command; None where they are not given."""
+    parser = argparse.ArgumentParser(f"pertinence {command}", usage="%(prog)s [settings]", add_help=False)
     add_plugins(parser)
     parser.add_argument("--config")
     parser.add_argument("--recipe")
@@ -36,7 +36,7 @@ def import_user_plugins(modules: Sequence[str]) -> None:
     Raises:
         PertinenceError: one cannot be imported.
     """
-    if os.getcwd() not in sys.path and "" not in sys.path:
+    if modules and not {os.getcwd(), ""} & set(sys.path):
         sys.path.insert(0, os.getcwd())
     import_plugins(list(modules))
 

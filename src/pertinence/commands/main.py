@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str]) -> tuple[Callable[..., None], list[Any]]:
     """
     chosen, words = build_parser().parse_known_args(arguments)
     command = COMMANDS[chosen.command]
-    early = read_early(words)
+    early = read_early(chosen.command, words)
     config = read_config(early.config) if command.takes_config and early.config else {}
     plugins = pop_plugins(early.config, config)
     if early.plugins:

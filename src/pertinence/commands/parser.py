@@ -77,8 +77,7 @@ class CommandParser(argparse.ArgumentParser):
         found = [setting for cls in classes for setting in cls.settings()]
         self.settings |= {setting.name: setting for setting in found}
         for name, title in GROUPS.items():
-            members = [setting for setting in found if setting.metadata.get("group", "recipe") == name]
-            if members:
+            if members := [setting for setting in found if _group_of(setting) == name]:
                 group = self.add_argument_group(title)
                 for setting in members:
                     _add_flag(group, setting, setting.name in hidden)
@@ -139,6 +138,11 @@ def spelt_with_dashes(word: str) -> str:
     """A flag with `-` for `_` in its name; any other word as it is."""
     name, equals, value = word.partition("=")
     return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else word
+
+
+def _group_of(setting: Setting) -> str:
+    group = setting.metadata.get("group")
+    return group if group in GROUPS else "recipe"  # of a recipe from outside, which need not know the groups
 
 
 def _add_flag(group: Any, setting: Setting, is_hidden: bool) -> None:
