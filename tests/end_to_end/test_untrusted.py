@@ -536,7 +536,7 @@ def test_a_network_that_fits_its_weights_may_be_built(whole):
     torch.nn.Linear(10**5, 10**5, device="meta")
 
 
-# Numbers that are none
+# NaN and infinity
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1.0, "much", None, True, 10**400])

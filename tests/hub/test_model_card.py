@@ -119,7 +119,7 @@ def test_a_guarantee_is_on_the_card_with_its_assumptions(card):
     assert "Assumes: images to come are like these" in text
 
 
-def test_nothing_of_somebodys_is_markup(card):
+def test_text_from_others_is_not_markup(card):
     name, settings = "![x](https://evil/pixel.png) `a` <b> __bold__", {"dataset": "a\n```\n# Heading\n"}
     card.config.experts[0]["name"] = card.config.experts[0]["licence"] = name
     card.config.front[0]["name"] = name
