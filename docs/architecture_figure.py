@@ -2,8 +2,8 @@
 
 uv run python docs/architecture_figure.py
 
-It writes docs/architecture.svg (the floors, and which imports which) and docs/roads.svg (what passes through them).
-What is drawn also lies in the files as text, so that a test can tell whether they are current.
+It writes docs/architecture.svg (the floors, and which imports which) and docs/roads.svg (the two paths of data through
+them). Both files also hold what they show as text, so that a test can tell whether they are current.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ ROADS = {
         ("output", "models.modeling_pertinence"),
     ],
 }
-"""What happens, and the module that does it."""
+"""The steps of each path, and the module that does each."""
 LOOP = "decide", "transform"
-"""What a run does again as long as the decision is to defer to another expert."""
+"""The step after which a run repeats, and the first repeated step, while the decision is to defer."""
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "pertinence", "font.family": ["DejaVu Sans", "sans-serif"]}
 
 
 def read_floors() -> dict[str, Any]:
-    """The floors from the top down, each with what its `__init__` says lives there, and the floors that it imports."""
+    """The floors from the top down, each with the role that its `__init__` states, and the floors that it imports."""
     project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))
     layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
     graph = grimp.build_graph("pertinence", cache_dir=None)
@@ -82,7 +82,7 @@ def drawn(path: Path) -> dict[str, Any]:
 
 
 def draw_floors(house: dict[str, Any]) -> Figure:
-    """A row for each floor: its name, what lives there, and a dot for each floor that it imports."""
+    """Draw a row for each floor: its name, its role, and a dot for each floor that it imports."""
     floors = house["floors"]
     figure, axes = _canvas(height=len(floors) + 0.7, names=[floor["name"] for floor in floors], wide=15.2)
     names = [floor["name"] for floor in floors]
@@ -99,7 +99,7 @@ def draw_floors(house: dict[str, Any]) -> Figure:
 
 
 def draw_roads(house: dict[str, Any]) -> Figure:
-    """The same rows, and the two roads through them, each step on the floor of the module that does it."""
+    """Draw the same rows and the two paths through them, each step on the floor of the module that does it."""
     names = [floor["name"] for floor in house["floors"]]
     figure, axes = _canvas(height=len(names) + 0.7, names=names, wide=17)
     left = 2.5

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 
 def draw(record: dict[str, Any], title: str | None = None) -> Figure:
-    """The front beside the experts alone and the longest tuned chain, all on the report images.
+    """Draw the Pareto front, the experts alone and the longest tuned confidence cascade, all on the report images.
 
     Args:
         record: as stored in `search_result.json`.

@@ -1,5 +1,5 @@
-"""What `mkdocs build` takes from elsewhere: the README as the first page, what `--help` says of every command, and the
-first sentence of every module.
+"""The parts of the documentation that `mkdocs build` generates: the README as the first page, the help of every
+command, and a table with the first sentence of every module.
 """
 
 import ast
@@ -16,18 +16,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
-    """The text of a page, with its generated part where it says so."""
+    """The text of a page, with its generated part in the place of the marker."""
     make = {"index.md": readme, "command-line.md": helps, "architecture.md": modules}.get(page.file.src_uri)
     return markdown if make is None else markdown.replace("<!-- generated -->", make())
 
 
 def on_page_content(html: str, page, config, files) -> str:
-    """Docstrings name things as those of transformers do, [`~Class.method`]: here by their last name."""
+    """Show references of docstrings, [`~Class.method`] as in transformers, by their last name."""
     return re.sub(r"\[<code>~?(?:\w+\.)*(\w+)</code>\]", r"<code>\1</code>", html)
 
 
 def readme() -> str:
-    """The README, whose pages and figures lie here; what lies elsewhere in the repository is named, not linked."""
+    """The README with links to pages and figures of docs/; links to other files become plain names."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?://|#|docs/)[^)]+\)", r"\1", text)
     return re.sub(r"(\[)(?:docs/)?([^\]]+\]\()docs/", r"\1\2", text)

@@ -3,8 +3,8 @@
     python examples/classify.py cat.jpg ship.png --model user/pertinence-cifar10
     python examples/classify.py cat.jpg --model runs/cifar10 --gmacs 0.05 --trust-remote-code
 
-The first answer comes from the plain `pipeline`, the lines below it say for each image which experts ran and what that
-took, at the budget that was asked for.
+The first lines come from the plain `pipeline`. The lines below them show for each image which experts ran and what
+they cost, at the budget that was asked for.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     for image, answers in zip(options.images, classify(options.images, top_k=3), strict=True):
         print(f"{image}: " + ", ".join(f"{answer['label']} {100 * answer['score']:.1f} %" for answer in answers))
 
-    # The same model called directly says more than the pipeline passes on.
+    # The same model, called directly, returns more than the pipeline does.
     out = model(**classify.image_processor(options.images))
     names, largest = model.config.expert_names, model.config.experts[-1]
     for image, ran, gmacs in zip(options.images, out.experts_run, out.gmacs.tolist(), strict=True):

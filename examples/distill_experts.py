@@ -1,12 +1,13 @@
-"""No small expert? Make one: train cheaper classifiers of any timm architecture to answer as one that you have does.
+"""Make small experts by distillation: train cheaper classifiers of any timm architecture to answer like a given one.
 
     python examples/distill_experts.py --config examples/distill_cifar10.yaml
     python examples/distill_experts.py --teacher user/resnet56 --dataset user/images --image-size 32 --students \
         '{name: vit, architecture: vit_tiny_patch16_224, model_args: {img_size: 32, patch_size: 8}, epochs: 50}'
 
-The teacher sees a few augmented views of every training image once; what it says of them is kept, and every student is
-trained on these views (with Accelerate: GPUs, and several processes by torchrun). Each becomes a folder that timm,
-transformers and pertinence load, with its preprocessing and a card. Killed? The same command goes on.
+The teacher sees a few augmented views of every training image once. Its logits are stored, and every student is
+trained on these views (with Accelerate: on GPUs, and in several processes by torchrun). Each student becomes a folder
+that timm, transformers and pertinence load, with its preprocessing and a card. If the run is killed, the same command
+continues it.
 
 Search on images that neither the teacher nor the students were trained on.
 """
@@ -51,20 +52,20 @@ from pertinence.utils.tensors import save_tensors
 
 MEAN = STD = (0.5, 0.5, 0.5)
 AT_ONCE = 256
-"""Images that are answered at once where nothing is learned."""
+"""Images of one batch in which nothing is trained."""
 
 
 @dataclass(frozen=True)
 class Student:
-    """What is trained.
+    """A network to train.
 
     Attributes:
-        name: of its folder.
+        name: the name of its folder.
         architecture, model_args: as in `timm.create_model(architecture, **model_args)`.
-        epochs: passes, each over one view of every image.
-        image_size: pixels of a side; default: that of the views.
-        learning_rate, weight_decay: of AdamW; after a linear rise the rate falls to zero as a cosine.
-        bf16: whether it is trained in mixed precision; it is saved in float32 in any case.
+        epochs: number of passes, each over one view of every image.
+        image_size: side of its input in pixels; default: that of the views.
+        learning_rate, weight_decay: settings of AdamW; after a linear rise the rate falls to zero as a cosine.
+        bf16: whether it is trained in mixed precision; it is always saved in float32.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Student:
 
     @classmethod
     def parse(cls, value: Any) -> Student:
-        """From a mapping, or one in YAML or JSON."""
+        """Make a student from a mapping, or from YAML or JSON text of one."""
         try:
             return cls(**(yaml.safe_load(value) if isinstance(value, str) else value))
         except (TypeError, yaml.YAMLError) as error:
@@ -88,7 +89,7 @@ class Student:
     def make(self, num_labels: int) -> nn.Module:
         try:
             return timm.create_model(self.architecture, num_classes=num_labels, **self.model_args)
-        except Exception as error:  # an architecture refuses arguments in any way
+        except Exception as error:  # architectures raise any type for arguments that they do not take
             raise PertinenceError(f"timm does not make student {self.name!r}: {error}") from error
 
     def transform(self, view_size: int) -> Transform:
@@ -98,7 +99,7 @@ class Student:
 
 @dataclass
 class Distillation:
-    """Everything that a run depends on; each is a flag, and a name in the YAML file."""
+    """All settings of a run; each is a flag, and a key in the YAML file."""
 
     teacher: str | None = field(default=None, metadata={"help": "Hub id or folder."})
     students: list[str] | None = field(default=None, metadata={"help": "YAML or JSON mappings.", "action": "extend"})
@@ -120,7 +121,7 @@ class Distillation:
     output_dir: str = "runs/distilled"
 
     def of_training(self) -> dict[str, Any]:
-        """What the weights of a student depend on besides itself."""
+        """The settings of the run on which the weights of a student depend."""
         others = "students only output_dir measure_every licence validation_split trust_remote_code".split()
         return {name: value for name, value in asdict(self).items() if name not in others}
 
@@ -143,7 +144,7 @@ def main() -> None:
 
 
 def run(settings: Distillation) -> list[Path]:
-    """Make every student that is not there yet; returns their folders."""
+    """Make every student that does not exist yet, and return the folders of all."""
     if not (settings.teacher and settings.dataset and settings.students):
         raise PertinenceError("name --teacher, --dataset and --students, or a --config that does")
     students = [Student.parse(student) for student in settings.students]
@@ -159,7 +160,7 @@ def run(settings: Distillation) -> list[Path]:
     if not missing:
         return made
     for student in missing:
-        student.make(2)  # refused now rather than after hours
+        student.make(2)  # an error now is better than one after hours
     accelerator = make_accelerator()
     images = load_images(DataArguments(settings.dataset, split=settings.split))
     validation = None
@@ -168,7 +169,7 @@ def run(settings: Distillation) -> list[Path]:
     options = LoadOptions(trust_remote_code=settings.trust_remote_code)
     teacher = load_expert(ExpertReference.parse(settings.teacher), options).to(accelerator.device)
     images.match_labels(teacher.labels)
-    with accelerator.main_process_first():  # the others then find them made
+    with accelerator.main_process_first():  # the other processes then find the files
         views = make_views(settings, teacher, images, folder / "views")
     accuracy = {}
     if validation is not None:
@@ -181,14 +182,15 @@ def run(settings: Distillation) -> list[Path]:
     return made
 
 
-# What the teacher says
+# Views and the teacher's answers
 
 
 def make_views(settings: Distillation, teacher: Expert, images: LabelledImages, folder: Path) -> list[Path]:
-    """Augmented views of all images, and what the teacher says of them; what is there of the same images is kept.
+    """Write augmented views of all images with the teacher's logits; files that fit the settings are kept.
 
     Returns:
-        The files, one a view: uint8 `pixels` (n, 3, S, S), the teacher's float32 `logits` (n, C), int64 `labels` (n,).
+        The files, one per view: uint8 `pixels` (n, 3, S, S), the teacher's float32 `logits` (n, C), and int64 `labels`
+        (n,).
     """
     size = settings.image_size
     same = {"images": images.fingerprint, "teacher": teacher.find_revision()}
@@ -217,7 +219,7 @@ def make_views(settings: Distillation, teacher: Expert, images: LabelledImages, 
 
 
 def _batches(images: LabelledImages):
-    """All images in order, in lists."""
+    """All images in order, in lists of `AT_ONCE`."""
     for start in range(0, len(images), AT_ONCE):
         yield raise_or([images[row] for row in range(start, min(start + AT_ONCE, len(images)))])
 
@@ -245,12 +247,12 @@ def train(
     accelerator: Accelerator,
     folder: Path,
 ) -> nn.Module:
-    """Train a student from where it was left; `folder` gets `log.jsonl` and the state after the last whole epoch."""
+    """Train a student, or continue; `folder` gets `log.jsonl` and the state after the last finished epoch."""
     with safe_open(views[0], "pt") as file:
         count, num_labels = file.get_slice("logits").get_shape()
     torch.manual_seed(settings.seed)
     model = student.make(num_labels)
-    # Norms, biases and position embeddings do not decay.
+    # Norms, biases and position embeddings have no weight decay.
     optimizer = create_optimizer_v2(model, "adamw", lr=student.learning_rate, weight_decay=student.weight_decay)
     same = {"student": json.dumps(asdict(student)), "settings": json.dumps(settings.of_training())}
     state, log, transform = folder / "state.safetensors", folder / "log.jsonl", student.transform(settings.image_size)
@@ -264,7 +266,7 @@ def train(
         bar.update(done * batches)
         for epoch in range(done, student.epochs):
             start, total = time.perf_counter(), 0.0
-            torch.manual_seed(1000 * settings.seed + epoch)  # the same, whether it is the first of a process or not
+            torch.manual_seed(1000 * settings.seed + epoch)  # so that a continued run draws the same
             order, view = torch.randperm(count), _tensors(views[epoch % len(views)])
             model.train()
             for batch in range(batches):
@@ -288,7 +290,7 @@ def train(
             if validation is not None and is_due and is_main:
                 network.eval()
                 entry["accuracy"] = measure(lambda seen: network(transform.apply(seen.to(device))), validation)
-            if is_main:  # the log first: what it has beyond the state is made again
+            if is_main:  # the log first: entries after the stored state are written again
                 bar.set_postfix({name: entry[name] for name in ("loss", "accuracy") if name in entry})
                 lines = log.read_text().splitlines()[:epoch] if epoch else []
                 with replaced(log) as temporary:
@@ -300,12 +302,12 @@ def train(
 def distillation_loss(
     logits: torch.Tensor, taught: torch.Tensor, right: torch.Tensor, temperature: float, hard_labels: float
 ) -> torch.Tensor:
-    """Divergence from the teacher's softened distribution, and cross-entropy with the labels: scalar.
+    """Divergence from the teacher's softened distribution plus cross-entropy with the labels, as a scalar.
 
     Args:
         logits, taught: float32 (b, C), the student's and the teacher's.
         right: int64 (b,), the labels.
-        temperature: that both distributions are softened by.
+        temperature: by which both distributions are softened.
         hard_labels: weight of the cross-entropy, in [0, 1].
     """
     own, wanted = ((scores / temperature).log_softmax(1) for scores in (logits, taught))
@@ -314,7 +316,7 @@ def distillation_loss(
 
 
 def schedule(progress: float, warmup: float) -> float:
-    """Factor of the learning rate, by the share of the steps that are done: a line up, half a cosine down to zero."""
+    """Factor of the learning rate at a share of all steps: a linear rise, then half a cosine down to zero."""
     if progress < warmup:
         return progress / warmup
     return 0.5 + 0.5 * torch.tensor((progress - warmup) / (1 - warmup) * torch.pi).cos().item()
@@ -322,13 +324,13 @@ def schedule(progress: float, warmup: float) -> float:
 
 @torch.no_grad()
 def measure(network: Callable[[torch.Tensor], torch.Tensor], images: LabelledImages) -> float:
-    """Share of images that a network, which is given uint8 images of one size, answers right."""
+    """Accuracy of a network that takes uint8 images of one size."""
     answers = torch.cat([network(torch.stack(batch)).argmax(1).cpu() for batch in _batches(images)])
     return round((answers == images.labels).double().mean().item(), 4)
 
 
 def save_state(path: Path, model: nn.Module, optimizer: Any, metadata: dict[str, str]) -> None:
-    """Keep a training; safetensors, since a pickle may run code when it is opened."""
+    """Store the state of a training, as safetensors because a pickle may run code when it is opened."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in values.items()}
@@ -337,7 +339,7 @@ def save_state(path: Path, model: nn.Module, optimizer: Any, metadata: dict[str,
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, same: dict[str, str]) -> int:
-    """Put a training back to where it was left; returns the epochs that are done, 0 where its settings were others."""
+    """Restore a training, and return the number of finished epochs: 0 if the settings differ."""
     metadata = _metadata(path) or {}
     done = int(metadata.pop("epochs", 0))
     if metadata != same:
@@ -355,7 +357,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
     return done
 
 
-# What is left in the end
+# Saving
 
 
 def save(
@@ -367,14 +369,14 @@ def save(
     accuracy: dict[str, float],
     folder: Path,
 ) -> None:
-    """Write a student as timm's repositories on the Hub are, load it as an expert, measure it, and write its card.
+    """Write a student like timm's repositories on the Hub, load it as an expert, measure it, and write its card.
 
     Args:
-        accuracy: of the teacher, by its name; empty where there are no validation images.
-        folder: which must not be there yet, or is replaced.
+        accuracy: that of the teacher, by its name; empty if there are no validation images.
+        folder: where to write; an existing folder is replaced.
     """
     labels, size = list(teacher.labels.values()), student.transform(settings.image_size).size
-    for stale in ("license", "tag", "origin_url", "paper_ids"):  # of weights that it does not have
+    for stale in ("license", "tag", "origin_url", "paper_ids"):  # these describe other weights
         model.pretrained_cfg.pop(stale, None)
     model.pretrained_cfg.update(input_size=(3, *size), interpolation="bilinear", crop_pct=1.0, mean=MEAN, std=STD)
     if settings.licence:
@@ -391,7 +393,7 @@ def save(
 
 
 def card(student: Student, settings: Distillation, expert: Expert, teacher: Expert, accuracy: dict[str, float]) -> str:
-    """A model card: what it is, what it costs and gets right beside its teacher, and how it was made."""
+    """The text of a model card: what the student is, its cost and accuracy beside its teacher, and how it was made."""
     on_hub = None if ExpertReference.parse(settings.teacher).is_folder else settings.teacher
     metadata = ModelCardData(
         library_name="timm", pipeline_tag="image-classification", license=settings.licence, base_model=on_hub
@@ -409,8 +411,8 @@ def card(student: Student, settings: Distillation, expert: Expert, teacher: Expe
 
 # {student.name}
 
-A classifier of images of {expert.entry.transform.size[0]} pixels among {len(expert.labels)} labels: timm's
-`{student.architecture}`, taught by {teacher.entry.name} to answer as it does.
+This model classifies images of {expert.entry.transform.size[0]} pixels into {len(expert.labels)} labels. It is timm's
+`{student.architecture}`, distilled from {teacher.entry.name}.
 
 | | accuracy{measured_on} | GMACs | parameters |
 | --- | ---: | ---: | ---: |
@@ -422,7 +424,7 @@ from transformers import pipeline
 classify = pipeline("image-classification", model="path/to/{student.name}")
 ```
 
-Made by `examples/distill_experts.py` of the package `pertinence` with
+It was made by `examples/distill_experts.py` of the package `pertinence` with these settings:
 
 ```yaml
 {yaml.safe_dump(made, sort_keys=False).strip()}

@@ -4,8 +4,8 @@
     python examples/fine_tune_experts.py --checkpoints timm/mobilenetv3_small_100.lamb_in1k microsoft/resnet-50 \
         --epochs 5
 
-Here the images are scikit-learn's digits, so that there is nothing to prepare and little to wait for. With images of
-yours keep what this keeps: one part trains the experts, another, which none of them has seen, is searched on.
+The images are scikit-learn's digits, so nothing needs to be prepared and the run is short. With your own images, keep
+the parts separate as here: one part trains the experts; another part, which none of them has seen, is searched on.
 """
 
 import argparse
@@ -22,7 +22,7 @@ CHECKPOINTS = ["timm/test_efficientnet.r160_in1k", "timm/test_resnet.r160_in1k",
 
 
 def fine_tune(checkpoint: str, dataset, epochs: int, folder: Path) -> Path:
-    """Give a checkpoint a new head for the labels of a data set and train all of it; returns the folder it is in."""
+    """Give a checkpoint a new head for the labels of a data set, train all of it, and return its folder."""
     labels = dataset.features["label"].names
     model = AutoModelForImageClassification.from_pretrained(
         checkpoint,
@@ -50,7 +50,7 @@ def fine_tune(checkpoint: str, dataset, epochs: int, folder: Path) -> Path:
     )
     Trainer(model, arguments, collate, train_dataset=dataset).train()
     if hasattr(model.config, "label_names"):
-        model.config.label_names = labels  # a timm config keeps the names of before there
+        model.config.label_names = labels  # where a timm config still has the old names
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -73,7 +73,7 @@ def main() -> None:
     args = SearchArguments(population=options.population, generations=options.generations)
     result = DispatcherSearch(experts, search, args, report_dataset=unseen).run()
     print(result.evaluation)
-    result.save(options.output_dir / "model", save_experts=True)  # a model that needs nothing beside it
+    result.save(options.output_dir / "model", save_experts=True)  # the model then needs no other folder
 
 
 if __name__ == "__main__":

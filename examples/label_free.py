@@ -1,9 +1,9 @@
-"""Search without labels: right then means as the largest expert answers, and every figure is called agreement.
+"""Search without labels: an answer counts as right if the largest expert gives it, and figures are called agreement.
 
     python examples/label_free.py --dataset folder/of/images
     python examples/label_free.py --experts user/resnet8 user/resnet56 --dataset user/unlabelled --max-loss 0.01
 
-Any images like those that the model will see will do; for this search a data set needs an image column alone.
+Use images like those that the model will see; for this search a data set needs only an image column.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
     result = DispatcherSearch(options.experts, dataset, args).run()
     print(result.evaluation)
 
-    # Nothing agrees more with the largest expert than itself, so no point is lossless: say what may be lost.
+    # No point agrees more with the largest expert than that expert itself, so none is lossless: set what may be lost.
     point = result.model.set_budget(max_accuracy_loss=options.max_loss)
     saved = 100 * (1 - point.report.gmacs / result.model.config.experts[-1]["gmacs"])
     print(f"\n{point.name}: agrees on {100 * point.report.accuracy:.2f} % of unseen images, saves {saved:.0f} %")

@@ -1,4 +1,4 @@
-"""Search a dispatcher for checkpoints and images of the Hub; save it, and push it where a name is given.
+"""Search a dispatcher for checkpoints and images of the Hub, save it, and push it if a repository is named.
 
     python examples/search_from_hub.py --experts user/resnet8 user/resnet20 user/resnet56 --dataset uoft-cs/cifar10
     python examples/search_from_hub.py --experts timm/resnet18.a1_in1k timm/resnet50.a1_in1k timm/resnet152.a1_in1k \
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--experts", nargs="+", default=["user/resnet8", "user/resnet20", "user/resnet56"])
     parser.add_argument("--dataset", default="uoft-cs/cifar10")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--image-limit", type=int, help="Use so many images, drawn at random.")
+    parser.add_argument("--image-limit", type=int, help="Number of images to use, drawn at random.")
     parser.add_argument("--population", type=int, default=50)
     parser.add_argument("--generations", type=int, default=50)
     parser.add_argument("--output-dir", default="runs/from-hub")
@@ -34,7 +34,7 @@ def main() -> None:
         population=options.population,
         generations=options.generations,
         trust_remote_code=options.trust_remote_code,
-        output_dir=options.output_dir,  # where a killed search goes on from
+        output_dir=options.output_dir,  # a killed search continues from here
     )
     result = DispatcherSearch(options.experts, dataset, args).run()
     print(result.evaluation)  # on a fifth of the images, which were held out first

@@ -1,4 +1,4 @@
-"""Serve a searched model over HTTP: single requests are grouped into batches, and too many are turned away at once.
+"""Serve a searched model over HTTP: single requests are grouped into batches, and excess requests are refused.
 
     uv run --group serving python examples/serving.py runs/cifar10 --operating-point cheapest-lossless --port 8000
 
@@ -6,12 +6,12 @@
         -d "{\"inputs\": \"$(base64 -w0 cat.jpg)\"}"
     curl -s localhost:8000/stats
 
-Batching is LitServe's: it is made for models in Python, groups images of any sizes (our experts take those, not one
-tensor), and starts a worker process for each device with nothing but pip. Triton and TorchServe want an exported graph
-or an archive, which a model that decides as it goes is not; Ray Serve brings a cluster along.
+LitServe does the batching: it is made for models in Python, groups images of any sizes (our experts take a list of
+images, not one tensor), starts a worker process for each device, and needs only pip. Triton and TorchServe expect an
+exported graph or an archive, which does not suit a model that decides while it runs; Ray Serve needs a cluster.
 
-What LitServe leaves to us is to say no: `Gate` lets so many requests in at a time, answers the others with 503 instead
-of letting a queue grow without end, and counts which experts answered and what that cost.
+LitServe does not limit the load. `Gate` therefore admits a limited number of requests at a time, answers the others
+with 503 instead of letting a queue grow without end, and counts which experts answered and what they cost.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class ImageClassification(LitAPI):
             raise HTTPException(400, f'expected {{"inputs": an image file in base64}}: {error!r}') from error
 
     def batch(self, inputs):
-        return inputs  # of any sizes: nothing to stack
+        return inputs  # images of any sizes, which cannot be stacked
 
     def predict(self, images):
         out = self.model(images, operating_point=self.operating_point)
@@ -66,7 +66,7 @@ class ImageClassification(LitAPI):
 
 
 class Gate:
-    """ASGI middleware: at most `most` requests inside; 503 for the others; counts at GET /stats."""
+    """ASGI middleware: admits at most `most` requests at a time, others get 503; GET /stats shows counts."""
 
     def __init__(self, app, most: int):
         self.app, self.most = app, most
@@ -91,7 +91,7 @@ class Gate:
                 self.inside -= 1
 
     def counting(self, send):
-        """`send` that also takes note of what was answered."""
+        """`send` that also counts what was answered."""
         status, body = 0, b""
 
         async def counted(message):
@@ -134,8 +134,8 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=5)
     parser.add_argument("--max-batch-size", type=int, default=32)
     parser.add_argument("--batch-timeout", type=float, default=0.005, help="Seconds to wait for a batch to fill.")
-    parser.add_argument("--max-requests", type=int, default=256, help="Inside at a time; the others get a 503.")
-    parser.add_argument("--max-memory", help="Load experts lazily, and hold at most this of them, like 2GiB.")
+    parser.add_argument("--max-requests", type=int, default=256, help="Requests at a time; the others get a 503.")
+    parser.add_argument("--max-memory", help="Load experts lazily, within this limit, like 2GiB.")
     parser.add_argument("--trust-remote-code", action="store_true", help="Run the code that experts bring with them.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
@@ -152,7 +152,7 @@ def main() -> None:
         batch_timeout=options.batch_timeout,
     )
     server = LitServer(api, middlewares=[(Gate, {"most": options.max_requests})])
-    # One process that lets requests in, so that one count is the whole truth.
+    # One process admits all requests, so that one count covers all of them.
     server.run(host=options.host, port=options.port, num_api_servers=1, generate_client_file=False)
 
 

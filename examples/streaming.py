@@ -1,4 +1,4 @@
-"""Classify a stream of frames: decide now and then, and let the expert that answered go on alone in between.
+"""Classify a stream of frames: decide from time to time, and let the expert that answered run alone in between.
 
     python examples/streaming.py clip.gif --model user/pertinence-cifar10 --interval 30
     python examples/streaming.py folder/of/frames --model runs/cifar10 --scene-change 0.05
@@ -16,7 +16,7 @@ from pertinence import PertinenceForImageClassification, StreamDispatcher
 
 
 def read_frames(source: Path) -> Iterator[Image.Image]:
-    """The frames one by one, as a camera gives them."""
+    """The frames one by one, as from a camera."""
     if source.is_dir():
         for path in sorted(source.iterdir()):
             with Image.open(path) as image:
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("frames", type=Path, help="Folder of image files, or an animation.")
     parser.add_argument("--model", default="user/pertinence-cifar10", help="Hub id or folder; default: %(default)s.")
     parser.add_argument("--interval", type=int, help="Frames from one decision to the next.")
-    parser.add_argument("--scene-change", type=float, help="Decide anew when a scene changes by this, 0 to 1.")
+    parser.add_argument("--scene-change", type=float, help="Decide again when a scene changes by this, 0 to 1.")
     parser.add_argument("--trust-remote-code", action="store_true", help="Run the code that experts bring with them.")
     options = parser.parse_args()
     if options.interval is None and options.scene_change is None:

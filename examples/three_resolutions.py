@@ -1,10 +1,10 @@
-"""One checkpoint, three resolutions: a pool of experts from a single network, which sees images at several sizes.
+"""Search one checkpoint at three resolutions: a pool of experts from a single network and images of several sizes.
 
     python examples/three_resolutions.py --expert timm/resnet50.a1_in1k --sizes 128 160 \
         --dataset ILSVRC/imagenet-1k --split validation
 
-The smaller inputs are experts like any other, at the cost of their pixels, and share the weights of the whole one.
-`image_size_by="resize"` shows the whole image at the smaller size; "crop", the default, shows the middle of it.
+Each smaller input size is an expert of its own. It costs less because it has fewer pixels, and shares the weights of
+the checkpoint. `image_size_by="resize"` shows the whole image at the smaller size; "crop", the default, its middle.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""Makes the reference dispatchers of this folder: what `pertinence push --save-experts --examples` would push of a
-search of each zoo, without the experts' own files.
+"""Makes the reference dispatchers of this folder: what `pertinence push --save-experts --examples` would push after a
+search of each pool, without the experts' own files.
 
     uv run python hub_cards/make.py
     uv run python hub_cards/make.py --population 20 --generations 5 cifar10
 
-Needs the zoo of this project's development, and for the pools with transformers these, which are made first, with
+It needs the private folder `../shared/zoo`. The pools with vision transformers also need what this command makes:
 
     uv run python examples/distill_experts.py --config examples/distill_cifar10.yaml
 
-Searched on `validation`, reported on `test`; predictions are cached.
+Pools are searched on `validation` and reported on `test`; predictions are cached.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ POOLS = {
     "cifar10-vit-cnn": TRANSFORMERS | {name: RESNETS[name] for name in ("resnet8", "resnet20", "resnet56")},
     "cifar10-vit-teacher": TRANSFORMERS | {"resnet56": RESNETS["resnet56"]},
 }
-"""Experts and their licences, which the zoo's own cards say in words alone. The images are those of the first word."""
+"""Experts and their licences, which their own cards state only in prose. The first word of a pool names its images."""
 HOW_MADE = """
 ## The experts that are not on the Hub
 
-{names} were made from ResNet-56, on `train`, where this dispatcher was neither searched nor reported. In a clone of
-the repository of `pertinence`, with the teacher and the images that the file names,
+{names} were distilled from ResNet-56 on `train`, on which this dispatcher was neither searched nor reported. In a
+clone of the repository of `pertinence`, with the teacher and the images that the file names, this command makes them
+again, with the same seed:
 
 ```console
 uv run python examples/distill_experts.py --config examples/distill_cifar10.yaml
 ```
 
-makes them again, with the same seed; `examples/distill_cifar10.log` has the accuracy on the way.
+`examples/distill_cifar10.log` records the accuracy during training.
 """
 KEPT = (".md", ".json", ".png", ".yaml")
 """What is kept here of a push: everything but weights."""

@@ -1,4 +1,4 @@
-"""A Space that shows a searched model at work: which experts ran for an image, why, and what that saved.
+"""A Space that shows which experts of a searched model ran for an image, why, and what that saved.
 
     uv run --no-dev --group examples python examples/space/app.py --model runs/cifar10
 
@@ -22,7 +22,7 @@ from pertinence.routing.front import STEM
 
 
 MODEL = "user/pertinence-cifar10"
-STEPS = ["after", "answer by then", "probability", "score of going on (above 0: it does)", "decision"]
+STEPS = ["after", "answer so far", "probability", "score of deferring (above 0: it defers)", "decision"]
 BLUE, ORANGE, RED = "#1f77b4", "#ff7f0e", "#d62728"
 
 
@@ -30,10 +30,10 @@ class Explainer:
     """What the page shows of a model.
 
     Args:
-        model: a searched one, whose front was measured.
+        model: a searched model, whose front was measured.
 
     Raises:
-        PertinenceError: it was not searched, so that there is no front to show.
+        PertinenceError: the model was not searched, so there is no front to show.
     """
 
     def __init__(self, model: PertinenceForImageClassification):
@@ -45,7 +45,7 @@ class Explainer:
         costs = [point.select.gmacs for point in model.front]
         self.least, self.most = min(costs), max(costs)
         self.default = model.front.find(model.config.operating_point or model.front[-1].name).select.gmacs
-        self.digits = 3 - math.floor(math.log10(self.most))  # four figures of the dearest point
+        self.digits = 3 - math.floor(math.log10(self.most))  # four digits of the most expensive point
 
     def rounded(self, gmacs: float, how: Callable[[float], int]) -> float:
         """A cost as the slider shows it, rounded by `math.floor` or `math.ceil`."""
@@ -55,13 +55,18 @@ class Explainer:
         """Labels with their probabilities, a summary, the steps as rows of `STEPS`, and the front.
 
         Args:
-            image: None: nothing but the front.
+            image: the image to classify; None to show only the front.
             budget: GMACs that an image may cost on average.
         """
         # The slider begins a little below the cheapest point.
         point = self.model.front.choose(gmacs=max(budget, self.least))
         if image is None:
-            return None, f"{self._describe(point)}\n\nDrop an image to see what is done for it.", [], self.plot(point)
+            return (
+                None,
+                f"{self._describe(point)}\n\nDrop an image to see which experts run for it.",
+                [],
+                self.plot(point),
+            )
         images = self.processor(image)["images"]
         out = self.model(images, operating_point=point.name)
         scores = {self.labels[i]: value for i, value in enumerate(out.logits[0].softmax(0).tolist())}
@@ -86,7 +91,7 @@ class Explainer:
         )
 
     def _steps(self, point: OperatingPoint, images: list, ran: list[int], scores: torch.Tensor) -> list[list]:
-        """A row for each decision that was taken: what was known by then, and why it went as it did."""
+        """A row for each decision: the answer so far, the scores of deferring, and what was decided."""
         stages = {stage.after: stage for stage in point.stages}
         decided = {stage.after: row for stage, row in zip(point.decisions, scores.tolist(), strict=True)}
         logits = {index: self.model.experts[index](images)[0][0] for index in ran}
@@ -95,7 +100,7 @@ class Explainer:
         for after in [STEM, *ran]:
             if after == STEM and STEM not in decided:
                 continue
-            known = ["", ""]  # a stem answers nothing
+            known = ["", ""]  # a stem gives no answer
             if after != STEM:
                 answer, mixing = logits[after], stages[after].mixing if after in stages else None
                 if mixing is not None:
@@ -144,7 +149,7 @@ def build(model: PertinenceForImageClassification) -> gr.Blocks:
         gr.Markdown(
             "# For each image the cheapest expert that is expected to be right\n"
             f"{len(explain.names)} classifiers, of which a learned dispatcher runs as few as an image needs. The "
-            "budget says what an image may cost on average, not what this one costs."
+            "budget limits the average cost of an image, not the cost of this one."
         )
         with gr.Row():
             with gr.Column(scale=2):
