@@ -82,8 +82,8 @@ def evaluated(searched, workplace) -> dict:
 def run_python() -> Callable[..., list]:
     """A function: runs a script in a fresh process, and gives what it prints as JSON, line by line."""
 
-    def run_script(code: str, *arguments: object, cwd: Path, path: Path | None = None) -> list:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(path or cwd), *sys.path]))}
+    def run_script(code: str, *arguments: object, cwd: Path) -> list:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(cwd), *filter(None, sys.path)])}
         finished = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
             cwd=cwd,

@@ -1,7 +1,6 @@
 """What every backend keeps to: ours, and one from outside the package (examples/plugins/backend.py)."""
 
 import copy
-import importlib.util
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,19 +23,14 @@ from pertinence.experts.pool import load_pool
 from pertinence.experts.reference import ExpertReference, LoadOptions
 
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "plugins" / "backend.py"
 ASKED_FOR = {"torch": {}, "torch-int8": {"quantization": "int8"}, "bfloat16": {"backend": "bfloat16"}}
 """How the mapping of an expert asks for each backend."""
 SIZE = 48
 
 
 @pytest.fixture(scope="module", autouse=True)
-def example():
-    """The example is imported, as a user imports a module of their own."""
-    spec = importlib.util.spec_from_file_location("my_backend", EXAMPLE)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    yield
-    del BACKENDS._registered["bfloat16"]  # other tests try what is offered
+def example(plug_in):
+    return plug_in("backend")
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +59,8 @@ def batch(images):
     return images(12, SIZE)
 
 
-def test_the_example_is_short():
-    assert len(EXAMPLE.read_text().splitlines()) <= 60
+def test_the_example_is_short(example):
+    assert len(Path(example.__file__).read_text().splitlines()) <= 60
 
 
 def test_it_has_what_is_asked(name, expert):
@@ -174,7 +168,7 @@ def test_saved_and_loaded_again(name, folder, make_expert, batch, tmp_path, lazy
 
 
 @pytest.fixture(scope="module")
-def searched(digits, digit_experts, tmp_path_factory):
+def found(digits, digit_experts, tmp_path_factory):
     """The folder of a search whose largest expert runs by the example."""
     folder = tmp_path_factory.mktemp("searched")
     pool = [str(digit_experts[0]), {"repo_id": str(digit_experts[2]), "backend": "bfloat16"}]
@@ -184,38 +178,59 @@ def searched(digits, digit_experts, tmp_path_factory):
     return folder / "run"
 
 
-def test_searched_saved_loaded_and_evaluated(searched, digits):
-    model = PertinenceForImageClassification.from_pretrained(searched)
+def test_searched_saved_loaded_and_evaluated(found, digits):
+    model = PertinenceForImageClassification.from_pretrained(found)
     assert [type(expert.network).__name__ for expert in model.experts] == ["TorchBackend", "Bfloat16"]
     assert model.config.expert_names[1].endswith("-bfloat16")
-    record = json.loads((searched / "search_result.json").read_text())
+    record = json.loads((found / "search_result.json").read_text())
     assert [expert.get("backend") for expert in record["settings"]["experts"]] == [None, "bfloat16"]
-    args = RuntimeArguments(device="cpu", cache_dir=str(searched.parent / "again"))
-    evaluation = evaluate_model(searched, digits[2], args)
+    args = RuntimeArguments(device="cpu", cache_dir=str(found.parent / "again"))
+    evaluation = evaluate_model(found, digits[2], args)
     for point in model.front:
         assert evaluation.front.find(point.name).report.accuracy == point.report.accuracy, "in the very backend"
 
 
-def test_what_its_older_version_said_is_not_used(searched, digits, monkeypatch):
-    cache = searched.parent / "cache"
+LOADED = """
+import json, sys, torch
+from pertinence import PertinenceError, PertinenceForImageClassification
+try:
+    PertinenceForImageClassification.from_pretrained(sys.argv[1])
+except PertinenceError as error:
+    print(json.dumps([str(error), "backend" in sys.modules]))
+import backend
+model = PertinenceForImageClassification.from_pretrained(sys.argv[1])
+print(json.dumps(model(torch.full((2, 3, 64, 64), 99, dtype=torch.uint8)).logits.tolist()))
+"""
+
+
+def test_where_it_is_not_imported_its_model_is_refused_and_nothing_imported(found, workplace, run_python):
+    (sentence, is_imported), logits = run_python(LOADED, found, cwd=workplace)
+    assert "backend 'bfloat16' is not one of torch, torch-int8, which are registered: import the module" in sentence
+    assert not is_imported
+    model = PertinenceForImageClassification.from_pretrained(found)
+    assert logits == model(torch.full((2, 3, 64, 64), 99, dtype=torch.uint8)).logits.tolist()
+
+
+def test_what_its_older_version_said_is_not_used(found, digits, monkeypatch):
+    cache = found.parent / "cache"
     args = RuntimeArguments(device="cpu", cache_dir=str(cache))
     stores = len(list((cache / "predictions").iterdir()))
-    evaluate_model(searched, digits[2], args)
+    evaluate_model(found, digits[2], args)
     assert len(list((cache / "predictions").iterdir())) == stores, "the search has kept them"
     monkeypatch.setattr(BACKENDS.get("bfloat16"), "version", 2)
-    evaluate_model(searched, digits[2], args)
+    evaluate_model(found, digits[2], args)
     assert len(list((cache / "predictions").iterdir())) == stores + 1
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_a_saved_model_that_needs_an_unknown_backend_is_refused(searched, monkeypatch, lazy):
+def test_a_saved_model_that_needs_an_unknown_backend_is_refused(found, monkeypatch, lazy):
     monkeypatch.delitem(BACKENDS._registered, "bfloat16")
     with pytest.raises(
         PertinenceError,
         match="expert 'test_resnet-bfloat16': backend 'bfloat16' is not one of torch, torch-int8, which are "
         "registered: import the module that registers it first",
     ):
-        PertinenceForImageClassification.from_pretrained(searched, lazy=lazy)
+        PertinenceForImageClassification.from_pretrained(found, lazy=lazy)
 
 
 def test_asked_for_by_a_wrong_name(folder, monkeypatch):

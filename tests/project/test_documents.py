@@ -55,3 +55,9 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#[^)]*)?\)", text)
     missing = {link for link in links if link and not (document.parent / link).exists()}
     assert missing <= ({"index.md"} if document.parent.name == "docs" else set())
+
+
+def test_every_example_of_a_plug_in_is_shown():
+    text = (ROOT / "docs" / "extending.md").read_text("utf-8")
+    examples = {path.name for path in (ROOT / "examples" / "plugins").glob("*.py")}
+    assert set(re.findall(r'^--8<-- "(.*)"$', text, re.MULTILINE)) == examples
