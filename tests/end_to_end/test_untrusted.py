@@ -204,7 +204,7 @@ def test_a_processor_that_goes_with_the_type_is_that_of_a_classifier(changed, hu
     folder = changed("experts/stem/config.json", model_type=kind)
     (folder / "experts/stem/preprocessor_config.json").write_text('{"apply_ocr": true, "repo_path": "someone/else"}')
     hub.requests.clear()
-    assert f"its model_type '{kind}' is none of image classifiers" in refusal(folder)
+    assert f"its model_type '{kind}' is not that of an image classifier" in refusal(folder)
     assert hub.requests == []
 
 
@@ -248,7 +248,7 @@ def test_processors_of_classifiers_are_known():
 def test_a_backbone_leads_to_no_other_repository(changed, hub, kind):
     folder = changed("experts/1/config.json", model_type=kind, backbone="someone/tracker", use_timm_backbone=False)
     hub.requests.clear()
-    assert "its config.json has backbone, which has other files" in refusal(folder)
+    assert "its config.json has backbone, which makes transformers load other files" in refusal(folder)
     assert hub.requests == []
 
 
@@ -494,7 +494,7 @@ def test_an_impossible_transform_is_refused(changed, field, value):
         (
             "experts/0/config.json",
             {"pretrained_cfg__crop_pct": 0.2, "pretrained_cfg__input_size": [3, 2048, 2048]},
-            "crop_pct 0.2 has images resized to more than 8,192 pixels",
+            "crop_pct 0.2 makes images be resized to more than 8,192 pixels",
         ),
         (
             "experts/0/config.json",

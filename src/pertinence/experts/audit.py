@@ -1,7 +1,7 @@
-"""What a checkpoint says of itself: checked before transformers and timm build anything from it.
+"""Audit of an untrusted checkpoint, before transformers and timm build anything from it.
 
-Their loaders follow what a folder says: to other repositories (adapters, architectures like `hf-hub:...`), to other
-files (shards), to code (attention from the Hub, quantisers), and to as much memory as a number asks for.
+Their loaders do what the files say: they open other repositories (adapters, architectures like `hf-hub:...`) and other
+files (shards), run code (attention from the Hub, quantisers), and allocate as much memory as a number asks for.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .transforms import MAX_RESIZED_PIXELS, MAX_SIDE
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 LEAST_CROP = 0.05
 MOST_LAYERS = 1000
-"""What a setting that counts layers may say, unless there are as many tensors."""
+"""Largest number of layers that a setting may give, unless the checkpoint has as many tensors."""
 MOST_PATCHES = 40_000
-"""Of an image: each may attend to each other, which takes ten seconds then."""
+"""Largest number of patches of an image: attention between this many takes ten seconds."""
 
 LABELS = ("id2label", "label2id", "label_names")
 COUNTS = ("num_labels", "num_classes")
@@ -40,21 +40,22 @@ OF_FACTORY = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_model_args",
     "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit",
 }  # fmt: skip
-"""Arguments of `timm.create_model` that do not describe the network: they read other files."""
+"""Arguments of `timm.create_model` that do not describe the network but make it read other files."""
 
 
 def check_checkpoint(folder: Path, trust_remote_code: bool = False) -> Tensors | None:
-    """Check the files of a checkpoint; nothing is built, and of the weights only the headers are read.
+    """Check the files of a checkpoint without building anything; only the headers of the weights are read.
 
     Args:
-        folder: where they lie.
-        trust_remote_code: whether code that they bring runs, which then may have settings of its own.
+        folder: folder of the checkpoint.
+        trust_remote_code: whether code in the checkpoint may run; it may then have settings of its own.
 
     Returns:
-        What the headers say; None where there are no weights in safetensors.
+        The headers of the weights; None if there are no weights in safetensors.
 
     Raises:
-        PertinenceError: it leads to code or to other files, or its numbers cannot be those of an image classifier.
+        PertinenceError: the checkpoint refers to code or to other files, or its numbers cannot be those of an image
+            classifier.
     """
     config = read_json(folder / CONFIG)
     processors = {name: read_json(folder / name) for name in PROCESSORS if (folder / name).is_file()}
@@ -77,7 +78,7 @@ def check_checkpoint(folder: Path, trust_remote_code: bool = False) -> Tensors |
 
 
 def _check_sizes(config: dict[str, Any], tensors: Tensors | None) -> None:
-    """Refuse numbers in a config that no image classifier of these weights has."""
+    """Refuse numbers in a config that do not fit an image classifier with these weights."""
     for key in LABELS:
         if isinstance(config.get(key), (dict, list)) and len(config[key]) > MAX_LABELS:
             raise PertinenceError(f"its config.json has more than {MAX_LABELS} labels")
@@ -104,12 +105,12 @@ def _check_sizes(config: dict[str, Any], tensors: Tensors | None) -> None:
 
 
 def _check_code(values: dict[str, Any], name: str, runs_code: bool) -> None:
-    """Refuse settings of a file that have transformers or timm fetch or import something.
+    """Refuse settings of a file that make transformers or timm download or import something.
 
     Args:
-        values: what the file holds.
-        name: of the file.
-        runs_code: whether it is code of the checkpoint's own that reads them.
+        values: content of the file.
+        name: name of the file.
+        runs_code: whether the checkpoint's own code reads the settings.
     """
     for key, value in _settings(values):
         is_named = key.lstrip("_").startswith("attn_implementation") and not isinstance(value, bool)
@@ -117,7 +118,7 @@ def _check_code(values: dict[str, Any], name: str, runs_code: bool) -> None:
             raise PertinenceError(f"its {name} asks for the attention {shown(value)}, which may be code")
         is_other = key == "backbone" and isinstance(value, str) and not runs_code
         if is_other or (key.lstrip("_") in (*MEANINGLESS, "use_pretrained_backbone") and value):
-            raise PertinenceError(f"its {name} has {key}, which has other files or packages loaded")
+            raise PertinenceError(f"its {name} has {key}, which makes transformers load other files or packages")
     architecture, arguments = values.get("architecture"), values.get("model_args")
     if architecture is not None and not (isinstance(architecture, str) and re.fullmatch(r"[\w.-]+", architecture)):
         raise PertinenceError(f"its architecture {shown(architecture)} is not the name of a network of timm")
@@ -126,18 +127,18 @@ def _check_code(values: dict[str, Any], name: str, runs_code: bool) -> None:
 
 
 def _check_processors(config: dict[str, Any], processors: dict[str, dict[str, Any]]) -> None:
-    """Refuse an image processor that does more than an image classifier's does, or makes much larger images."""
+    """Refuse an image processor that is not for image classifiers, or that makes much larger images."""
     for name, values in {CONFIG: config, **processors}.items():
         for key, value in _settings(values):
             if key in PROCESSOR_CLASSES and isinstance(value, str):
                 kind = re.sub("(Fast|Pil)+$", "", value.replace("FeatureExtractor", "ImageProcessor"))
-                # Others are custom classes: they run with trust_remote_code, or this process has registered them.
-                if kind not in classifier_processors() and kind in dir(transformers):  # which takes long
+                # Other names are custom classes: they run with trust_remote_code, or this process registered them.
+                if kind not in classifier_processors() and kind in dir(transformers):  # slow, so it comes last
                     raise PertinenceError(f"its {name} asks for {shown(value)}, which is not for image classifiers")
-    # Where no file names a class transformers takes that of the model's type.
+    # If no file names a class, transformers takes that of the model's type.
     model_type = config.get("model_type")
     if isinstance(model_type, str) and not processors_of(model_type) <= classifier_processors():
-        raise PertinenceError(f"its model_type {shown(model_type)} is none of image classifiers")
+        raise PertinenceError(f"its model_type {shown(model_type)} is not that of an image classifier")
     for name, values in processors.items():
         numbers = list(_numbers(values))
         _check_resize(numbers)
@@ -148,8 +149,8 @@ def _check_processors(config: dict[str, Any], processors: dict[str, dict[str, An
 
 @cache
 def classifier_processors() -> frozenset[str]:
-    """Names of the image processors that transformers has for classifiers and backbones: others fetch files, start
-    programs, or make images as large as a number says."""
+    """Names of the image processors of transformers for classifiers and backbones: others may download files, start
+    programs, or make images of any size."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_BACKBONE_MAPPING_NAMES,
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
@@ -160,25 +161,25 @@ def classifier_processors() -> frozenset[str]:
 
 
 def processors_of(model_type: str) -> frozenset[str]:
-    """Names of the image processors that transformers has for a type of model."""
+    """Names of the image processors of transformers for a type of model."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
     return frozenset((IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}).values())
 
 
 def _check_resize(numbers: Sequence[tuple[str, float]]) -> None:
-    """Refuse what is cut out of an image that is resized to far more."""
+    """Refuse a crop so small that images are first resized to many more pixels."""
     most = math.isqrt(MAX_RESIZED_PIXELS)
     side = max((value for key, value in numbers if key in RESIZED), default=0)
     for share in (value for key, value in numbers if key.endswith("crop_pct")):
         if not share >= LEAST_CROP or side / share > most:
             raise PertinenceError(
-                f"its crop_pct {shown(share)} has images resized to more than {most:,} pixels a side"
+                f"its crop_pct {shown(share)} makes images be resized to more than {most:,} pixels a side"
             )
 
 
 def _settings(values: Any) -> Iterator[tuple[str, Any]]:
-    """Every setting of a document, however deep it stands: the key that is nearest, and a value."""
+    """Every setting of a document at any depth: the nearest key, and the value."""
     waiting = [("", values)]
     while waiting:
         key, value = waiting.pop()
@@ -190,7 +191,7 @@ def _settings(values: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _numbers(values: Any) -> Iterator[tuple[str, float]]:
-    """Those settings that are numbers."""
+    """The settings of a document that are numbers."""
     for key, value in _settings(values):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             yield key, value

@@ -1,4 +1,4 @@
-"""What is asked of an expert, whether it is loaded, or loaded when it is first chosen."""
+"""`ExpertLike`: the interface of experts, whether they are loaded at once or when they are first used."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ExpertLike(Protocol):
     """An expert as the model, predictions and reports use it. Reading an attribute loads nothing.
 
     Attributes:
-        entry: what the config stores of it.
-        num_labels: how many labels the pool has, C.
+        entry: its entry in the config.
+        num_labels: number of labels of the pool, C.
         preprocessing: "exact" or "fast".
-        device, dtype: where it runs, and in what.
-        weights_key: experts that share a checkpoint have the same.
+        device, dtype: its device and dtype.
+        weights_key: equal for experts that share a checkpoint.
     """
 
     @property
@@ -45,10 +45,10 @@ class ExpertLike(Protocol):
 
         Args:
             images: see `Images`.
-            max_batch: images that the network receives at once; default: as many as its device likes.
+            max_batch: largest number of images per call of the network; default: what suits its device.
 
         Returns:
-            logits (B, C) in the pool's label order, and features (B, F): the input of the final classification layer,
+            Logits (B, C) in the pool's label order, and features (B, F): the input of the final classification layer,
             averaged over positions; both float32.
 
         Raises:
@@ -56,19 +56,19 @@ class ExpertLike(Protocol):
         """
 
     def run(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same, but not checked: that would wait for everything before."""
+        """The same without the check of the scores, which would wait for all work queued on the device."""
 
     def check(self, total: torch.Tensor | float) -> None:
-        """Raise `PertinenceError` where the sum of the scores that `run` gave is not finite."""
+        """Raise `PertinenceError` unless the sum of the scores that `run` returned is finite."""
 
     def find_folder(self) -> Path | None:
-        """Where its own files lie, which are fetched for that; None for a model that was given loaded."""
+        """The folder of its files, which are downloaded if necessary; None for a model that was given loaded."""
 
     def find_revision(self) -> str:
-        """Commit, or content hash, of what it runs; `entry` says which it was when its figures were measured."""
+        """Commit or content hash of the files it runs; `entry` records those that its figures were measured with."""
 
     def compile_network(self, options: dict[str, Any]) -> None:
-        """Compile its network, in place, with options of `torch.compile`; one that cannot be compiled stays."""
+        """Compile its network in place, with options of `torch.compile`, if its backend can be compiled."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move and cast it, as `torch.nn.Module.to` does."""

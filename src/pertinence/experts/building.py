@@ -1,8 +1,8 @@
-"""A limit on the networks that are built from the checkpoint of an unknown author.
+"""A limit on the size of networks that are built from untrusted checkpoints.
 
 transformers builds a network on the meta device, where its parameters take no memory, before it compares them with the
-weights. That alone limits nothing: a small config.json that asks for a million layers of one channel keeps it busy for
-a quarter of an hour and takes 25 GB of modules. So parameters, buffers and modules are counted while they are made.
+weights. That alone is no limit: a small config.json that asks for a million layers of one channel takes 15 minutes and
+25 GB of modules. So parameters, buffers and modules are counted while they are made.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .checkpoint_files import Tensors
 
 
 SPARE_ELEMENTS = 2**24
-"""Elements that a network may have beyond four times those of its files: buffers that are not saved."""
+"""Allowance of elements, beyond four times those in the files, for buffers that are not saved."""
 SPARE_MODULES = 10_000
-"""Modules that a network may have beyond fifty for each of its tensors: some have no weights."""
+"""Allowance of modules, beyond fifty for each tensor, for modules without weights."""
 
 
 @dataclass
 class _Budget:
-    """How much may still be built."""
+    """The number of elements and modules that may still be built."""
 
     elements: int
     modules: int
@@ -49,15 +49,15 @@ _budget: ContextVar[_Budget | None] = ContextVar("budget", default=None)
 
 @contextmanager
 def building_from(tensors: Tensors) -> Iterator[None]:
-    """Within this context this thread builds no network that is much larger than its weights are.
+    """Limit the networks that this thread builds within the context to about the size of their weights.
 
     Other threads are not limited.
 
     Args:
-        tensors: those of the checkpoint.
+        tensors: headers of the checkpoint's weights.
 
     Raises:
-        PertinenceError: the network has far more parameters, buffers or modules.
+        PertinenceError: the network has far more parameters, buffers or modules than its weights.
     """
     token = _budget.set(
         _Budget(4 * tensors.elements + SPARE_ELEMENTS, 50 * len(tensors.shapes) + SPARE_MODULES),
@@ -78,8 +78,8 @@ def _count_module(module: nn.Module, name: str, submodule: nn.Module | None) -> 
         budget.take(modules=1)
 
 
-# These hooks are for every module of the process, and do nothing outside of `building_from`. torch iterates over them
-# whenever a thread builds a module, so they are registered once and stay.
+# These hooks are called for every module of the process, and do nothing outside of `building_from`. torch iterates
+# over them whenever a thread builds a module, so they are registered once and never removed.
 register_module_parameter_registration_hook(_count_tensor)
 register_module_buffer_registration_hook(_count_tensor)
 register_module_module_registration_hook(_count_module)

@@ -1,4 +1,4 @@
-"""What the model card of a checkpoint states: its metadata, and the licence in it."""
+"""Metadata and licence from the model card of a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def card_metadata(card: Path) -> dict[str, Any]:
 
 
 def read_licence(checkpoint: Checkpoint, title: str) -> str | None:
-    """The licence that a checkpoint states on its card, else in timm's `pretrained_cfg`; None without one.
+    """The licence of a checkpoint, from its card or from timm's `pretrained_cfg`; None if there is none.
 
-    Several are separated by commas; for one without an identifier of the Hub this is the name that the card gives it.
+    Several licences are separated by commas; a licence without a Hub identifier has the name that the card gives it.
     """
     licence = None
     try:
@@ -36,9 +36,9 @@ def read_licence(checkpoint: Checkpoint, title: str) -> str | None:
             licence = values.get("license")
             if licence == "other":
                 licence = values.get("license_name") or licence
-    except Exception as error:  # nothing depends on the licence but what is shown of it
+    except Exception as error:  # the licence is only shown, so no error matters
         logger.info(f"The licence of expert {title!r} is unknown: {error}")
     licence = licence or (getattr(checkpoint.model.config, "pretrained_cfg", None) or {}).get("license")
-    # A card may say anything; what is stored is one line.
+    # A card may contain anything; only one line is stored.
     names = [name for name in (licence if isinstance(licence, list) else [licence]) if isinstance(name, str)]
     return " ".join(", ".join(names).split())[:LONGEST_NAME] or None

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: which they are, where they may lie, their content hash, the headers of its weights."""
+"""The files of a checkpoint: names, allowed locations, content hash, and the headers of the weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..utils.parsing import parse_json, read_text
 
 
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.py")
-"""What an expert is loaded from; the content hash of a folder covers these."""
+"""Patterns of the files that an expert is loaded from; the content hash of a folder covers these."""
 LEGAL_FILES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
-"""What goes along where an expert is copied: most licences ask for it."""
+"""Patterns of the files that are copied with an expert, as most licences require."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
@@ -29,10 +29,10 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 
 @dataclass(frozen=True)
 class Tensors:
-    """What the headers of a checkpoint's safetensors files say.
+    """Headers of the safetensors files of a checkpoint.
 
     Attributes:
-        shapes, dtypes: by tensor; dtypes as safetensors names them.
+        shapes, dtypes: shape and dtype (as safetensors names it) of each tensor, by name.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -44,11 +44,11 @@ class Tensors:
 
     @classmethod
     def of(cls, *paths: Path) -> Tensors:
-        """Of some files, of which nothing but the header is read; raises `PertinenceError` where one is damaged."""
+        """Read the headers, and nothing else, of some files; raises `PertinenceError` if one is damaged."""
         shapes, dtypes = {}, {}
         for path in paths:
             try:
-                # As arrays: for tensors torch would map all of the file at once, as memory of its own.
+                # Framework "np", because for "pt" torch would map the whole file into memory.
                 with safe_open(path, framework="np") as file:
                     for name in file.keys():  # noqa: SIM118
                         part = file.get_slice(name)
@@ -59,19 +59,19 @@ class Tensors:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of a folder that an expert is loaded from, sorted."""
+    """The files in a folder that an expert is loaded from, sorted."""
     return sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.is_file())
 
 
 def hash_folder(folder: Path) -> str:
-    """Content hash of a checkpoint: sha256 over the names and bytes of the files that it is loaded from."""
+    """Content hash of a checkpoint: SHA-256 over the names and bytes of the files that it is loaded from."""
     found = [(path, path.stat()) for path in checkpoint_files(folder)]
     return _hash_files(tuple((path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for path, s in found))
 
 
 @lru_cache(maxsize=1024)
 def _hash_files(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
-    """They are read once as long as they stay as they are: a lazy expert comes again and again."""
+    """Hash files; the cache helps lazy experts, which are loaded repeatedly, as long as the files do not change."""
     digest = hashlib.sha256()
     for path, size, *_ in files:
         digest.update(f"{path.name}\0{size}\0".encode())
@@ -81,7 +81,7 @@ def _hash_files(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; raises `PertinenceError` where the file is damaged or too large."""
+    """Read the mapping in a JSON file; raises `PertinenceError` if the file is damaged or too large."""
     try:
         values = parse_json(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -94,10 +94,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
-    """The safetensors files of a checkpoint, or of a variant of it; none where it has only others.
+    """The safetensors files of a checkpoint, or of a variant of it; empty if it has only other weights.
 
     Raises:
-        PertinenceError: its index names anything but safetensors files beside it.
+        PertinenceError: its index names anything other than safetensors files beside it.
     """
     single, index = SINGLE, INDEX
     if variant is not None:
@@ -114,8 +114,8 @@ def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
 
 
 def check_contained(paths: Iterable[Path], root: Path) -> None:
-    """Refuse files or folders that lie outside of a folder, or are links to outside; those of the Hub's cache lead to
-    the blobs of the same repository."""
+    """Refuse paths that lie outside of a folder, or are links to the outside; links in the Hub's cache may lead to the
+    blobs of the same repository."""
     home = root.resolve()
     homes = [home] + [
         place.parent / "blobs"

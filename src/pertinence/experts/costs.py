@@ -1,4 +1,4 @@
-"""What one image costs: GMACs, by fvcore (one fused multiply-add is one MAC) with a handle for attention; or time."""
+"""Costs of one image: GMACs counted by fvcore (one fused multiply-add is one MAC), latency, or parameters."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TURNS, TURN_SECONDS = 9, 0.1
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a cost is measured with.
+    """How a cost is measured.
 
     Attributes:
-        image: uint8 (3, H, W), of which batches are made.
-        batch_size: images of a batch.
-        device: where experts are run.
+        image: uint8 (3, H, W), repeated to make batches.
+        batch_size: images per batch.
+        device: device that experts run on.
     """
 
     image: torch.Tensor
@@ -36,7 +36,7 @@ class Measurement:
 
 
 class GigaMultiplyAdds(Cost):
-    """Billions of fused multiply-adds, counted when an expert is loaded."""
+    """GMACs: 10^9 fused multiply-adds, counted when an expert is loaded."""
 
     name, title, unit = GMACS, "GMACs", "GMACs"
 
@@ -48,7 +48,7 @@ class GigaMultiplyAdds(Cost):
 
 
 class Milliseconds(Cost):
-    """Time of an image within a batch, preprocessing included; heads are not counted, as they run on the host."""
+    """Time per image within a batch, preprocessing included; heads are not counted, as they run on the host."""
 
     name, title, unit, is_measured_here = LATENCY, "ms", "milliseconds", True
 
@@ -57,7 +57,7 @@ class Milliseconds(Cost):
 
 
 class Parameters(Cost):
-    """Parameters of the experts that run: what has to be in memory for an image."""
+    """Number of parameters of the experts that run: the weights that must be in memory for an image."""
 
     name, title, unit = "parameters", "parameters", "parameters"
 
@@ -69,7 +69,7 @@ class Parameters(Cost):
 
 
 def measured_costs(cost: Cost, experts: Sequence[Any], how: Measurement) -> list[float]:
-    """What experts cost in a unit, checked; raises `PertinenceError` where it is no positive number of each."""
+    """Measure experts; raises `PertinenceError` unless the cost gives a positive number for each."""
     values = [float(value) for value in cost.measure(experts, how)]
     if len(values) != len(experts) or not all(is_number(value, 0) and value > 0 for value in values):
         raise PertinenceError(
@@ -86,10 +86,9 @@ def count_gmacs(model: nn.Module, size: tuple[int, int], options: dict[str, Any]
     """GMACs of one image of (3, height, width) through an image classifier; preprocessing is not counted.
 
     Args:
-        model: a transformers image classifier, or a backbone that answers as one; it is traced alone, on its own
-            device.
-        size: (height, width) in pixels of what the model receives.
-        options: what else it is called with.
+        model: a transformers image classifier, or a backbone with the same interface; it is traced on its own device.
+        size: (height, width), in pixels, of the model's input.
+        options: further arguments of the model's call.
 
     Raises:
         PertinenceError: the model cannot be traced on such an image.
@@ -98,7 +97,7 @@ def count_gmacs(model: nn.Module, size: tuple[int, int], options: dict[str, Any]
     image = torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the tracing that fvcore is built on
-        # Imported here: running a saved model must not need fvcore.
+        # Imported here, so that running a saved model does not need fvcore.
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(_LogitsOf(model, options or {}).eval(), image)
@@ -106,7 +105,7 @@ def count_gmacs(model: nn.Module, size: tuple[int, int], options: dict[str, Any]
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         try:
             return analysis.total() / 1e9
-        except (RuntimeError, *MALFORMED) as error:  # a model that takes no images fails in any way
+        except (RuntimeError, *MALFORMED) as error:  # a model that does not take images may raise any of these
             raise PertinenceError(
                 f"the operations of {type(model).__name__} cannot be counted on a {size[0]}x{size[1]} image: {error}"
             ) from error
@@ -115,17 +114,17 @@ def count_gmacs(model: nn.Module, size: tuple[int, int], options: dict[str, Any]
 def measure_latency(
     experts: Sequence[nn.Module], image: torch.Tensor, batch_size: int, device: torch.device
 ) -> list[float]:
-    """Milliseconds that each expert takes for one image on a device, preprocessing included: medians of several turns.
+    """Measure the milliseconds per image of each expert on a device, preprocessing included: medians over rounds.
 
-    Experts take turns, so that a machine that slows down slows all of them.
+    The experts take turns, so that a machine that slows down slows all of them.
 
     Args:
         experts: modules that take a list of images.
-        image: uint8 (3, H, W), of which batches are made.
-        batch_size: images of a batch; its time is divided by it.
-        device: where experts are run; they are put back after.
+        image: uint8 (3, H, W), repeated to make batches.
+        batch_size: images per batch; the time of a batch is divided by it.
+        device: device to run the experts on; afterwards they return to their own.
     """
-    # Imported here: running a saved model must need neither datasets nor what torch compiles extensions with.
+    # Imported here: it loads torch's tools to compile extensions, which running a saved model must not need.
     from torch.utils.benchmark import Timer
 
     from ..utils.progress import progress_bar
@@ -135,7 +134,7 @@ def measure_latency(
         Timer(
             "expert(images)",
             globals={"expert": expert.to(device), "images": [image] * batch_size},
-            num_threads=torch.get_num_threads(),  # its default is one
+            num_threads=torch.get_num_threads(),  # the default is one
         )
         for expert in experts
     ]

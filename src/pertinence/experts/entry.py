@@ -1,4 +1,4 @@
-"""What is stored of an expert: the entry of a saved model's config."""
+"""`ExpertEntry`: what the config of a saved model stores about an expert."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .transforms import Transform
 
 
 MODEL_TYPE = "pertinence"
-"""What transformers calls a model of this package."""
+"""`model_type` of this package in transformers."""
 CONFIG = "config.json"
-"""What tells the folder of a model."""
+"""The file that marks the folder of a model."""
 
 
 MAX_LABELS = 1_000_000
 MAX_FEATURES = 1_000_000
 EMBEDDED = re.compile(r"\./experts/([0-9]{1,3}|stem)")
-"""Reference to an expert inside the model's own folder."""
+"""A reference to an expert inside the model's own folder."""
 REVISION = re.compile("[0-9a-f]{40}|sha256:[0-9a-f]{64}")
 """A commit, or a content hash."""
 ATTENTION = (None, "eager", "sdpa", "flex_attention")
-"""Implementations that are a part of torch; another one may be code that transformers fetches from the Hub."""
+"""Attention implementations that need only torch; any other may be code that transformers downloads from the Hub."""
 MEANINGLESS = (
     "quantization_config",
     "transformers_weights",
@@ -39,37 +39,37 @@ MEANINGLESS = (
     "experts_implementation",
     "configuration_files",
 )
-"""Settings of transformers that have it fetch, import or replace something, and that this model has no use for."""
+"""Settings that make transformers download, import or replace something, and that this model does not need."""
 TORCH, TORCH_INT8 = "torch", "torch-int8"
 QUANTIZATIONS = {TORCH_INT8: "int8"}
-"""What a file calls backends of ours: it names no backend then, but a quantization."""
+"""Built-in backends that a file names by a quantization, instead of by the name of a backend."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 UNITS = (GMACS, LATENCY)
-"""Units of cost that a file names by a key of their own; all others are in a mapping under the key `costs`."""
+"""Units of cost that have their own key in a file; all others are in a mapping under the key `costs`."""
 OPTIONAL_KEYS = ("latency", "origin", "origin_revision", "costs", "backend")
-"""What is written only where there is something to say."""
+"""Keys that are written only if they have a value."""
 
 
 @dataclass(frozen=True)
 class ExpertEntry:
-    """What a saved model knows of one of its experts.
+    """What a saved model stores about one of its experts.
 
     Attributes:
         name: unique within the pool.
-        repo_id: Hub id, absolute folder, "./experts/<i>" inside the model itself, or None for a model that is in no
-            file yet.
+        repo_id: Hub id, absolute folder, "./experts/<i>" inside the model itself, or None for a loaded model that has
+            not been saved.
         revision: commit of the Hub repository, or content hash.
-        costs: of one image, by unit; always with "gmacs", and "latency" is in milliseconds.
-        parameters: how many its checkpoint has.
+        costs: cost of one image, by unit; always contains "gmacs"; "latency" is in milliseconds.
+        parameters: number of parameters of its checkpoint.
         features: width of the pooled features.
-        transform: what it does to an image.
-        origin, origin_revision: Hub id that a copy inside the model was made from, and its commit there.
-        dtype: that its figures were measured in; it is loaded in it unless another is asked for.
-        backend: name of what runs its network.
+        transform: its preprocessing.
+        origin, origin_revision: Hub id and commit that a copy inside the model was made from.
+        dtype: the dtype that its figures were measured in, and that it is loaded in unless another one is requested.
+        backend: name of the backend that runs its network.
         label_map: index of each label of the pool in the expert's own outputs; None: the same order.
-        licence: as its card states it.
+        licence: licence that its card states.
         select, report: `Figures` on the search images and on the report images, as a mapping.
-        unknown: keys that this version does not know, which are kept.
+        unknown: keys that this version does not know; they are kept.
     """
 
     name: str
@@ -91,14 +91,14 @@ class ExpertEntry:
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "an expert") -> ExpertEntry:
-        """From an entry of a config.
+        """Read an entry of a config.
 
         Args:
-            values: from a file.
-            where: what the entry is, for messages.
+            values: values from a file.
+            where: what the entry belongs to, for messages.
 
         Raises:
-            PertinenceError: a key is missing, or a value is not what it must be.
+            PertinenceError: a key is missing, or a value is invalid.
         """
         check_values(values, where)
         if values.get("quantization") and values.get("backend"):
@@ -114,7 +114,7 @@ class ExpertEntry:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As an entry of a config: values that JSON knows."""
+        """The entry of a config, in values of JSON."""
         values = {
             "name": self.name,
             "repo_id": self.repo_id,
@@ -139,67 +139,67 @@ class ExpertEntry:
         return {**written, **self.unknown}
 
     def replace(self, **changes: Any) -> ExpertEntry:
-        """The same entry with other values of some attributes."""
+        """A copy with other values of some attributes."""
         return replace(self, **changes)
 
     def copied_to(self, home: str) -> ExpertEntry:
-        """The entry of a copy in `experts/<home>` of a model; an expert of the Hub keeps its origin."""
+        """The entry of a copy in `experts/<home>` of a model; that of an expert from the Hub records its origin."""
         origin = {"origin": self.repo_id, "origin_revision": self.revision} if self.is_on_hub else {}
         return self.replace(repo_id=f"./experts/{home}", **origin)
 
     @property
     def gmacs(self) -> float:
-        """Cost of one image."""
+        """GMACs of one image."""
         return self.costs[GMACS]
 
     @property
     def quantization(self) -> str | None:
-        """What a file calls its backend, if that is one of ours: "int8"."""
+        """The quantization by which a file names its backend, "int8"; None for other backends."""
         return QUANTIZATIONS.get(self.backend)
 
     @property
     def is_of_torch(self) -> bool:
-        """Whether its backend is one of ours in torch, which a file names by its quantization alone."""
+        """Whether its backend is a built-in one of torch, which a file names only by its quantization."""
         return self.backend == TORCH or self.backend in QUANTIZATIONS
 
     @property
     def is_on_hub(self) -> bool:
-        """Whether it is a repository of its own; else it is a folder, or was given loaded."""
+        """Whether it is a repository on the Hub; else it is a folder, or was given loaded."""
         return is_on_hub(self.repo_id)
 
     @property
     def is_embedded(self) -> bool:
-        """Whether its files lie in the folder of the model itself."""
+        """Whether its files are in the folder of the model itself."""
         return is_embedded(self.repo_id)
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of this machine."""
+        """Whether it is a folder on this machine."""
         return self.repo_id is not None and Path(self.repo_id).is_absolute()
 
     @property
     def checkpoint_key(self) -> tuple[str | None, str]:
-        """What entries of the same checkpoint have in common."""
+        """Equal for entries of the same checkpoint."""
         return self.repo_id, self.revision
 
 
 def backend_name(quantization: str | None) -> str:
-    """The backend that computes in a quantization of `QUANTIZATIONS`; torch where there is none."""
+    """The backend of a quantization of `QUANTIZATIONS`; torch if it is None."""
     return next((name for name, kind in QUANTIZATIONS.items() if kind == quantization), TORCH)
 
 
 def is_embedded(repo_id: str | None) -> bool:
-    """Whether a reference leads to a copy in the folder of the model itself."""
+    """Whether a reference points to a copy in the folder of the model itself."""
     return repo_id is not None and EMBEDDED.fullmatch(repo_id) is not None
 
 
 def is_on_hub(repo_id: str | None) -> bool:
-    """Whether a reference leads to a repository of the Hub."""
+    """Whether a reference points to a repository on the Hub."""
     return repo_id is not None and not Path(repo_id).is_absolute() and not is_embedded(repo_id)
 
 
 def check_values(values: Any, where: str) -> None:
-    """Raise `PertinenceError` where this cannot be the entry of an expert; `where` names it in the message."""
+    """Raise `PertinenceError` if this cannot be the entry of an expert; `where` names it in the message."""
     if not isinstance(values, dict):
         raise PertinenceError(f"{where} must be a mapping, got {type(values).__name__}")
     missing = REQUIRED_KEYS - set(values)
@@ -261,7 +261,7 @@ EXPERT_VALUES = {
     "select": (lambda value: isinstance(value, dict), "a mapping"),
     "report": (lambda value: isinstance(value, dict), "a mapping"),
 }
-"""For each key of an expert whether a value is right, and what is."""
+"""For each key of an expert a check of its value, and what the check expects."""
 KEYS = set(EXPERT_VALUES)
 REQUIRED_KEYS = {"name", "repo_id", "revision", "gmacs", "parameters", "features", "transform"}
 NEVER_NONE = REQUIRED_KEYS - {"repo_id"}

@@ -32,19 +32,19 @@ from .variants import smaller_transform
 logger = logging.get_logger(__name__)
 
 PIXELS_AT_ONCE = 2**16
-"""What a CPU thread is given at once: 64 images of 32 x 32. With more the activations leave its cache, and every image
-takes up to twice as long."""
+"""Pixels per call on each CPU thread: 64 images of 32 x 32. With more, the activations do not fit into its cache, and
+every image takes up to twice as long."""
 LEAST_AT_ONCE = 4
 ACCELERATED_PIXELS_AT_ONCE = 2**25
-"""The same for an accelerator, where only memory bounds it: 668 images of 224 x 224."""
+"""The same for an accelerator, where only memory is the limit: 668 images of 224 x 224."""
 
 
 class Expert(nn.Module):
     """A frozen classifier with its own preprocessing, whose logits are in the label order of the pool.
 
     Attributes:
-        entry: what the config stores of it.
-        checkpoint: what it is made from; experts that differ only in their input or backend share it.
+        entry: its entry in the config.
+        checkpoint: the loaded checkpoint; experts that differ only in their input or backend share it.
         network: the backend that runs its network.
         preprocess: turns images into pixels for the network.
     """
@@ -58,7 +58,7 @@ class Expert(nn.Module):
 
     @property
     def model(self) -> nn.Module:
-        """The classifier that runs, where its backend has one in torch."""
+        """The classifier that runs, if its backend has one in torch."""
         return getattr(self.network, "model")  # noqa: B009
 
     @property
@@ -71,49 +71,49 @@ class Expert(nn.Module):
 
     @property
     def preprocessing(self) -> str:
-        """How images are prepared: "exact" or "fast"."""
+        """Mode of the preprocessing: "exact" or "fast"."""
         return self.preprocess.mode
 
     @property
     def weights_key(self) -> int:
-        """Experts that share a checkpoint have the same."""
+        """Equal for experts that share a checkpoint."""
         return id(self.checkpoint)
 
     @property
     def labels(self) -> dict[int, str]:
-        """Its names of the pool's labels."""
+        """Its names of the pool's labels, by index."""
         own, label_map = self.checkpoint.labels, self.entry.label_map
         return dict(own) if label_map is None else {index: own[theirs] for index, theirs in enumerate(label_map)}
 
     @property
     def num_labels(self) -> int:
-        """How many labels the pool has."""
+        """Number of labels of the pool."""
         return len(self.labels)
 
     def find_folder(self) -> Path | None:
-        """Where its own files lie (the Hub's are in the cache); None for a model that was given loaded."""
+        """The folder of its files (in the cache, if they are from the Hub); None for a model that was given loaded."""
         return self.checkpoint.folder
 
     def find_revision(self) -> str:
-        """Commit or content hash of what was loaded; `entry` says which it was when its figures were measured."""
+        """Commit or content hash of the loaded files; `entry` records those that its figures were measured with."""
         return self.checkpoint.revision
 
     def with_entry(self, entry: ExpertEntry) -> Expert:
-        """The same expert under another entry: its network is shared.
+        """The same expert with another entry; its network is shared.
 
         Args:
-            entry: which may differ in what does not change the network: names, costs, labels, figures.
+            entry: may differ only in what does not change the network: names, costs, labels, figures.
         """
         twin = copy.copy(self)
         twin.entry = entry
         return twin
 
     def train(self, mode: bool = True) -> Expert:
-        """An expert stays as it was trained: always in evaluation mode."""
+        """Do nothing: an expert is frozen, and always in evaluation mode."""
         return super().train(False)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Expert:
-        """Moved and cast as asked, where its backend can be."""
+        """Move and cast the expert, as far as its backend allows."""
         return super()._apply(moving(self.entry, self.device, fn), recurse)
 
     @torch.no_grad()
@@ -122,10 +122,10 @@ class Expert(nn.Module):
 
         Args:
             images: see `Images`.
-            max_batch: images that the network receives at once; default: as many as its device likes (`chunk_size`).
+            max_batch: largest number of images per call of the network; default: what suits its device (`chunk_size`).
 
         Returns:
-            logits (B, C) in the pool's label order, and features (B, F): the input of the final classification layer,
+            Logits (B, C) in the pool's label order, and features (B, F): the input of the final classification layer,
             averaged over positions; both float32.
 
         Raises:
@@ -136,7 +136,7 @@ class Expert(nn.Module):
         return logits, features
 
     def run(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same as `forward`, but not checked: that would wait for everything before."""
+        """`forward` without the check of the scores, which would wait for all work queued on the device."""
         network = self.network
         device, outputs = network.device, []
         images, order = sorted_by_shape(images)
@@ -157,7 +157,7 @@ class Expert(nn.Module):
         return logits, features
 
     def check(self, total: torch.Tensor | float) -> None:
-        """Raise `PertinenceError` where the sum of what `run` gave is not finite, as then not all scores are."""
+        """Raise `PertinenceError` unless the sum of the scores from `run` is finite, as then all scores are."""
         if not math.isfinite(total):
             raise PertinenceError(
                 f"expert {self.entry.name!r} answers with NaN or infinite scores: check its weights, and its "
@@ -165,12 +165,12 @@ class Expert(nn.Module):
             )
 
     def compile_network(self, options: dict[str, Any]) -> None:
-        """Compile the network, in place, with options of `torch.compile`; one that cannot be compiled stays."""
+        """Compile the network in place, with options of `torch.compile`, if its backend can be compiled."""
         if self.network.compiles:
             self.network.compile(**options)
 
     def chunk_size(self, device: torch.device) -> int:
-        """Images that the network receives at once on a device."""
+        """Largest number of images per call of the network on a device."""
         height, width = self.preprocess.transform.size
         if device.type != "cpu":
             return max(1, ACCELERATED_PIXELS_AT_ONCE // (height * width))
@@ -181,7 +181,7 @@ def _make_network(checkpoint: Checkpoint, entry: ExpertEntry) -> Backend:
     check_device(entry, checkpoint.model.device)
     try:
         return backend_of(entry)(checkpoint, entry)
-    except Exception as error:  # of a backend from outside
+    except Exception as error:  # a backend from outside may raise anything
         reason = (
             str(error)
             if isinstance(error, PertinenceError)
@@ -197,7 +197,18 @@ def load_expert(
     is_stem: bool = False,
     opened: dict[Any, Checkpoint] | None = None,
 ) -> Expert:
-    """Load one expert, or a stem, whose labels do not matter, and measure what the config stores of it."""
+    """Load one expert, or a stem, and measure what the config stores about it.
+
+    Args:
+        reference: where the expert comes from.
+        options: how it is loaded.
+        preprocessing: "exact" or "fast".
+        is_stem: whether it is a separate stem, whose labels are ignored.
+        opened: checkpoints that are already loaded, see `open_checkpoint`.
+
+    Raises:
+        PertinenceError: it cannot be loaded, or is not a single-label classifier of RGB images.
+    """
     name = reference.display_name
     if not is_name(name):
         raise PertinenceError(f"expert {shown(name)} needs a name of one line: give one with {{'name': ...}}")
@@ -235,14 +246,14 @@ def measured_expert(
     *,
     is_stem: bool = False,
 ) -> Expert:
-    """The expert that a checkpoint is with an input and a backend, and what is measured of it.
+    """Make the expert that runs a checkpoint with a given input size and backend, and measure its costs and features.
 
     Args:
-        checkpoint: its weights, which experts that differ only in the following share.
-        entry: of the whole expert; its costs and its features need not be measured yet.
+        checkpoint: the loaded checkpoint, which experts that differ only in the following share.
+        entry: entry of the expert with its full input; its costs and features need not be measured yet.
         preprocessing: "exact" or "fast".
         image_size, image_size_by, backend: see `ExpertReference`.
-        is_stem: whether its labels do not matter.
+        is_stem: whether it is a separate stem, whose labels are ignored.
 
     Raises:
         PertinenceError: the architecture does not take such images, or it is no classifier.
@@ -265,7 +276,7 @@ def measured_expert(
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Say in an error which expert it is about."""
+    """Add the name of the expert to errors."""
     try:
         yield
     except PertinenceError as error:
@@ -280,7 +291,7 @@ def reload_expert(
     is_stem: bool = False,
     opened: dict[Any, Checkpoint] | None = None,
 ) -> Expert:
-    """Load an expert again as a saved model's config describes it, from `repo_id` (a Hub id or a folder)."""
+    """Load an expert as a saved model's config describes it, from `repo_id` (a Hub id or a folder)."""
     is_folder = Path(repo_id).is_absolute()
     reference = ExpertReference(repo_id, None if is_folder else entry.revision, entry.name)
     if options.dtype is None:
@@ -294,7 +305,7 @@ def reload_expert(
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     if parameters != entry.parameters:
         raise PertinenceError(
-            f"expert {entry.name!r} has {entry.parameters:,} parameters, but what lies in {repo_id} has "
+            f"expert {entry.name!r} has {entry.parameters:,} parameters, but the checkpoint in {repo_id} has "
             f"{parameters:,}: it is another network"
         )
     if entry.label_map is not None:
@@ -319,7 +330,7 @@ def _check_single_label(name: str, config: Any) -> None:
 
 
 def _check_channels(name: str, config: Any) -> None:
-    """Refuse networks of other images than those of three colours."""
+    """Refuse networks whose images do not have three channels."""
     arguments, pretrained = (getattr(config, key, None) or {} for key in ("model_args", "pretrained_cfg"))
     shape = pretrained.get("input_size")
     channels = getattr(config, "num_channels", None) or arguments.get("in_chans")

@@ -1,4 +1,4 @@
-"""Pooled features of a classifier: what goes into its final classification layer, wherever that is."""
+"""Pooled features of a classifier: the input of its final classification layer, wherever that is."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .loading import Backbone, Classifier
 class FeatureTap:
     """Reads the input of a classifier's final classification layer.
 
-    That layer is found by what it does, not by its name: of all linear layers and convolutions with one output per
-    label, the one that runs last. Logits stand in for the features of a model without such a layer, and for those of a
-    backbone, whose pooled output they are.
+    That layer is found by its function, not by its name: it is the last to run of all linear layers and convolutions
+    with one output per label. Logits replace the features of a model without such a layer, and those of a backbone,
+    whose logits are its pooled output.
     """
 
     def __init__(self, model: Classifier | None = None):
-        # It does not hold the model, whose layers hold it: a model that is deleted is freed at once.
+        # The layers reference the tap, so the tap does not reference the model: a deleted model is freed at once.
         self.seen = threading.local()  # one model may be called from several threads
         for module in () if model is None or isinstance(model, Backbone) else model.modules():
             outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
@@ -30,17 +30,17 @@ class FeatureTap:
 
     @classmethod
     def of(cls, model: Classifier) -> FeatureTap:
-        """The one of a model, however many experts are made from it."""
+        """The tap of a model; experts made from the same model share it."""
         tap = vars(model).get("_feature_tap")
         if tap is None:
             tap = model._feature_tap = cls(model)
         return tap
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FeatureTap, ()  # what a thread has seen is nothing to copy, and layers keep their hooks
+        return FeatureTap, ()  # the state of a thread is not copied, and the layers keep their hooks
 
     def _remember(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if getattr(self.seen, "is_running", False):  # another expert may run the same model
+        if getattr(self.seen, "is_running", False):  # only during `run`: the model may also be called otherwise
             self.seen.is_linear, self.seen.input = isinstance(module, nn.Linear), inputs[0]
 
     def run(self, model: Classifier, pixel_values: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Loading the checkpoint that a reference leads to, at a pinned revision; and why one does not load."""
+"""Loading the checkpoint of a reference at a pinned revision, and explaining why one cannot be loaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .transforms import Transform
 
 
 class Backbone(nn.Module):
-    """A network without a classification head: its pooled output stands where a classifier has its logits."""
+    """A network without a classification head, which returns its pooled output as logits."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -57,7 +57,7 @@ Classifier = PreTrainedModel | Backbone
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a reference leads to: classifier, image processor, pinned revision (commit, or content hash), folder."""
+    """A loaded checkpoint: classifier, image processor, pinned revision (commit or content hash), and folder."""
 
     model: Classifier
     processor: Any
@@ -70,7 +70,7 @@ class Checkpoint:
         return cast(dict[int, str], self.model.config.id2label)
 
     def call_options(self, transform: Transform) -> dict[str, bool]:
-        """With what the model is called besides pixels (see `size_options`)."""
+        """Arguments of the model's call besides pixels (see `size_options`)."""
         return size_options(self.model) if transform.is_smaller else {}
 
 
@@ -80,13 +80,14 @@ def open_checkpoint(
     is_stem: bool = False,
     opened: dict[Any, Checkpoint] | None = None,
 ) -> Checkpoint:
-    """What a reference leads to: loaded, or taken from `opened`, where it is noted.
+    """Load the checkpoint of a reference, or take it from `opened`.
 
     Args:
-        reference: where it comes from.
+        reference: where the checkpoint comes from.
         options: how it is loaded.
-        is_stem: whether it may be without a classification head.
-        opened: what is loaded already, so that experts that differ only in their input share their weights.
+        is_stem: whether it may lack a classification head.
+        opened: checkpoints that are already loaded, so that experts that differ only in their input share weights; a
+            newly loaded one is added.
 
     Raises:
         PertinenceError: it cannot be found or loaded, or lacks weights.
@@ -100,7 +101,7 @@ def open_checkpoint(
 
 
 def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: bool) -> Checkpoint:
-    """Load what a reference leads to, as `open_checkpoint` does."""
+    """Load the checkpoint of a reference, see `open_checkpoint`."""
     title = f"{'stem' if is_stem else 'expert'} {reference.display_name!r}"
     if reference.model is not None:
         processor = reference.processor or _timm_processor(reference.model.config)
@@ -111,13 +112,13 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
             )
         return Checkpoint(reference.model, processor, _hash_tensors(reference.model), None)
     repo_id = reference.repo_id
-    assert repo_id is not None  # a reference without a model has one
+    assert repo_id is not None  # every reference without a loaded model has one
     try:
         folder, revision = _find_files(repo_id, reference.revision, options)
         model, processor, missing = _load_folder(folder, options, is_stem)
     except PertinenceError as error:
         raise PertinenceError(f"{title}: {error}") from error
-    except Exception as error:  # a checkpoint may be wrong in any way
+    except Exception as error:  # a faulty checkpoint may raise anything
         raise PertinenceError(_explain(title, repo_id, reference.revision, error)) from error
     if missing:
         raise PertinenceError(
@@ -128,7 +129,7 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
 
 
 def _find_files(repo_id: str, revision: str | None, options: LoadOptions) -> tuple[Path, str]:
-    """The folder with the files of a checkpoint, fetched where they are not here yet, and their pinned revision."""
+    """The folder with the files of a checkpoint, downloaded if necessary, and their pinned revision."""
     folder = Path(repo_id)
     if folder.is_absolute():
         if not (folder / CONFIG).is_file():
@@ -143,17 +144,17 @@ def _load_folder(
 ) -> tuple[PreTrainedModel | Backbone, Any, set[str]]:
     """Check and load a checkpoint from its folder.
 
-    A repository of the Hub is loaded from its folder in the cache, too: by its id transformers would prefer a local
-    directory that happens to have the same name.
+    A repository of the Hub is also loaded from its folder, in the cache: given its id, transformers would prefer a
+    local directory of the same name.
 
     Returns:
-        The model, its image processor, and the names of parameters that the files do not hold.
+        The model, its image processor, and the names of parameters that the files lack.
     """
     tensors = check_checkpoint(folder, options.trust_remote_code)
     shared = {**options.hub, "trust_remote_code": options.trust_remote_code}
     config = AutoConfig.from_pretrained(folder, **shared)
     if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
-        # timm >= 1.0.31 records it, and TimmWrapper then passes it to timm twice.
+        # timm >= 1.0.31 records `num_classes`, and TimmWrapper then passes it to timm twice.
         config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
     is_headless = is_stem and _is_headless(config)
     load = partial(
@@ -171,45 +172,45 @@ def _load_folder(
 
 
 def _load_as_asked(load: Callable[..., Any], attention: str | None) -> Any:
-    """Load a model that attends in a certain way, or in its own where it does not know that one."""
+    """Load a model with an attention implementation, or with its own if it does not support that one."""
     if attention is not None:
         try:
             return load(attn_implementation=attention)
-        except ValueError as error:  # before anything is loaded
+        except ValueError as error:  # raised before anything is loaded
             if "does not support" not in str(error):
                 raise
     return load()
 
 
 def _load_for_any_size(load: Callable[..., Any], config: Any, **options: Any) -> Any:
-    """Load a model whose positions move to images of another size, where it is one of timm's that can do so, and was
-    not made without; at its own size that changes nothing."""
+    """Load a model so that it accepts images of other sizes, if it is one of timm's that can interpolate its position
+    embeddings; at its own size this changes nothing."""
     chosen = getattr(config, "model_args", None) or {}
     if config.model_type == "timm_wrapper" and "dynamic_img_size" not in chosen:
         movable = copy.deepcopy(config)
         movable.model_args = {**chosen, "dynamic_img_size": True}
         try:
             return load(config=movable, **options)
-        except TypeError as error:  # before anything is loaded
+        except TypeError as error:  # raised before anything is loaded
             if "dynamic_img_size" not in str(error):
                 raise
     return load(config=config, **options)
 
 
 def size_options(model: nn.Module) -> dict[str, bool]:
-    """With what a model is called where its images have another size than it was made for: nothing for most, and for
-    those of timm, which are loaded for it."""
+    """Arguments of a model's call for images of another size than it was made for: none for most models, including
+    those of timm, which are loaded for any size."""
     accepted = inspect.signature(model.forward).parameters
     return {name: True for name in ("interpolate_pos_encoding",) if name in accepted}
 
 
 def _is_headless(config: Any) -> bool:
-    """Whether a checkpoint has no classification head: timm counts no classes, transformers names a bare model."""
+    """Whether a checkpoint has no classification head: timm has no classes, transformers names a bare model."""
     return config.num_labels == 0 or any(name.endswith("Model") for name in config.architectures or ())
 
 
 def _explain(title: str, repo_id: str, revision: str | None, error: Exception) -> str:
-    """Why a checkpoint does not load; transformers and timm tell it by the text of general errors alone."""
+    """Explain why a checkpoint does not load, by the text of errors, as transformers and timm raise general types."""
     causes = causes_of(error)
     if any("trust_remote_code" in str(cause) for cause in causes):
         return (
@@ -231,7 +232,7 @@ def _explain(title: str, repo_id: str, revision: str | None, error: Exception) -
 
 
 def _timm_processor(config: Any) -> Any:
-    """timm keeps an image processor in config.json; None for other models."""
+    """The image processor of a timm model, which is described in config.json; None for other models."""
     if config.model_type != "timm_wrapper":
         return None
     from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor

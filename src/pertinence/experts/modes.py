@@ -1,4 +1,4 @@
-"""Names of the ways in which experts can be run, which settings and configurations choose between."""
+"""Names of the modes of running experts, among which settings and configurations choose."""
 
 PREPROCESSING_MODES = ("exact", "fast")
-"""exact: each expert sees the pixels of its own processor; fast: torchvision on uint8 for all."""
+"""exact: each expert receives the pixels of its own processor; fast: torchvision on uint8 for all."""

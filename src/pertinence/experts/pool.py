@@ -1,4 +1,4 @@
-"""The pool: several experts that fit together, by rising cost."""
+"""The pool: compatible experts by rising cost."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .reference import ExpertReference, LoadOptions
 
 
 def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: str = "exact") -> list[Expert]:
-    """Load experts, check that they fit together, and order them by rising cost.
+    """Load experts, check that they are compatible, and sort them by rising cost.
 
     Raises:
-        PertinenceError: fewer than two, one that cannot be loaded, two that are the same, or different label spaces.
+        PertinenceError: there are fewer than two, one cannot be loaded, two are the same, or label spaces differ.
     """
     parsed = [ExpertReference.parse(reference) for reference in list_references(references)]
     if len(parsed) < 2:
@@ -47,17 +47,17 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
 
 
 def list_references(references: Sequence[Any]) -> list[Any]:
-    """Several references as a list; one that stands alone is refused rather than taken apart."""
+    """The references as a list; a single reference is refused, not iterated over."""
     if isinstance(references, (str, Path, dict, PreTrainedModel)):
         raise PertinenceError(f"experts come as a list of at least two, got one {type(references).__name__}")
     return list(references)
 
 
 def _aligned(references: Sequence[ExpertReference], experts: Sequence[Expert]) -> list[Expert]:
-    """The experts with the label maps that bring their outputs into one order."""
+    """The experts with the label maps that bring their outputs into the order of the pool."""
     first = experts[0]
     if references[0].label_map is not None:
-        # The first expert's own map says what the labels of the pool are.
+        # The first expert's own map defines the labels of the pool.
         own = first.checkpoint.labels
         chosen = list(own) if references[0].label_map == "by_name" else references[0].label_map
         size = len(chosen) if isinstance(chosen, (list, tuple)) else len(own)
@@ -73,12 +73,12 @@ def _aligned(references: Sequence[ExpertReference], experts: Sequence[Expert]) -
 
 
 def pool_labels(experts: Sequence[Expert]) -> dict[int, str]:
-    """The labels of a pool: those of the first expert that has names for them."""
+    """The labels of a pool: those of the first expert that names them."""
     return next((expert.labels for expert in experts if not is_generic(expert.labels)), experts[0].labels)
 
 
 def _unique_names(experts: Sequence[Expert]) -> list[str]:
-    """Their names; where several have the same, with the names of their owners or folders, or with numbers."""
+    """The names of experts; equal names are extended by their owners or folders, or by numbers."""
     given = [expert.entry.name for expert in experts]
     names: list[str] = []
     seen: Counter[str] = Counter()

@@ -1,8 +1,8 @@
 """Each expert's own preprocessing: resolved once into a small `Transform`, applied to uint8 images on their device.
 
-In mode `exact` the pixels are, bit for bit, those of the expert's own processor: vectorised where that is possible
-(nothing is resized, or the processor itself resizes with torchvision), through the processor elsewhere. In mode `fast`
-torchvision resizes for all.
+In mode `exact` the pixels are, bit for bit, those of the expert's own processor: vectorised where possible (nothing is
+resized, or the processor itself resizes with torchvision), otherwise by calling the processor. In mode `fast`
+torchvision resizes all images.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .transforms import Transform
 
 
 class Preprocessor:
-    """Turns uint8 images into what one expert receives.
+    """Turns uint8 images into the input of one expert's network.
 
     Args:
-        transform: what the processor does, from `resolve_transform`.
+        transform: description of the processor, from `resolve_transform`.
         processor: the expert's own image processor.
         mode: "exact" or "fast".
     """
@@ -35,7 +35,7 @@ class Preprocessor:
         self.transform, self.processor, self.mode = transform, processor, mode
 
     def __call__(self, images: Images) -> torch.Tensor:
-        """uint8 images, B of them, to float32 (B, 3, height, width) on the device of the images."""
+        """Convert B uint8 images to float32 (B, 3, height, width) on their device."""
         return by_shape(images, self._apply)
 
     def _apply(self, images: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ class Preprocessor:
         return self.transform.cut(pixel_values)
 
     def is_vectorised(self, height: int, width: int) -> bool:
-        """Whether images of this size are transformed as one tensor rather than one by one."""
+        """Whether images of this size are transformed as one tensor, rather than one by one."""
         if self.transform.library == "own":
             return False
         if self.mode == "fast" or self.transform.library == "transformers":
@@ -76,23 +76,23 @@ def run_processor(processor: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 def resize_transform(transform: Transform, processor: Any, size: int) -> Transform:
-    """The transform of an expert that sees all of an image, at `size` x `size` pixels.
+    """The transform of an expert that receives the whole image resized to `size` x `size` pixels.
 
     Raises:
-        PertinenceError: the size is not smaller, or the processor cannot be set to it.
+        PertinenceError: the size is not smaller, or the processor does not support it.
     """
     transform.check_smaller(size)
     smaller = resolve_transform(resized_processor(processor, (size, size)))
     if smaller.size != (size, size):
         raise PertinenceError(
             f"its {type(processor).__name__} gives {smaller.size[0]}x{smaller.size[1]} pixels when set to {size}: "
-            "leave image_size_by out to cut the middle out instead"
+            "leave image_size_by out to crop the centre instead"
         )
     return replace(smaller, processor_size=(size, size))
 
 
 def resized_processor(processor: Any, size: tuple[int, int]) -> Any:
-    """A copy of an expert's own image processor, set to make images of (height, width) as its library would."""
+    """A copy of an expert's own image processor that returns images of (height, width)."""
     if is_timm_processor(processor):
         from timm.data import create_transform
 
@@ -107,7 +107,7 @@ def resized_processor(processor: Any, size: tuple[int, int]) -> Any:
     smaller.do_resize = True
     smaller.size = type(smaller.size)(**({"shortest_edge": round(edge * size[0] / made[0])} if edge else wanted))
     if getattr(smaller, "do_center_crop", False):
-        if not edge:  # what is cut out keeps its share of what is resized
+        if not edge:  # the crop keeps its share of the resized image
             smaller.size = type(smaller.size)(
                 **{side: round(processor.size[side] * size[0] / made[0]) for side in ("height", "width")}
             )
@@ -120,10 +120,9 @@ def is_timm_processor(processor: Any) -> bool:
 
 
 def resolve_transform(processor: Any) -> Transform:
-    """Describe an image processor as a `Transform`; library "own" where the description would not give the same
-    pixels.
+    """Describe an image processor as a `Transform`; with library "own" if no description gives the same pixels.
 
-    The description is not believed: it is compared with the processor on small images of three shapes.
+    The description is verified: it is compared with the processor on small images of three shapes.
     """
     try:
         described = _describe_timm(processor) if is_timm_processor(processor) else _describe_transformers(processor)

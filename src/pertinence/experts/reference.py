@@ -16,9 +16,9 @@ from .entry import QUANTIZATIONS, TORCH, backend_name
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How experts are loaded; every field means what it means in transformers' `from_pretrained`.
+    """How experts are loaded; each field has the meaning of the argument of transformers' `from_pretrained`.
 
-    Experts that do not know an `attn_implementation`, CNNs above all, keep their own.
+    Experts that do not support an `attn_implementation`, such as CNNs, keep their own.
     """
 
     dtype: str | torch.dtype | None = None
@@ -33,7 +33,7 @@ class LoadOptions:
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> LoadOptions:
-        """From keyword arguments; raises `PertinenceError` for an unknown one."""
+        """Make options from keyword arguments; raises `PertinenceError` for an unknown one."""
         try:
             return cls(**values)
         except TypeError as error:
@@ -58,14 +58,14 @@ class ExpertReference:
     Attributes:
         repo_id: Hub id or local folder; None for a loaded model.
         revision: branch, tag or commit of a Hub repository.
-        name: how tables call it; by default the last part of `repo_id`.
+        name: its name in tables; default: the last part of `repo_id`.
         label_map: for each label of the pool its index in the expert's own outputs, or "by_name".
-        image_size: pixels of a smaller square that the expert is given: another, cheaper expert with the same weights.
-        image_size_by: "crop": the middle of what the expert was made for; "resize": all of it, smaller.
+        image_size: side, in pixels, of a smaller square input: another, cheaper expert with the same weights.
+        image_size_by: "crop": the centre of the original input; "resize": all of it, smaller.
         quantization: "int8": linear layers compute in 8 bits (torch's dynamic quantization, on the CPU).
-        backend: name of what runs its network; by default torch.
-        model, processor: a loaded model and its image processor, in place of `repo_id`; the model is put in evaluation
-            mode and frozen.
+        backend: name of the backend that runs its network; default: torch.
+        model, processor: a loaded model and its image processor, instead of `repo_id`; the model is put into
+            evaluation mode and frozen.
     """
 
     repo_id: str | None = None
@@ -81,7 +81,7 @@ class ExpertReference:
 
     @classmethod
     def parse(cls, reference: Any) -> ExpertReference:
-        """A Hub id, `id@revision`, a local folder, a mapping of this class's fields, or a loaded model."""
+        """Parse a Hub id, `id@revision`, a local folder, a mapping of this class's fields, or a loaded model."""
         if isinstance(reference, cls):
             return reference
         if isinstance(reference, PreTrainedModel):
@@ -121,7 +121,7 @@ class ExpertReference:
 
     @property
     def backend_name(self) -> str:
-        """Of the backend that runs it; raises `PertinenceError` where it is not said which."""
+        """Name of the backend that runs it; raises `PertinenceError` if the reference is ambiguous."""
         if self.quantization is None:
             return TORCH if self.backend is None else self.backend
         title = f"expert {self.name or self._own_name!r}"
@@ -144,6 +144,6 @@ class ExpertReference:
 
 
 def variant_suffix(image_size: int | None, image_size_by: str, backend: str) -> str:
-    """What is added to the name of a checkpoint for an expert that is made from it."""
+    """The suffix that is added to the name of a checkpoint for a variant made from it."""
     size = "" if image_size is None else f"-{image_size}px" + "-resized" * (image_size_by == "resize")
     return size + ("" if backend == TORCH else f"-{QUANTIZATIONS.get(backend, backend)}")

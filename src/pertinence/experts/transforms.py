@@ -1,4 +1,4 @@
-"""What an expert does to an image before its network sees it, as far as resizing, cropping and normalising say it."""
+"""The preprocessing of an expert, described by resizing, cropping and normalisation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..utils.validation import is_number, is_whole
 MAX_RESIZED_PIXELS = 2**26
 LIBRARIES = ("timm", "transformers", "own")
 MAX_SIDE = 2048
-"""Pixels of a side that an expert may receive: beyond it a batch takes more memory than a file may ask for."""
+"""Largest side, in pixels, of an expert's input: an untrusted file must not claim more memory for a batch."""
 
 
 class UnfitImage(PertinenceError):
-    """An image that an expert cannot be given.
+    """An image that an expert cannot take.
 
     Attributes:
         size: (height, width) of the image.
@@ -35,20 +35,20 @@ class UnfitImage(PertinenceError):
 
 @dataclass(frozen=True)
 class Transform:
-    """What an expert does to an image, as far as resizing, centre crop, scale and normalisation describe it.
+    """The preprocessing of an expert, as far as resize, centre crop, scale and normalisation describe it.
 
     Attributes:
-        library: whose arithmetic: "timm" (PIL resizes; scale, then normalise), "transformers" (torchvision resizes;
-            scale and normalisation in one), or "own" (not described by the other fields: the processor itself is
-            called).
-        size: (height, width) in pixels of what the expert receives.
+        library: whose arithmetic to use: "timm" (PIL resizes; scale, then normalise), "transformers" (torchvision
+            resizes; scale and normalisation in one step), or "own" (the other fields do not describe it: the processor
+            itself is called).
+        size: (height, width), in pixels, of the expert's input.
         resize: (height, width), or the shortest edge, or None.
-        interpolation: of the resize, as torchvision names it.
+        interpolation: interpolation of the resize, as torchvision names it.
         crop: (height, width) of the centre crop, or None.
         rescale: factor that uint8 values are multiplied by, or None.
-        mean, std: of the normalisation, per channel, or None.
-        window: (height, width) of a last centre crop, of what the expert's own processor gives, or None: the expert
-            then sees less than it was made for, and costs less.
+        mean, std: mean and standard deviation of the normalisation, per channel, or None.
+        window: (height, width) of a final centre crop of the processor's output, which makes the expert cheaper; or
+            None.
         processor_size: (height, width) that the expert's own processor is set to, or None: as it was saved.
     """
 
@@ -96,20 +96,20 @@ class Transform:
 
     @property
     def is_smaller(self) -> bool:
-        """Whether the expert receives smaller images than it was made for."""
+        """Whether the expert's input is smaller than the one it was made for."""
         return self.window is not None or self.processor_size is not None
 
     def seen_through(self, size: int) -> Transform:
-        """The same, of which only the middle `size` x `size` pixels are kept.
+        """The same transform, followed by a centre crop of `size` x `size` pixels.
 
         Raises:
-            PertinenceError: there are not that many pixels.
+            PertinenceError: the input has fewer pixels.
         """
         self.check_smaller(size)
         return replace(self, size=(size, size), window=(size, size))
 
     def check_smaller(self, size: int) -> None:
-        """Raise `PertinenceError` where `size` is not a smaller square than what the expert was made for."""
+        """Raise `PertinenceError` unless `size` is the side of a smaller square than the expert was made for."""
         if not isinstance(size, int) or not 0 < size < min(self.size):
             raise PertinenceError(
                 f"image_size={size!r} must be a whole number below the {min(self.size)} pixels that the expert was "
@@ -117,11 +117,11 @@ class Transform:
             )
 
     def cut(self, images: torch.Tensor) -> torch.Tensor:
-        """The window of images (..., H, W) that are otherwise ready."""
+        """Crop preprocessed images (..., H, W) to the window."""
         return images if self.window is None else tvF.center_crop(images, list(self.window))
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Size of an image of (height, width) after the resize."""
+        """(height, width) of an image after the resize."""
         if self.resize is None:
             return height, width
         if isinstance(self.resize, tuple):
@@ -131,17 +131,17 @@ class Transform:
         return (self.resize, length) if height <= width else (length, self.resize)
 
     def check_image(self, height: int, width: int) -> None:
-        """Raise `UnfitImage` where an image of (height, width) would be made a very large one.
+        """Raise `UnfitImage` if an image of (height, width) would be resized to a very large one.
 
-        So it is where the shortest edge decides: 224 pixels of 1 x 20,000 are 224 x 4,480,000.
+        This happens if the shortest edge sets the size: resized to 224 pixels, 1 x 20,000 becomes 224 x 4,480,000.
         """
-        if self.library == "own":  # as if its shortest edge decided, with some more for a crop
+        if self.library == "own":  # assume that the shortest edge sets the size, with a margin for a crop
             pixels = 1.5 * self.size[0] * self.size[1] * max(height, width) / min(height, width)
         else:
             pixels = math.prod(self.resized(height, width))
         if pixels > MAX_RESIZED_PIXELS:
             raise UnfitImage(
-                f"{height} x {width} pixels would be resized to about {pixels:,.0f}: cut it to a less narrow shape, "
+                f"{height} x {width} pixels would be resized to about {pixels:,.0f}: crop it to a less narrow shape, "
                 "or leave it out",
                 (height, width),
             )
@@ -149,12 +149,12 @@ class Transform:
     def _center_crop(self, images: torch.Tensor) -> torch.Tensor:
         (height, width), (crop_height, crop_width) = images.shape[-2:], self.crop
         if self.library == "transformers" and height >= crop_height and width >= crop_width:
-            # transformers rounds an odd margin down, torchvision to the even number.
+            # transformers rounds an odd margin down, torchvision rounds it to the even number.
             return tvF.crop(images, (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
         return tvF.center_crop(images, list(self.crop))
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, 3, H, W) to float32 (B, 3, *size), resizing with torchvision."""
+        """Convert uint8 (B, 3, H, W) to float32 (B, 3, *size), resizing with torchvision."""
         target = self.resized(*images.shape[-2:])
         if target != tuple(images.shape[-2:]):
             mode = InterpolationMode(self.interpolation)
@@ -183,7 +183,7 @@ def _is_size(value: Any) -> bool:
 def _constants(
     mean: tuple[float, ...], std: tuple[float, ...], scale: float, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and std times `scale`, float32 (3, 1, 1): made once, so that nothing waits for a device."""
-    # The dtype is said: while transformers loads a model in another thread the default is that of the model.
+    """Mean and std times `scale`, float32 (3, 1, 1); cached, so that no call waits for a copy to the device."""
+    # The dtype is explicit: while transformers loads a model in another thread, the default dtype is the model's.
     tensors = (torch.tensor(values, dtype=torch.float32, device=device) for values in (mean, std))
     return tuple((values * scale).view(-1, 1, 1) for values in tensors)

@@ -1,4 +1,4 @@
-"""Cheaper experts from a checkpoint that is there: a smaller input."""
+"""Variants: cheaper experts made from the same checkpoint with a smaller input (input-resolution scaling)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .transforms import Transform
 
 SIZE_MODES = ("crop", "resize")
 LEAST_SAVING = 0.1
-"""Share of the pixels that a smaller input must at least leave out to be worth a try."""
+"""Least share of pixels that a smaller input must save to be worth trying."""
 
 
 def smaller_transform(
     checkpoint: Checkpoint, transform: Transform, image_size: int | None, by: str = "crop"
 ) -> Transform:
-    """What an expert does to an image that is given a smaller one; the same where `image_size` is None.
+    """The transform of an expert with a smaller input; unchanged if `image_size` is None.
 
     Args:
-        checkpoint: the expert's.
-        transform: what the checkpoint's own processor does.
-        image_size: pixels of a side.
-        by: "crop": the middle of what the expert was made for; "resize": all of it, smaller.
+        checkpoint: checkpoint of the expert.
+        transform: transform of the checkpoint's own processor.
+        image_size: side of the input in pixels.
+        by: "crop": the centre of the original input; "resize": all of it, smaller.
 
     Raises:
         PertinenceError: the size is not smaller, or the architecture does not take such images.
@@ -43,7 +43,7 @@ def smaller_transform(
     )
     try:
         _run_zeros(checkpoint.model, smaller.size)
-    except Exception as error:  # an architecture says in any way that it cannot do this
+    except Exception as error:  # an architecture may refuse the size with any error
         raise PertinenceError(
             f"it does not take images of {image_size} pixels, only of {transform.size[0]}x{transform.size[1]}: leave "
             f"image_size out ({first_line(error)})"
@@ -52,8 +52,8 @@ def smaller_transform(
 
 
 def possible_sizes(checkpoint: Checkpoint) -> list[int]:
-    """Sides of smaller images that an architecture takes, falling: from below the whole to the half, in steps of its
-    total stride, between which nothing is gained."""
+    """Sides of smaller inputs that an architecture takes, falling: down to half of the original, in steps of its total
+    stride, as sizes in between save nothing."""
     model, size = checkpoint.model, min(resolve_transform(checkpoint.processor).size)
     step = total_stride(model, size)
     sizes = range(size // step * step, math.ceil(size / 2) - 1, -step)
@@ -61,11 +61,11 @@ def possible_sizes(checkpoint: Checkpoint) -> list[int]:
 
 
 def total_stride(model: nn.Module, size: int) -> int:
-    """Pixels of a side that one position of a network's coarsest convolution stands for, a power of two."""
+    """Stride, in pixels, of a network's coarsest feature map; a power of two."""
     extents = [size]
 
     def note(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        if min(output.shape[-2:]) > 1:  # 1 x 1 are summaries of the whole
+        if min(output.shape[-2:]) > 1:  # 1 x 1 maps are global pooling, not strides
             extents.append(min(output.shape[-2:]))
 
     hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, nn.Conv2d)]
@@ -80,7 +80,7 @@ def total_stride(model: nn.Module, size: int) -> int:
 def _takes(model: nn.Module, size: int) -> bool:
     try:
         _run_zeros(model, (size, size))
-    except Exception:  # an architecture says in any way that it cannot do this
+    except Exception:  # an architecture may refuse the size with any error
         return False
     return True
 

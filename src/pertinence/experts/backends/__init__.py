@@ -1,1 +1,1 @@
-"""What runs the network of an expert: torch, torch in 8 bits, or a backend from outside the package."""
+"""Backends run the network of an expert: torch, torch in 8 bits, or a backend from outside the package."""

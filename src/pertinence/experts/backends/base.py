@@ -1,4 +1,4 @@
-"""The seam: what a backend is asked for, and the backends by name."""
+"""The `Backend` protocol, and the registry of backends."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..loading import Checkpoint
 
 
 class Backend(Protocol):
-    """Runs the network of one expert; made from its checkpoint and its entry.
+    """Runs the network of one expert; it is made from the checkpoint and the entry of the expert.
 
-    A backend that holds tensors of torch is an `nn.Module`, so that they move with the model. Another one stays where
-    it is. `run` may be called from several threads.
+    A backend that holds tensors of torch is an `nn.Module`, so that they move with the model; any other backend stays
+    on its device. `run` may be called from several threads.
 
     Attributes:
-        version: of what it computes: predictions that were kept of another version are not used.
+        version: version of its computation; cached predictions of another version are not used.
         devices: kinds of device that it runs on, like ("cpu",); None: all of torch's.
-        fixed_dtype: that it computes in whatever the model is cast to; None: it is cast like the model.
+        fixed_dtype: the dtype that it computes in, even if the model is cast; None: it is cast with the model.
         compiles: whether it can be compiled.
     """
 
@@ -33,29 +33,30 @@ class Backend(Protocol):
     compiles: ClassVar[bool]
 
     def __init__(self, checkpoint: Checkpoint, entry: ExpertEntry):
-        """Make it; raises `PertinenceError` where it cannot run this network."""
+        """Make the backend; raises `PertinenceError` if it cannot run this network."""
 
     @classmethod
     def is_offered(cls, checkpoint: Checkpoint, by_time: bool, device: torch.device) -> bool:
         """Whether `--variants auto` tries it as a cheaper variant of an expert.
 
         Args:
-            checkpoint: the expert's.
-            by_time: whether cost is measured in time; else operations are counted, of which it takes as many.
-            device: that the search runs on.
+            checkpoint: checkpoint of the expert.
+            by_time: whether the cost of the search is measured in time; otherwise a backend saves nothing, as it
+                performs the same operations.
+            device: device of the search.
         """
 
     @property
     def device(self) -> torch.device:
-        """Where it takes pixels, and gives logits."""
+        """The device of its inputs and outputs."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """That it computes in."""
+        """The dtype that it computes in."""
 
     @property
     def memory(self) -> int:
-        """Bytes of the weights that it holds."""
+        """Size of its weights, in bytes."""
 
     def compile(self, **options: Any) -> None:
         """Compile it, in place, with options of `torch.compile`; called only where `compiles`."""
@@ -64,16 +65,16 @@ class Backend(Protocol):
         """Classify a batch.
 
         Args:
-            pixel_values: float32 (B, 3, height, width) on `device`, as the expert's own image processor gives them.
+            pixel_values: float32 (B, 3, height, width) on `device`, as the expert's own image processor returns them.
 
         Returns:
-            logits (B, C) in the order of the checkpoint, and pooled features (B, F), the input of the classification
-            layer averaged over positions; None: the logits stand in for them.
+            Logits (B, C) in the label order of the checkpoint, and pooled features (B, F), the input of the
+            classification layer averaged over positions; None instead of features: the logits replace them.
         """
 
 
 ASKED = ("version", "devices", "fixed_dtype", "compiles", "is_offered", "run")
-"""What a class must have."""
+"""The attributes that a backend class must have."""
 BACKENDS: Registry[type[Backend]] = Registry(
     "backend",
     {
@@ -85,25 +86,25 @@ BACKENDS: Registry[type[Backend]] = Registry(
 
 
 def register_backend(name: str, backend: type[Backend]) -> type[Backend]:
-    """Make a backend known: from then on `{"repo_id": ..., "backend": name}` asks for it.
+    """Register a backend, so that experts can use it: `{"repo_id": ..., "backend": name}`.
 
     Args:
-        name: which saved models note.
-        backend: a class as [`Backend`] describes it.
+        name: the name that saved models record.
+        backend: a class that implements the protocol [`Backend`].
 
     Raises:
-        PertinenceError: the name is one of ours, or the class lacks something.
+        PertinenceError: the name is that of a built-in backend, or the class lacks an attribute.
     """
     return BACKENDS.register(name, backend)
 
 
 def backend_of(entry: ExpertEntry) -> type[Backend]:
-    """The backend that an entry names; raises `PertinenceError` where it is not registered."""
+    """The backend that an entry names; raises `PertinenceError` if it is not registered."""
     return BACKENDS.require(entry.backend, f"expert {entry.name!r}")
 
 
 def check_device(entry: ExpertEntry, device: torch.device) -> None:
-    """Raise `PertinenceError` where the backend of an expert does not run on a device."""
+    """Raise `PertinenceError` if the backend of an expert does not run on a device."""
     devices = backend_of(entry).devices
     if devices is not None and device.type not in devices:
         raise PertinenceError(
@@ -116,15 +117,15 @@ def check_device(entry: ExpertEntry, device: torch.device) -> None:
 def moving(
     entry: ExpertEntry, device: torch.device, fn: Callable[[torch.Tensor], torch.Tensor]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What `nn.Module.to` and the like do to the tensors of an expert.
+    """The function that `nn.Module.to` and the like apply to the tensors of an expert.
 
     Args:
-        entry: of the expert.
-        device: where it is.
-        fn: what they do to other tensors.
+        entry: entry of the expert.
+        device: its current device.
+        fn: the function that they apply to other tensors.
 
     Raises:
-        PertinenceError: its backend does not run on the device that it is moved to.
+        PertinenceError: its backend does not run on the target device.
     """
     check_device(entry, fn(torch.empty(0, device=device)).device)
     return fn if backend_of(entry).fixed_dtype is None else keeping_dtype(fn)

@@ -1,4 +1,4 @@
-"""Ours: a checkpoint's network as torch runs it, and the same with linear layers in 8 bits."""
+"""The built-in backends: the network of a checkpoint in torch, and the same with linear layers in 8 bits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ISOLATES = "isolate_recompiles" in inspect.signature(torch.compile).parameters
 
 
 class TorchBackend(nn.Module):
-    """The network itself; experts of one checkpoint share it.
+    """The network as transformers loads it; experts of one checkpoint share it.
 
     Attributes:
-        model: the classifier, as transformers loads it.
-        memory_format: that it is laid out in.
+        model: the classifier.
+        memory_format: memory format of its weights and inputs.
     """
 
     version: ClassVar[int] = 1
@@ -40,12 +40,12 @@ class TorchBackend(nn.Module):
         self.model = self.prepared(checkpoint.model)
         self._options = checkpoint.call_options(entry.transform)
         self._features = FeatureTap.of(self.model)
-        # Looked up for every batch, which takes transformers a walk over all modules; hidden from torch in a tuple.
+        # Read for every batch: `model.device` would walk over all modules. The tuple hides the parameter from torch.
         some = (parameter for parameter in self.model.parameters() if parameter.is_floating_point())
         self._parameter = (next(some, torch.empty(0, dtype=torch.float32)),)
 
     def prepared(self, model: Classifier) -> Classifier:
-        """What is run of a checkpoint's classifier."""
+        """The module to run, made from a checkpoint's classifier."""
         return model
 
     @classmethod
@@ -74,20 +74,20 @@ class TorchBackend(nn.Module):
         return self._features.run(self.model, pixel_values, **self._options)
 
     def compile(self, **options: Any) -> None:
-        # Else all experts that share code, as those of timm do, share one count of recompilations: the last of a large
-        # pool would stay eager.
+        # Otherwise all experts that share code, as those of timm do, would share one limit of recompilations, and the
+        # last ones of a large pool would stay eager.
         isolated = {"isolate_recompiles": True} if ISOLATES else {}
         self.model.compile(**isolated, **options)
 
 
 class TorchInt8Backend(TorchBackend):
-    """A copy of the network whose linear layers, but for the last, compute in 8 bits: torch's dynamic quantization."""
+    """A copy of the network whose linear layers, except the last, compute in 8 bits: torch's dynamic quantization."""
 
     devices: ClassVar[tuple[str, ...] | None] = ("cpu",)
     fixed_dtype: ClassVar[torch.dtype | None] = torch.float32  # between its 8-bit layers
 
     def prepared(self, model: Classifier) -> Classifier:
-        """Raises `PertinenceError` where there is no such layer."""
+        """Quantize the layers; raises `PertinenceError` if there are none."""
         names = _linear_layers(model)
         if not names:
             raise PertinenceError(
@@ -95,7 +95,7 @@ class TorchInt8Backend(TorchBackend):
                 "bits: leave quantization out"
             )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch points to torchao, whose 8-bit linear layers are slower on the CPU
+            warnings.simplefilter("ignore")  # torch recommends torchao, whose 8-bit linear layers are slower on CPUs
             from torch.ao.quantization import default_dynamic_qconfig, quantize_dynamic
 
             layers = dict.fromkeys(names, default_dynamic_qconfig)
@@ -107,13 +107,13 @@ class TorchInt8Backend(TorchBackend):
 
 
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether a network is laid out with channels last, in which convolutions are faster: not one that has none but to
-    cut an image into patches."""
+    """Whether a network has convolutions that run faster in the channels-last format; those that only cut an image
+    into patches do not count."""
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
 
 
 def _linear_layers(model: Classifier) -> list[str]:
-    """Names of a classifier's linear layers, but for those that give one number for each label."""
+    """Names of a classifier's linear layers, except those with one output for each label."""
     labels = model.config.num_labels
     return [
         name
