@@ -140,7 +140,7 @@ def main() -> None:
     except PertinenceError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; what is finished is kept, and the same command goes on from there")
+        sys.exit("interrupted; what is finished is kept, and the same command continues from there")
 
 
 def run(settings: Distillation) -> list[Path]:

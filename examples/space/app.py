@@ -61,12 +61,8 @@ class Explainer:
         # The slider begins a little below the cheapest point.
         point = self.model.front.choose(gmacs=max(budget, self.least))
         if image is None:
-            return (
-                None,
-                f"{self._describe(point)}\n\nDrop an image to see which experts run for it.",
-                [],
-                self.plot(point),
-            )
+            summary = f"{self._describe(point)}\n\nDrop an image to see which experts run for it."
+            return None, summary, [], self.plot(point)
         images = self.processor(image)["images"]
         out = self.model(images, operating_point=point.name)
         scores = {self.labels[i]: value for i, value in enumerate(out.logits[0].softmax(0).tolist())}
