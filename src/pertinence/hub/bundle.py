@@ -124,7 +124,6 @@ def collect(
     files: dict[str, Path | bytes] = {
         path.name: path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern)) if path.is_file()
     }
-    check_same_search(folder, config.front)
     if (record := read_mapping(folder / RECORD, parse_json)) is not None:
         kept = (*RUN_FILES, *([EXAMPLES_FIGURE] if examples else []))
         files |= {name: folder / name for name in kept if (folder / name).is_file()}
@@ -145,6 +144,7 @@ def collect(
 
 
 def _read_config(folder: Path) -> PertinenceConfig:
+    """The config of a saved model; raises `PertinenceError` where the files in its folder do not belong together."""
     if find_table_record(folder) is not None:
         raise PertinenceError(
             f"{folder} is the result of a search on a table of predictions: there is no model to push"
@@ -159,6 +159,7 @@ def _read_config(folder: Path) -> PertinenceConfig:
         raise PertinenceError(
             f"config.json and model.safetensors in {folder} do not belong together: save or copy the model anew"
         )
+    check_same_search(folder, config.front)
     load_reference(folder, config.build_front(), config.heads_hash, str(folder))
     return config
 
