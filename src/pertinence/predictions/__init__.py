@@ -1,1 +1,1 @@
-"""What every expert says about a split, computed once. May import `experts` and what lies below it."""
+"""The outputs of every expert on a split, computed once. May import `experts` and what lies below it."""

@@ -1,4 +1,4 @@
-"""Settings: how experts are run."""
+"""Settings of how experts run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class RuntimeArguments(Settings):
-    """How experts are run."""
+    """How experts run."""
 
-    batch_size: int = setting(64, "Images that an expert receives at once.", group="hardware", least=1, decides=False)
+    batch_size: int = setting(64, "Images per call of an expert.", group="hardware", least=1, decides=False)
     num_workers: int = setting(
         0, "Processes that decode images; 0: the main one.", group="hardware", least=0, decides=False
     )
     on_bad_image: str = setting(
         "stop",
-        "An image that cannot be decoded: stop with an error, or skip it, counted and named.",
+        "If an image cannot be decoded: stop with an error, or skip it and report it.",
         group="data",
         choices=["stop", "skip"],
         decides=False,
@@ -40,13 +40,15 @@ class RuntimeArguments(Settings):
         None, "Folder for predictions; default: $HF_HOME/pertinence.", group="output", decides=False
     )
     trust_remote_code: bool = setting(
-        False, "Run the code that experts bring with them. Read it first.", group="experts", decides=False
+        False, "Run code that comes with experts. Read it first.", group="experts", decides=False
     )
     token: str | None = setting(None, "Hub token; default: that of `hf auth login`.", group="experts", decides=False)
 
     @property
     def load_options(self) -> LoadOptions:
         """How experts are loaded."""
-        from ..experts.reference import LoadOptions  # torch and transformers, which the help of a command does without
+        from ..experts.reference import (
+            LoadOptions,
+        )  # imports torch and transformers, which the help of a command must not
 
         return LoadOptions(dtype=self.dtype, token=self.token, trust_remote_code=self.trust_remote_code)

@@ -1,4 +1,4 @@
-"""Predictions: what every expert says about every image of a split, computed once and kept on disk."""
+"""Running every expert once over a split; the outputs are cached on disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .store import ADVICE, identify, read_store, store_folder, write_store
 logger = logging.get_logger(__name__)
 
 BAD = "unreadable"
-"""The tensor of a store that marks images of which an expert could be given nothing."""
+"""The tensor of a store that marks images that could not be decoded or given to an expert."""
 
 
 def predict(
@@ -43,22 +43,22 @@ def predict(
     cache_dir: str | os.PathLike | None = None,
     on_bad_image: str = "stop",
 ) -> Predictions:
-    """Run every expert over the images, or take what the cache has.
+    """Run every expert over the images, or read its outputs from the cache.
 
     Args:
         pool: experts by rising cost.
-        images: each process decodes and classifies its share, in batches cut by row.
+        images: labelled images; each process decodes and classifies its share, in batches of consecutive rows.
         accelerator: device and processes.
-        stem: a network whose features are kept, too.
+        stem: a separate stem, whose features are kept.
         features_of: experts whose pooled features are kept, too.
-        objective: the unit of cost that a search minimises; the entry of each expert has it.
-        batch_size, num_workers: images that an expert receives at once; processes that decode.
+        objective: the unit of cost that the search minimises; the entry of each expert has it.
+        batch_size, num_workers: images per call of an expert; number of processes that decode.
         cache_dir: default `$HF_HOME/pertinence`.
-        on_bad_image: "stop", or "skip": predictions are of the images that can be decoded, and name the others.
+        on_bad_image: "stop", or "skip": the predictions cover the images that can be decoded, and list the others.
 
     Raises:
-        PertinenceError: an image that cannot be decoded (with "skip": none that can), or an expert whose
-            scores are NaN.
+        PertinenceError: an image cannot be decoded (with "skip": no image can), or the scores of an expert are NaN or
+            infinite.
     """
     root = Path(cache_dir or Path(HF_HOME) / "pertinence") / "predictions"
     runner = _Runner(images, accelerator, root, batch_size, num_workers, on_bad_image == "stop")
@@ -70,7 +70,7 @@ def predict(
     if len(images.digests) == len(images):
         predictions = replace(predictions, digests=images.digests)
     if of_stem is not None:
-        # Of a stem only the features are read.
+        # Only the features of a stem are used.
         predictions = replace(predictions, stem=ExpertPredictions.from_tensors(of_stem, of_stem["scores"].shape[1]))
     marks = [one[BAD] for one in (*kept, of_stem) if one is not None and BAD in one]
     if not marks:
@@ -87,21 +87,21 @@ def predict(
 
 
 def pool_costs(pool: Sequence[ExpertLike], stem: ExpertLike | None = None, objective: str = GMACS) -> PoolCosts:
-    """What experts, and a stem, cost by their entries: in GMACs, and in the unit of the objective."""
+    """Costs of experts and of a stem, from their entries: in GMACs, and in the unit of the objective."""
     units = dict.fromkeys((GMACS, objective))
     of_stem = {} if stem is None else {unit: stem.entry.costs[unit] for unit in units}
     return PoolCosts({unit: tuple(expert.entry.costs[unit] for expert in pool) for unit in units}, of_stem, objective)
 
 
 def _why(images: LabelledImages, row: int, experts: Sequence[ExpertLike]) -> PertinenceError:
-    """What is wrong with an image that at least one expert could not be given."""
+    """The error of an image that at least one expert could not take."""
     decoded = images[row]
     errors = (_problem(expert, decoded, images, row) for expert in experts)
     return next(error for error in errors if error is not None)
 
 
 def _problem(expert: ExpertLike, decoded: Any, images: LabelledImages, row: int) -> PertinenceError | None:
-    """Why an expert cannot be given an image, if so."""
+    """The error if an expert cannot take an image; otherwise None."""
     if isinstance(decoded, PertinenceError):
         return decoded
     try:
@@ -113,12 +113,12 @@ def _problem(expert: ExpertLike, decoded: Any, images: LabelledImages, row: int)
 
 @dataclass(frozen=True)
 class _Runner:
-    """Runs experts over images, or takes what the cache has of them.
+    """Runs experts over images, or reads their outputs from the cache.
 
     Attributes:
-        images, accelerator, batch_size, num_workers: as in `predict`.
+        images, accelerator, batch_size, num_workers: see `predict`.
         root: folder of the cache.
-        stops: whether an image that cannot be decoded is an error; else it is marked.
+        stops: whether an image that cannot be decoded is an error; otherwise it is marked.
     """
 
     images: LabelledImages
@@ -129,7 +129,7 @@ class _Runner:
     stops: bool
 
     def keep(self, expert: ExpertLike, with_features: bool) -> dict[str, torch.Tensor]:
-        """The tensors that are kept of an expert, see `ExpertPredictions`; and `BAD`, where an image is."""
+        """The cached tensors of an expert, see `ExpertPredictions`; and `BAD`, if an image is bad."""
         accelerator = self.accelerator
         identity = identify(expert, self.images, accelerator.device)
         folder = store_folder(self.root, expert, identity)
@@ -137,7 +137,7 @@ class _Runner:
         if tensors is not None and BAD in tensors and self._has_healed(expert, tensors[BAD]):
             tensors = None
         if accelerator.num_processes > 1:
-            # All processes must agree on who has to run: one whose disk has no copy makes everybody run.
+            # All processes must agree whether to run the expert: if the disk of one lacks the outputs, all run it.
             found = gather_object([tensors is not None])
             tensors = tensors if all(found) else None
         if tensors is None:
@@ -152,12 +152,12 @@ class _Runner:
         return tensors
 
     def _has_healed(self, expert: ExpertLike, is_bad: torch.Tensor) -> bool:
-        """Whether an image that could not be decoded can be now: a disk or a network was away."""
+        """Whether an image that could not be decoded can be decoded now: a disk or a network may have been down."""
         rows = is_bad.nonzero().squeeze(1).tolist()
         return any(_problem(expert, self.images[row], self.images, row) is None for row in rows)
 
     def _run(self, expert: ExpertLike, with_features: bool) -> dict[str, torch.Tensor]:
-        """Run an expert over all images, of which each process takes some batches."""
+        """Run an expert over all images; each process takes some of the batches."""
         accelerator, count = self.accelerator, len(self.images)
         batches = [range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
         mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
@@ -186,15 +186,15 @@ class _Runner:
     def _run_batch(
         self, expert: ExpertLike, batch: list[Any], rows: Sequence[int], with_features: bool
     ) -> dict[str, torch.Tensor]:
-        """What is kept of an expert's outputs for a batch of images, or of errors in their places."""
+        """The tensors to keep of an expert's outputs for a batch, in which errors stand for images that are bad."""
         problems = [_problem(expert, image, self.images, row) for image, row in zip(batch, rows, strict=True)]
         if self.stops:
             raise_or(problems)
-        # In the place of what cannot be read stands an image that can: its outputs are marked, and not used.
+        # A readable image replaces each one that cannot be read; its outputs are marked, and not used.
         usable = [image for image, problem in zip(batch, problems, strict=True) if problem is None]
         blank = usable[0] if usable else torch.zeros(3, *expert.entry.transform.size, dtype=torch.uint8)
         decoded = [blank if problem else image for image, problem in zip(batch, problems, strict=True)]
-        # A batch of another size may run other kernels, whose last bits depend on what the process did before.
+        # A batch of another size may run other kernels, and differ in the last bits; so the last batch is filled up.
         filled = decoded + decoded[:1] * (self.batch_size - len(batch))
         logits, features = (values[: len(batch)].cpu() for values in expert(filled, self.batch_size))
         kept = compress(logits)

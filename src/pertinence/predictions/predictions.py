@@ -1,4 +1,4 @@
-"""Predictions: what a pool says about the images of a split, as the policy, the search and the reports read it."""
+"""Predictions: the outputs of a pool on the images of a split, as the policy, the search and the reports read them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from ..routing.policy import Outputs
 
 MAX_DENSE_LABELS = 256
 KEPT_SCORES = 20
-"""Scores of each expert that are kept where there are more labels."""
+"""Number of scores of each expert that are kept if there are more labels."""
 CANDIDATES = 40
-"""Labels of an image that a pool's answers then tell apart."""
+"""Number of labels that are then distinguished for each image."""
 ROWS_AT_ONCE = 8192
 SHOWN_ROWS = 10
 
 
 @dataclass(frozen=True)
 class ExpertPredictions:
-    """One expert's answers to n images.
+    """Outputs of one expert for n images.
 
     Attributes:
-        scores: float32 (n, C) logits; or, above 256 labels, (n, k) largest log-probabilities.
-        labels: int32 (n, k), the labels that these belong to; None where `scores` has them all.
-        remainder: float32 (n,), log of the probability of all other labels together; None as above.
-        features: float32 (n, F), or None where they were not asked for.
-        num_labels: C.
+        scores: float32, logits (n, C); or, above 256 labels, the k largest log-probabilities (n, k).
+        labels: int32 (n, k), the labels of these log-probabilities; None if `scores` covers all labels.
+        remainder: float32 (n,), log of the total probability of all other labels; None if `labels` is.
+        features: float32 (n, F), or None if they were not requested.
+        num_labels: number of labels, C.
     """
 
     scores: torch.Tensor
@@ -44,14 +44,14 @@ class ExpertPredictions:
 
     @classmethod
     def keep(cls, logits: torch.Tensor, features: torch.Tensor | None = None) -> ExpertPredictions:
-        """What is kept of logits (n, C): all of them up to 256 labels, else the largest."""
+        """Make predictions from logits (n, C): all of them up to 256 labels, else only the largest."""
         return cls.from_tensors(
             compress(logits) | ({} if features is None else {"features": features}), logits.shape[1]
         )
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor], num_labels: int) -> ExpertPredictions:
-        """From the tensors of a store."""
+        """Make predictions from the tensors of a store."""
         optional = (tensors.get(key) for key in ("labels", "remainder", "features"))
         return cls(tensors["scores"], *optional, num_labels)
 
@@ -60,13 +60,13 @@ class ExpertPredictions:
         return self.labels is not None
 
     def scores_of(self, wanted: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of some labels of some images, and of one label beyond the largest.
+        """Log-probabilities of requested labels for some images, and of any one label that is not kept.
 
-        What was cut off is spread evenly over the labels beyond the largest.
+        The remaining probability is spread evenly over the labels that are not kept.
 
         Args:
-            wanted: int32 (b, K).
-            rows: int64 (b,).
+            wanted: int32 (b, K), labels.
+            rows: int64 (b,), images.
 
         Returns:
             float32 (b, K + 1).
@@ -79,26 +79,26 @@ class ExpertPredictions:
         return found
 
     def top_labels(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
-        """int64 (m,), the label that the expert predicts, of some images or all."""
+        """int64 (m,), the prediction of the expert for some images, or for all."""
         best = self.scores[rows].argmax(1)
         return best if self.labels is None else self.labels[rows].gather(1, best.unsqueeze(1)).squeeze(1).long()
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a pool says about n images.
+    """Outputs of a pool for m of n images.
 
     Attributes:
-        experts: one for each expert of the pool.
+        experts: predictions of each expert of the pool.
         labels: int64 (n,).
-        costs: of the pool, and of the stem where there is one.
-        rows: int64 (m,), the images that this object speaks of.
-        candidates: int32 (n, K), the labels that any expert thinks likely; None where all scores are kept. Answers
-            then have K + 1 columns, of which the last stands for each of the other labels (see `tail`).
-        stem: what the separate stem says; None without one.
-        measure: "accuracy", or "agreement" where the labels are the largest expert's answers.
-        skipped: rows of the split that cannot be decoded, and of which nothing is said.
-        digests: int64 (n,), the same for copies of one image; None where that is not known of every image.
+        costs: costs of the pool, and of the separate stem if there is one.
+        rows: int64 (m,), the images that this object covers.
+        candidates: int32 (n, K), the labels that any expert finds likely; None if all scores are kept. Logits then
+            have K + 1 columns, the last of which stands for each of the other labels (see `tail`).
+        stem: outputs of the separate stem; None if there is none.
+        measure: "accuracy", or "agreement" if the labels are the predictions of the largest expert.
+        skipped: rows of the split that cannot be decoded and are left out.
+        digests: int64 (n,), equal for duplicates of one image; None unless known for every image.
     """
 
     experts: tuple[ExpertPredictions, ...]
@@ -113,7 +113,7 @@ class Predictions:
 
     @classmethod
     def of_pool(cls, experts: Sequence[ExpertPredictions], labels: torch.Tensor, costs: PoolCosts) -> Predictions:
-        """Predictions of all n images; labels int64 (n,)."""
+        """Predictions for all n images; labels int64 (n,)."""
         candidates = likely_labels(experts) if experts[0].is_cut else None
         return cls(tuple(experts), labels, costs, torch.arange(len(labels)), candidates)
 
@@ -122,12 +122,12 @@ class Predictions:
 
     @property
     def num_labels(self) -> int:
-        """How many labels the experts have, C."""
+        """Number of labels of the experts, C."""
         return self.experts[0].num_labels
 
     @property
     def tail(self) -> int:
-        """How many labels the last column of an answer stands for."""
+        """How many labels the last column of the logits stands for."""
         return 1 if self.candidates is None else self.num_labels - self.candidates.shape[1]
 
     @property
@@ -141,7 +141,7 @@ class Predictions:
 
     @property
     def target_columns(self) -> torch.Tensor:
-        """int64 (m,), the column of an answer that is the image's label; the last where no expert thinks it likely."""
+        """int64 (m,), the column of the image's label in the logits; the last if no expert finds that label likely."""
         if self.candidates is None:
             return self.targets
         match = self.candidates[self.rows] == self.targets.unsqueeze(1)
@@ -149,30 +149,35 @@ class Predictions:
 
     @property
     def copies(self) -> torch.Tensor | None:
-        """int64 (m,), the same for copies of one image; None where that is not known."""
+        """int64 (m,), equal for duplicates of one image; None if unknown."""
         return None if self.digests is None else self.digests[self.rows]
 
     def without_copies(self) -> Predictions:
-        """The same, with one image of those that are copies of each other: only different images are independent."""
+        """The predictions without duplicates: only distinct images are independent."""
         if self.copies is None:
             return self
         return self.subset(torch.from_numpy(np.sort(np.unique(self.copies.numpy(), return_index=True)[1])))
 
     def describe_skipped(self, kind: str) -> str:
-        """How many images of the split are skipped, and which."""
+        """A sentence on how many images of the split are skipped, and which."""
         rows = ", ".join(map(str, self.skipped[:SHOWN_ROWS])) + (", ..." if len(self.skipped) > SHOWN_ROWS else "")
         return f"{len(self.skipped)} of {len(self.labels)} {kind} cannot be decoded and are skipped (rows {rows})"
 
     def subset(self, rows: torch.Tensor) -> Predictions:
-        """The same of some of these images; `rows` counts within this object."""
+        """The predictions for some of these images; `rows` are positions within this object."""
         return replace(self, rows=self.rows[rows])
 
     def agreeing(self) -> Predictions:
-        """The same, where right means: as the largest expert answers."""
+        """The predictions with the largest expert's predictions as labels, so that right means to agree with it."""
         return replace(self, labels=self.experts[-1].top_labels(), measure=AGREEMENT)
 
     def with_cost(self, unit: str, values: Sequence[float]) -> Predictions:
-        """The same, where another unit is the objective; of every expert, and last of the stem where there is one."""
+        """The predictions with another unit of cost as the objective.
+
+        Args:
+            unit: name of the unit.
+            values: cost of each expert, and last that of the separate stem if there is one.
+        """
         experts, stem = values[: len(self.experts)], values[len(self.experts) :]
         return replace(self, costs=self.costs.with_unit(unit, experts, *stem))
 
@@ -181,7 +186,7 @@ class Predictions:
         return torch.stack([expert.top_labels(self.rows) for expert in self.experts], 1) == self.targets.unsqueeze(1)
 
     def outputs(self, expert: int, rows: torch.Tensor) -> Outputs:
-        """What `policy.route` asks for: logits and features of some images, without running the expert."""
+        """Logits and features of an expert for some images, as `policy.route` needs them, without running it."""
         rows = self.rows[rows]
         if expert == STEM:
             return None, self.stem.features[rows]
@@ -191,11 +196,11 @@ class Predictions:
 
 
 def likely_labels(experts: Sequence[ExpertPredictions]) -> torch.Tensor:
-    """The labels that a pool thinks likely, image by image: every expert's first, then every expert's second, and so
-    on up to the fifth; then those of most probability.
+    """The labels that a pool finds likely for each image: every expert's first, then every expert's second, and so on
+    up to the fifth; then the most probable ones.
 
     Args:
-        experts: whose scores are cut.
+        experts: predictions that keep only the largest scores.
 
     Returns:
         int32 (n, K).
@@ -216,7 +221,7 @@ def likely_labels(experts: Sequence[ExpertPredictions]) -> torch.Tensor:
 
 
 def compress(logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Tensors that are kept of logits (n, C), see `ExpertPredictions`."""
+    """The tensors to keep of logits (n, C), see `ExpertPredictions`."""
     if logits.shape[1] <= MAX_DENSE_LABELS:
         return {"scores": logits}
     log_probs = logits.log_softmax(1)

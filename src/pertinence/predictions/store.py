@@ -1,4 +1,4 @@
-"""What every expert said about a split, on disk: one safetensors file per expert and split, with a fingerprint."""
+"""The cache of predictions on disk: one safetensors file per expert and split, with a fingerprint."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def store_folder(root: Path, expert: ExpertLike, identity: dict[str, Any]) -> Pa
 
 
 def identify(expert: ExpertLike, images: LabelledImages, device: torch.device) -> dict[str, Any]:
-    """Everything that an expert's answers depend on.
+    """Everything that the outputs of an expert depend on.
 
-    Only the kind of device counts. The size of batches, which are all filled up to it, decides but last bits: it is
-    left out, so that a search that ran out of memory keeps what is finished when it goes on with smaller batches.
+    Of the device only the kind counts. The batch size, to which all batches are filled up, affects only the last bits.
+    It is left out, so that a search that ran out of memory can go on with smaller batches and keep its cache.
     """
     import timm
 
@@ -64,22 +64,22 @@ def _digest(identity: dict[str, Any]) -> str:
 
 
 def read_store(folder: Path, identity: dict[str, Any], with_features: bool) -> dict[str, torch.Tensor] | None:
-    """Tensors of a store (memory-mapped), or None where it is absent, stale, damaged, or lacks the features."""
+    """Tensors of a store (memory-mapped), or None if it is absent, stale, damaged, or lacks the features."""
     if not folder.is_dir():
         return None
     try:
         metadata = json.loads((folder / "metadata.json").read_text())
         path = folder / "predictions.safetensors"
         if metadata["identity"] != identity or metadata["fingerprint"] != _digest(identity):
-            raise ValueError("it is of something else")
+            raise ValueError("it has another identity")
         if metadata["sha256"] != hash_file(path):
             raise ValueError("its fingerprint does not match")
         with safe_open(path, framework="pt") as store:
             if (store.metadata() or {}).get("fingerprint") != metadata["fingerprint"]:
-                raise ValueError("it holds what another expert or split was asked")
+                raise ValueError("it belongs to another expert or split")
             tensors = {key: store.get_tensor(key) for key in store.keys()}  # noqa: SIM118
         if not {len(tensor) for tensor in tensors.values()} == {identity["count"]} or "scores" not in tensors:
-            raise ValueError("it speaks of other images")
+            raise ValueError("it has other images")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         logger.warning(f"The predictions in {folder} are stale or damaged ({error}): computing them again.")
         return None
@@ -87,7 +87,7 @@ def read_store(folder: Path, identity: dict[str, Any], with_features: bool) -> d
 
 
 def write_store(folder: Path, identity: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Write a store; whole or not at all. Where another process has just written the same, that one stays."""
+    """Write a store atomically; if another process has just written the same store, that one stays."""
     try:
         with replaced(folder, ADVICE) as temporary:
             temporary.mkdir()

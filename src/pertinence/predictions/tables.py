@@ -1,4 +1,4 @@
-"""Tables of predictions: what models that are not here said about images that are not here."""
+"""Tables of predictions: outputs of models, for searches without the models and the images themselves."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ logger = logging.get_logger(__name__)
 LABEL, SPLIT = "label", "split"
 READERS = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".json": pd.read_json}
 TRUST = 0.9
-"""Probability that a model is taken to give to the class it answers with, where classes alone are known; what mixes
-models weighs them by how often they are right."""
+"""Probability that a model is assumed to give its predicted class, if a table has only classes; a mixture weights
+models by how often they are right."""
 TOLERATED_SUM = 1e-3
-"""How far from 1 the sum of rounded probabilities may be."""
+"""How much the sum of rounded probabilities may differ from 1."""
 
 
 @dataclass(frozen=True)
 class PredictionTable:
-    """Predictions of several models of the same images.
+    """Predictions of several models for the same images.
 
     Attributes:
-        names: models by rising cost.
-        predictions: theirs.
-        fingerprint: content hash.
+        names: names of the models by rising cost.
+        predictions: predictions of the models.
+        fingerprint: content hash of the table.
     """
 
     names: tuple[str, ...]
@@ -60,12 +60,14 @@ class PredictionTable:
         """Read a table: a column `label`, and one column for each model.
 
         Args:
-            path: .parquet, .csv, .json, or .npz with one array for each column. Floats (n, C) are scores: logits,
-                log-probabilities or probabilities; integers (n,) are classes; integers (n, k) are classes, best first.
-            costs: JSON, GMACs by model name; columns that it does not name are left out.
-            split: only the rows whose column `split` says so; in .npz the arrays whose name starts with `<split>_`.
-            num_labels: at least so many; classes alone do not tell how many there are.
-            needs_labels: whether a table without labels is refused.
+            path: a .parquet, .csv or .json file, or .npz with one array for each column. Floats (n, C) are scores:
+                logits, log-probabilities or probabilities; integers (n,) are classes; integers (n, k) are classes,
+                best first.
+            costs: JSON file with the GMACs by model name; columns that it does not name are left out.
+            split: use only the rows with this value in the column `split`; in .npz the arrays whose name starts with
+                `<split>_`.
+            num_labels: least number of labels, as classes alone do not tell how many there are.
+            needs_labels: whether to refuse a table without labels.
 
         Raises:
             PertinenceError: a file, a column or a cost is missing or malformed.
@@ -95,17 +97,17 @@ class PredictionTable:
         num_labels: int = 0,
         source: str = "the table",
     ) -> PredictionTable:
-        """A table of arrays.
+        """Make a table from arrays.
 
         Args:
-            labels: integers (n,), class indices from 0; None where agreement is searched.
-            answers: by model, see `load`; probabilities are told from logits by their range and sum.
-            gmacs: by model; answers of models that it does not name are left out.
-            num_labels: at least so many.
-            source: what errors call the table.
+            labels: integers (n,), class indices from 0; None for a search by agreement.
+            answers: predictions by model name, see `load`; probabilities are recognised by their range and sum.
+            gmacs: GMACs by model name; models that it does not name are left out.
+            num_labels: least number of labels.
+            source: name of the table in errors.
 
         Raises:
-            PertinenceError: fewer than two models, an impossible cost, or an array that is malformed.
+            PertinenceError: there are fewer than two models, a cost is impossible, or an array is malformed.
         """
         columns = {name: np.asarray(values) for name, values in answers.items() if name in gmacs}
         if len(columns) < 2:
@@ -140,7 +142,7 @@ class PredictionTable:
     def load_all(
         cls, sources: Sequence[tuple[str | Path, str | None]], costs: str | Path, needs_labels: bool = True
     ) -> list[PredictionTable]:
-        """Several tables, or splits of one (path, split), with as many labels as the one that has most."""
+        """Load several tables, or splits of them, given as (path, split), with the largest number of labels of any."""
         tables = [cls.load(path, costs, split, needs_labels=needs_labels) for path, split in sources]
         most = max(table.predictions.num_labels for table in tables)
         return [
@@ -152,7 +154,7 @@ class PredictionTable:
 
 
 def _read_columns(path: Path, split: str | None, wanted: set[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The wanted columns that a table has, and the names of all."""
+    """The requested columns that a table has, and the names of all its columns."""
     try:
         if path.suffix == ".npz":
             prefix = f"{split}_" if split else ""
@@ -204,7 +206,7 @@ def _check_costs(costs: Mapping[str, float], source: str) -> dict[str, float]:
 
 
 def _are_probabilities(values: np.ndarray) -> bool:
-    """Whether scores (n, C) are probabilities: from 0 to 1, and every row of sum 1."""
+    """Whether scores (n, C) are probabilities: between 0 and 1, with sum 1 in every row."""
     if values.dtype.kind != "f" or values.ndim != 2 or not ((values >= 0) & (values <= 1)).all():
         return False
     return bool((abs(values.sum(1, dtype=np.float64) - 1) < TOLERATED_SUM).all())
