@@ -95,7 +95,11 @@ def test_without_a_benchmark_a_budget_goes_by_the_search(folder):
     model = PertinenceForImageClassification.from_pretrained(folder)
     with pytest.raises(PertinenceError, match="no operating point has a latency: run `pertinence benchmark`"):
         model.set_budget(latency_ms=1.0)
-    timed = [replace(p, select=replace(p.select, latency=1.0 + i)) for i, p in enumerate(model.front)]
+    costs = [{**point.select.costs, "latency": 1.0 + i} for i, point in enumerate(model.front)]
+    timed = [
+        replace(point, select=replace(point.select, costs=spent, objective="latency"))
+        for point, spent in zip(model.front, costs, strict=True)
+    ]
     assert Front(timed, model.front.expert_names).choose(latency_ms=1.5).name == "small"
 
 
