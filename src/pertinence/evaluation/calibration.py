@@ -7,7 +7,7 @@ hypothesis, "it loses at least the limit", and those that images of their own re
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -73,19 +73,7 @@ def calibrate(
     shared, rows = check_unseen(source, images, args.token, commit_of(model, revision))
     predictions = predict_images(model, images, args)
     predictions = predictions.subset(torch.isin(predictions.rows, rows).nonzero().squeeze(1)).without_copies()
-    largest = evaluate_experts(predictions)[-1]
-    order = by_falling_cost(model.front)
-    approximate = False
-
-    def counts():
-        nonlocal approximate
-        for point in order:
-            outcome = evaluate_point(point, model.dispatcher.heads(point), predictions)
-            approximate |= outcome.figures.approximate
-            wins, losses = outcome.disagreements(largest)
-            yield point.name, losses, wins
-
-    tested = fixed_sequence(counts(), len(predictions), max_accuracy_loss, confidence)
+    tested, approximate = _test_points(model, predictions, max_accuracy_loss, confidence)
     qualified = [one for one in tested if one.p_value <= 1 - confidence]
     if not qualified:
         raise PertinenceError(
@@ -105,6 +93,25 @@ def calibrate(
         shared,
         _assumptions(model, predictions, approximate),
     )
+
+
+def _test_points(
+    model: PertinenceForImageClassification, predictions: Predictions, limit: float, confidence: float
+) -> tuple[tuple[Comparison, ...], bool]:
+    """Test the operating points of a model from the most expensive down; also whether a tested one is approximate."""
+    largest = evaluate_experts(predictions)[-1]
+    approximate = False
+
+    def counts() -> Iterator[tuple[str, int, int]]:
+        nonlocal approximate
+        for point in by_falling_cost(model.front):
+            outcome = evaluate_point(point, model.dispatcher.heads(point), predictions)
+            approximate |= outcome.figures.approximate
+            wins, losses = outcome.disagreements(largest)
+            yield point.name, losses, wins
+
+    tested = fixed_sequence(counts(), len(predictions), limit, confidence)
+    return tested, approximate
 
 
 def _warn_of_second_try(previous: Guarantee | None, fingerprint: str, limit: float, confidence: float) -> None:
