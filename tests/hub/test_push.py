@@ -456,7 +456,7 @@ def test_a_commit_is_not_sent_twice_and_is_whole_or_not_there(faulty, fault):
         assert said is None
     else:
         assert "whether tester/faulty was pushed is not known, as no answer to the commit came" in said
-        assert "it has all of it or nothing, and may be pushed again" in said
+        assert "it has either all files or none, and you may push again" in said
 
 
 # What is refused

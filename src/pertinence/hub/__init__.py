@@ -1,3 +1,1 @@
-"""What a saved model is: its configuration, files and card, and how it is pushed. May import `predictions` and what
-lies below it.
-"""
+"""Saved models: configuration, files, card, pushing to the Hub. May import `predictions` and what lies below it."""

@@ -1,4 +1,4 @@
-"""What a push consists of: the files of a saved model and of its search, without paths of this machine."""
+"""The content of a push: the files of a saved model and of its search, without paths of this machine."""
 
 from __future__ import annotations
 
@@ -45,22 +45,23 @@ MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", ROUTING_REF
 RUN_FILES = (BASELINES, SEEN, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE)
 """Files of a search that are pushed unchanged; its record and settings are pushed without paths of this machine."""
 LOCAL = (
-    "expert {!r} is on this machine only, so nobody could load the pushed model: push it with its experts, "
+    "expert {!r} is on this machine only, so others could not load the pushed model: push it with its experts, "
     "save_experts=True (--save-experts), or push that expert first and refer to it by its Hub id"
 )
 
 
 @dataclass
 class Bundle:
-    """What a push consists of.
+    """The content of a push.
 
     Attributes:
-        config: of the model, as it is pushed.
+        config: config of the model as it is pushed.
         files: content, or the file that holds it, by path in the repository; without the card.
-        record, settings: of the search, without what only this machine knows; None where there was none.
+        record, settings: record and settings of the search, without paths of this machine; None if there was no
+            search.
         folders: names of the local folders in the settings, by setting.
-        guarded: "gated" or "private", by the names of experts that are.
-        needs_code: names of experts that bring code of their own.
+        guarded: "gated" or "private" by expert name, for experts that are either.
+        needs_code: names of experts that come with code of their own.
     """
 
     config: PertinenceConfig
@@ -73,7 +74,7 @@ class Bundle:
 
     @property
     def own_files(self) -> dict[str, Path | bytes]:
-        """The files that are not copies of files on the Hub."""
+        """The files, without copies of files on the Hub."""
         copied = tuple(f"{(entry.repo_id or '').removeprefix('./')}/" for entry in self.config.entries if entry.origin)
         return {path: content for path, content in self.files.items() if not path.startswith(copied)}
 
@@ -107,16 +108,16 @@ def collect(
     options: LoadOptions | None = None,
     expert_paths: Mapping[str, str] | None = None,
 ) -> Bundle:
-    """What is to be pushed of a folder, except the card; asks the Hub only for the experts that it copies.
+    """Collect what to push of a folder, except the card; requests from the Hub only the experts that it copies.
 
     Args:
-        folder: of a saved model or of a result.
-        work: for files that have to be changed first.
-        save_experts, examples, expert_paths: as in `push_folder`.
-        options: how experts are fetched.
+        folder: folder of a saved model or of the result of a search.
+        work: folder for files that must be changed before the push.
+        save_experts, examples, expert_paths: see `push_folder`.
+        options: how experts are downloaded.
 
     Raises:
-        PertinenceError: as `push_folder`.
+        PertinenceError: see `push_folder`.
     """
     own = [path for pattern in (*MODEL_FILES, *SEARCH_FILES) for path in sorted(folder.glob(pattern))]
     check_contained([folder / CONFIG, *own], folder)
@@ -129,7 +130,7 @@ def collect(
         files |= {name: folder / name for name in kept if (folder / name).is_file()}
     bundle = Bundle(config, files)
     _collect_experts(bundle, folder, work, save_experts, options or LoadOptions(), dict(expert_paths or {}))
-    # Written by transformers, but not from its own object, which would fill in defaults.
+    # Read from the file: transformers' config object would fill in defaults.
     values = json.loads((folder / "config.json").read_text())
     files["config.json"] = _as_bytes({**values, "experts": config.experts, "stem": config.stem}, indent=2)
     if record is None:
@@ -167,10 +168,10 @@ def _read_config(folder: Path) -> PertinenceConfig:
 def _collect_experts(
     bundle: Bundle, folder: Path, work: Path, save_experts: bool, options: LoadOptions, expert_paths: dict[str, str]
 ) -> None:
-    """Add the copies of experts to what is pushed, and refer to them.
+    """Add the copies of experts to a push, and let the config refer to them.
 
     Raises:
-        PertinenceError: a local expert is not copied, or one must not be copied.
+        PertinenceError: a local expert is not copied, or the licence of an expert forbids its copy.
     """
     config = bundle.config
     homes = [*map(str, range(len(config.experts))), *(["stem"] if config.stem else [])]
@@ -203,10 +204,10 @@ def _collect_experts(
 
 
 def _moved(entries: Sequence[ExpertEntry], expert_paths: Mapping[str, str]) -> list[ExpertEntry]:
-    """Entries that refer to the folders that local experts have moved to.
+    """The entries, with the folders that local experts have moved to.
 
     Raises:
-        PertinenceError: one of the experts does not exist.
+        PertinenceError: `expert_paths` names an unknown expert.
     """
     names = [entry.name for entry in entries]
     if unknown := set(expert_paths) - set(names):
@@ -218,7 +219,7 @@ def _moved(entries: Sequence[ExpertEntry], expert_paths: Mapping[str, str]) -> l
 
 
 def _without_own_path(source: Path, files: Sequence[Path], work: Path) -> Path:
-    """An expert's folder, or a copy of its files whose config.json does not say where it was loaded from."""
+    """An expert's folder; or, if its config.json says where it was loaded from, a copy of its files without that."""
     config = source / CONFIG
     values = read_json(config)
     if not is_path(values.get("_name_or_path")):

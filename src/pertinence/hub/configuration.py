@@ -36,19 +36,19 @@ class PertinenceConfig(PreTrainedConfig):
             The pool by rising cost, one entry per expert, with the keys `name`, `repo_id`, `revision`, `gmacs`,
             `parameters`, `features`, `transform`, `label_map`, `licence`, `select`, `report`.
         stem (`dict`, *optional*):
-            A separate network that the first decision looks at and that answers nothing itself, with the keys of an
-            expert; `None`: the first member of each operating point.
+            A separate router backbone that the first decision reads and that answers nothing itself, with the keys of
+            an expert; `None`: the first member of each operating point is the backbone.
         front (`list[dict]`, *optional*):
             Operating points by rising cost, with the keys `name`, `recipe`, `members`, `stages`, `select`, `report`,
-            and `latency` where it was measured.
+            and `latency` if it was measured.
         operating_point (`str`, *optional*):
-            Name of the operating point that is used where a call names none.
+            Name of the default operating point.
         preprocessing (`str`, defaults to `"exact"`):
-            `"exact"`: each expert sees the pixels of its own processor; `"fast"`: torchvision on uint8 for all.
+            `"exact"`: each expert receives the pixels of its own processor; `"fast"`: torchvision on uint8 for all.
         guarantee (`dict`, *optional*):
-            What `pertinence calibrate` promised of an operating point, see `Guarantee`.
+            What `pertinence calibrate` promised for an operating point, see `Guarantee`.
         heads_hash (`str`, *optional*):
-            Of the weights that were saved with this file, see `files.hash_tensors`: others are refused.
+            Hash of the weights that were saved with this file, see `utils.tensors.hash_tensors`; others are refused.
         format_version (`int`, defaults to 1):
             Version of this format.
     """
@@ -66,7 +66,7 @@ class PertinenceConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
-        # Before the parent builds label maps: a number from a file must not decide how much memory is taken.
+        # Before the parent builds label maps: a number in a file must not determine how much memory they take.
         _check_settings(type(self), kwargs)
         labels = kwargs.get("id2label") or self.id2label
         _check_labels(labels, kwargs.get("num_labels"))
@@ -89,15 +89,15 @@ class PertinenceConfig(PreTrainedConfig):
             raise PertinenceError(f"{json_file} is too large: {error}") from error
         values = super()._dict_from_json_file(json_file)
         if isinstance(values, dict):
-            _check_settings(cls, values)  # before transformers takes another file's instead
+            _check_settings(cls, values)  # before transformers can replace them by another file's
         return values
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PertinenceConfig:
-        """As in transformers.
+        """Load the config, as in transformers.
 
         Raises:
-            PertinenceError: the file is not the config of such a model.
+            PertinenceError: the file is not the config of a pertinence model.
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -110,7 +110,7 @@ class PertinenceConfig(PreTrainedConfig):
 
     @property
     def expert_entries(self) -> list[ExpertEntry]:
-        """What is known of every expert, by rising cost."""
+        """The entries of the experts, by rising cost."""
         return [
             ExpertEntry.from_dict(values, f"expert {index} of config.json")
             for index, values in enumerate(self.experts or [])
@@ -118,16 +118,16 @@ class PertinenceConfig(PreTrainedConfig):
 
     @property
     def stem_entry(self) -> ExpertEntry | None:
-        """What is known of the separate stem; None without one."""
+        """The entry of the separate stem; None if there is none."""
         return None if self.stem is None else ExpertEntry.from_dict(self.stem, "the stem of config.json")
 
     @property
     def entries(self) -> list[ExpertEntry]:
-        """What is known of every expert, and last of the stem where there is one."""
+        """The entries of the experts, and last that of the separate stem if there is one."""
         return [*self.expert_entries, *filter(None, [self.stem_entry])]
 
     def set_entries(self, entries: Sequence[ExpertEntry]) -> None:
-        """Replace what is known of every expert, and last of the stem where there is one."""
+        """Replace the entries of the experts, and last that of the separate stem if there is one."""
         values = [entry.to_dict() for entry in entries]
         count = len(self.experts or [])
         self.experts, self.stem = values[:count], values[count] if self.stem is not None else None
@@ -138,20 +138,20 @@ class PertinenceConfig(PreTrainedConfig):
 
     @property
     def feature_sizes(self) -> dict[int, int]:
-        """Width of the pooled features of each expert by its index, and of a separate stem by `STEM`."""
+        """Width of the pooled features of each expert by pool index, and of a separate stem by `STEM`."""
         values = dict(enumerate(self.experts or [])) | ({STEM: self.stem} if self.stem else {})
         return {index: one["features"] for index, one in values.items()}
 
     def build_front(self) -> Front:
-        """The front as objects; raises `PertinenceError` where an entry is malformed."""
+        """The front as an object; raises `PertinenceError` if an entry is malformed."""
         return Front([OperatingPoint.from_dict(values) for values in self.front or []], self.expert_names)
 
     def build_guarantee(self) -> Guarantee | None:
-        """The guarantee as an object, if there is one; raises `PertinenceError` where it is malformed."""
+        """The guarantee as an object; None if there is none. Raises `PertinenceError` if it is malformed."""
         return None if self.guarantee is None else Guarantee.from_dict(self.guarantee)
 
     def check(self) -> None:
-        """Raise `PertinenceError` where this cannot be the config of a model."""
+        """Raise `PertinenceError` if this cannot be the config of a model."""
         count = len(self.experts or [])
         if not 1 <= count <= MAX_EXPERTS:
             raise PertinenceError(f"`experts` has {count} entries, expected 1 to {MAX_EXPERTS}")
@@ -190,11 +190,11 @@ class PertinenceConfig(PreTrainedConfig):
 
 
 def _check_settings(cls: type[PertinenceConfig], settings: dict[str, Any]) -> None:
-    """Refuse what transformers would do because of a setting in a file, and settings that take a method's place."""
+    """Refuse settings that make transformers run or load something, and keys that would replace a method."""
     if settings.get("attn_implementation") not in ATTENTION:
         raise PertinenceError(
             f"config.json asks for the attention {shown(settings['attn_implementation'])}, which may be code from "
-            f"somewhere else; known: {', '.join(filter(None, ATTENTION))}"
+            f"the Hub; known: {', '.join(filter(None, ATTENTION))}"
         )
     if not isinstance(settings.get("model_type", ""), str):
         raise PertinenceError(f"config.json has the model_type {shown(settings['model_type'])}, expected text")
@@ -230,10 +230,10 @@ def _check_figures(where: str, values: dict[str, Any], num_experts: int) -> None
 def open_config(
     model: str | os.PathLike, token: str | bool | None = None, revision: str | None = None
 ) -> PertinenceConfig:
-    """The config of a model, in a folder or on the Hub, of which nothing else is fetched.
+    """Load the config of a model from a folder or the Hub, without downloading anything else.
 
     Raises:
-        PertinenceError: there is none that may be read, or it is that of another kind of model.
+        PertinenceError: it does not exist or may not be read, or it is that of another kind of model.
     """
     try:
         config = PertinenceConfig.from_pretrained(model, token=token, revision=revision)

@@ -1,4 +1,4 @@
-"""Where the experts of a saved model lie: found again by their references, or copied into the model's own folder."""
+"""The files of the experts of a saved model: located by their references, or copied into the model's own folder."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from ..utils.validation import is_commit
 
 
 def locate(entry: ExpertEntry, source: str, revision: str | None, options: LoadOptions, subfolder: str = "") -> str:
-    """Hub id or folder to load an expert of a saved model from.
+    """The Hub id or folder to load an expert of a saved model from.
 
     Args:
-        entry: of the model's config.
+        entry: entry in the model's config.
         source, revision: folder or Hub id that the model itself was loaded from, and its commit.
-        options: how files are fetched from the Hub.
-        subfolder: of the model in `source`.
+        options: how files are downloaded from the Hub.
+        subfolder: subfolder of the model in `source`.
     """
     name, repo_id = entry.name, entry.repo_id
     if repo_id is None:
@@ -58,17 +58,17 @@ def locate(entry: ExpertEntry, source: str, revision: str | None, options: LoadO
 def find_folder(
     entry: ExpertEntry, source: str, revision: str | None, options: LoadOptions, subfolder: str = ""
 ) -> Path:
-    """Folder with the files of an expert of a saved model, fetched where they are not here yet; see `locate`."""
+    """The folder with the files of an expert of a saved model, downloaded if necessary; see `locate`."""
     where = locate(entry, source, revision, options, subfolder)
     folder = Path(where)
     with naming(entry.name, where, entry.revision):
         if is_on_hub(where):
             folder = fetch(where, entry.revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
         weights = find_weights(folder)
-        # Offline the client cannot tell a part of a repository from the whole.
+        # Offline, the client does not notice that only a part of a repository is cached.
         if not weights or not all(path.is_file() for path in (folder / CONFIG, *weights)):
             raise PertinenceError(
-                f"what lies in {folder} is not whole: connect and load it once, or restore the folder"
+                f"the checkpoint in {folder} is incomplete: connect and load it once, or restore the folder"
             )
     return folder
 
@@ -78,11 +78,11 @@ def naming(name: str, source: str, revision: str | None) -> Iterator[None]:
     """Name the expert in every error, and explain errors of the Hub.
 
     Args:
-        name: of the expert.
-        source, revision: what is asked for: Hub id or folder, and a commit.
+        name: name of the expert.
+        source, revision: the requested Hub id or folder, and the commit.
 
     Raises:
-        PertinenceError: in place of any error.
+        PertinenceError: instead of any other error.
     """
     try:
         yield
@@ -92,10 +92,10 @@ def naming(name: str, source: str, revision: str | None) -> Iterator[None]:
 
 
 def check_unchanged(entry: ExpertEntry, revision: str) -> None:
-    """Raise `PertinenceError` where the files of an expert are not those that its figures hold for.
+    """Raise `PertinenceError` if the files of an expert are not those that its figures were measured with.
 
     Args:
-        entry: of the model's config.
+        entry: entry in the model's config.
         revision: content hash of the files.
     """
     if not is_commit(entry.revision) and revision != entry.revision:
@@ -106,7 +106,7 @@ def check_unchanged(entry: ExpertEntry, revision: str) -> None:
 
 
 def save_components(components: dict[str, Expert], folder: Path) -> None:
-    """Copy the files of experts to folders of their names in `folder`."""
+    """Copy the files of experts to subfolders of `folder` that have their names."""
     for name, expert in components.items():
         _save_expert(expert, folder / name)
 
@@ -118,7 +118,7 @@ def _save_expert(expert: Expert, folder: Path) -> None:
         expert.checkpoint.model.save_pretrained(folder)
         for path in folder.glob("*.safetensors"):
             give_usual_mode(path)
-        if not is_timm_processor(expert.checkpoint.processor):  # timm's is a part of config.json
+        if not is_timm_processor(expert.checkpoint.processor):  # that of timm is a part of config.json
             expert.checkpoint.processor.save_pretrained(folder)
         return
     for path in files_to_copy(source):
@@ -126,14 +126,14 @@ def _save_expert(expert: Expert, folder: Path) -> None:
 
 
 def files_to_copy(folder: Path) -> list[Path]:
-    """What a copy of an expert consists of: the files that it is loaded from, its card and its licence.
+    """The files of a copy of an expert: those that it is loaded from, its card and its licence.
 
     Raises:
-        PertinenceError: one of them is a link to elsewhere, or the weights are damaged.
+        PertinenceError: one of them is a link that leads out of the folder, or the weights are damaged.
     """
     legal = {path for pattern in LEGAL_FILES for path in folder.glob(pattern) if path.is_file()}
     files, weights = [*checkpoint_files(folder), *sorted(legal)], find_weights(folder)
-    # Files that really are weights may lie elsewhere, as on clusters; other files may not.
+    # Valid weights may be links to other folders, as is usual on clusters; other files may not.
     Tensors.of(*weights)
     check_contained((path for path in files if path not in weights), folder)
     return files
@@ -142,18 +142,18 @@ def files_to_copy(folder: Path) -> list[Path]:
 def find_copies(
     entries: dict[str, ExpertEntry], source: str, options: LoadOptions
 ) -> tuple[dict[str, ExpertEntry], dict[str, Path]]:
-    """What copies of experts would consist of, without loading any of them.
+    """Find what copies of experts would be made from, without loading any of them.
 
     Args:
-        entries: of a saved model's config, by the names that their folders would have.
+        entries: entries in a saved model's config, by the names that their folders would have.
         source: folder of the model.
-        options: how files are fetched from the Hub.
+        options: how files are downloaded from the Hub.
 
     Returns:
         The entries with references to the copies, and the folder that each copy is made from.
 
     Raises:
-        PertinenceError: a folder is gone, or holds something else now.
+        PertinenceError: a folder does not exist any more, or its content has changed.
     """
     homes: dict[Any, str] = {}
     copies, folders = {}, {}

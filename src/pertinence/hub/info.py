@@ -1,4 +1,4 @@
-"""What a searched model is made of and what it can be set to, from its config alone: no weights are read."""
+"""Description of a searched model, its experts and operating points, from its config alone: no weights are read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from .layout import find_table_record
 def describe_model(
     model: str | os.PathLike, token: str | bool | None = None, revision: str | None = None
 ) -> tuple[dict[str, Any], str]:
-    """A model, or the result of a search on a table of predictions: as plain values, and to read.
+    """Describe a model, or the result of a search on a table of predictions.
+
+    Returns:
+        The description as plain values, and as text.
 
     Raises:
-        PertinenceError: there is none, or it is damaged.
+        PertinenceError: there is neither, or it is damaged.
     """
     if (path := find_table_record(model)) is not None:
         return _describe_table_record(path)

@@ -1,4 +1,4 @@
-"""What lies in the folder of a saved model, and of a search: names of files, and whether they belong together."""
+"""The folder of a saved model and of its search: names of files, and whether the files belong together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..utils.parsing import parse_json, read_mapping
 
 
 RECORD = "search_result.json"
-"""What tells the folder of a result."""
+"""The file that marks the folder of a result."""
 ROUTING_REFERENCE = "routing_reference.safetensors"
 WEIGHT_PATTERNS = (
     "model.safetensors",
@@ -24,10 +24,10 @@ WEIGHT_PATTERNS = (
     "model.safetensors.index.json",
     ROUTING_REFERENCE,
 )
-"""Patterns of what holds the weights of a model, and what belongs to them: of one that is saved over another all of
-the other's goes."""
+"""Patterns of the weights of a model and the files that belong to them; when a model is saved over another one, all of
+these files of the other are removed."""
 STATE = "search_state"
-"""Folder, within that of the result, of a search that has not ended."""
+"""Folder, within that of the result, of a search that has not finished."""
 SETTINGS = "search.yaml"
 BASELINES = "baselines.safetensors"
 FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE = (
@@ -37,9 +37,9 @@ FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE = (
     "examples.png",
 )
 SEARCH_DATA = (RECORD, BASELINES, SEEN)
-"""What is read of a search later, and must be of the model that it lies beside."""
+"""Files of a search that are read later, and must belong to the model beside them."""
 SEARCH_FILES = (*SEARCH_DATA, SETTINGS, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE)
-"""What a search leaves beside its model."""
+"""Files that a search writes beside its model."""
 
 
 def update_config(path: Path, values: Mapping[str, Any]) -> None:
@@ -50,20 +50,20 @@ def update_config(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def find_table_record(model: str | os.PathLike) -> Path | None:
-    """The record in the folder of a search on a table of predictions, whose result has no model."""
+    """The record in the folder of a search on a table of predictions, which has no model; None for other folders."""
     folder = Path(model)
     return folder / RECORD if (folder / RECORD).is_file() and not (folder / "config.json").exists() else None
 
 
 def check_same_search(folder: Path, front: list[dict[str, Any]] | None) -> None:
-    """Refuse a folder with what a search left beside another model: it would be taken for that of this one.
+    """Refuse a folder with files of the search of another model, which would be mistaken for those of this one.
 
     Args:
-        folder: which holds the model, or is to hold it.
-        front: of the model's config.
+        folder: folder that contains, or will contain, the model.
+        front: front in the model's config.
 
     Raises:
-        PertinenceError: what lies there is of another search, or damaged.
+        PertinenceError: the files belong to another search, or are damaged.
     """
     left = [name for name in SEARCH_FILES if (folder / name).is_file()]
     if not set(SEARCH_DATA) & set(left):
@@ -77,16 +77,16 @@ def check_same_search(folder: Path, front: list[dict[str, Any]] | None) -> None:
 
 
 def is_same_front(front: Any, other: Any) -> bool:
-    """Whether two fronts, as configs and records hold them, are of one search; latency may be noted later."""
+    """Whether two fronts, as in configs and records, are from the same search; latencies, added later, are ignored."""
 
     def measured(points: Any) -> list[dict[str, Any]]:
         return [{**point, "latency": None} for point in points or ()]
 
     try:
         return measured(front) == measured(other)
-    except TypeError:  # no lists of mappings
+    except TypeError:  # they are not lists of mappings
         return False
 
 
 NOT_STORED = ("token", "push_to_hub", "private", "trust_remote_code")
-"""Settings that are not stored with a search: each user who runs it again decides on them."""
+"""Settings that are not stored with a search: every user who repeats it chooses them anew."""

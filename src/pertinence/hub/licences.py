@@ -1,6 +1,6 @@
-"""Licences, by the identifiers of the Hub: which is the most restrictive, and which forbid copies.
+"""Licences, by their identifiers on the Hub: which one is the most restrictive, and which ones forbid copies.
 
-A guide for cards, not legal advice: licences that are not listed here count as the licensor's own terms.
+This is a guide for cards, not legal advice. Licences that are not listed here count as the licensor's own terms.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Iterable
 _FROM_FREE_TO_RESTRICTIVE = (
     # no conditions
     "cc0-1.0 pddl unlicense wtfpl",
-    # notices are kept
+    # notices must be kept
     "zlib isc mit ncsa postgresql bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear artistic-2.0 afl-3.0 "
     "ecl-2.0 ms-pl cdla-permissive-1.0 cdla-permissive-2.0 odc-by openmdw-1.0 openmdw-1.1 apache-2.0 apple-ascl "
     "cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0",
-    # changes are shared alike
+    # changes must be shared alike
     "mpl-2.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 lgpl lgpl-2.1 lgpl-3.0 cdla-sharing-1.0 odbl cc-by-sa-3.0 cc-by-sa-4.0 "
     "osl-3.0 gfdl gpl gpl-2.0 gpl-3.0 agpl-3.0",
     # some uses are excluded
     "openrail openrail++ creativeml-openrail-m bigscience-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m",
-    # no commerce, or research alone
+    # non-commercial use, or research only
     "c-uda cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 apple-amlr "
     "intel-research h-research fair-noncommercial-research-license deepfloyd-if-license",
-    # only whole and unchanged
+    # no derivatives
     "cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0",
 )
 _RANKS = {name: rank for rank, name in enumerate(" ".join(_FROM_FREE_TO_RESTRICTIVE).split())}
@@ -35,18 +35,18 @@ UNKNOWN, OTHER = "unknown", "other"
 
 
 def forbids_copies(licence: str | None) -> bool:
-    """Whether a licence says by its name that what it covers must not be passed on."""
+    """Whether a licence, by its name, forbids redistribution."""
     return _FORBIDDING.search(re.sub(r"[^a-z0-9.+]+", "-", (licence or "").lower())) is not None
 
 
 def most_restrictive(licences: Iterable[str | None]) -> dict[str, str]:
-    """The licence of a whole from those of its parts, as the metadata of a model card has it.
+    """The licence of a model from those of its parts, as metadata of a model card.
 
-    A part without a stated licence makes the whole "unknown"; one under its owner's own terms "other", with its name.
-    Without any part there is nothing to say.
+    A part without a stated licence makes the whole "unknown"; a part under its owner's own terms makes it "other",
+    with the name of that licence. If there are no parts, the metadata is empty.
 
     Args:
-        licences: of each part, several of one part separated by commas; None where none is stated.
+        licences: licence of each part, with several licences of one part separated by commas; None if not stated.
     """
     parts = [part for licence in licences for part in (licence.split(", ") if licence else [UNKNOWN])]
     if not parts:

@@ -1,4 +1,4 @@
-"""Paths that only this machine knows: taken out of settings, and refused in files that are pushed."""
+"""Paths of this machine: removed from settings, and refused in files that are pushed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from .layout import NOT_STORED
 
 
 HEADER_SEARCHED = 2**20
-"""Bytes of weights that are searched for paths of this machine: their header. Of other files all is."""
+"""How many bytes of a weights file (its header) are searched for paths; other files are searched completely."""
 
 
 def without_paths(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Settings of a search with names in place of the paths of local folders and files, and those names by setting."""
+    """Replace the paths of local folders and files in the settings of a search by names.
+
+    Returns:
+        The settings, and the names by setting.
+    """
     names: dict[str, list[str]] = {}
 
     def named(value: Any, setting: str) -> Any:
@@ -31,14 +35,14 @@ def without_paths(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
 
     private = (*NOT_STORED, "cache_dir")
     changed = {name: named(value, name) for name, value in settings.items() if name not in private}
-    if "output_dir" in changed:  # the path says nothing to others, but a search needs one
+    if "output_dir" in changed:  # the path is useless to others, but a search requires one
         changed["output_dir"] = Path(str(changed["output_dir"])).name
         names.pop("output_dir", None)
     return changed, names
 
 
 def settings_note(folders: Mapping[str, Sequence[str]]) -> str:
-    """A comment above settings that tells which names in them stand for local folders; "" without such names."""
+    """A comment, to precede settings, on which names stand for local folders; "" if there are no such names."""
     if not folders:
         return ""
     named = "; ".join(f"{setting}: {', '.join(dict.fromkeys(names))}" for setting, names in folders.items())
@@ -46,8 +50,8 @@ def settings_note(folders: Mapping[str, Sequence[str]]) -> str:
 
 
 def check_no_paths(files: Mapping[str, Path | bytes], folders: Sequence[Path] = ()) -> None:
-    """Refuse files that name a folder of this machine: home, working folder, or one of those given."""
-    # Folders like /tmp and /content are the same on every machine.
+    """Refuse files that name a folder of this machine: the home folder, the working folder, or a given one."""
+    # Folders like /tmp and /content exist on every machine.
     known = {Path.home(), *(path for path in (Path.cwd(), *folders) if len(path.absolute().parts) > 2)}
     paths = {str(spelt) for path in known for spelt in (path.absolute(), path.resolve()) if len(spelt.parts) > 1}
     for name, content in files.items():
@@ -55,11 +59,11 @@ def check_no_paths(files: Mapping[str, Path | bytes], folders: Sequence[Path] = 
             with content.open("rb") as file:
                 content = file.read(HEADER_SEARCHED if content.suffix == ".safetensors" else -1)
         for path in paths:
-            # Not the end of a longer path or of a URL, and not the beginning of a longer name.
+            # Do not match the end of a longer path or of a URL, or the beginning of a longer name.
             if re.search(rb"(?<![\w.:/-])" + re.escape(path.encode()) + rb"(?![\w.-])", content):
                 raise PertinenceError(f"{name} names a folder of this machine, {path}: take that out, then push again")
 
 
 def is_path(value: Any) -> bool:
-    """Whether a value is the path of a folder or file of this machine."""
+    """Whether a value is the path of a folder or file on this machine."""
     return isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("./", "../", "~")))

@@ -1,4 +1,4 @@
-"""The model card: from what is known of a model and its search to text, without asking anything else."""
+"""The model card, rendered from a model's config and the record of its search, without any requests."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ TEMPLATE = "model_card.md.jinja"
 TAGS = ("pertinence", "timm", "dynamic-routing", "image-classification")
 HUB = "https://huggingface.co"
 SHOWN = 10
-"""Operating points in the card's table; the model has all."""
+"""How many operating points the card's table shows; the model contains all."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card is made from.
+    """The input of a model card.
 
     Attributes:
-        repo_id: where the model is pushed to.
-        config: of the model.
-        record: of its search, as in `search_result.json`; None where it was not searched.
-        settings: of its search, as in `search.yaml`; None where it was started from Python, or not at all.
+        repo_id: repository that the model is pushed to.
+        config: config of the model.
+        record: record of its search, as in `search_result.json`; None if there was no search.
+        settings: settings of its search, as in `search.yaml`; None if it was started from Python, or not at all.
         folders: names in `settings` that stand for local folders, by setting.
-        figures: names of the pictures that are pushed.
-        guarded: "gated" or "private" by the name of an expert that not everybody may read.
-        needs_code: names of experts that bring code of their own.
+        figures: file names of the plots that are pushed.
+        guarded: "gated" or "private" by expert name, for experts that are either.
+        needs_code: names of experts that come with code of their own.
         tags: further tags.
     """
 
@@ -71,17 +71,17 @@ class Card:
 
     @cached_property
     def experts(self) -> list[Figures | None]:
-        """What each expert was measured to give on the report images."""
+        """Figures of each expert alone on the report images."""
         return [Figures.from_dict(entry.report) if entry.report else None for entry in self.config.expert_entries]
 
     @property
     def copied(self) -> list[ExpertEntry]:
-        """The entries of experts whose files lie in the repository itself."""
+        """The entries of experts whose files are in the repository itself."""
         return [entry for entry in self.config.entries if entry.is_embedded]
 
     @property
     def dataset(self) -> dict[str, str | None]:
-        """The report images as a model index names them."""
+        """The report images, as described in a model index."""
         settings = self.settings or {}
         setting = "report_dataset" if settings.get("report_dataset") else "dataset"
         name, revision = settings.get(setting), None
@@ -101,7 +101,7 @@ class Card:
 
 
 def render_card(card: Card) -> str:
-    """The text of a model card, metadata first; raises `ValueError` where the record is of another shape."""
+    """Render a model card, metadata first; raises `ValueError` if the record has another structure."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -133,7 +133,7 @@ def render_card(card: Card) -> str:
 
 
 def metadata(card: Card) -> ModelCardData:
-    """The metadata of a card: what the Hub filters and links by."""
+    """The metadata of a card, which the Hub uses for filters and links."""
     bases = [entry.origin or entry.repo_id for entry in card.config.entries]
     bases = list(dict.fromkeys(base for base in bases if not is_embedded(base)))
     settings = card.settings or {}
@@ -176,7 +176,7 @@ def metadata(card: Card) -> ModelCardData:
 
 
 def front_table(card: Card) -> str | None:
-    """Some operating points of the front, evenly spaced, with the default one; None where none was measured."""
+    """Table of operating points, evenly spaced along the front, with the default one; None if none was measured."""
     measured = [point for point in card.front if point.report is not None]
     if not measured:
         return None
@@ -193,7 +193,7 @@ def front_table(card: Card) -> str | None:
 
 
 def expert_table(card: Card) -> str:
-    """Where each expert comes from, at which revision, under which licence, and what it costs and gives alone."""
+    """Table of the experts: source, revision, licence, cost, size, and accuracy alone."""
     measure = next((figures.measure for figures in card.experts if figures), ACCURACY)
     header = ["expert", "from", "revision", "licence", "GMACs", "parameters", f"{measure} alone"]
     rows = []
@@ -215,7 +215,7 @@ def expert_table(card: Card) -> str:
 
 
 def baseline_table(card: Card) -> str | None:
-    """What else could be done with the same experts, on the same images; None where it was not measured."""
+    """Table of the baselines with the same experts on the same images; None if they were not measured."""
     if card.record is None:
         return None
     report, largest = card.record["report"], card.experts[-1]
@@ -237,7 +237,7 @@ def baseline_table(card: Card) -> str | None:
 
 
 def settings_text(card: Card) -> str | None:
-    """The settings that run the search again, as YAML; None where there was none."""
+    """The settings that repeat the search, as YAML; None if there was no search."""
     settings = card.settings
     if settings is None and card.record is not None:
         private = ("experts", "stem", "images")
@@ -246,23 +246,23 @@ def settings_text(card: Card) -> str | None:
 
 
 def plain(text: Any) -> str:
-    """Text of others as Markdown that has no markup."""
+    """Untrusted text as Markdown without markup."""
     return re.sub(r"[\\`*_~\[\]<>]", r"\\\g<0>", " ".join(str(text).split()))
 
 
 def code(text: str) -> str:
-    """A name as a span of code, which it cannot end."""
+    """A name as a code span, which it cannot close."""
     return f"`{text.replace('`', chr(39))}`"
 
 
 def fenced(text: str, language: str) -> str:
-    """Text as a block of code, which it cannot end."""
+    """Text as a code block, which it cannot close."""
     fence = "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first column left-aligned, the others right-aligned. What would break a cell is made harmless."""
+    """A Markdown table; the first column is left-aligned, the others right-aligned. Cells are escaped."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
@@ -272,7 +272,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _link(entry: ExpertEntry) -> str:
-    """Where an expert lies: in the repository itself, or on the Hub at its pinned revision."""
+    """Link to an expert: in the repository itself, or on the Hub at its pinned revision."""
     origin, commit = entry.origin, entry.origin_revision or entry.revision
     if entry.is_embedded:
         home = entry.repo_id.removeprefix("./")
@@ -286,6 +286,6 @@ def _saved(figures: Figures, largest: Figures | None) -> str:
 
 
 def _template() -> Any:
-    """The template, beside this module where the package is installed, in the root of its source tree otherwise."""
+    """The template: beside this module if the package is installed, else in the root of its source tree."""
     installed = resources.files("pertinence") / "hub_cards" / TEMPLATE
     return installed if installed.is_file() else Path(__file__).parents[3] / "hub_cards" / TEMPLATE

@@ -1,4 +1,4 @@
-"""Pushing a saved model to the Hub: model, image processor, card and what its search left beside it, in one commit."""
+"""Pushing a saved model to the Hub: model, image processor, card, and the files of its search, in one commit."""
 
 from __future__ import annotations
 
@@ -51,26 +51,26 @@ def push_folder(
 ) -> CommitInfo:
     """Push a saved model, or the result of a search, in one commit.
 
-    Experts are neither loaded nor is their code run. Of a result its figures, baselines and hashes of seen images go
-    along, its record without paths and host, and its settings with the names of local folders in place of their paths.
+    Experts are not loaded, and their code does not run. The push of a result includes its figures, baselines and
+    hashes of seen images, its record without paths and host, and its settings with names in place of local paths.
 
     Args:
-        folder: where the model was saved.
-        repo_id: of the model repository, which is created where there is none.
-        save_experts: also push a copy of each expert's own files; copies in the folder always go along.
-        private: whether a repository that is created is private; None: as the account has it.
-        revision: branch to push to, which is created where there is none.
+        folder: folder that the model was saved to.
+        repo_id: id of the model repository; it is created if it does not exist.
+        save_experts: also push a copy of each expert's own files; copies in the folder are always pushed.
+        private: whether a newly created repository is private; None: the default of the account.
+        revision: branch to push to; it is created if it does not exist.
         create_pr: open a pull request.
-        replace_card: whether a README.md that is there is replaced; else it is kept.
-        examples: whether the figure of example images goes along: it shows images of the report split.
-        token: of the Hub; None: that of `hf auth login`.
-        expert_paths: where local experts have moved to, folder by expert name.
-        commit_message, commit_description: of the commit.
+        replace_card: whether to replace an existing README.md; by default it is kept.
+        examples: whether to push the figure with example images of the report split.
+        token: Hub token; None: that of `hf auth login`.
+        expert_paths: new folders of local experts that have moved, by expert name.
+        commit_message, commit_description: message and description of the commit.
         tags: further tags of the card.
 
     Raises:
-        PertinenceError: there is no model, an expert is a local folder, or must not be copied, a file names a path of
-            this machine, or the Hub refuses; nothing is pushed then.
+        PertinenceError: there is no model, an expert is a local folder or must not be copied, a file names a path of
+            this machine, or the Hub refuses the push; nothing is pushed then.
     """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as work:
@@ -97,9 +97,9 @@ def push_folder(
 def _open_repository(
     api: HfApi, repo_id: str, private: bool | None, revision: str | None
 ) -> tuple[str, Sequence[str]]:
-    """Create a repository, and a branch, where they are missing; returns the full id and the paths of its files."""
+    """Create a repository and a branch if they do not exist; returns the full id and the paths of its files."""
     with _explained(repo_id):
-        # These requests may be sent twice, which some versions of the client leave to us; a commit may not.
+        # Some versions of the client do not retry these requests. They may be sent twice, unlike a commit.
         repo_id = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
         if revision is not None and not revision.startswith("refs/pr"):
             with_retries(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
@@ -109,12 +109,12 @@ def _open_repository(
 def _operations(
     files: Mapping[str, Path | bytes], there: Sequence[str], is_another: bool
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """The operations of a commit: files are added, and what an earlier push left is removed.
+    """The operations of a commit: add the files, and delete obsolete ones of an earlier push.
 
     Args:
         files: content, or the file that holds it, by path in the repository.
         there: paths of the files in the repository.
-        is_another: whether what a search left there belongs to another model.
+        is_another: whether the files of a search in the repository belong to another model.
     """
     added = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
     obsolete = [path for path in there if path not in files and _is_ours(path, is_another)]
@@ -122,13 +122,13 @@ def _operations(
 
 
 def check_pushable(repo_id: str, experts: Sequence[Any], save_experts: bool, token: str | bool | None = None) -> None:
-    """Refuse before a search what the push after it would refuse: local experts without copies, a missing token.
+    """Refuse, before a search, what the push after it would refuse: local experts without copies, a missing token.
 
     Args:
-        repo_id: where the result is to go.
+        repo_id: repository that the result will be pushed to.
         experts: references, see `ExpertReference`.
-        save_experts: whether copies of them are pushed.
-        token: of the Hub.
+        save_experts: whether copies of the experts are pushed.
+        token: Hub token.
     """
     local = [parsed.display_name for one in experts if (parsed := ExpertReference.parse(one)).is_folder]
     if local and not save_experts:
@@ -138,10 +138,10 @@ def check_pushable(repo_id: str, experts: Sequence[Any], save_experts: bool, tok
 
 
 def look_up_experts(bundle: Bundle, api: HfApi) -> None:
-    """Ask the Hub whether the experts there still exist, who may read them, and whether they bring code.
+    """Ask the Hub whether its experts still exist, are gated or private, and need code of their own.
 
     Raises:
-        PertinenceError: a pinned revision is gone, or what would be copied is gated.
+        PertinenceError: a pinned revision does not exist any more, or an expert to be copied is gated.
     """
     for entry in bundle.config.entries:
         repo_id = entry.origin or entry.repo_id
@@ -166,24 +166,24 @@ def look_up_experts(bundle: Bundle, api: HfApi) -> None:
 def _holds_another(
     repo_id: str, there: Sequence[str], config: PertinenceConfig, revision: str | None, token: str | bool | None
 ) -> bool:
-    """Whether a repository holds what a search left beside another model than this."""
+    """Whether a repository contains files of the search of another model."""
     if not set(SEARCH_DATA) & set(there) or CONFIG not in there:
         return False
     with _explained(repo_id):
         path = fetch_file(repo_id, CONFIG, revision=revision, token=token)
     try:
         known = read_mapping(path, parse_json) or {}
-    except PertinenceError:  # it is damaged, and this push replaces it
+    except PertinenceError:  # the config there is damaged, and this push replaces it
         known = {}
     return not is_same_front(known.get("front"), config.front)
 
 
 def _is_ours(path: str, is_another: bool) -> bool:
-    """Whether a push writes files of this name, so that one that it does not write now is obsolete.
+    """Whether pushes write files of this name, so that a file that this push does not write is obsolete.
 
     Args:
-        path: of a file in the repository.
-        is_another: whether what a search left there belongs to another model; else it stays.
+        path: path of a file in the repository.
+        is_another: whether the files of a search in the repository belong to another model; otherwise they stay.
     """
     ours = (*MODEL_FILES, *SEARCH_FILES) if is_another else MODEL_FILES
     return path.startswith("experts/") or any(fnmatch(path, pattern) for pattern in ours)
@@ -194,12 +194,12 @@ def _explained(repo_id: str, commits: bool = False) -> Iterator[None]:
     """Explain errors of the Hub in one sentence.
 
     Args:
-        repo_id: that is pushed to.
-        commits: whether the request is the commit itself, which may have arrived though its answer did not.
+        repo_id: repository that is pushed to.
+        commits: whether the request is the commit itself, which may have succeeded even if its response was lost.
     """
     try:
         yield
-    except Exception as error:  # the Hub's client raises errors of HTTP, of the network and of its own
+    except Exception as error:  # the Hub's client raises errors of HTTP, of the network, and its own
         if status_of(error) in (401, 403) or isinstance(error, LocalTokenNotFoundError):
             raise PertinenceError(
                 f"you may not push to {repo_id}: log in with `hf auth login`, or pass a token that may write there"
@@ -209,6 +209,6 @@ def _explained(repo_id: str, commits: bool = False) -> Iterator[None]:
         if commits and may_pass(error) and (not asked or any("/commit/" in url for url in asked)):
             raise PertinenceError(
                 f"whether {repo_id} was pushed is not known, as no answer to the commit came ({reason}); it has "
-                "all of it or nothing, and may be pushed again"
+                "either all files or none, and you may push again"
             ) from error
         raise PertinenceError(f"{repo_id} was not pushed: {reason}") from error

@@ -1,4 +1,5 @@
-"""The routing reference: how report images were routed, which a monitor compares with. It lies beside the model."""
+"""The routing reference: how the report images were routed, for comparison by a routing monitor. It is a file beside
+the model."""
 
 from __future__ import annotations
 
@@ -17,25 +18,25 @@ from .layout import ROUTING_REFERENCE
 
 
 Reference = dict[str, torch.Tensor]
-"""By the name of an operating point: int64 (N, 32), `count_answers` of the report images."""
+"""int64 (N, 32) by name of the operating point: `count_answers` of the report images."""
 COUNTS, HEADS = "counts", "heads_hash"
 FORMER = "dispatcher.answers"
-"""The name of the counts, as float32, among the weights of models that were saved before they had a file."""
+"""The name of the counts among the weights, as float32, in models saved before the counts had their own file."""
 
 
 def reference_shape(front: Front) -> tuple[int, int, int]:
-    """Of the counts of all points of a front."""
+    """Shape of the counts of all points of a front."""
     return len(front), len(front.expert_names), CONFIDENCE_BINS
 
 
 def save_reference(reference: Mapping[str, torch.Tensor], front: Front, heads_hash: str, folder: Path) -> None:
-    """Write the file; of a model that was not searched there is none.
+    """Write the file; a model that was not searched has none.
 
     Args:
-        reference: of some points of the front.
-        front: of the model.
-        heads_hash: of its weights.
-        folder: of the model.
+        reference: counts of some points of the front.
+        front: front of the model.
+        heads_hash: hash of its weights.
+        folder: folder of the model.
     """
     if not reference:
         return
@@ -47,16 +48,16 @@ def save_reference(reference: Mapping[str, torch.Tensor], front: Front, heads_ha
 
 
 def load_reference(folder: Path, front: Front, heads_hash: str | None, source: str) -> Reference:
-    """Read the file of a model, if there is one.
+    """Read the file of a model, if it has one.
 
     Args:
-        folder: of the model.
-        front: of the model.
-        heads_hash: of its weights; None: of an earlier version, which noted none.
-        source: of the model, for messages.
+        folder: folder of the model.
+        front: front of the model.
+        heads_hash: hash of its weights; None: the model was saved by an earlier version, which stored none.
+        source: where the model comes from, for messages.
 
     Raises:
-        PertinenceError: the file is damaged, or of another model.
+        PertinenceError: the file is damaged, or belongs to another model.
     """
     path = folder / ROUTING_REFERENCE
     if not path.is_file():
@@ -74,7 +75,7 @@ def load_reference(folder: Path, front: Front, heads_hash: str | None, source: s
 
 
 def former_counts(paths: Sequence[Path]) -> torch.Tensor | None:
-    """The counts among the weights of a model, float32 (points, N, 32); None where they are not there."""
+    """The counts among the weights of a model, float32 (points, N, 32); None if there are none."""
     for path in paths:
         with safe_open(path, framework="pt") as file:
             if FORMER in file.keys():  # noqa: SIM118
@@ -83,15 +84,15 @@ def former_counts(paths: Sequence[Path]) -> torch.Tensor | None:
 
 
 def parse_counts(counts: torch.Tensor, front: Front, name: str, source: str) -> Reference:
-    """The points of a front at which something was counted.
+    """The counts by operating point, without points that nothing was counted for.
 
     Args:
         counts: (points, N, 32), in the order of the front.
-        front: of the model.
-        name, source: of the counts and of the model, for messages.
+        front: front of the model.
+        name, source: name of the counts and source of the model, for messages.
 
     Raises:
-        PertinenceError: these are no counts.
+        PertinenceError: the values are not counts.
     """
     if not counts.isfinite().all() or (counts < 0).any():
         raise PertinenceError(f"the heads of {source} hold impossible numbers ({name}): fetch them again")
