@@ -1,4 +1,4 @@
-"""The experts of a saved model: all loaded at once, or each when it is first chosen, under a cap on memory."""
+"""The experts of a saved model: all loaded at once, or each when it is first used, within a memory limit."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from ..utils.validation import is_commit
 
 
 Experts = dict[int, ExpertLike]
-"""By pool index; `STEM`: the separate stem."""
+"""Experts by pool index; `STEM`: the separate stem."""
 
 
 @dataclass
 class SavedPool:
-    """The experts of a saved model, and where to find them.
+    """The experts of a saved model, and where to load them from.
 
     Attributes:
-        config: of the model.
+        config: config of the model.
         source, revision: folder or Hub id that the model itself was loaded from, and its commit.
         options: how experts are loaded.
-        subfolder: of the model in `source`.
-        entries: what is known of each expert, by its index, and of a stem.
+        subfolder: subfolder of the model in `source`.
+        entries: entries of the experts by pool index, and of a separate stem.
 
     Raises:
         PertinenceError: an expert needs a backend that is not registered.
@@ -64,7 +64,7 @@ class SavedPool:
             backend_of(entry)
 
     def move(self, paths: Mapping[str, Any]) -> None:
-        """Note where local experts have moved to, folder by name; raises `PertinenceError` for an unknown name."""
+        """Set the folders that local experts have moved to, by name; raises `PertinenceError` for an unknown name."""
         names = [entry.name for entry in self.entries.values()]
         if unknown := set(paths) - set(names):
             raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(names)}")
@@ -72,8 +72,8 @@ class SavedPool:
             name = entry.name
             if entry.is_local and name not in paths:
                 raise PertinenceError(
-                    f"expert {name!r} of {self.source} is in the folder {entry.repo_id} of somebody's machine: "
-                    f"tell where it is on yours with expert_paths={{{name!r}: folder}}"
+                    f"expert {name!r} of {self.source} is in the folder {entry.repo_id} of another machine: say where "
+                    f"it is on yours with expert_paths={{{name!r}: folder}}"
                 )
         for index, entry in self.entries.items():
             if entry.name in paths:
@@ -82,7 +82,7 @@ class SavedPool:
             self.config.set_entries(list(self.entries.values()))
 
     def load(self, index: int, opened: dict[Any, Checkpoint]) -> Expert:
-        """Load one expert; `opened` holds the checkpoints that are there already (see `open_checkpoint`)."""
+        """Load one expert; `opened` holds the checkpoints that are already loaded (see `open_checkpoint`)."""
         entry = self.entries[index]
         place = locate(entry, self.source, self.revision, self.options, self.subfolder)
         expert = reload_expert(entry, place, self.options, self.config.preprocessing, index == STEM, opened)
@@ -98,7 +98,7 @@ class SavedPool:
         return expert
 
     def folder(self, index: int) -> Path:
-        """Where the files of an expert lie (see `find_folder`)."""
+        """The folder of the files of an expert (see `find_folder`)."""
         return find_folder(self.entries[index], self.source, self.revision, self.options, self.subfolder)
 
     def load_all(self) -> Experts:
@@ -106,27 +106,27 @@ class SavedPool:
         return {index: self.load(index, opened) for index in self.entries}
 
     def key(self, index: int) -> tuple[str | None, str]:
-        """What tells the checkpoint of an expert."""
+        """Key that identifies the checkpoint of an expert."""
         return self.entries[index].checkpoint_key
 
     def dtype(self, index: int) -> torch.dtype:
-        """That an expert is loaded in."""
+        """The dtype that an expert is loaded in."""
         dtype = self.options.dtype or self.entries[index].dtype or torch.float32
         return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
     def fixed_dtype(self, index: int) -> torch.dtype | None:
-        """That an expert computes in whatever it is cast to, with a copy of its checkpoint's weights."""
+        """The dtype of an expert whose backend copies the weights and cannot be cast; None for other experts."""
         return backend_of(self.entries[index]).fixed_dtype
 
     def size(self, index: int, dtype: torch.dtype) -> int:
-        """Bytes of the parameters of an expert's checkpoint, where the expert has been cast."""
+        """Bytes of the parameters of an expert's checkpoint after a cast of the expert to `dtype`."""
         dtype = dtype if self.fixed_dtype(index) is None else self.dtype(index)
         return self.entries[index].parameters * dtype.itemsize
 
 
 @dataclass
 class _Weights:
-    """One checkpoint in memory, the experts that are made from it, and which of them may be run."""
+    """One checkpoint in memory, the experts that are made from it, and which of them may run."""
 
     size: int
     opened: dict[Any, Checkpoint] = field(default_factory=dict)
@@ -137,56 +137,56 @@ class _Weights:
 
 
 class ExpertStore:
-    """Experts that are loaded when they are asked for; the least recently used leave when the cap is reached.
+    """Loads experts when they are used, and evicts the least recently used ones at the memory limit.
 
-    Never more than `max_memory` bytes of parameters are held: a thread that needs room for another expert waits until
-    those in use are done. Experts that share a checkpoint share its weights, which count once, in the dtype that they
-    have been cast to. The expert that runs first at the model's operating point, and a separate stem, stay.
+    It never holds more than `max_memory` bytes of parameters: a thread that needs room for another expert waits until
+    the experts in use have finished. Experts that share a checkpoint share its weights, which count once, in the dtype
+    that they have been cast to. The first expert of the model's operating point and a separate stem are never evicted.
 
     Args:
-        pool: what may be loaded.
-        max_memory: bytes; None: all that were ever chosen stay.
+        pool: the experts that may be loaded.
+        max_memory: limit in bytes; None: experts are never evicted.
 
     Attributes:
         loads: how many times a checkpoint was loaded.
 
     Raises:
-        PertinenceError: what stays and another expert do not fit together.
+        PertinenceError: the experts that are never evicted and another one together exceed the limit.
     """
 
     def __init__(self, pool: SavedPool, max_memory: int | None = None):
         self.pool, self.max_memory = pool, max_memory
         self.loads = 0
         self._front = pool.config.build_front()
-        self._weights: OrderedDict[Any, _Weights] = OrderedDict()  # the least recently used first
-        self._changed = threading.Condition()  # with a lock that its owner may take again
+        self._weights: OrderedDict[Any, _Weights] = OrderedDict()  # least recently used first
+        self._changed = threading.Condition()  # its lock is reentrant
         self._dtypes = {index: pool.dtype(index) for index in pool.entries}
         self._sizes = self._measure(self._dtypes)
         self._check_cap(self._sizes)
 
     def experts(self) -> Experts:
-        """A module for every expert; none is loaded yet."""
+        """A lazy module for every expert."""
         return {index: LazyExpert(self, index) for index in self.pool.entries}
 
     @property
     def memory(self) -> int:
-        """Bytes of the parameters that are held now."""
+        """Bytes of the parameters in memory."""
         with self._changed:
             return sum(weights.size for weights in self._weights.values())
 
     @property
     def loaded(self) -> list[int]:
-        """The experts whose weights are held now."""
+        """Indices of the experts whose weights are in memory."""
         with self._changed:
             return [index for index in self.pool.entries if self.pool.key(index) in self._weights]
 
     @contextmanager
     def borrow(self, index: int, place: Callable[[Expert], None]) -> Iterator[Expert]:
-        """An expert, which stays until it is given back; of several threads that ask for it one loads it.
+        """Provide an expert, which stays loaded within the context; if several threads need it, only one loads it.
 
         Args:
-            index: of the pool, or `STEM`.
-            place: brings an expert that has just been loaded to its device.
+            index: pool index, or `STEM`.
+            place: moves a newly loaded expert to its device.
         """
         key = self.pool.key(index)
         with self._changed:
@@ -202,20 +202,20 @@ class ExpertStore:
             with self._changed:
                 weights.users -= 1
                 if not weights.opened and not weights.users and self._weights.get(key) is weights:
-                    del self._weights[key]  # it could not be loaded
+                    del self._weights[key]  # loading failed
                 self._changed.notify_all()
 
     def forget(self) -> None:
-        """Drop everything: what is asked for next is loaded anew."""
+        """Drop all experts; they are loaded again when they are next used."""
         with self._changed:
             self._weights.clear()
             self._changed.notify_all()
 
     def cast(self, index: int, dtype: torch.dtype) -> None:
-        """Count an expert in another dtype from now on.
+        """Record that an expert was cast, which changes its size.
 
         Raises:
-            PertinenceError: the cap does not hold the experts if all are cast like this one, as those of a model are.
+            PertinenceError: the experts exceed the limit if all of them are cast to this dtype, as in a cast model.
         """
         self._check_cap(self._measure(dict.fromkeys(self._dtypes, dtype)))
         with self._changed:
@@ -225,14 +225,14 @@ class ExpertStore:
     def _make(self, index: int, weights: _Weights) -> None:
         made = {index}
         if self._dtypes[index] != self.pool.dtype(index):
-            # Once this one is cast, the weights that copies are made from are lost.
+            # Casting this expert also casts the weights that copies for other experts are made from.
             key = self.pool.key(index)
             made |= {i for i in self.pool.entries if self.pool.key(i) == key and self.pool.fixed_dtype(i)}
         for one in made - set(weights.experts):
             weights.experts[one] = self.pool.load(one, weights.opened)
 
     def _measure(self, dtypes: Mapping[int, torch.dtype]) -> dict[int, int]:
-        """Bytes that the checkpoint of each expert takes: in the widest dtype that one of its experts is cast to."""
+        """Bytes of the checkpoint of each expert, in the widest dtype that any of its experts is cast to."""
         widest: dict[Any, int] = {}
         for index, dtype in dtypes.items():
             key = self.pool.key(index)
@@ -240,7 +240,7 @@ class ExpertStore:
         return {index: widest[self.pool.key(index)] for index in dtypes}
 
     def _check_cap(self, sizes: Mapping[int, int]) -> None:
-        """Refuse a cap that does not hold some expert of these sizes beside what stays."""
+        """Refuse a limit that some expert of these sizes exceeds, together with those that are never evicted."""
         needed = {
             index: sum({self.pool.key(i): sizes[i] for i in self._staying() | {index}}.values()) for index in sizes
         }
@@ -263,11 +263,12 @@ class ExpertStore:
         return self._weights[key]
 
     def _has_room(self, size: int) -> bool:
-        """Whether so many bytes more may be held, after those have left that can."""
+        """Whether there is room for `size` more bytes, after evicting as many experts as necessary and possible."""
         if self.max_memory is None:
             return True
         staying = {self.pool.key(index) for index in self._staying()}
-        # What stays leaves last: another operating point may have another first expert than the cap was checked for.
+        # The protected experts are evicted last: another operating point may have a first expert that the limit was
+        # not checked for.
         leaving = sorted(self._weights, key=lambda key: key in staying)
         for key in leaving:
             if self.memory + size > self.max_memory and not self._weights[key].users:
@@ -285,7 +286,7 @@ class ExpertStore:
 
 
 class LazyExpert(nn.Module):
-    """Stands where an [`Expert`] stands and does as it does, but has it loaded only while the store keeps it."""
+    """Has the interface of an [`Expert`], which is loaded only while the store keeps it."""
 
     def __init__(self, store: ExpertStore, index: int):
         super().__init__()
@@ -320,20 +321,20 @@ class LazyExpert(nn.Module):
         return self.store.pool.key(self.index)
 
     def find_folder(self) -> Path:
-        """As `Expert.find_folder`; files of the Hub are fetched for that, but no network is built."""
+        """See `Expert.find_folder`; files of the Hub are downloaded, but no network is built."""
         return self.store.pool.folder(self.index)
 
     def find_revision(self) -> str:
-        """As `Expert.find_revision`, of the files as they are now."""
+        """See `Expert.find_revision`; it reads the files as they are now."""
         return self.entry.revision if self.entry.is_on_hub else hash_folder(self.find_folder())
 
     def forward(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Expert.forward`."""
+        """See `Expert.forward`."""
         with self._borrow() as expert:
             return expert(images, max_batch)
 
     def run(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Expert.run`."""
+        """See `Expert.run`."""
         with self._borrow() as expert:
             return expert.run(images, max_batch)
 
@@ -343,7 +344,7 @@ class LazyExpert(nn.Module):
         return super().train(False)
 
     def compile_network(self, options: dict[str, Any]) -> None:
-        """As `Expert.compile_network`, whenever it is loaded from now on."""
+        """See `Expert.compile_network`; also applies whenever the expert is loaded again."""
         self._compile_options = options
         self.store.forget()
 
@@ -356,7 +357,7 @@ class LazyExpert(nn.Module):
             expert.compile_network(self._compile_options)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LazyExpert:
-        """As `Expert._apply`, whenever it is loaded from now on."""
+        """See `Expert._apply`; also applies whenever the expert is loaded again."""
         fn = moving(self.entry, self.device, fn)
         before, after = self.placement, fn(self.placement)
         if after.dtype != before.dtype:
@@ -382,7 +383,7 @@ def _one_device(device_map: Any) -> torch.device | None:
 
 
 def parse_memory(max_memory: int | str | None) -> int | None:
-    """Bytes of a cap like 500_000_000, "500MB" or "2GiB"."""
+    """Convert a memory limit like 500_000_000, "500MB" or "2GiB" to bytes."""
     try:
         size = None if max_memory is None else convert_file_size_to_int(max_memory)
     except (ValueError, TypeError, AttributeError) as error:

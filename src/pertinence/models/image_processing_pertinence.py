@@ -1,4 +1,4 @@
-"""`PertinenceImageProcessor`: decodes images to uint8 and does nothing else; each expert transforms its own."""
+"""`PertinenceImageProcessor`: decodes images to uint8 and does nothing else; each expert has its own preprocessing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PertinenceImageProcessor(BaseImageProcessor):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
     ) -> PertinenceImageProcessor:
-        """As in transformers; raises `PertinenceError` where the file is damaged."""
+        """Load the processor, as in transformers; raises `PertinenceError` if the file is damaged."""
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except MALFORMED as error:
@@ -43,11 +43,15 @@ class PertinenceImageProcessor(BaseImageProcessor):
             ) from error
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """One image or a list: PIL, path or URL, numpy (H, W), (H, W, C) or (C, H, W), torch (C, H, W); arrays are
-        uint8, or float in [0, 1].
+        """Decode one image or a list of images.
+
+        Args:
+            images: PIL, path or URL, numpy (H, W), (H, W, C) or (C, H, W), or torch (C, H, W); arrays are uint8, or
+                float in [0, 1].
+            return_tensors: "pt" or None.
 
         Returns:
-            `{"images": [uint8 tensor (3, H, W), ...]}`, sizes as they come.
+            `{"images": [uint8 tensor (3, H, W), ...]}`, in their original sizes.
         """
         if return_tensors not in (None, "pt"):
             raise PertinenceError(

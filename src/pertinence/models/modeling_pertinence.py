@@ -36,11 +36,11 @@ class PertinenceOutput(ModelOutput):
     """Output of [`PertinenceForImageClassification`]; everything but `loss` is batch-first.
 
     Attributes:
-        loss: float32 scalar, cross-entropy, where `labels` were given.
+        loss: float32 scalar, cross-entropy, if `labels` were given.
         logits: float32 (B, C).
         expert_indices: int64 (B,), the expert of the pool that ran last.
-        experts_run: bool (B, N), every expert that was run for the image.
-        gmacs: float32 (B,), stem, experts and heads; preprocessing is not counted.
+        experts_run: bool (B, N), the experts that ran for each image.
+        gmacs: float32 (B,), of stem, experts and heads; preprocessing is not counted.
         dispatcher_logits: float32 (B, stages, N), the scores of the actions; NaN where a stage was not reached or an
             action is not allowed.
     """
@@ -54,14 +54,15 @@ class PertinenceOutput(ModelOutput):
 
 
 class PertinenceForImageClassification(PertinencePreTrainedModel):
-    r"""Image classifiers that exist already, and a dispatcher that runs for each image the cheapest that will do.
+    r"""A pool of existing image classifiers, with a router that sends each image to the cheapest sufficient one.
 
-    Make one with [`DispatcherSearch`], with [`~PertinenceForImageClassification.from_experts`] (a confidence cascade,
-    no search), or load one with [`~PertinenceForImageClassification.from_pretrained`].
+    Make a model with [`DispatcherSearch`], or without a search with
+    [`~PertinenceForImageClassification.from_experts`] (a confidence cascade), or load one with
+    [`~PertinenceForImageClassification.from_pretrained`].
 
     Attributes:
-        routing_reference: how the report images were routed, which [`RoutingMonitor`] compares with: `count_answers`,
-            int64 (N, 32), by the name of an operating point; empty where nothing was measured.
+        routing_reference: how the report images were routed, for comparison by [`RoutingMonitor`]: `count_answers`,
+            int64 (N, 32), by name of the operating point; empty if nothing was measured.
     """
 
     base_model_prefix = ""
@@ -74,7 +75,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
     def __init__(self, config: PertinenceConfig):
         super().__init__(config)
         if config.experts:
-            config.check()  # again: options of from_pretrained replace what the file says
+            config.check()  # again, as options of from_pretrained replace values of the file
         self._front = config.build_front()
         stem = config.stem_entry
         self.costs = PoolCosts(
@@ -82,7 +83,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             {GMACS: stem.gmacs} if stem else {},
         )
         self.dispatcher = Dispatcher(self._front, len(config.experts or []), config.feature_sizes)
-        # Experts are references: attached after the dispatcher's weights are loaded, and never saved with them.
+        # Experts are only referenced: they are attached after the dispatcher's weights are loaded, and never saved.
         self.experts = nn.ModuleList()
         self.stem: ExpertLike | None = None
         self.routing_reference: Reference = {}
@@ -105,8 +106,16 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         stem: Expert | None = None,
         reference: Mapping[str, torch.Tensor] | None = None,
     ) -> PertinenceForImageClassification:
-        """A model from loaded experts (by rising cost), operating points, and the heads of each point by its name;
-        where they were measured also how the report images were routed (see `count_answers`)."""
+        """Make a model from loaded experts.
+
+        Args:
+            experts: experts by rising cost.
+            front: operating points.
+            heads: heads of each point, by its name.
+            operating_point: name of the default point.
+            stem: a separate stem.
+            reference: the attribute `routing_reference`.
+        """
         labels = pool_labels(experts)
         config = PertinenceConfig(
             experts=[expert.entry.to_dict() for expert in experts],
@@ -136,12 +145,13 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         preprocessing: str = "exact",
         **load_options: Any,
     ) -> PertinenceForImageClassification:
-        """A confidence cascade at once, without any search: go on to the next expert while the largest softmax
+        """Make a confidence cascade without a search: it defers to the next expert while the largest softmax
         probability is below the threshold.
 
         Args:
-            experts: references (Hub id, `id@revision`, folder, mapping, or loaded model); ordered by rising cost.
-            thresholds: one for each expert but the last in that order, or one for all; in [0, 1].
+            experts: references (Hub id, `id@revision`, folder, mapping, or loaded model); the model sorts them by
+                rising cost.
+            thresholds: in [0, 1], one for each expert but the last in order of cost, or one for all.
             preprocessing: "exact" or "fast".
             load_options: dtype, device_map, attn_implementation, token, cache_dir, local_files_only, force_download,
                 trust_remote_code.
@@ -170,7 +180,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the experts; the dispatcher is always float32."""
+        """The dtype of the experts; the dispatcher is always float32."""
         return self.experts[0].dtype if len(self.experts) else self.config.dtype or torch.float32
 
     @property
@@ -189,23 +199,23 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         device: str | None = None,
         batch_size: int | None = None,
     ) -> OperatingPoint:
-        """Choose the operating point for the calls to come, by the figures on the search images; saving keeps it.
+        """Set the operating point for all further calls, by the figures on the search images; saving stores it.
 
         Args:
-            gmacs: the most accurate point whose mean cost is at most this.
-            latency_ms: the same for milliseconds of an image, as `pertinence benchmark` or the search measured them.
-            accuracy: the cheapest point whose accuracy (0 to 1) is at least this.
-            max_accuracy_loss: the cheapest point whose accuracy is at most this much (0 to 1) below the largest
-                expert's.
-            operating_point: the point of that name.
-            costs: the most accurate point whose mean costs are at most these, by unit.
-            device, batch_size: which milliseconds, where several were measured (`point.latency`).
+            gmacs: choose the most accurate point whose mean cost is at most this.
+            latency_ms: the same for milliseconds per image, as measured by `pertinence benchmark` or the search.
+            accuracy: choose the cheapest point whose accuracy (0 to 1) is at least this.
+            max_accuracy_loss: choose the cheapest point whose accuracy is at most this much (0 to 1) below that of the
+                largest expert.
+            operating_point: choose the point of this name.
+            costs: choose the most accurate point whose mean costs are at most these, by unit.
+            device, batch_size: which measured milliseconds to use, if there are several (`point.latency`).
 
         Returns:
             The chosen point.
 
         Raises:
-            PertinenceError: no point meets the budget; the message says what the nearest is.
+            PertinenceError: no point meets the budget; the message names the nearest one.
         """
         budget: dict[str, Any] = {
             "gmacs": gmacs,
@@ -229,7 +239,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         """Compile every expert's network with `torch.compile`, lazy ones when they are loaded; decisions stay eager.
 
         Args:
-            options: of `torch.compile`; `dynamic=True` unless said otherwise, as every batch is divided anew.
+            options: options of `torch.compile`; the default is `dynamic=True`, as routing divides every batch anew.
         """
         for expert in filter(None, [*self.experts, self.stem]):
             expert.compile_network({"dynamic": True, **options})
@@ -242,18 +252,19 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         labels: torch.Tensor | None = None,
         operating_point: str | None = None,
     ) -> PertinenceOutput | tuple:
-        """Classify images, each by the experts that the dispatcher runs for it.
+        """Classify images, each with the experts that the dispatcher runs for it.
 
         Args:
-            images: what [`PertinenceImageProcessor`] gives (a list of uint8 tensors (3, H, W) of any sizes), or a
-                batch (B, 3, H, W), uint8 or float in [0, 1]; not normalised.
+            images: output of [`PertinenceImageProcessor`] (a list of uint8 tensors (3, H, W) of any sizes), or a batch
+                (B, 3, H, W), uint8 or float in [0, 1]; not normalised.
             pixel_values: the same, under the name that data collators use.
             labels: int64 (B,); adds the cross-entropy as `loss`.
             operating_point: use this point in this call only.
             return_dict: False for a plain tuple, as in transformers.
 
         Raises:
-            PertinenceError: no image, images of another form, unknown operating point, or NaN from an expert.
+            PertinenceError: there are no images, they have another form, the operating point is unknown, or the scores
+                of an expert are NaN or infinite.
         """
         if not len(self.experts):
             raise PertinenceError(
@@ -293,7 +304,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
                 total = logits.sum()
             if device.type == "cpu":
                 expert.check(total)
-            else:  # later: reading it waits for everything before
+            else:  # check later: reading the sum waits for all work queued on the device
                 unchecked.append((expert, total))
             return logits, features
 
@@ -304,7 +315,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
 
 
 def _as_thresholds(given: Any, count: int) -> list[float] | None:
-    """One threshold for each stage, or for all, as a list; None where they are none."""
+    """The thresholds as a list, one for each stage; None if they are invalid."""
     try:
         values = np.asarray(given, dtype=float)
     except (TypeError, ValueError):

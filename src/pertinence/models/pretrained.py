@@ -1,4 +1,4 @@
-"""Loading, saving and pushing a model: its experts are references, its heads are checked before memory is taken."""
+"""Loading, saving and pushing a model: experts are references, and heads are checked before they take memory."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ from .image_processing_pertinence import PertinenceImageProcessor
 
 @dataclass(frozen=True)
 class _ModelFiles:
-    """The folder that a model lies in, fetched where it is not here, and the files of its weights."""
+    """The folder of a model, downloaded if necessary, and the files of its weights."""
 
     folder: Path
     weights: list[Path]
 
 
 def commit_of(model: PreTrainedModel, revision: str | None) -> str | None:
-    """That a model was loaded from, where its search left the rest, too; of a folder what was asked for."""
+    """The commit that a model was loaded from, which has the files of its search, too; `revision` for a folder."""
     return getattr(model.config, "_commit_hash", None) or revision
 
 
 class PertinencePreTrainedModel(PreTrainedModel):
-    """What a dispatcher over experts has in common with other pre-trained models: files, here and on the Hub."""
+    """The part of the model that loads, saves and pushes its files."""
 
     config_class = PertinenceConfig
     dispatcher: Dispatcher
@@ -78,13 +78,14 @@ class PertinencePreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: Hub id or folder.
-            expert_paths: where local experts have moved to, folder by expert name.
-            lazy: load each expert only when it is first chosen.
-            max_memory: with `lazy`, bytes of experts' parameters, or a size like "2GiB": the least recently used leave
-                for others; the one that runs first, and a stem, stay. Without `lazy` as in transformers.
+            expert_paths: new folders of local experts that have moved, by expert name.
+            lazy: load each expert only when it is first used.
+            max_memory: with `lazy`, the limit for the parameters of the experts, in bytes or as a size like "2GiB":
+                the least recently used experts are evicted, except the one that runs first and a separate stem.
+                Without `lazy`, as in transformers.
             kwargs: as in transformers; `dtype`, `device_map`, `disable_mmap`, `attn_implementation` (experts that do
-                not know it keep their own), `token`, `cache_dir`, `local_files_only`, `force_download` and
-                `trust_remote_code` reach every expert. `operating_point` and `preprocessing` replace those of the
+                not support it keep their own), `token`, `cache_dir`, `local_files_only`, `force_download` and
+                `trust_remote_code` apply to every expert. `operating_point` and `preprocessing` replace those of the
                 config.
 
         Raises:
@@ -114,12 +115,15 @@ class PertinencePreTrainedModel(PreTrainedModel):
     def _load_dispatcher(
         cls, source: str, args: Sequence[Any], kwargs: dict[str, Any], cache_dir: str | None
     ) -> tuple[Self, dict[str, Any], _ModelFiles | None]:
-        """The model without its experts, transformers' account of its weights, and the files that they come from.
+        """Load the model without its experts.
 
         Args:
             source: Hub id or folder.
-            args, kwargs: of `from_pretrained`; `kwargs` are changed to those that were used.
-            cache_dir: of the Hub's client.
+            args, kwargs: arguments of `from_pretrained`; `kwargs` are changed to those that were used.
+            cache_dir: cache folder of the Hub's client.
+
+        Returns:
+            The model, the loading info of transformers, and the files of the weights.
         """
         is_folder, parent = Path(source).is_dir(), super()
         if is_folder and not {"config", "subfolder"} & set(kwargs) and not (Path(source) / CONFIG).is_file():
@@ -133,23 +137,23 @@ class PertinencePreTrainedModel(PreTrainedModel):
 
         try:
             return load() if is_folder else with_retries(load)
-        except Exception as error:  # of transformers, of the Hub's client, of the network
+        except Exception as error:  # from transformers, the Hub's client, or the network
             if is_folder or isinstance(error, PertinenceError) or not may_pass(error):
                 raise
             raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
 
     @classmethod
     def _check_files(cls, source: str, kwargs: dict[str, Any]) -> _ModelFiles | None:
-        """Refuse a config, or weights that are not those of its front, before transformers takes memory for them.
+        """Refuse a bad config, or weights that do not fit its front, before transformers allocates memory for them.
 
-        On the Hub all that follows is pinned to one commit.
+        For a model on the Hub, everything that follows is pinned to one commit.
 
         Args:
             source: Hub id or folder.
-            kwargs: of `from_pretrained`.
+            kwargs: keyword arguments of `from_pretrained`.
 
         Returns:
-            The files; None where the weights were given.
+            The files; None if the weights were passed as an argument.
         """
         if (Path(source) / (kwargs.get("subfolder") or "") / "adapter_config.json").exists():
             raise PertinenceError(
@@ -178,7 +182,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         return files
 
     def _load_reference(self, source: str, files: _ModelFiles) -> None:
-        """Load how the report images were routed; refuse weights, and a reference, that are of another model."""
+        """Load the routing reference; refuse weights, or a reference, that belong to another model."""
         own, expected, front = self._own(), self.config.heads_hash, self.config.build_front()
         counts = former_counts(files.weights)
         if counts is not None and counts.any():
@@ -201,16 +205,16 @@ class PertinencePreTrainedModel(PreTrainedModel):
         state_dict: dict[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save config, dispatcher and image processor; of the experts only the references.
+        """Save config, dispatcher and image processor, with references to the experts.
 
         Args:
-            save_directory: folder to write to. What it holds of another model stays whole until all is written.
+            save_directory: folder to write to; a model that is already there stays intact until everything is written.
             save_experts: also copy each expert's own files to `experts/<i>/` and refer to them there.
-            kwargs: as in transformers; with `push_to_hub=True` followed by `push_to_hub`.
+            kwargs: as in transformers; with `push_to_hub=True` also the arguments of `push_to_hub`.
 
         Raises:
-            PertinenceError: an expert was passed as a loaded model, is in no file yet, and `save_experts` is not set;
-                or the folder cannot be written to, or holds the record of a search that this is not the model of.
+            PertinenceError: an expert was passed as a loaded model, has not been saved, and `save_experts` is not set;
+                or the folder cannot be written to, or contains the record of the search of another model.
         """
         if not kwargs.get("is_main_process", True):
             return
@@ -225,7 +229,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         folder = Path(save_directory)
         check_same_search(folder, self.config.front)
         own = self._own(state_dict)
-        heads_hash = hash_tensors(own)  # transformers empties what it is given
+        heads_hash = hash_tensors(own)  # before transformers empties the state
         pushes = kwargs.pop("push_to_hub", False)
         hub = {key: kwargs.pop(key) for key in _push_options() & set(kwargs)} if pushes else {}
         if pushes and "max_shard_size" in kwargs:
@@ -246,21 +250,21 @@ class PertinencePreTrainedModel(PreTrainedModel):
             self.push_to_hub(**{"repo_id": folder.resolve().name, "save_experts": save_experts} | hub)
 
     def _save_components(self, folder: Path, staged: Path, save_experts: bool) -> list[ExpertEntry]:
-        """Copy experts, and a stem, where they are to be copied.
+        """Copy the files of experts and of a separate stem, if necessary.
 
         Args:
-            folder: that is saved to.
-            staged: where the copies go until all is written.
-            save_experts: whether they are copied.
+            folder: folder that the model is saved to.
+            staged: folder for the copies until everything is written.
+            save_experts: whether to copy the files of experts; those that are already in `folder` always stay there.
 
         Returns:
-            What the saved config says of each, the stem last.
+            Their entries for the saved config, that of the stem last.
         """
         entries = self.config.entries
         components = {str(index): expert for index, expert in enumerate(self.experts)}
         if self.stem is not None:
             components["stem"] = self.stem
-        # Experts that share their weights share a folder: that of the first of them.
+        # Experts that share weights share the folder of the first one.
         homes: dict[Any, str] = {}
         names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
         here = all(
@@ -274,7 +278,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             if save_experts or here:
                 copy = entry.copied_to(name)
                 revision = hash_folder((folder if here else staged) / copy.repo_id)
-                if isinstance(expert, LazyExpert):  # others were checked when they were loaded
+                if isinstance(expert, LazyExpert):  # other experts were checked when they were loaded
                     check_unchanged(entry, revision)
                 entry = copy.replace(revision=revision)
             elif entry.is_embedded:
@@ -283,7 +287,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         return saved
 
     def _own(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-        """What is saved of a state: the dispatcher."""
+        """The part of a state that is saved: the dispatcher."""
         return {
             key: value
             for key, value in (state_dict or self.state_dict()).items()
@@ -302,14 +306,15 @@ class PertinencePreTrainedModel(PreTrainedModel):
         """Push model, image processor and a model card, in one commit.
 
         Args:
-            repo_id: of the model repository, which is created where there is none.
-            save_experts: also push a copy of each expert's own files; copies that the model has go along anyway.
-            max_shard_size: of the files of weights, as in transformers.
-            tags: further tags of the card, beside those of `add_model_tags`.
-            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.hub.push_folder`.
+            repo_id: id of the model repository; it is created if it does not exist.
+            save_experts: also push a copy of each expert's own files; copies in the model are always pushed.
+            max_shard_size: largest size of a weights file, as in transformers.
+            tags: further tags of the card, in addition to those of `add_model_tags`.
+            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of
+                `pertinence.hub.push.push_folder`.
 
         Raises:
-            PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.
+            PertinenceError: an expert is a local folder, which others could not load, or must not be copied.
         """
         from ..hub.push import push_folder
 
@@ -322,10 +327,12 @@ class PertinencePreTrainedModel(PreTrainedModel):
 
 
 def _find_files(source: str, kwargs: dict[str, Any], hub: dict[str, Any]) -> _ModelFiles:
-    """Find the weights of a model, and fetch those of the Hub, where `kwargs` are pinned to one commit."""
+    """Find the weights of a model; those on the Hub are downloaded, and `kwargs` are pinned to their commit."""
     subfolder, folder, variant = kwargs.get("subfolder") or "", Path(source), kwargs.get("variant")
     if not folder.is_dir():
-        hub = {key: value for key, value in hub.items() if key != "force_download"}  # it was loaded anew a moment ago
+        hub = {
+            key: value for key, value in hub.items() if key != "force_download"
+        }  # it was downloaded anew a moment ago
         known = Path(hf_hub_download(source, CONFIG, **hub))
         revision = kwargs["revision"] = known.parents[len(Path(subfolder).parts)].name
         patterns = [*WEIGHT_PATTERNS, *([f"model.{variant}*.safetensors", f"*.{variant}.json"] if variant else [])]
@@ -340,24 +347,24 @@ def _find_files(source: str, kwargs: dict[str, Any], hub: dict[str, Any]) -> _Mo
 
 
 def _push_options() -> set[str]:
-    """Names of what `save_pretrained(push_to_hub=True, ...)` hands on."""
+    """Names of the arguments that `save_pretrained(push_to_hub=True, ...)` passes on."""
     from ..hub.push import push_folder
 
     return set(inspect.signature(push_folder).parameters) - {"folder", "save_experts"}
 
 
 def _expert_options(kwargs: dict[str, Any], lazy: bool, max_memory: int | str | dict | None) -> dict[str, Any]:
-    """What `from_pretrained` was given for experts, by the fields of `LoadOptions`; what is theirs alone leaves
-    `kwargs`."""
-    if (former := kwargs.pop("torch_dtype", None)) is not None:  # as transformers still takes it
+    """The arguments of `from_pretrained` for experts, by field of `LoadOptions`; those only for experts are removed
+    from `kwargs`."""
+    if (former := kwargs.pop("torch_dtype", None)) is not None:  # which transformers still accepts
         kwargs.setdefault("dtype", former)
     options = {field.name: kwargs[field.name] for field in fields(LoadOptions) if kwargs.get(field.name) is not None}
     if options.get("dtype") == "auto":
-        del options["dtype"]  # each expert's own, as the config notes it
+        del options["dtype"]  # each expert has its own, recorded in the config
     if not lazy and isinstance(max_memory, (int, str)):
         raise PertinenceError("max_memory as one size needs lazy=True: else every expert is loaded at once")
     if lazy and max_memory is not None:
-        # An expert may be loaded thousands of times, and safetensors 0.8 loses 56 bytes for every tensor that it
+        # An expert may be loaded thousands of times, and safetensors 0.8 leaks 56 bytes for every tensor that it
         # reads from a mapped file.
         options.setdefault("disable_mmap", True)
     elif max_memory is not None:

@@ -1,4 +1,4 @@
-"""Streams: decide once, then let the expert that answered go on alone until the interval ends or the scene changes."""
+"""Streams: route one frame, then run only its last expert until the interval ends or the scene changes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HISTOGRAM_BINS = 32
 
 @dataclass(frozen=True)
 class FrameAnswer:
-    """What was said of one frame.
+    """The answer for one frame.
 
     Attributes:
         logits: float32 (C,).
-        expert_index: the expert of the pool that answered.
-        gmacs: what was run for this frame.
-        dispatched: whether the dispatcher decided, or the expert of the frame before went on.
-        change: how much the scene had changed since the last decision, 0 to 1; None where it was not looked at.
+        expert_index: pool index of the expert that ran last.
+        gmacs: GMACs of this frame.
+        dispatched: whether the dispatcher routed this frame; otherwise the last expert of the frame before ran alone.
+        change: how much the scene has changed since the last decision, 0 to 1; None if it was not compared.
     """
 
     logits: torch.Tensor
@@ -38,21 +38,21 @@ class FrameAnswer:
 
 
 class StreamDispatcher:
-    r"""Classifies the frames of one stream, with a decision only now and then.
+    r"""Classifies the frames of one stream, and routes only some of them.
 
-    A decision runs the model as always; the frames after it go to the expert that answered last, alone: without the
-    stem, without the experts before it, and (in a cascade) without their share in the answer.
+    A routed frame runs the model as usual. The frames after it run only the expert that ran last: without the stem,
+    without the experts before it, and (in a cascade) without their share of the mixture.
 
     Args:
-        model: what decides and answers.
-        interval: frames from one decision to the next; None: only a change of the scene asks for one.
-        scene_change: decide anew when 0.2 x pixel difference + 0.8 x histogram difference between this frame and the
-            one that was decided on exceeds this, 0 to 1 (PERTINENCE uses 0.016); None: the scene is not looked at.
-        operating_point: default: the model's, at each decision.
+        model: the model that routes and answers.
+        interval: frames from one decision to the next; None: only a change of the scene causes one.
+        scene_change: route again when 0.2 x pixel difference + 0.8 x histogram difference between this frame and the
+            last routed one exceeds this, 0 to 1 (PERTINENCE uses 0.016); None: scenes are not compared.
+        operating_point: name of the operating point; default: the model's, at each decision.
 
     Attributes:
-        frames, dispatches: how many frames there were, and how many of them were decided on.
-        gmacs: mean cost of a frame so far; comparing scenes is not counted, as preprocessing is not.
+        frames, dispatches: number of frames, and of routed frames.
+        gmacs: mean cost per frame so far; preprocessing and the comparison of scenes are not counted.
 
     Raises:
         PertinenceError: neither interval nor scene_change is given, or one of them is impossible.
@@ -73,7 +73,7 @@ class StreamDispatcher:
         operating_point: str | None = None,
     ):
         if interval is None and scene_change is None:
-            raise PertinenceError("give `interval`, `scene_change` or both: else there is never a second decision")
+            raise PertinenceError("give `interval`, `scene_change` or both: otherwise there is only one decision")
         if interval is not None and (not isinstance(interval, int) or interval < 1):
             raise PertinenceError(f"interval must be a whole number of frames, at least 1, got {interval!r}")
         if scene_change is not None and not 0 <= scene_change <= 1:
@@ -85,7 +85,7 @@ class StreamDispatcher:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the stream: what comes next is the first frame of another."""
+        """Start a new stream with the next frame."""
         self.frames = self.dispatches = 0
         self._total_gmacs = 0.0
         self._expert: int | None = None
@@ -97,12 +97,12 @@ class StreamDispatcher:
         return self._total_gmacs / max(self.frames, 1)
 
     def __call__(self, frames: Iterable[Any]) -> Iterator[FrameAnswer]:
-        """Answers to frames, one by one as they come; each is anything that [`PertinenceImageProcessor`] takes."""
+        """Classify frames one by one; each may be any input of [`PertinenceImageProcessor`]."""
         for frame in frames:
             yield self.update(frame)
 
     def update(self, frame: Any) -> FrameAnswer:
-        """The answer to the next frame."""
+        """Classify the next frame."""
         image = decode_image(frame)
         scene = None if self.scene_change is None else Scene.of(image)
         change = None if scene is None or self._scene is None else scene.change_since(self._scene)
@@ -124,28 +124,28 @@ class StreamDispatcher:
         share = 100 * self.dispatches / max(self.frames, 1)
         return (
             f"StreamDispatcher: {self.dispatches} decisions on {self.frames} frames ({share:.1f} %), "
-            f"{self.gmacs:.4g} GMACs a frame"
+            f"{self.gmacs:.4g} GMACs per frame"
         )
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a frame is compared by: its pixels, and the share of each brightness in each channel, (3, bins)."""
+    """Features for comparing frames: pixels, and the brightness histogram of each channel, (3, bins)."""
 
     pixels: torch.Tensor
     histogram: torch.Tensor
 
     @classmethod
     def of(cls, image: torch.Tensor) -> Scene:
-        """Of a uint8 image (3, H, W)."""
+        """Compute the features of a uint8 image (3, H, W)."""
         bins = image.flatten(1).div(256 // HISTOGRAM_BINS, rounding_mode="floor").long()
         bins += torch.arange(3, device=image.device).unsqueeze(1) * HISTOGRAM_BINS
         counts = torch.bincount(bins.flatten(), minlength=3 * HISTOGRAM_BINS).view(3, HISTOGRAM_BINS)
         return cls(image, counts / bins.shape[1])
 
     def change_since(self, other: Scene) -> float:
-        """0.2 x mean absolute difference of pixels + 0.8 x differing share of the histograms, 0 to 1; 1 where the
-        frames have different sizes."""
+        """0.2 x mean absolute difference of pixels + 0.8 x differing share of the histograms, 0 to 1; 1 if the frames
+        have different sizes."""
         if self.pixels.shape != other.pixels.shape:
             return 1.0
         pixels = (self.pixels.float() - other.pixels.float()).abs().mean() / 255
