@@ -1,1 +1,1 @@
-"""What a front is worth beside baselines, and what can be promised of it. May import `models` and what lies below."""
+"""Evaluation of a front against baselines, and guarantees for it. May import `models` and what lies below it."""

@@ -1,4 +1,4 @@
-"""Settings: what is timed."""
+"""Settings of the benchmark."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from ..utils.settings import setting
 
 @dataclass
 class BenchmarkArguments(RuntimeArguments):
-    """What is timed."""
+    """What to time, and how."""
 
-    batch_size: list[int] = setting([1, 32, 256], "Images of a call, one or several.", group="hardware", least=1)  # type: ignore[assignment]
-    rounds: int = setting(5, "How often each is timed; the median counts.", group="hardware", least=1)
+    batch_size: list[int] = setting([1, 32, 256], "Images per call; one or several values.", group="hardware", least=1)  # type: ignore[assignment]
+    rounds: int = setting(
+        5, "Number of timings of each point, of which the median is stored.", group="hardware", least=1
+    )
     operating_point: str | None = setting(None, "Time only the point of this name.", group="output")
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
-"""Baselines: what a front must be compared with, fitted to the same search images, and stored beside the model.
+"""Baselines to compare a front with, fitted to the same search images and stored beside the model.
 
-The experts alone, random mixes of them and the oracle need no fit: every report has them (see `report`).
+The single experts, random routing among them and the oracle need no fit: every report contains them (see `report`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .candidates import Candidate, load_candidates
 
 @dataclass(frozen=True)
 class BaselineProblem:
-    """What baselines are fitted to.
+    """The data and tools for fitting baselines.
 
     Attributes:
-        predictions: of all search images.
-        statics: every expert alone, by rising cost, on the images that the search judges on.
-        recipes: those of the search, prepared (see `search.recipes.base.Recipe`).
-        mixing: whether answers mix the experts that have run.
-        num_whole: experts of the pool, without smaller variants of others.
-        evolve: tunes a recipe by the genetic algorithm of the search, and gives what nothing evaluated dominates.
+        predictions: predictions for all search images.
+        statics: single experts by rising cost, with their figures on the images that the search evaluates on.
+        recipes: prepared recipes of the search (see `search.recipes.base.Recipe`).
+        mixing: whether answers mix the outputs of the experts that have run.
+        num_whole: number of experts of the pool without variants of others.
+        evolve: tunes a recipe with the genetic algorithm of the search, and returns its Pareto front.
     """
 
     predictions: Predictions
@@ -47,13 +47,13 @@ class Baseline(Protocol):
     """A baseline.
 
     Attributes:
-        name: by which it is registered.
+        name: the name that it is registered by.
     """
 
     name: str
 
     def fit(self, problem: BaselineProblem) -> Mapping[str, Sequence[Candidate]]:
-        """Candidates that do not dominate each other, by rising cost, under the name of each series of a report."""
+        """Fit candidates that do not dominate each other, by rising cost; the keys name series of the report."""
         ...
 
 
@@ -61,19 +61,19 @@ BASELINES: Registry[Baseline] = Registry("baseline", asked=("fit",))
 
 
 def register_baseline(baseline: Baseline) -> Baseline:
-    """Have each search fit a baseline, and each report show it.
+    """Register a baseline, which every search then fits and every report shows.
 
     Args:
-        baseline: an object that meets the protocol `pertinence.evaluation.baselines.Baseline`.
+        baseline: an object that implements the protocol `pertinence.evaluation.baselines.Baseline`.
 
     Raises:
-        PertinenceError: it has no name, or lacks something.
+        PertinenceError: it has no valid name, or lacks an attribute.
     """
     return BASELINES.register(getattr(baseline, "name", None), baseline)
 
 
 def fit_baselines(problem: BaselineProblem) -> dict[str, list[Candidate]]:
-    """The candidates of all baselines that are registered, by the name of their series."""
+    """Fit all registered baselines; returns candidates by name of the series."""
     fitted: dict[str, list[Candidate]] = {}
     for name in BASELINES.names:
         for series, candidates in BASELINES.get(name).fit(problem).items():
@@ -90,13 +90,13 @@ def load_baselines(
     token: str | bool | None = None,
     revision: str | None = None,
 ) -> dict[str, tuple[list[Candidate], int]]:
-    """The baselines that were tuned when a model was searched; none where they are not stored with it.
+    """Load the baselines that were tuned in the search of a model; empty if none are stored with it.
 
     Args:
         model_path: folder or Hub id.
         num_experts: size of the model's pool.
-        feature_sizes: width of the pooled features of each expert by its index, and of the `STEM`.
-        token, revision: of the Hub.
+        feature_sizes: width of the pooled features of each expert by pool index, and of the `STEM`.
+        token, revision: Hub token, and branch, tag or commit.
 
     Raises:
         PertinenceError: the file is damaged, or belongs to another model.

@@ -1,7 +1,7 @@
-"""Chooses the cheapest operating point whose loss against the largest expert is below a limit, with confidence.
+"""Calibration: the cheapest operating point whose loss against the largest expert is below a limit, with confidence.
 
-Learn then Test (Angelopoulos, Bates, Candès, Jordan and Lei 2021, arXiv 2110.01052): each operating point is a
-hypothesis, "it loses at least the limit", and those that images of their own refute are promised together.
+Learn then Test (Angelopoulos, Bates, Candès, Jordan and Lei 2021, arXiv 2110.01052): each operating point has a null
+hypothesis, "it loses at least the limit". Points whose hypothesis is rejected on separate images are guaranteed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 MAX_CONFIDENCE = 0.999
 EXCHANGEABLE = "images to come are like the calibration images (exchangeable with them)"
 LABELS_RIGHT = "the labels of the calibration images are right"
-CHOSEN_BEFORE = "limit and confidence were chosen before these images were looked at, which serve nothing else"
+CHOSEN_BEFORE = "limit and confidence were chosen before these images were used, which serve no other purpose"
 AS_CALIBRATED = "the model runs as it was calibrated: these experts, {dtype}, {preprocessing} preprocessing"
 SCORES_CUT = "scores were cut to the largest, so that answers of points that decide or mix are approximate"
 
@@ -48,20 +48,21 @@ def calibrate(
     expert_paths: dict[str, str] | None = None,
     revision: str | None = None,
 ) -> Guarantee:
-    """Promise of the cheapest operating point that can be promised; `store_guarantee` keeps it.
+    """Guarantee the cheapest operating point that qualifies; `store_guarantee` stores the result.
 
     Args:
-        model: folder or Hub id, or a loaded model, which is taken as it is.
-        data: which images, or where they are; none that the search or its report has seen.
-        args: how experts are run; `trust_remote_code` for those that bring code.
-        max_accuracy_loss: accuracy (0 to 1) that may be lost against the largest expert; of a model that was searched
-            without labels, agreement with it.
-        confidence: probability, over draws of the images, with which the promise is kept.
-        expert_paths: where local experts have moved to, folder by expert name.
+        model: folder or Hub id, or a loaded model, which is used as it is.
+        data: calibration images, or where to load them; the search and its report must not have used them.
+        args: how experts run; `trust_remote_code` for those that come with code.
+        max_accuracy_loss: accuracy (0 to 1) that may be lost against the largest expert; for a model that was searched
+            without labels, loss of agreement with it.
+        confidence: probability, over draws of the images, that the guarantee holds.
+        expert_paths: new folders of local experts that have moved, by expert name.
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        PertinenceError: no point qualifies, with about how many images would be needed; or the images were seen.
+        PertinenceError: no point qualifies (the message estimates how many images would be needed); or the search has
+            seen the images.
     """
     if not 0 < max_accuracy_loss < 1:
         raise PertinenceError(f"max_accuracy_loss must lie between 0 and 1, got {max_accuracy_loss}")
@@ -122,25 +123,25 @@ def _warn_of_second_try(previous: Guarantee | None, fingerprint: str, limit: flo
     ):
         logger.warning(
             f"These images have calibrated this model before, to {100 * previous.max_accuracy_loss:g} points with "
-            f"{100 * previous.confidence:g} % confidence: of what is tried on the same images only the first is "
-            "promised."
+            f"{100 * previous.confidence:g} % confidence: only the first calibration on the same images is guaranteed."
         )
 
 
 def _assumptions(
     model: PertinenceForImageClassification, predictions: Predictions, approximate: bool
 ) -> tuple[str, ...]:
-    """What a promise rests on, in words."""
+    """The assumptions of a guarantee, as sentences."""
     assumptions = [EXCHANGEABLE, LABELS_RIGHT] if predictions.measure == ACCURACY else [EXCHANGEABLE]
     if predictions.skipped:
-        assumptions.append(f"images that cannot be decoded are none of them; {len(predictions.skipped)} were left out")
+        assumptions.append(f"images that cannot be decoded do not count; {len(predictions.skipped)} were left out")
     dtype = str(model.dtype).removeprefix("torch.")
     assumptions += [CHOSEN_BEFORE, AS_CALIBRATED.format(dtype=dtype, preprocessing=model.config.preprocessing)]
     return (*assumptions, SCORES_CUT) if approximate else tuple(assumptions)
 
 
 def by_falling_cost(front: Front) -> list[OperatingPoint]:
-    """Operating points from the most expensive down, by what the search knew: fixed before any image is seen."""
+    """Operating points from the most expensive down, by the estimates of the search, so that calibration images do not
+    affect the order."""
     points = list(front)
     if all(point.select is not None for point in points):
         points.sort(key=lambda point: (point.select.cost, point.select.accuracy))
@@ -150,19 +151,19 @@ def by_falling_cost(front: Front) -> list[OperatingPoint]:
 def fixed_sequence(
     counts: Iterable[tuple[str, int, int]], samples: int, limit: float, confidence: float
 ) -> tuple[Comparison, ...]:
-    """Test hypotheses one after the other, each at the full level, up to the first that is not refuted.
+    """Fixed sequence testing: test hypotheses in order, each at the full level, up to the first that is not rejected.
 
-    The first true hypothesis of the order is refuted with a probability of at most 1 - confidence, and unless it is
-    nothing after it is tested: so this bounds the probability of any wrong promise (fixed sequence testing).
+    The first true hypothesis in the order is rejected with probability at most 1 - confidence, and unless it is
+    rejected, nothing after it is tested. So the probability of any wrong rejection has the same bound.
 
     Args:
-        counts: name, losses and wins of each point, in an order that the images did not choose.
+        counts: name, losses and wins of each point, in an order that does not depend on the images.
         samples: number of images.
-        limit: of the loss.
-        confidence: of all promises together.
+        limit: limit of the loss.
+        confidence: joint confidence of all guarantees.
 
     Returns:
-        All that were tested: only the last may not have been refuted.
+        The tested points; only the hypothesis of the last may not have been rejected.
     """
     tested = []
     for name, losses, wins in counts:
@@ -175,10 +176,11 @@ def fixed_sequence(
 def check_unseen(
     source: str | os.PathLike | None, images: LabelledImages, token: str | None = None, revision: str | None = None
 ) -> tuple[float | None, torch.Tensor]:
-    """Refuse images that the search of a model, or its report, has seen; a trace of them is left out.
+    """Refuse images that the search of a model or its report has seen; a small share of them is only left out.
 
     Returns:
-        Share of the images that are left out, None where the model does not say which it saw; and the rows that stay.
+        The share of images left out, or None if the model does not record the images of its search; and the rows that
+        remain.
     """
     seen = None if source is None else SeenImages.load(source, token, revision)
     everything = torch.arange(len(images))
@@ -188,7 +190,7 @@ def check_unseen(
         )
         return None, everything
     shared, rows = seen.shared(images), seen.unseen(images)
-    # Where not every image is hashed nobody knows which to leave out.
+    # Unless every image is hashed, it is unknown which ones to leave out.
     if shared > TOLERATED_SHARED or (rows is None and shared > 0):
         raise PertinenceError(
             f"about {max(1, round(shared * len(images)))} of the {len(images)} calibration images took part in the "
@@ -198,7 +200,7 @@ def check_unseen(
 
 
 def store_guarantee(folder: str | os.PathLike, guarantee: Guarantee) -> None:
-    """Note a guarantee in the config.json of a saved model, and make its operating point the default.
+    """Store a guarantee in the config.json of a saved model, and make its operating point the default.
 
     Raises:
         PertinenceError: the model is not in a local folder.
@@ -210,10 +212,10 @@ def store_guarantee(folder: str | os.PathLike, guarantee: Guarantee) -> None:
 
 
 def _shortfall(tested: Comparison, samples: int, limit: float, confidence: float) -> str:
-    """Why a point does not qualify, and what would help."""
+    """Explain why a point does not qualify, and what would help."""
     loss = 100 * (tested.losses - tested.wins) / samples
     what = f"the most expensive, {tested.operating_point!r}, loses {loss:.2f} points on {samples} images"
     needed = images_needed(tested.losses, tested.wins, samples, limit, confidence)
     if needed is None:
-        return f"{what}, which is not below the limit; more images alone would not do, so allow a larger loss"
-    return f"{what} (p-value {tested.p_value:.3f}); if that goes on, about {needed:,} images would be needed"
+        return f"{what}, which is not below the limit; more images alone would not help, so allow a larger loss"
+    return f"{what} (p-value {tested.p_value:.3f}); at this rate about {needed:,} images would be needed"

@@ -1,4 +1,4 @@
-"""Candidates for the front: trained dispatchers with what the search knows of them, in memory and in files."""
+"""Candidates for the front: trained dispatchers with their estimates from the search, in memory and in files."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Candidate:
     """A trained dispatcher that may become an operating point.
 
     Attributes:
-        point: without a name, with its figures on the search images (`select`).
-        heads: the very weights that those figures belong to.
+        point: operating point without a name, with its figures on the search images (`select`).
+        heads: the heads that those figures belong to.
         versus_largest: mean difference of accuracy to the largest expert on the same images, and its standard error.
     """
 
@@ -42,19 +42,19 @@ class Candidate:
     def measured(
         cls, point: OperatingPoint, heads: tuple[Head, ...], predictions: Predictions, largest: Outcome
     ) -> Candidate:
-        """What an operating point gives, by the code that the model runs.
+        """Measure an operating point with the code that the model runs.
 
         Args:
-            point: unnamed.
+            point: operating point without a name.
             heads: one for each of its decisions.
-            predictions: of the images to judge on.
-            largest: what the largest expert gives on the same images, the last of `outcomes.evaluate_experts`.
+            predictions: predictions for the images to evaluate on.
+            largest: outcome of the largest expert on the same images, the last of `outcomes.evaluate_experts`.
         """
         outcome = evaluate_point(point, heads, predictions)
         return cls(replace(point, select=outcome.figures), heads, outcome.versus(largest))
 
     def check(self, num_experts: int, feature_sizes: Mapping[int, int]) -> None:
-        """Raise `ValueError` where this cannot be a dispatcher of a pool of `num_experts` that was measured."""
+        """Raise `ValueError` unless this can be a measured dispatcher of a pool of `num_experts`."""
         replace(self.point, name="candidate").validate(num_experts)
         kinds = [EVIDENCE.require(stage.evidence, "a baseline") for stage in self.point.decisions]
         shapes = [
@@ -78,7 +78,7 @@ class Candidate:
 
 
 class Archive:
-    """The candidates that no other that was added dominates, by rising cost; of equal ones the first."""
+    """The Pareto front of all candidates that were added, by rising cost; of equal ones the first."""
 
     def __init__(self, candidates: Iterable[Candidate] = ()):
         self.candidates: list[Candidate] = []
@@ -90,7 +90,8 @@ class Archive:
         self.candidates = [merged[index] for index in kept]
 
     def improvements(self, costs: np.ndarray, accuracy: np.ndarray) -> list[int]:
-        """Which of some points would enter: those that neither each other nor the archive dominates or equals."""
+        """Indices of the points that would enter: those that neither the archive nor another point dominates or
+        equals."""
         known_costs = np.array([c.cost for c in self.candidates])
         known_accuracy = np.array([-math.inf, *(c.accuracy for c in self.candidates)])
         best = known_accuracy[np.searchsorted(known_costs, costs, side="right")]
@@ -98,7 +99,7 @@ class Archive:
 
 
 def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state: Any = None) -> None:
-    """Write groups of candidates, and anything that JSON can hold, to one safetensors file; whole or not at all."""
+    """Write groups of candidates, and a JSON value, to one safetensors file, atomically."""
     weights, entries = [torch.zeros(0)], {}
     for name, candidates in groups.items():
         entries[name] = [
@@ -121,12 +122,12 @@ def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state
 
 
 def _count(statistics: bool | int) -> int:
-    """How many statistics a head has; files of the first edition say only whether there are those of "mix"."""
+    """How many statistics a head has; old files store only whether it has those of "mix"."""
     return MIX.num_statistics if statistics is True else statistics
 
 
 def load_candidates(path: Path, parse: Callable[[str], Any] = json.loads) -> tuple[dict[str, list[Candidate]], Any]:
-    """What `save_candidates` wrote: the groups, and the rest; `parse` reads its JSON."""
+    """Read what `save_candidates` wrote: the groups, and the JSON value, parsed by `parse`."""
     with safe_open(path, framework="pt") as file:
         stored, weights = parse(file.get_tensor("json").numpy().tobytes().decode()), file.get_tensor("heads")
     at = 0

@@ -1,4 +1,4 @@
-"""Measures a saved model, and the baselines that its search tuned, on other images."""
+"""Evaluation of a saved model, and of the baselines that its search tuned, on other images."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def evaluate_model(
     """Measure a model on images of a split: all its operating points, or one.
 
     Args:
-        model: folder or Hub id, or a loaded model, which is taken as it is.
-        data: which images, or where they are; they must be none that the search has seen.
-        args: how experts are run; `trust_remote_code` for those that bring code.
+        model: folder or Hub id, or a loaded model, which is used as it is.
+        data: images, or where to load them; the search must not have used them.
+        args: how experts run; `trust_remote_code` for those that come with code.
         operating_point: measure only the point of this name.
-        expert_paths: where local experts have moved to, folder by expert name.
+        expert_paths: new folders of local experts that have moved, by expert name.
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        PertinenceError: there is no model, its experts or the images cannot be loaded, or do not fit together.
+        PertinenceError: there is no model, its experts or the images cannot be loaded, or they do not fit together.
     """
     args = args or RuntimeArguments()
     source, model = source_of(model), open_model(model, args, expert_paths, revision)
@@ -86,7 +86,7 @@ def evaluate_model(
 
 
 def source_of(model: ModelSource) -> str | os.PathLike | None:
-    """Where that lies which a search left beside a model; None for one that was not loaded from anywhere."""
+    """The folder or Hub id with the files of a model's search; None if the model was not loaded from anywhere."""
     if not isinstance(model, PertinenceForImageClassification):
         return model
     name = model.name_or_path
@@ -99,7 +99,7 @@ def open_model(
     expert_paths: dict[str, str] | None = None,
     revision: str | None = None,
 ) -> PertinenceForImageClassification:
-    """Load a saved model and its experts; `args` say how, as in `evaluate_model`."""
+    """Load a saved model and its experts, as `args` say; see `evaluate_model`."""
     if isinstance(model, PertinenceForImageClassification):
         return model
     if find_table_record(model) is not None:
@@ -121,7 +121,7 @@ def open_model(
 def open_images(
     model: PertinenceForImageClassification, data: ImageSource, token: str | None = None
 ) -> LabelledImages:
-    """Load images to measure a model on; their labels are needed, and checked, unless it was searched without any."""
+    """Load images to measure a model on; labels are required, and checked, unless it was searched without labels."""
     needs_labels = not _agrees(model)
     if isinstance(data, DataArguments):
         images = load_images(data, token, needs_labels)
@@ -137,13 +137,13 @@ def predict_images(
     args: RuntimeArguments,
     points: Sequence[OperatingPoint] | None = None,
 ) -> Predictions:
-    """What every expert of a model says about images, with the measure and the costs of its search.
+    """Predictions of every expert of a model, with the measure and the costs of its search.
 
     Args:
-        model: with its experts.
+        model: a model with its experts.
         images: see `open_images`.
-        args: how experts are run.
-        points: those that are to be measured; default: all of the model's.
+        args: how experts run.
+        points: operating points to measure; default: all of the model's.
     """
     objective = next((point.select.objective for point in model.front if point.select is not None), GMACS)
     COSTS.require(objective, "the cost of this model's search")

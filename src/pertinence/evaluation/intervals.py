@@ -1,4 +1,4 @@
-"""Numbers about fronts and samples: dominance, hulls, hypervolume, intervals, AUROC. No torch model here."""
+"""Statistics of fronts and samples: dominance, hulls, hypervolume, intervals, AUROC; on arrays, without models."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Difference:
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share of `count` images: the shares that would give this one at a distance of at most 1.96 of
-    their standard errors (Wilson 1927), so that it has a width also where all or none are right."""
+    """95 % Wilson interval of a share of `count` images (Wilson 1927), which has a width even if all or none are
+    right."""
     share, z2 = min(max(share, 0.0), 1.0), norm.ppf((1 + LEVEL) / 2) ** 2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
-    # Rounding aside it holds the share.
+    # Rounding must not exclude the share itself.
     return float(max(min(middle - half, share), 0.0)), float(min(max(middle + half, share), 1.0))
 
 
@@ -40,7 +40,7 @@ def paired_difference(wins: int, losses: int, count: int) -> tuple[float, float]
     """Mean difference of accuracy on the same images and its standard error.
 
     Args:
-        wins, losses: images that only the one, and only the other gets right.
+        wins, losses: number of images that only the first, and that only the second gets right.
         count: number of images.
     """
     mean = (wins - losses) / count
@@ -50,17 +50,18 @@ def paired_difference(wins: int, losses: int, count: int) -> tuple[float, float]
 def bootstrap_differences(
     right: np.ndarray, cost: np.ndarray, experts: np.ndarray, expert_costs: Sequence[float], seed: int = 0
 ) -> tuple[Difference, Difference]:
-    """How much better an operating point is than the largest expert, and than a random mix of experts at its cost.
+    """Differences of accuracy between an operating point and the largest expert, and random routing at its cost.
 
-    Images are resampled, and with them everything that is computed from them: the point's accuracy and cost, the
-    experts' accuracies and so the mix. Images of the same outcome are drawn together (multinomially).
+    The bootstrap resamples images, and with them everything that is computed from them: accuracy and cost of the
+    point, accuracies of the experts, and so the random routing. Images of the same outcome are drawn together
+    (multinomially).
 
     Args:
         right: bool (n,), whether the point is right.
-        cost: float (n,), what an image costs.
+        cost: float (n,), cost of each image at the point.
         experts: bool (n, N), whether each expert is right.
-        expert_costs: of one image.
-        seed: fixes the draws.
+        expert_costs: cost of one image for each expert.
+        seed: random seed.
     """
     count = len(right)
     outcomes = pd.DataFrame(np.column_stack([right, experts, cost])).value_counts(sort=False)
@@ -73,13 +74,13 @@ def bootstrap_differences(
 
 
 def _difference(values: np.ndarray) -> Difference:
-    """The first value is that of the images as they are, the others are resampled."""
+    """Summarise values, the first of which is that of the original images, the others of resampled ones."""
     low, high = np.quantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Difference(float(values[0]), float(values[1:].std()), (float(low), float(high)))
 
 
 def non_dominated(costs: Sequence[float], accuracy: Sequence[float]) -> list[int]:
-    """Indices of the points that nothing dominates, by rising cost; of equal ones the first."""
+    """Indices of the points on the Pareto front, by rising cost; of equal points the first."""
     order = np.lexsort((np.arange(len(costs)), -np.asarray(accuracy, dtype=float), np.asarray(costs, dtype=float)))
     best, front = -math.inf, []
     for index in order.tolist():
@@ -90,21 +91,21 @@ def non_dominated(costs: Sequence[float], accuracy: Sequence[float]) -> list[int
 
 
 def random_mix_hull(costs: ArrayLike, accuracy: ArrayLike, at: ArrayLike) -> np.ndarray:
-    """Accuracy that a coin flip between two experts has at a mean cost: the upper hull of the static experts.
+    """Accuracy of random routing between two experts at a mean cost: the upper convex hull of the static models.
 
-    Below the cheapest expert's cost it is that expert's; above the best one's it stays.
+    Below the cost of the cheapest expert it is the accuracy of that expert; above the cost of the best it is constant.
 
     Args:
-        costs: (N,) of the experts.
-        accuracy: (..., N) of the experts.
-        at: (...), costs.
+        costs: (N,), costs of the experts.
+        accuracy: (..., N), accuracies of the experts.
+        at: (...), mean costs.
 
     Returns:
         float64 (...).
     """
     x, y = np.asarray(costs, dtype=float), np.asarray(accuracy, dtype=float)
     budget = np.maximum(np.asarray(at, dtype=float), x.min())
-    # The hull is the highest of all experts that are cheap enough and of all chords that span the cost.
+    # The hull is the maximum over all experts that are cheap enough and all chords that span the cost.
     best = np.where(x <= budget[..., None], y, -np.inf).max(-1)
     for i, j in itertools.permutations(range(len(x)), 2):
         if x[i] < x[j]:
@@ -115,8 +116,7 @@ def random_mix_hull(costs: ArrayLike, accuracy: ArrayLike, at: ArrayLike) -> np.
 
 
 def hypervolume(costs: Sequence[float], accuracy: Sequence[float], reference: tuple[float, float]) -> float:
-    """Area that points dominate, above and to the left of a reference (cost, accuracy), in units of the reference's
-    cost."""
+    """Area dominated by points, relative to a reference (cost, accuracy), in units of the reference's cost."""
     limit, floor = reference
     area, best, previous = 0.0, floor, None
     for index in non_dominated(costs, accuracy):
@@ -129,20 +129,21 @@ def hypervolume(costs: Sequence[float], accuracy: Sequence[float], reference: tu
 
 
 def hull_hypervolume(costs: Sequence[float], accuracy: Sequence[float], reference: tuple[float, float]) -> float:
-    """`hypervolume` of all random mixes of experts."""
+    """`hypervolume` of random routing among experts."""
     limit, floor = reference
     at = np.unique(np.clip([*costs, limit], None, limit))
     height = random_mix_hull(costs, accuracy, at) - floor
     below = np.flatnonzero((height[:-1] < 0) & (height[1:] > 0))
     crossing = at[below] - height[below] * (at[below + 1] - at[below]) / (height[below + 1] - height[below])
-    # The hull has corners at the experts and starts to count where it crosses the floor: the trapezoid rule is exact.
+    # The hull is piecewise linear, with corners at the experts and at the crossing of the reference accuracy, so the
+    # trapezoid rule is exact.
     at, height = np.append(at, crossing), np.append(height, np.zeros(len(crossing)))
     order = np.argsort(at, kind="stable")
     return float(np.trapezoid(np.maximum(height[order], 0.0), at[order]) / limit)
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Probability that a positive has the larger score than a negative; None where there are only the one kind."""
+    """Probability that a positive has a larger score than a negative; None unless there are both."""
     positives = int(positive.sum())
     negatives = len(positive) - positives
     if not positives or not negatives:

@@ -1,4 +1,4 @@
-"""Measured latency of operating points: per device and batch size, on real images, noted beside their GMACs."""
+"""Measured latency of operating points by device and batch size, stored with their figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .evaluate import open_model
 
 
 TIMED_IMAGES = 128
-"""Images that a round goes through where batches are smaller: each takes a way of its own through the experts."""
+"""Least number of images per round, even with smaller batches, as images are routed differently."""
 
 
 def benchmark(
@@ -39,9 +39,9 @@ def benchmark(
 
     Args:
         model_path: folder or Hub id.
-        data: images to time on, from evenly spaced rows; without a data set they are synthetic.
+        data: images to time on, of which evenly spaced rows are used; without a data set images are synthetic.
         args: device, dtype, batch sizes, rounds.
-        expert_paths: where local experts have moved to, folder by expert name.
+        expert_paths: new folders of local experts that have moved, by expert name.
         revision: branch, tag or commit on the Hub.
 
     Returns:
@@ -84,7 +84,7 @@ def time_points(
     rounds: int,
     on_round: Callable[[], object] = lambda: None,
 ) -> list[dict[int, list[float]]]:
-    """Seconds of an image at each point, by batch size, round by round.
+    """Measure seconds per image at each point, by batch size, for each round.
 
     Points take turns within a round, so that a machine that slows down slows all of them.
     """
@@ -93,7 +93,7 @@ def time_points(
         used = images[: max(size, TIMED_IMAGES // size * size)]
         batches = [used[start : start + size] for start in range(0, len(used), size)]
         for point in points:
-            model(batches[0], operating_point=point.name)  # buffers and kernels are made in the first call
+            model(batches[0], operating_point=point.name)  # the first call makes buffers and kernels
         for _ in range(rounds):
             for point, by_size in zip(points, seconds, strict=True):
                 _wait_for(model.device)
@@ -107,13 +107,13 @@ def time_points(
 
 
 def synthetic_images(count: int, size: tuple[int, int]) -> list[torch.Tensor]:
-    """Smooth coloured patterns of a size: uint8 (3, H, W), always the same."""
+    """Smooth coloured patterns, uint8 (3, H, W), the same on every call."""
     coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     return list((torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1) * 255).to(torch.uint8))
 
 
 def store_latency(folder: str | os.PathLike, points: Sequence[OperatingPoint]) -> None:
-    """Note measured latencies in the config.json of a saved model; raises `PertinenceError` where it is no folder."""
+    """Store measured latencies in the config.json of a saved model; raises `PertinenceError` unless it is a folder."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise PertinenceError(f"{folder} is not a local folder, so nothing can be stored there: download it first")
@@ -121,7 +121,7 @@ def store_latency(folder: str | os.PathLike, points: Sequence[OperatingPoint]) -
 
 
 def latency_table(points: Sequence[OperatingPoint]) -> str:
-    """Milliseconds of an image at each point, with the quartiles of the rounds."""
+    """A table of the milliseconds per image at each point, with the quartiles of the rounds."""
     settings = list(dict.fromkeys((entry.device, entry.batch_size) for point in points for entry in point.latency))
     header = ["operating point", "GMACs", *(f"{device}, batch {size}" for device, size in settings)]
     rows = []
@@ -136,6 +136,6 @@ def latency_table(points: Sequence[OperatingPoint]) -> str:
 
 
 def _wait_for(device: torch.device) -> None:
-    """Until an accelerator has done what it was given."""
+    """Wait until an accelerator has finished all queued work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

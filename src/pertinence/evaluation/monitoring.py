@@ -1,4 +1,4 @@
-"""`RoutingMonitor`: notices that the images which a model gets are no longer like those that it was measured on."""
+"""`RoutingMonitor`: detects, without labels, that images are no longer like those that a model was measured on."""
 
 from __future__ import annotations
 
@@ -15,47 +15,48 @@ from ..utils.errors import PertinenceError
 
 
 BETA_PARAMETERS = (0.5, 0.7, 0.86, 1.0, 1.16, 1.42, 2.0)
-"""Bets are on p-values that follow Beta(a, b), for a and b among these: small ones, large ones, both or neither."""
+"""The bets assume p-values from Beta(a, b), for a and b among these: small ones, large ones, both or neither."""
 START_SCALE = 100
-"""A shift is expected after some hundred images: those after n images are bet on with 100 / (n + 100) of the stake."""
+"""A shift is expected after some hundred images: 100 / (n + 100) of the stake is left after n images."""
 AT_ONCE = 512
 
 
 class RoutingMonitor:
-    r"""Watches which experts answer, and how sure they are, against what was counted on the report images.
+    r"""Detects distribution shift: compares which experts answer, and how confidently, with the report images.
 
-    A sequential test with a guarantee: as long as images are exchangeable with the report images, the chance that it
-    ever alarms, however long it watches, is at most `false_alarm_rate` (over the draw of both).
+    This is a sequential test with a guarantee: as long as images are exchangeable with the report images, the
+    probability that it ever raises an alarm, however long it runs, is at most `false_alarm_rate` (over the draw of
+    both).
 
-    It is a conformal test martingale. An image falls into a cell, the expert that ran last and the bin of the largest
-    probability; later experts and lower confidence are stranger. Its p-value is its rank by strangeness, ties broken
-    at random, among the report images and all images seen since; of exchangeable images these are independent and
-    uniform, however few were counted (Vovk, Nouretdinov and Gammerman 2003, "Testing exchangeability on-line"). Bets
-    that p-values are not uniform but Beta(a, b), with a and b of a grid, start anew at every image (the mixture of
-    Shiryaev and Roberts, with weights that sum to one, as in Vovk et al. 2021, "Retrain or not retrain"). What a
-    stake of 1 has become is the evidence; that it ever reaches 1 / `false_alarm_rate` has at most that probability
-    (Ville's inequality).
+    It is a conformal test martingale. Each image falls into a cell, given by the expert that ran last and the bin of
+    the largest probability; later experts and lower confidence are stranger. The p-value of an image is its rank by
+    strangeness, with ties broken at random, among the report images and all images seen since. For exchangeable
+    images the p-values are independent and uniform, however few images were counted (Vovk, Nouretdinov and Gammerman
+    2003, "Testing exchangeability on-line"). Bets that the p-values are not uniform but Beta(a, b), with a and b from
+    a grid, start anew at every image (the mixture of Shiryaev and Roberts, with weights that sum to one, as in Vovk
+    et al. 2021, "Retrain or not retrain"). The evidence is the value of a stake of 1; the probability that it ever
+    reaches 1 / `false_alarm_rate` is at most `false_alarm_rate` (Ville's inequality).
 
-    Both directions are noticed, stranger images and images too easy. A shift after n quiet images is noticed later:
-    about 2 log(n / 100) more evidence is needed, on the log scale. As images are compared with those seen since, too,
-    a drift that creeps in over many more images than were reported on may pass for normal. Each operating point needs
-    a monitor of its own: make a new one after `set_budget`.
+    The test detects both directions: stranger images, and images that are too easy. A shift after n normal images is
+    detected later: about 2 log(n / 100) more evidence is needed, on the log scale. Since images are also compared with
+    those seen since the start, a slow drift, over many more images than the report had, may pass as normal. Each
+    operating point needs its own monitor: make a new one after `set_budget`.
 
     Args:
-        model: that answers.
-        operating_point: whose answers are watched; default: the model's.
-        false_alarm_rate: probability of an alarm on images like the report images, over any length of time.
-        reference: int64 (N, 32), `count_answers` of other images that are normal; default: the counts stored when the
-            model was searched (above 256 labels they are approximate, and so is the guarantee).
-        seed: of the random ranks among equals.
+        model: the model that answers.
+        operating_point: name of the monitored point; default: the model's.
+        false_alarm_rate: probability of ever raising an alarm on images like the report images.
+        reference: int64 (N, 32), `count_answers` of other normal images; default: the counts stored when the model was
+            searched (above 256 labels they are approximate, and so is the guarantee).
+        seed: random seed of the ranks among ties.
 
     Attributes:
-        images: how many were seen since the start or the last `reset`.
-        alarmed_after: how many had been seen at the alarm; None: no alarm.
-        log_evidence: natural log of the evidence against normal images now; alarm at `log_threshold`.
+        images: number of images since the start or the last `reset`.
+        alarmed_after: number of images at the alarm; None: no alarm.
+        log_evidence: natural log of the current evidence against normal images; the alarm is at `log_threshold`.
 
     Raises:
-        PertinenceError: nothing was counted for this operating point, or the rate is no probability.
+        PertinenceError: nothing was counted for this operating point, or the rate is not a probability.
 
     Examples:
         >>> monitor = RoutingMonitor(model, false_alarm_rate=0.01)
@@ -105,7 +106,7 @@ class RoutingMonitor:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the images seen and the alarm; what comes is a new test, with a false-alarm rate of its own."""
+        """Start a new test, with its own false-alarm rate: forget all images and the alarm."""
         self.images, self.log_evidence = 0, 0.0
         self.alarmed_after: int | None = None
         self._seen = np.zeros_like(self._reference)
@@ -118,7 +119,7 @@ class RoutingMonitor:
 
     @property
     def shares(self) -> np.ndarray:
-        """Share of the images seen that each expert answered last, float64 (N,)."""
+        """Share of the images on which each expert ran last, float64 (N,)."""
         return self._seen.sum(1) / max(self.images, 1)
 
     @property
@@ -128,7 +129,7 @@ class RoutingMonitor:
 
     @property
     def histogram(self) -> np.ndarray:
-        """Share of the images seen in each bin of confidence, rising (see `CONFIDENCE_EDGES`), float64 (32,)."""
+        """Share of the images in each bin of confidence, rising (see `CONFIDENCE_EDGES`), float64 (32,)."""
         return self._seen.sum(0) / max(self.images, 1)
 
     @property
@@ -137,16 +138,16 @@ class RoutingMonitor:
         return self._reference.sum(0) / self._reference.sum()
 
     def update(self, output: PertinenceOutput | Routing) -> bool:
-        """Take note of answers, in the order of the batch; batches of any sizes give the same.
+        """Add answers, in the order of the batch; the result does not depend on the batch size.
 
         Args:
-            output: what the model gave for the next images, at this monitor's operating point.
+            output: output of the model for the next images, at this monitor's operating point.
 
         Returns:
-            Whether there was an alarm, now or before.
+            Whether there has been an alarm, now or before.
 
         Raises:
-            PertinenceError: the answers are of another operating point, or incomplete.
+            PertinenceError: the output is from another operating point, or incomplete.
         """
         if output.logits is None or output.expert_indices is None:
             raise PertinenceError("the monitor needs logits and expert_indices: give it the output of the model")
@@ -176,8 +177,8 @@ class RoutingMonitor:
     def _bet(self, p_values: np.ndarray) -> np.ndarray:
         """Log of the evidence after each of n p-values, (n,).
 
-        The stake w_k is set on every bet at the k-th image and multiplied by each density b_n from then on, so that
-        together they are R_n = (R_(n-1) + w_n) b_n; what is not set yet stays as it is.
+        At the k-th image the stake w_k is put on every bet, and from then on multiplied by each density b_n, so that
+        all stakes together are R_n = (R_(n-1) + w_n) b_n; the rest of the stake stays unchanged.
         """
         p = np.clip(p_values, 1e-12, 1 - 1e-12)
         densities = np.stack([np.log(p), np.log1p(-p)], 1) @ self._powers + self._scales
@@ -206,15 +207,15 @@ class RoutingMonitor:
 
 
 def conformal_p_values(cells: np.ndarray, known: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Rank of each image by strangeness among those known and those before it: near 0 the strangest, near 1 the least.
+    """Rank of each image by strangeness among the reference and the images before it, from 0 (strangest) to 1.
 
     Args:
-        cells: int64 (n,), the strangeness of each image.
-        known: int64 (cells,), how many images are known of each strangeness.
-        uniform: float64 (n,) in [0, 1), ranks among equals.
+        cells: int64 (n,), strangeness of each image.
+        known: int64 (cells,), number of reference images of each strangeness.
+        uniform: float64 (n,) in [0, 1), ranks among ties.
 
     Returns:
-        float64 (n,); independent and uniform where all images are exchangeable.
+        float64 (n,); independent and uniform if all images are exchangeable.
     """
     before = np.tri(len(cells), k=-1, dtype=bool)
     stranger = (known[::-1].cumsum()[::-1] - known)[cells] + (before & (cells > cells[:, None])).sum(1)
@@ -223,7 +224,7 @@ def conformal_p_values(cells: np.ndarray, known: np.ndarray, uniform: np.ndarray
 
 
 def _median(histogram: np.ndarray) -> str:
-    """Where the bin of the median starts, as a probability."""
+    """Lower edge of the bin of the median, as a probability."""
     if not histogram.any():
         return ""
     middle = int(np.searchsorted(histogram.cumsum(), histogram.sum() / 2))

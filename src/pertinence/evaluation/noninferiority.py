@@ -1,4 +1,4 @@
-"""An exact test that one classifier is not much worse than another, on the same images."""
+"""An exact non-inferiority test: one classifier is not much worse than another on the same images."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from scipy.stats import beta, binom, norm
 
 
 DOUBT = 1e-4
-"""Probability that is spent on an interval for the nuisance parameter; part of every p-value."""
+"""Error probability of the interval for the nuisance parameter; a part of every p-value."""
 OUTSIDE = 1e-10
-"""Probability of the counts of wins on either side that are not summed over; counted in full."""
+"""Probability, on either side, of counts of wins that are not summed over; it is added in full."""
 FINENESS = 0.02
 """Width of a cell of the nuisance parameter, in standard deviations of its estimate."""
 
 
 @lru_cache(maxsize=65536)
 def noninferiority_p_value(losses: int, wins: int, count: int, limit: float) -> float:
-    """Exact p-value of the hypothesis that the loss of accuracy is at least `limit`.
+    """Exact p-value of the null hypothesis that the loss of accuracy is at least `limit`.
 
-    The loss is P(loss) - P(win), and nothing is known of how often the two disagree. Outcomes are ordered by a
-    statistic that is the clearer the rarer they do: z = (limit n - losses + wins) / sqrt(losses + wins + limit n / 2).
-    The p-value is the largest probability, of all distributions of the hypothesis, of a z at least as large as the
-    observed one: an unconditional exact test (Hsueh, Liu and Chen 2001, Biometrics 57:478). Why it holds for any n:
+    The loss is P(loss) - P(win); how often the two classifiers disagree is unknown. Outcomes are ordered by a
+    statistic that is larger the less they disagree: z = (limit n - losses + wins) / sqrt(losses + wins + limit n / 2).
+    The p-value is the largest probability, over all distributions of the hypothesis, of a z at least as large as the
+    observed one: an unconditional exact test (Hsueh, Liu and Chen 2001, Biometrics 57:478). It is valid for any n:
 
-    - z falls with each loss and rises with each win while it is positive (its derivative by wins has the sign of
-      3 losses + wins). So of all distributions with the same P(win) the worst has P(loss) = P(win) + limit, and
+    - While z is positive, it falls with each loss and rises with each win (its derivative by wins has the sign of
+      3 losses + wins). So among all distributions with the same P(win) the worst has P(loss) = P(win) + limit, and
       within a cell [low, high] of P(win) none is worse than P(loss) = low + limit, P(win) = high: a finite maximum
       over cells bounds the supremum.
-    - P(win) is searched only within its Clopper-Pearson interval, which it leaves with probability `DOUBT`, which is
-      added (Berger and Boos 1994, JASA 89:1012).
+    - P(win) is searched only within its Clopper-Pearson interval; the probability `DOUBT` that the interval misses it
+      is added (Berger and Boos 1994, JASA 89:1012).
 
-    Betting e-values (Waudby-Smith and Ramdas 2023) are simpler and allow peeking, which nobody needs here; a mixture
-    of 40 bets takes 2.5 times the images.
+    Betting e-values (Waudby-Smith and Ramdas 2023) are simpler and allow peeking, which is not needed here; a mixture
+    of 40 bets takes 2.5 times as many images.
 
     Args:
-        losses, wins: images that only the reference, and only the other gets right.
-        count: n, number of images.
+        losses, wins: number of images that only the reference, and that only the other classifier gets right.
+        count: number of images, n.
         limit: between 0 and 1.
 
     Returns:
-        At most 1; 1 where the observed loss is not below the limit.
+        At most 1; 1 if the observed loss is not below the limit.
     """
     allowance = limit * count
     lead = allowance - losses + wins
@@ -73,19 +73,19 @@ def _most_losses(z: float, wins: np.ndarray, allowance: float) -> np.ndarray:
 def images_needed(
     losses: int, wins: int, count: int, limit: float, confidence: float, power: float = 0.8
 ) -> int | None:
-    """About how many images show a loss below the limit, if the two go on to disagree as they did.
+    """Estimate how many images the test needs to pass with probability `power`, at the observed rates of disagreement.
 
-    By the normal distribution: the test passes with probability `power`.
+    The estimate uses the normal approximation.
 
     Args:
-        losses, wins: images that only the reference, and only the other got right.
-        count: of so many.
-        limit: of the loss.
-        confidence: of the test.
-        power: four in five by default.
+        losses, wins: number of images that only the reference, and that only the other classifier got right.
+        count: number of images.
+        limit: limit of the loss.
+        confidence: confidence of the test.
+        power: probability of passing.
 
     Returns:
-        Two significant digits, rounded up; None where the loss that was seen is not below the limit.
+        The number, rounded up to two significant digits; None if the observed loss is not below the limit.
     """
     lost, won = losses / count, wins / count
     gap = limit - (lost - won)
@@ -94,6 +94,6 @@ def images_needed(
     at_limit = math.sqrt(2 * won + limit - limit**2)
     as_seen = math.sqrt(max(lost + won - (lost - won) ** 2, 0.0))
     needed = ((norm.ppf(confidence) * at_limit + norm.ppf(power) * as_seen) / gap) ** 2
-    needed = max(needed, math.log(1 - confidence) / math.log1p(-limit))  # where nothing is ever lost
+    needed = max(needed, math.log(1 - confidence) / math.log1p(-limit))  # even without any losses
     unit = 10.0 ** max(math.floor(math.log10(needed)) - 1, 0)
     return int(math.ceil(needed / unit) * unit)

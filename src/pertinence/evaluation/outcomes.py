@@ -1,4 +1,4 @@
-"""What operating points, experts and the oracle do with images, on cached predictions, and what to warn of."""
+"""Outcomes of operating points, experts and the oracle on cached predictions, and warnings about experts."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .intervals import auroc, paired_difference, wilson_interval
 
 
 HARDLY = 0.1
-"""Share of the way from guessing to perfection that is hardly better than guessing."""
+"""Up to this share of the way from chance to perfection, an accuracy counts as hardly better than chance."""
 LEAK_Z = 4.0
 LEAK_CHEAPEST = 0.95
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of n images.
+    """The outcome of n images.
 
     Attributes:
-        correct: bool (n,).
+        correct: bool (n,), whether each answer is right.
         costs: float64 (n,), in the unit of the objective.
-        figures: their summary.
-        answers: int64 (N, 32), how many answers each expert gave last, by confidence; of operating points alone.
+        figures: summary of the outcome.
+        answers: int64 (N, 32), number of answers by expert that ran last and by confidence; only of operating points.
     """
 
     correct: torch.Tensor
@@ -41,7 +41,7 @@ class Outcome:
     answers: torch.Tensor | None = None
 
     def disagreements(self, other: Outcome) -> tuple[int, int]:
-        """Wins and losses: how many of the same images only this one, and only the other gets right."""
+        """Wins and losses: number of images that only this outcome, and that only the other gets right."""
         return (self.correct & ~other.correct).sum().item(), (~self.correct & other.correct).sum().item()
 
     def versus(self, other: Outcome) -> tuple[float, float]:
@@ -50,7 +50,7 @@ class Outcome:
 
 
 def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions) -> Outcome:
-    """Route images through an operating point on cached predictions, by the code that the model itself runs."""
+    """Route images through an operating point on cached predictions, with the code that the model itself runs."""
     correct, costs, answers = [], [], 0
     for chunk, routing in route_predictions(point, heads, predictions):
         correct.append(routing.logits.argmax(1) == chunk.target_columns)
@@ -68,7 +68,7 @@ def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Pr
 def route_predictions(
     point: OperatingPoint, heads: Sequence[Head], predictions: Predictions
 ) -> Iterator[tuple[Predictions, Routing]]:
-    """Route images through an operating point, part by part: yields some of the predictions and their `Routing`."""
+    """Route images through an operating point in parts; yields the predictions of each part and their `Routing`."""
     for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE):
         chunk = predictions.subset(rows)
         yield chunk, route(point, heads, chunk.outputs, len(chunk), predictions.costs, tail=predictions.tail)
@@ -81,7 +81,7 @@ def summarise(
     shares: torch.Tensor,
     approximate: bool = False,
 ) -> Outcome:
-    """The outcome of n images: right or wrong bool (n,), costs float64 (n,) by unit, share of each expert (N,)."""
+    """Summarise n images: correct, bool (n,); costs by unit, float64 (n,); share of each expert, (N,)."""
     accuracy = correct.sum().item() / len(correct)
     figures = Figures(
         accuracy,
@@ -97,20 +97,21 @@ def summarise(
 
 
 def evaluate_experts(predictions: Predictions) -> list[Outcome]:
-    """Each expert alone on every image."""
+    """Outcome of each expert alone on all images."""
     correct = predictions.correct()
     everywhere = torch.ones(len(correct), dtype=torch.int64)
     return [_evaluate_choice(predictions, correct, index * everywhere) for index in range(correct.shape[1])]
 
 
 def evaluate_oracle(predictions: Predictions) -> Outcome:
-    """The cheapest expert that is right, for images that none gets right the cheapest; its own cost is not counted."""
+    """Outcome of the oracle router: the cheapest right expert of each image, or the cheapest one if none is right; the
+    oracle itself costs nothing."""
     correct = predictions.correct()
     return _evaluate_choice(predictions, correct, correct.int().argmax(1))
 
 
 def _evaluate_choice(predictions: Predictions, correct: torch.Tensor, choice: torch.Tensor) -> Outcome:
-    """One expert answers each image: right answers bool (n, N), the expert int64 (n,)."""
+    """Outcome of running one expert on each image: correct, bool (n, N), and the chosen expert, int64 (n,)."""
     costs = {unit: torch.from_numpy(predictions.costs.alone(unit))[choice] for unit in predictions.costs.values}
     shares = torch.bincount(choice, minlength=correct.shape[1]) / len(choice)
     right = correct.gather(1, choice.unsqueeze(1)).squeeze(1)
@@ -118,14 +119,14 @@ def _evaluate_choice(predictions: Predictions, correct: torch.Tensor, choice: to
 
 
 def routing_auroc(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions) -> dict[int, float]:
-    """How well the decisions know when an expert will do: AUROC by expert, over the images that came to a decision.
+    """How well the decisions predict that an expert suffices: AUROC by expert, over the images that reach a decision.
 
-    An expert's score at a decision is that of its action minus the best other. Where all is decided at once every
-    allowed expert is judged: positive are the images that it is the cheapest to get right. In a cascade the expert
-    that has just run is judged: positive are the images that it gets right.
+    The score of an expert at a decision is the score of its action minus the largest other one. If there is a single
+    decision, every allowed expert is rated, and positives are the images on which it is the cheapest right expert.
+    In a cascade the expert that has just run is rated, and positives are the images that it gets right.
 
     Returns:
-        AUROC by pool index, where both kinds of images exist.
+        AUROC by pool index, for experts that have both positives and negatives.
     """
     margins: dict[int, list[torch.Tensor]] = {}
     positives: dict[int, list[torch.Tensor]] = {}
@@ -145,11 +146,11 @@ def routing_auroc(point: OperatingPoint, heads: Sequence[Head], predictions: Pre
 
 
 def check_better_than_chance(names: Sequence[str], figures: Sequence[Figures], num_labels: int) -> list[str]:
-    """Refuse an expert that surely does hardly better than guessing: its labels cannot be those of the images.
+    """Refuse an expert that is certainly hardly better than chance: its labels cannot be those of the images.
 
     Returns:
-        Sentences about experts that may be guessing, where there are too few images to tell; a weak expert among few
-        labels looks like that.
+        Warnings about experts that may be no better than chance, if there are too few images to tell; a weak expert
+        with few labels looks the same.
     """
     chance, warnings = 1 / num_labels, []
     for name, measured in zip(names, figures, strict=True):
@@ -170,12 +171,12 @@ def check_better_than_chance(names: Sequence[str], figures: Sequence[Figures], n
 def leak_warnings(
     names: Sequence[str], search: Predictions, searched: Sequence[Outcome], reported: Sequence[Outcome]
 ) -> list[str]:
-    """Sentences that say why experts look trained on the search images; none where they do not.
+    """Warnings that experts look trained on the search images.
 
-    On an expert's own training images the cheapest right expert says nothing of unseen ones.
+    On an expert's own training images, the cheapest right expert tells nothing about unseen images.
     """
     if search.measure != ACCURACY:
-        return []  # labels that an expert gave itself say nothing of its training
+        return []  # an expert's own predictions as labels say nothing about its training
     seen, unseen = ([outcome.figures for outcome in part] for part in (searched, reported))
     warnings = looks_trained(names, seen, unseen, "the report images")
     correct = search.correct()
@@ -190,12 +191,12 @@ def leak_warnings(
 
 
 def looks_trained(names: Sequence[str], seen: Sequence[Figures], unseen: Sequence[Figures], others: str) -> list[str]:
-    """Which experts are significantly more accurate on the search images (`seen`) than on others, as sentences.
+    """Warnings about experts that are significantly more accurate on the search images (`seen`) than on others.
 
     Args:
-        names: of the experts.
-        seen, unseen: figures of each.
-        others: what the other images are called.
+        names: names of the experts.
+        seen, unseen: figures of each expert on the search images and on the other images.
+        others: what the warnings call the other images.
     """
     warnings = []
     for name, ours, theirs in zip(names, seen, unseen, strict=True):

@@ -1,4 +1,4 @@
-"""Figures of a result. Each function writes one image file; its ending says the format."""
+"""Plots of a result. Each function writes one image file in the format of its suffix."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ THUMBNAIL = 96
 
 
 def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
-    """Accuracy against cost: the front with intervals, experts, their random mixes, tuned cascades, the oracle."""
-    # A Figure of its own, without pyplot: no display, no state shared with the user's plots.
+    """Plot accuracy against cost: the front with intervals, experts, random routing, tuned cascades, the oracle."""
+    # A Figure without pyplot needs no display, and shares no state with the user's plots.
     figure = Figure(figsize=(9, 5.5), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     experts, oracle = evaluation.experts, evaluation.oracle
@@ -70,7 +70,7 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
 
 
 def plot_shares(evaluation: Evaluation, path: str | os.PathLike) -> None:
-    """Which share of the images each expert answers, along the front."""
+    """Plot the share of the images on which each expert runs last, along the front."""
     figure = Figure(figsize=(9, 4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     front = _measured(evaluation.series.points)
@@ -91,7 +91,7 @@ def plot_shares(evaluation: Evaluation, path: str | os.PathLike) -> None:
 
 
 def plot_convergence(hypervolumes: Mapping[str, Sequence[float]], path: str | os.PathLike) -> None:
-    """Hypervolume of the archive, generation by generation; one panel for each recipe, as their scales differ."""
+    """Plot the hypervolume of the archive by generation; one panel for each recipe, as their scales differ."""
     figure = Figure(figsize=(4.5 * max(len(hypervolumes), 1) + 1, 3.5), dpi=DPI, layout="constrained")
     for axes, (name, values) in zip(
         figure.subplots(1, len(hypervolumes), squeeze=False)[0], hypervolumes.items(), strict=True
@@ -107,7 +107,8 @@ def plot_convergence(hypervolumes: Mapping[str, Sequence[float]], path: str | os
 
 
 def plot_examples(examples: Sequence, path: str | os.PathLike) -> None:
-    """Images that each expert answers, the surest and the least sure; `examples` from `result.pick_examples`."""
+    """Plot images by the expert that ran last, the most and the least confident ones; `examples` are from
+    `result.pick_examples`."""
     columns = max(len(example.easiest) for example in examples)
     figure = Figure(figsize=(2 + 1.6 * columns, 1.1 * len(examples) + 0.8), dpi=DPI, layout="constrained")
     halves = figure.subfigures(1, 2, squeeze=False)
@@ -125,13 +126,13 @@ def plot_examples(examples: Sequence, path: str | os.PathLike) -> None:
 
 
 def _curve(series: Series) -> tuple[list[float], list[float]]:
-    """Costs and accuracies, in %, of all points, in the order that the search images gave them."""
+    """Costs and accuracies (in %) of all points, in their order on the search images."""
     figures = _measured(series.points)
     return [f.cost for f in figures], [100 * f.accuracy for f in figures]
 
 
 def _measured(points: Sequence[OperatingPoint]) -> list[Figures]:
-    """The figures of each point on the report images, which every point of an evaluation has."""
+    """The figures of each point on the report images; every point of an evaluation has them."""
     return [cast(Figures, point.report) for point in points]
 
 

@@ -1,4 +1,4 @@
-"""The report of a front: its figures on images that chose nothing, beside everything that it must be compared with."""
+"""The report of a front: its figures on images that chose nothing, compared with baselines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .outcomes import Outcome, evaluate_experts, evaluate_oracle, evaluate_point
 
 ROUNDING = 1e-9
 SHOWN = 24
-"""Operating points that are printed; all are stored."""
+"""Largest number of operating points that are printed; all are stored."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Series:
     """Operating points by rising cost on the search images, measured on the report images.
 
     Attributes:
-        points: whose `report` holds the figures.
-        versus_largest: difference of accuracy to the largest expert, point by point.
-        versus_mix: the same to a random mix of experts at the cost of the point.
+        points: operating points, with their figures in `report`.
+        versus_largest: for each point the difference of accuracy to the largest expert.
+        versus_mix: for each point the difference of accuracy to random routing at its cost.
         default: index of the point that the default rule chooses on the search images.
-        answers: int64 (N, 32), how many answers each expert gave last, by confidence, point by point.
+        answers: for each point int64 (N, 32), number of answers by expert that ran last and by confidence.
     """
 
     points: tuple[OperatingPoint, ...]
@@ -58,20 +58,20 @@ class Series:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A front and what it must be compared with, measured on the same images.
+    """A front and its baselines, measured on the same images.
 
     Attributes:
         series: the operating points.
-        expert_names: of the pool.
+        expert_names: names of the experts of the pool.
         experts: figures of each expert alone.
-        oracle: figures of the perfect choice; its own cost is not counted.
-        baselines: by name, cascades on the largest softmax probability and the same heads without a search.
-        hypervolumes: area under the random mixes of the points of the front, of each baseline, of the experts
-            ("random-mix"), and of experts and oracle, and under the best single expert without mixing ("static"),
-            above the cheapest expert's accuracy and up to the largest one's cost.
-        auroc: by expert, how well the default point knows when it will do.
-        drop: by how much less the points lead the largest expert on the report images than on the search images;
-            mean over the front. None where the front is of single experts.
+        oracle: figures of the oracle router; its own cost is not counted.
+        baselines: series of the baselines by name, such as confidence cascades and the same heads without a search.
+        hypervolumes: area under random routing among the points of the front, of each baseline, among the experts
+            ("random-mix"), and among experts and oracle, and under the best single expert without random routing
+            ("static"); above the accuracy of the cheapest expert and up to the cost of the largest.
+        auroc: for each expert, how well the default point predicts that it suffices.
+        drop: generalisation gap: how much smaller the lead over the largest expert is on the report images than on the
+            search images, as a mean over the front. None if the front has only single experts.
         warnings: sentences to read first.
     """
 
@@ -95,18 +95,18 @@ class Evaluation:
 
     @property
     def gap_closed(self) -> float | None:
-        """Share of the area between random mixes and the oracle that the front closes."""
+        """Share of the area between random routing and the oracle that the front closes."""
         gap = self.hypervolumes["oracle"] - self.hypervolumes["random-mix"]
         return (self.hypervolumes["front"] - self.hypervolumes["random-mix"]) / gap if gap > 0 else None
 
     @property
     def below_mix(self) -> list[str]:
-        """Names of the points that lie below a random mix of experts at the same cost."""
+        """Names of the points below random routing at the same cost."""
         pairs = zip(self.series.points, self.series.versus_mix, strict=True)
         return [point.name for point, versus in pairs if versus.mean < -ROUNDING]
 
     def hull(self, cost: float) -> float:
-        """Accuracy of the best random mix of experts at a cost."""
+        """Accuracy of the best random routing among experts at a cost."""
         costs, accuracy = zip(*((figures.cost, figures.accuracy) for figures in self.experts), strict=True)
         return float(random_mix_hull(costs, np.array(accuracy), cost))
 
@@ -203,11 +203,11 @@ def evaluate_front(
 
     Args:
         front: operating points of the pool that made the predictions.
-        heads: heads of each point by its name.
-        predictions: of the images to report on.
+        heads: heads of each point, by its name.
+        predictions: predictions for the report images.
         default: name of the default operating point.
         baselines: by name, candidates and the index of the one that the default rule chooses.
-        select_experts: figures of the experts on the search images, for the search-to-report drop.
+        select_experts: figures of the experts on the search images, for the generalisation gap.
         warnings: sentences to show.
     """
     experts = evaluate_experts(predictions)
