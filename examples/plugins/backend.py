@@ -26,9 +26,9 @@ class Bfloat16(nn.Module):  # a module, so that its weights move to a GPU with t
         self.options = checkpoint.call_options(entry.transform)  # for images smaller than it was made for
 
     @classmethod
-    def is_offered(cls, checkpoint, by_time, device):
-        """Tried by `--variants auto` where cost is time: it takes as many operations."""
-        return by_time
+    def is_offered(cls, checkpoint, cost_depends, device):
+        """Tried by `--variants auto` where cost is time or memory: it takes as many operations."""
+        return cost_depends
 
     @property
     def device(self):

@@ -13,6 +13,7 @@ from pertinence.routing.costs import Cost
 
 class Megabytes(Cost):
     name, title, unit = "megabytes", "MB", "megabytes of weights"
+    depends_on_backend = True
 
     def measure(self, experts, how):
         return [expert.network.memory / 1e6 for expert in experts]

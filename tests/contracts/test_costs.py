@@ -63,6 +63,19 @@ def test_it_measures_a_positive_number_of_each_expert(cost, pool):
         assert measured_costs(cost, pool, how) == values
 
 
+def test_it_says_whether_backends_change_it(cost, digit_experts):
+    """Smaller weights are cheaper just where it depends on the backend."""
+    how = Measurement(torch.zeros(3, 64, 64, dtype=torch.uint8), 2, torch.device("cpu"))
+    vit = str(digit_experts[1])
+    pool = load_pool([vit, {"repo_id": vit, "quantization": "int8"}], LoadOptions())
+    whole, quantized = (value for _, value in sorted(zip(names(pool), cost.measure(pool, how), strict=True)))
+    assert (whole != quantized) is cost.depends_on_backend
+
+
+def names(pool) -> list[str]:
+    return [expert.entry.name for expert in pool]
+
+
 def test_what_has_run_costs_nothing_and_nothing_costs_less(cost):
     everything = np.array(np.meshgrid(*[[False, True]] * 3)).reshape(3, -1).T
     for rung in range(3):

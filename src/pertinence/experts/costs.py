@@ -50,7 +50,8 @@ class GigaMultiplyAdds(Cost):
 class Milliseconds(Cost):
     """Time per image within a batch, preprocessing included; heads are not counted, as they run on the host."""
 
-    name, title, unit, is_measured_here = LATENCY, "ms", "milliseconds", True
+    name, title, unit = LATENCY, "ms", "milliseconds"
+    is_measured_here = depends_on_backend = True
 
     def measure(self, experts: Sequence[Any], how: Measurement) -> list[float]:
         return measure_latency(experts, how.image, how.batch_size, how.device)

@@ -26,12 +26,15 @@ class Cost:
         unit: its name in sentences and on axes.
         is_measured_here: whether it depends on the device, the batch size and the moment; if so, it is measured once
             for each search and stored with it.
+        depends_on_backend: whether it depends on what runs a network, as time does and operations do not; if so,
+            `--variants auto` tries other backends, too.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     unit: ClassVar[str]
     is_measured_here: ClassVar[bool] = False
+    depends_on_backend: ClassVar[bool] = False
 
     def measure(self, experts: Sequence[Any], how: Any) -> list[float]:
         """Measure the cost of one image for each expert alone.
@@ -70,7 +73,7 @@ COSTS: Registry[Cost] = Registry(
         LATENCY: "pertinence.experts.costs:MILLISECONDS",
         "parameters": "pertinence.experts.costs:PARAMETERS",
     },
-    asked=("title", "unit", "is_measured_here", "measure", "marginal", "of_head"),
+    asked=("title", "unit", "is_measured_here", "depends_on_backend", "measure", "marginal", "of_head"),
 )
 
 

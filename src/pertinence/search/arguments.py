@@ -76,8 +76,8 @@ class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
     )
     variants: str = setting(
         "none",
-        "auto: try each expert on smaller images (and, with --cost latency, in 8 bits), and let the first expert of "
-        "a chain be the variant that loses the least for what it saves.",
+        "auto: try each expert on smaller images (and, where that changes the cost, in 8 bits), and let the first "
+        "expert of a chain be the variant that loses the least for what it saves.",
         group="experts",
         choices=["none", "auto"],
     )

@@ -74,7 +74,8 @@ def propose_variants(
     Smaller images are tried from large to small, by cutting and by resizing, as long as the accuracy that is lost for
     the cost that is saved is not clearly above what the pool itself asks: the accuracy between its largest and its
     cheapest expert for the cost between them. Of each expert the variant that loses the least for its saving is kept.
-    Other backends are tried where they offer it: 8-bit layers where cost is time, as they take as many operations.
+    Other backends are tried where they offer it: 8-bit layers where cost is time or memory, as they take as many
+    operations.
 
     Args:
         pool: experts by rising cost.
@@ -101,11 +102,11 @@ def propose_variants(
         answers = predict([variant], tried, accelerator, **options).experts[0].top_labels()
         return Trial.of(variant, answers == sample.targets, right[:, index], saving)
 
-    by_time = COSTS.get(search.costs.objective).is_measured_here and accelerator.device.type == "cpu"
+    cost_depends = COSTS.get(search.costs.objective).depends_on_backend
     found, there = {}, {_identity(expert) for expert in pool}
     with progress_bar(len(pool) - 1, "Variants", "expert", accelerator.is_main_process) as bar:
         for index, expert in enumerate(pool[:-1]):  # the largest starts no chain
-            ladders = _ladders(expert, by_time, accelerator.device)
+            ladders = _ladders(expert, cost_depends, accelerator.device)
             best = best_variant(ladders, partial(attempt, index), limit)
             if best is not None and _identity(best.variant) not in there:
                 found[expert.entry.name] = best.variant
@@ -146,7 +147,7 @@ def best_variant(
     return min(kept, key=lambda trial: (trial.price, -trial.saving), default=None)
 
 
-def _ladders(expert: Expert, by_time: bool, device: torch.device) -> Iterator[Iterator[dict[str, Any]]]:
+def _ladders(expert: Expert, cost_depends: bool, device: torch.device) -> Iterator[Iterator[dict[str, Any]]]:
     """Kinds of variants of an expert, each from the mildest on; none of one that is a variant already."""
     if expert.entry.transform.is_smaller or expert.entry.backend != TORCH:
         return
@@ -154,7 +155,7 @@ def _ladders(expert: Expert, by_time: bool, device: torch.device) -> Iterator[It
     for by in SIZE_MODES:
         yield ({"image_size": size, "image_size_by": by} for size in sizes)
     for name in BACKENDS.names:
-        if name != TORCH and BACKENDS.find(name).is_offered(expert.checkpoint, by_time, device):
+        if name != TORCH and BACKENDS.find(name).is_offered(expert.checkpoint, cost_depends, device):
             yield iter([{"backend": name}])
 
 

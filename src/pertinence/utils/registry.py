@@ -35,7 +35,7 @@ class Registry(Generic[T]):
         self.kind, self._ours, self._asked = kind, dict(ours or {}), asked
         self._registered: dict[str, T] = {}
 
-    def register(self, name: str, implementation: T) -> T:
+    def register(self, name: Any, implementation: T) -> T:
         """Add an implementation, or replace the registered one of that name.
 
         Raises:

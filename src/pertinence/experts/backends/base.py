@@ -36,13 +36,13 @@ class Backend(Protocol):
         """Make the backend; raises `PertinenceError` if it cannot run this network."""
 
     @classmethod
-    def is_offered(cls, checkpoint: Checkpoint, by_time: bool, device: torch.device) -> bool:
+    def is_offered(cls, checkpoint: Checkpoint, cost_depends: bool, device: torch.device) -> bool:
         """Whether `--variants auto` tries it as a cheaper variant of an expert.
 
         Args:
             checkpoint: checkpoint of the expert.
-            by_time: whether the cost of the search is measured in time; otherwise a backend saves nothing, as it
-                performs the same operations.
+            cost_depends: whether the cost of the search depends on what runs a network, as time and memory do;
+                otherwise a backend saves nothing, as it performs the same operations.
             device: device of the search.
         """
 

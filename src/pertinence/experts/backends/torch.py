@@ -49,7 +49,7 @@ class TorchBackend(nn.Module):
         return model
 
     @classmethod
-    def is_offered(cls, checkpoint: Checkpoint, by_time: bool, device: torch.device) -> bool:
+    def is_offered(cls, checkpoint: Checkpoint, cost_depends: bool, device: torch.device) -> bool:
         return False
 
     @property
@@ -102,8 +102,8 @@ class TorchInt8Backend(TorchBackend):
             return quantize_dynamic(copy.deepcopy(model).float().cpu(), layers)
 
     @classmethod
-    def is_offered(cls, checkpoint: Checkpoint, by_time: bool, device: torch.device) -> bool:
-        return by_time and device.type == "cpu" and bool(_linear_layers(checkpoint.model))
+    def is_offered(cls, checkpoint: Checkpoint, cost_depends: bool, device: torch.device) -> bool:
+        return cost_depends and device.type == "cpu" and bool(_linear_layers(checkpoint.model))
 
 
 def is_convolutional(model: nn.Module) -> bool:
