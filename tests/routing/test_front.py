@@ -155,6 +155,7 @@ def test_a_budget_passes_over_points_that_were_not_measured():
             "no operating point has a latency: run `pertinence benchmark`, search with cost='latency'",
         ),
         ({}, "exactly one of `gmacs`, `latency_ms`, `accuracy`, `operating_point`"),
+        ({"costs": {}}, "`costs` is empty, expected a limit for at least one unit"),
         ({"gmacs": 2.0, "accuracy": 0.9}, "exactly one of"),
         ({"gmacs": 2.0, "operating_point": "best"}, "exactly one of"),
     ],

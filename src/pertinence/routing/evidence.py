@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Known(NamedTuple):
     tail: int = 1
 
 
-READINGS: Mapping[str, Callable[[Array, Array | None, int], Array | None]] = {
+READINGS: Mapping[str, Callable[[Any, Any, int], Any]] = {
     "summary": lambda answer, features, tail: summary(answer, tail),
     "log_probs": lambda answer, features, tail: log_softmax(answer, tail),
     "logits": lambda answer, features, tail: answer,
@@ -124,7 +124,7 @@ def observe(
             "this evidence reads logits, but with so many labels only the largest log-probabilities are kept: choose "
             "an evidence that reads log_probs or summary"
         )
-    parts = {} if own is None else {"label": top_label(own)}
+    parts: dict[str, Any] = {} if own is None else {"label": top_label(own)}
     parts |= {name: READINGS[name](answer, features, tail) for name in reads}
     if any(isinstance(part, torch.Tensor) for part in parts.values()):
         joined = torch.cat(list(parts.values()), 1).cpu().numpy()
@@ -151,6 +151,7 @@ class PooledFeatures:
         return None
 
     def compute(self, known: Known, statistics: np.ndarray | None) -> np.ndarray:
+        assert known.features is not None
         return known.features
 
 
@@ -180,6 +181,7 @@ class MixtureStatistics:
 
     def compute(self, known: Known, statistics: np.ndarray) -> np.ndarray:
         votes, summary = known.votes, known.summary
+        assert summary is not None
         count, num_experts = votes.shape
         evidence = np.zeros((count, self.width(num_experts, 0)), summary.dtype)
         likely = summary[:, :-1].copy()
@@ -216,6 +218,7 @@ class FeaturesAndMixture:
         return MIX.fit(logits, tail)
 
     def compute(self, known: Known, statistics: np.ndarray) -> np.ndarray:
+        assert known.features is not None
         return np.concatenate([known.features, MIX.compute(known, statistics)], 1)
 
 
@@ -234,9 +237,9 @@ def mix_evidence(
         knots: (8,), from `MixtureStatistics.fit`.
         tail: see `policy.route`.
     """
-    mixed, votes, ran, knots = (tensor.cpu().numpy() for tensor in (mixed, votes, ran, knots))
-    votes = np.where(ran, votes, no_votes(len(votes), votes.shape[1]))
-    return torch.from_numpy(MIX.compute(Known(votes, summary(mixed, tail)), knots))
+    logits, labels, has_run, statistics = (tensor.cpu().numpy() for tensor in (mixed, votes, ran, knots))
+    labels = np.where(has_run, labels, no_votes(len(labels), labels.shape[1]))
+    return torch.from_numpy(MIX.compute(Known(labels, summary(logits, tail)), statistics))
 
 
 def _compare(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -271,20 +271,23 @@ class Front(Sequence[OperatingPoint]):
             raise PertinenceError("`device` and `batch_size` say which milliseconds: give `latency_ms` with them")
         if operating_point is not None:
             return self.find(operating_point)
-        measured = [point for point in self._points if point.select is not None]
+        measured = [(point, point.select) for point in self._points if point.select is not None]
         if not measured:
             raise PertinenceError("no operating point was measured: search, or choose one with `operating_point=`")
         if accuracy is not None:
             return _cheapest_reaching(measured, accuracy)
         if latency_ms is not None:
             return _most_accurate_within(measured, self._milliseconds(device, batch_size), latency_ms, LATENCY)
-        for unit, limit in (costs or {GMACS: gmacs}).items():
-            spent = {p.name: p.select.costs[unit] for p in measured if unit in p.select.costs}
+        limits = costs if gmacs is None else {GMACS: gmacs}
+        if not limits:
+            raise PertinenceError("`costs` is empty, expected a limit for at least one unit, such as {'gmacs': 1.5}")
+        for unit, limit in limits.items():
+            spent = {point.name: figures.costs[unit] for point, figures in measured if unit in figures.costs}
             if not spent:
-                known = ", ".join(measured[0].select.costs)
+                known = ", ".join(measured[0][1].costs)
                 raise PertinenceError(f"no operating point was measured in {shown(unit)}, only in {known}")
             best = _most_accurate_within(measured, spent, limit, unit)
-            measured = [point for point in measured if spent.get(point.name, math.inf) <= limit]
+            measured = [(point, figures) for point, figures in measured if spent.get(point.name, math.inf) <= limit]
         return best
 
     def _milliseconds(self, device: str | None, batch_size: int | None) -> dict[str, float]:
@@ -334,27 +337,29 @@ class Front(Sequence[OperatingPoint]):
         return table
 
 
-def _cheapest_reaching(points: Sequence[OperatingPoint], accuracy: float) -> OperatingPoint:
-    reaching = [point for point in points if point.select.accuracy >= accuracy]
+_Measured = Sequence[tuple[OperatingPoint, Figures]]
+"""Operating points with their figures on the search images."""
+
+
+def _cheapest_reaching(measured: _Measured, accuracy: float) -> OperatingPoint:
+    reaching = [(point, figures) for point, figures in measured if figures.accuracy >= accuracy]
     if not reaching:
-        best = max(points, key=lambda point: point.select.accuracy)
+        best, of_best = max(measured, key=lambda one: one[1].accuracy)
         raise PertinenceError(
-            f"no operating point reaches an {best.select.measure} of {accuracy:g} on the search images; the "
-            f"best, {best.name!r}, reaches {best.select.accuracy:.4f}"
+            f"no operating point reaches an {of_best.measure} of {accuracy:g} on the search images; the "
+            f"best, {best.name!r}, reaches {of_best.accuracy:.4f}"
         )
-    return min(reaching, key=lambda point: (point.select.cost, -point.select.accuracy))
+    return min(reaching, key=lambda one: (one[1].cost, -one[1].accuracy))[0]
 
 
-def _most_accurate_within(
-    points: Sequence[OperatingPoint], spent: Mapping[str, float], limit: float, unit: str
-) -> OperatingPoint:
+def _most_accurate_within(measured: _Measured, spent: Mapping[str, float], limit: float, unit: str) -> OperatingPoint:
     """The most accurate point whose cost is known (`spent`, by name) and at most `limit`."""
-    points = [point for point in points if point.name in spent]
-    within = [point for point in points if spent[point.name] <= limit]
+    known = [(point, figures) for point, figures in measured if point.name in spent]
+    within = [(point, figures) for point, figures in known if spent[point.name] <= limit]
     if not within:
-        least = min(points, key=lambda point: spent[point.name])
+        least, _ = min(known, key=lambda one: spent[one[0].name])
         raise PertinenceError(
             f"no operating point costs at most {limit:g} {cost_title(unit)} on the search images; the cheapest, "
             f"{least.name!r}, costs {spent[least.name]:.4g}"
         )
-    return max(within, key=lambda point: (point.select.accuracy, -point.select.cost))
+    return max(within, key=lambda one: (one[1].accuracy, -one[1].cost))[0]

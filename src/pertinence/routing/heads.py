@@ -149,7 +149,9 @@ class Dispatcher(nn.Module):
         return super()._apply(keeping_dtype(fn), recurse)
 
     def _stack(self, stage: Stage) -> _StackedHeads:
-        return self.stages[_stack_name(stage.after, stage.evidence)]
+        stack = self.stages[_stack_name(stage.after, stage.evidence)]
+        assert isinstance(stack, _StackedHeads)
+        return stack
 
 
 def _forget_heads(dispatcher: Dispatcher, *_: Any) -> None:
@@ -170,10 +172,8 @@ class _StackedHeads(nn.Module):
         self.knots = nn.Parameter(torch.zeros(count, num_statistics), requires_grad=False) if num_statistics else None
 
     def __getitem__(self, row: int) -> Head:
-        tensors = (self.weight, self.bias, self.knots)
-        return Head(
-            *(None if values is None else values[row].to("cpu", torch.float32, copy=True) for values in tensors)
-        )
+        statistics = None if self.knots is None else _copied(self.knots[row])
+        return Head(_copied(self.weight[row]), _copied(self.bias[row]), statistics)
 
     def store(self, row: int, head: Head, name: str) -> None:
         if head.weight.shape != self.weight.shape[1:] or head.bias.shape != self.bias.shape[1:]:
@@ -183,4 +183,9 @@ class _StackedHeads(nn.Module):
             )
         self.weight[row], self.bias[row] = head.weight, head.bias
         if self.knots is not None:
+            assert head.statistics is not None  # what `Evidence.fit` returns where there are statistics
             self.knots[row] = head.statistics
+
+
+def _copied(values: torch.Tensor) -> torch.Tensor:
+    return values.to("cpu", torch.float32, copy=True)

@@ -93,7 +93,7 @@ class Figures:
             raise PertinenceError(f"{where}: its figures are of {shown(self.samples)} images, expected at least 1")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Figures:
+    def from_dict(cls, values: Mapping[str, Any]) -> Figures:
         measure = AGREEMENT if AGREEMENT in values else ACCURACY
         apart = {GMACS: values[GMACS], LATENCY: values.get(LATENCY)}
         costs = {**apart, **(values.get("costs") or {})}
@@ -164,7 +164,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A text table; the first column is left-aligned, the others are right-aligned."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
-    def line(row):
+    def line(row: Sequence[str]) -> str:
         cells = [row[0].ljust(widths[0])]
         return "  ".join(cells + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]).rstrip()
 

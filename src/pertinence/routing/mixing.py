@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 
 Array = np.ndarray | torch.Tensor
+ArrayT = TypeVar("ArrayT", bound=Array)
 
 TOP_SCORES = 5
 """Number of labels that a summary distinguishes; the others count as one."""
@@ -28,10 +30,10 @@ def library(values: Array) -> ModuleType:
     return torch if isinstance(values, torch.Tensor) else np
 
 
-def log_softmax(logits: Array, tail: int = 1) -> Array:
+def log_softmax(logits: ArrayT, tail: int = 1) -> ArrayT:
     """Log-probabilities (..., C) of logits whose last column stands for `tail` labels of equal probability."""
     xp = library(logits)
-    shifted = logits - xp.amax(logits, -1, keepdims=True)
+    shifted: Any = logits - xp.amax(logits, -1, keepdims=True)
     relative = xp.exp(shifted)
     if tail > 1:
         relative[..., -1] *= tail
@@ -39,20 +41,20 @@ def log_softmax(logits: Array, tail: int = 1) -> Array:
     return shifted
 
 
-def mix(log_probs: Sequence[Array], weights: Sequence[float]) -> Array:
+def mix(log_probs: Sequence[ArrayT], weights: Sequence[float]) -> ArrayT:
     """Log-linear pooling: the sum of weight x log-softmax over the experts that have run, (b, C).
 
     Args:
         log_probs: M arrays (b, C), zero for images that an expert has not run on.
         weights: M numbers.
     """
-    mixed = log_probs[0] * weights[0]
+    mixed: Any = log_probs[0] * weights[0]
     for values, weight in zip(log_probs[1:], weights[1:], strict=True):
         mixed += weight * values
     return mixed
 
 
-def summary(mixed: Array, tail: int = 1) -> Array:
+def summary(mixed: ArrayT, tail: int = 1) -> ArrayT:
     """Summarise logits over many labels, on their own device.
 
     Args:
@@ -63,7 +65,9 @@ def summary(mixed: Array, tail: int = 1) -> Array:
         (b, 7), in the dtype of the logits: the five largest log-probabilities, the total probability of all other
         labels, and the predicted label.
     """
-    kept = mixed if tail == 1 else mixed[:, :-1]
+    xp: ModuleType
+    best: Any  # an array of either library: they share names, not types
+    kept: Any = mixed if tail == 1 else mixed[:, :-1]
     if isinstance(mixed, torch.Tensor):
         best, labels = kept.topk(min(TOP_SCORES, kept.shape[1]))
         others, xp = (kept - best[:, :1]).exp_().scatter_(1, labels, 0.0).sum(1, keepdim=True), torch
@@ -80,7 +84,7 @@ def summary(mixed: Array, tail: int = 1) -> Array:
     return xp.concatenate(parts, 1)
 
 
-def top_label(scores: Array) -> Array:
+def top_label(scores: ArrayT) -> ArrayT:
     """The label with the largest score (b, C), as a number of the same dtype: (b, 1)."""
     return library(scores).asarray(scores.argmax(1), dtype=scores.dtype)[:, None]
 

@@ -18,7 +18,7 @@ from .costs import GMACS, STEM, PoolCosts
 from .evidence import Known, no_votes, observe
 from .front import OperatingPoint, Stage
 from .heads import Head
-from .mixing import Array, log_softmax, mix
+from .mixing import Array, ArrayT, log_softmax, mix
 from .registry import EVIDENCE
 
 
@@ -50,7 +50,7 @@ class Routing:
     def gmacs(self) -> torch.Tensor:
         return self.costs[GMACS]
 
-    def to(self, device: torch.device) -> Routing:
+    def to(self, device: torch.device | str) -> Routing:
         """A copy with everything but `costs` on a device."""
         moved = {name: values.to(device) for name, values in vars(self).items() if name != "costs"}
         return Routing(**moved, costs=self.costs)
@@ -99,6 +99,7 @@ def route(
         tail: how many labels the last column of the logits stands for: predictions over many labels are cached with
             one column for all the labels that no expert found likely.
     """
+    own: Any  # an `Array`, or None for the stem
     sweep = _Sweep(point, count, costs, is_host(device), tail)
     # What a decision needs is copied to the host in one transfer; nothing else waits for a device.
     for member in point.order:
@@ -131,7 +132,8 @@ class _Sweep:
         self.votes = no_votes(count, num_experts)
         self.scores = np.full((count, len(point.decisions), num_experts), np.nan, dtype=np.float32)
         self.steps = {unit: np.zeros((count, num_experts)) for unit in costs.values}
-        self.before = dict.fromkeys(costs.values, 0.0)  # what a separate stem and its head cost every image
+        # What a separate stem and its head cost every image.
+        self.before: dict[str, np.ndarray | float] = dict.fromkeys(costs.values, 0.0)
         self.logits: Array | None = None
         self.log_probs: dict[int, Array] = {}
 
@@ -160,7 +162,14 @@ class _Sweep:
         return answer
 
     def decide(
-        self, member: int, position: int, head: Head, own: Array, answer: Array, features: Array, here: Any
+        self,
+        member: int,
+        position: int,
+        head: Head,
+        own: Array | None,
+        answer: Array | None,
+        features: Array | None,
+        here: Any,
     ) -> None:
         """Decide for each image whether it exits or which member runs next."""
         evidence = EVIDENCE.require(self.point.decisions[position].evidence, "a stage")
@@ -185,8 +194,8 @@ class _Sweep:
         # A matrix product, so that the order of summation does not depend on how many members ran on an image.
         ones = np.ones(self.costs.num_experts)
         costs = {unit: torch.from_numpy(steps @ ones + self.before[unit]) for unit, steps in self.steps.items()}
-        tensors = map(torch.as_tensor, (self.logits, self.last, self.ran))
-        return Routing(*tensors, costs, torch.as_tensor(self.scores))
+        logits, last, ran = map(torch.as_tensor, (self.logits, self.last, self.ran))
+        return Routing(logits, last, ran, costs, torch.as_tensor(self.scores))
 
 
 def is_host(device: torch.device | str) -> bool:
@@ -201,7 +210,7 @@ def brought(values: torch.Tensor | None, device: torch.device | str = "cpu") -> 
     return values.cpu().numpy() if is_host(device) else values.to(device)
 
 
-def _among_all(count: int, rows: Any, values: Array, of_all: Array | None = None) -> Array:
+def _among_all(count: int, rows: Any, values: ArrayT, of_all: Any = None) -> ArrayT:
     """Scatter a copy of the values of some images into an array over all; the others keep `of_all`, or are zero."""
     if of_all is None:
         shape = (count, *values.shape[1:])
