@@ -15,6 +15,7 @@ from torch import nn
 from ..routing.costs import GMACS, LATENCY, Cost
 from ..utils.errors import MALFORMED, PertinenceError, shown
 from ..utils.validation import is_number
+from .base import ExpertLike
 
 
 TURNS, TURN_SECONDS = 9, 0.1
@@ -113,7 +114,7 @@ def count_gmacs(model: nn.Module, size: tuple[int, int], options: dict[str, Any]
 
 
 def measure_latency(
-    experts: Sequence[nn.Module], image: torch.Tensor, batch_size: int, device: torch.device
+    experts: Sequence[ExpertLike], image: torch.Tensor, batch_size: int, device: torch.device
 ) -> list[float]:
     """Measure the milliseconds per image of each expert on a device, preprocessing included: medians over rounds.
 

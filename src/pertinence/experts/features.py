@@ -23,7 +23,9 @@ class FeatureTap:
     def __init__(self, model: Classifier | None = None):
         # The layers reference the tap, so the tap does not reference the model: a deleted model is freed at once.
         self.seen = threading.local()  # one model may be called from several threads
-        for module in () if model is None or isinstance(model, Backbone) else model.modules():
+        if model is None or isinstance(model, Backbone):
+            return
+        for module in model.modules():
             outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
             if isinstance(module, (nn.Linear, nn.Conv2d)) and outputs == model.config.num_labels:
                 module.register_forward_pre_hook(self._remember)
@@ -33,7 +35,7 @@ class FeatureTap:
         """The tap of a model; experts made from the same model share it."""
         tap = vars(model).get("_feature_tap")
         if tap is None:
-            tap = model._feature_tap = cls(model)
+            tap = vars(model)["_feature_tap"] = cls(model)
         return tap
 
     def __reduce__(self) -> tuple[Any, ...]:

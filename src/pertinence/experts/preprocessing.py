@@ -128,7 +128,8 @@ def resolve_transform(processor: Any) -> Transform:
         described = _describe_timm(processor) if is_timm_processor(processor) else _describe_transformers(processor)
         if described is not None and _gives_same_pixels(described, processor):
             return described
-        return Transform(library="own", size=tuple(run_processor(processor, _probe(256, 256)).shape[-2:]))
+        height, width = run_processor(processor, _probe(256, 256)).shape[-2:]
+        return Transform(library="own", size=(height, width))
     except Exception as error:  # a processor may fail in any way
         if isinstance(error, (PertinenceError, MemoryError, torch.OutOfMemoryError)):
             raise
@@ -160,19 +161,20 @@ def _describe_transformers(processor: Any) -> Transform | None:
 
     if not isinstance(processor, TorchvisionBackend):
         return None
+    settings: Any = processor  # transformers declares no types for the settings
     steps: dict[str, Any] = {"library": "transformers"}
-    if processor.do_resize:
-        height, width, shortest = (processor.size.get(key) for key in ("height", "width", "shortest_edge"))
+    if settings.do_resize:
+        height, width, shortest = (settings.size.get(key) for key in ("height", "width", "shortest_edge"))
         if not (height and width) and not shortest:
             return None
         steps["resize"] = (height, width) if height and width else shortest
-        steps["interpolation"] = pil_torch_interpolation_mapping[processor.resample].value
-    if processor.do_center_crop:
-        steps["crop"] = (processor.crop_size["height"], processor.crop_size["width"])
-    if processor.do_rescale:
-        steps["rescale"] = processor.rescale_factor
-    if processor.do_normalize:
-        steps["mean"], steps["std"] = tuple(processor.image_mean), tuple(processor.image_std)
+        steps["interpolation"] = pil_torch_interpolation_mapping[settings.resample].value
+    if settings.do_center_crop:
+        steps["crop"] = (settings.crop_size["height"], settings.crop_size["width"])
+    if settings.do_rescale:
+        steps["rescale"] = settings.rescale_factor
+    if settings.do_normalize:
+        steps["mean"], steps["std"] = tuple(settings.image_mean), tuple(settings.image_std)
     size = steps.get("crop") or steps.get("resize")
     return Transform(size=size, **steps) if isinstance(size, tuple) else None
 

@@ -87,7 +87,8 @@ class Transform:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Transform:
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(**fields)
         except (TypeError, AttributeError) as error:
             raise PertinenceError(f"an expert's `transform` is malformed ({explain(error)})") from error
 
@@ -146,12 +147,12 @@ class Transform:
                 (height, width),
             )
 
-    def _center_crop(self, images: torch.Tensor) -> torch.Tensor:
-        (height, width), (crop_height, crop_width) = images.shape[-2:], self.crop
+    def _center_crop(self, images: torch.Tensor, crop: tuple[int, int]) -> torch.Tensor:
+        (height, width), (crop_height, crop_width) = images.shape[-2:], crop
         if self.library == "transformers" and height >= crop_height and width >= crop_width:
             # transformers rounds an odd margin down, torchvision rounds it to the even number.
             return tvF.crop(images, (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
-        return tvF.center_crop(images, list(self.crop))
+        return tvF.center_crop(images, list(crop))
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:
         """Convert uint8 (B, 3, H, W) to float32 (B, 3, *size), resizing with torchvision."""
@@ -160,7 +161,7 @@ class Transform:
             mode = InterpolationMode(self.interpolation)
             images = tvF.resize(images, list(target), interpolation=mode, antialias=True)
         if self.crop is not None:
-            images = self._center_crop(images)
+            images = self._center_crop(images, self.crop)
         images = self.cut(images).to(torch.float32)
         if self.library == "transformers" and self.rescale is not None and self.mean is not None:
             # transformers folds the scale into mean and std; the same order of operations gives the same bits.
@@ -186,4 +187,5 @@ def _constants(
     """Mean and std times `scale`, float32 (3, 1, 1); cached, so that no call waits for a copy to the device."""
     # The dtype is explicit: while transformers loads a model in another thread, the default dtype is the model's.
     tensors = (torch.tensor(values, dtype=torch.float32, device=device) for values in (mean, std))
-    return tuple((values * scale).view(-1, 1, 1) for values in tensors)
+    scaled_mean, scaled_std = ((values * scale).view(-1, 1, 1) for values in tensors)
+    return scaled_mean, scaled_std

@@ -36,7 +36,7 @@ class TorchBackend(nn.Module):
         super().__init__()
         convolutional = is_convolutional(checkpoint.model)
         self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
-        checkpoint.model.to(memory_format=self.memory_format)
+        checkpoint.model.to(memory_format=self.memory_format)  # type: ignore[call-arg]  # transformers hides `self`
         self.model = self.prepared(checkpoint.model)
         self._options = checkpoint.call_options(entry.transform)
         self._features = FeatureTap.of(self.model)
