@@ -189,7 +189,7 @@ class _Runner:
         """The tensors to keep of an expert's outputs for a batch, in which errors stand for images that are bad."""
         problems = [_problem(expert, image, self.images, row) for image, row in zip(batch, rows, strict=True)]
         if self.stops:
-            raise_or(problems)
+            raise_or(list(filter(None, problems)))
         # A readable image replaces each one that cannot be read; its outputs are marked, and not used.
         usable = [image for image, problem in zip(batch, problems, strict=True) if problem is None]
         blank = usable[0] if usable else torch.zeros(3, *expert.entry.transform.size, dtype=torch.uint8)

@@ -52,8 +52,8 @@ class ExpertPredictions:
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor], num_labels: int) -> ExpertPredictions:
         """Make predictions from the tensors of a store."""
-        optional = (tensors.get(key) for key in ("labels", "remainder", "features"))
-        return cls(tensors["scores"], *optional, num_labels)
+        labels, remainder, features = (tensors.get(key) for key in ("labels", "remainder", "features"))
+        return cls(tensors["scores"], labels, remainder, features, num_labels)
 
     @property
     def is_cut(self) -> bool:
@@ -71,6 +71,8 @@ class ExpertPredictions:
         Returns:
             float32 (b, K + 1).
         """
+        assert self.labels is not None
+        assert self.remainder is not None
         scores, labels = self.scores[rows], self.labels[rows]
         other = (self.remainder[rows] - math.log(self.num_labels - scores.shape[1])).unsqueeze(1)
         found = other.repeat(1, wanted.shape[1] + 1)
@@ -189,9 +191,11 @@ class Predictions:
         """Logits and features of an expert for some images, as `policy.route` needs them, without running it."""
         rows = self.rows[rows]
         if expert == STEM:
+            assert self.stem is not None
+            assert self.stem.features is not None
             return None, self.stem.features[rows]
         source = self.experts[expert]
-        scores = source.scores[rows] if not source.is_cut else source.scores_of(self.candidates[rows], rows)
+        scores = source.scores[rows] if self.candidates is None else source.scores_of(self.candidates[rows], rows)
         return scores, None if source.features is None else source.features[rows]
 
 
@@ -211,6 +215,7 @@ def likely_labels(experts: Sequence[ExpertPredictions]) -> torch.Tensor:
     for rows in torch.arange(len(experts[0].scores)).split(ROWS_AT_ONCE):
         likely = torch.zeros(len(rows), num_labels)
         for expert in experts:
+            assert expert.labels is not None
             labels = expert.labels[rows].long()
             likely.scatter_add_(1, labels, expert.scores[rows].exp())
             first = labels[:, :TOP_SCORES]
