@@ -1,7 +1,7 @@
 """pertinence: route each image to the cheapest of your image classifiers that is expected to be right."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
@@ -91,7 +91,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # The search needs datasets and pymoo; running a model does not.
     if name in _LAZY:
         return getattr(import_module(f".{_LAZY[name]}", __name__), name)

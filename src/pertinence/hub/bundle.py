@@ -174,7 +174,7 @@ def _collect_experts(
         PertinenceError: a local expert is not copied, or the licence of an expert forbids its copy.
     """
     config = bundle.config
-    homes = [*map(str, range(len(config.experts))), *(["stem"] if config.stem else [])]
+    homes = [*map(str, range(len(config.experts or []))), *(["stem"] if config.stem else [])]
     entries = dict(zip(homes, _moved(config.entries, expert_paths), strict=True))
     config.set_entries(list(entries.values()))
     local = [entry.name for entry in entries.values() if entry.is_local or entry.repo_id is None]

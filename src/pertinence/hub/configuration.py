@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from ..experts.entry import ATTENTION, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
 from ..experts.modes import PREPROCESSING_MODES
-from ..routing.front import STEM, Front, OperatingPoint
+from ..routing.costs import STEM
+from ..routing.front import Front, OperatingPoint
 from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
 from ..utils.errors import MALFORMED, PertinenceError, explain, first_line, shown
@@ -65,7 +66,7 @@ class PertinenceConfig(PreTrainedConfig):
     heads_hash: str | None = None
     format_version: int = FORMAT_VERSION
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         # Before the parent builds label maps: a number in a file must not determine how much memory they take.
         _check_settings(type(self), kwargs)
         labels = kwargs.get("id2label") or self.id2label
@@ -82,7 +83,7 @@ class PertinenceConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
         try:
             check_json(read_text(Path(json_file)))
         except PertinenceError as error:
@@ -93,14 +94,16 @@ class PertinenceConfig(PreTrainedConfig):
         return values
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PertinenceConfig:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> PertinenceConfig:
         """Load the config, as in transformers.
 
         Raises:
             PertinenceError: the file is not the config of a pertinence model.
         """
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except MALFORMED as error:
             if isinstance(error, (PertinenceError, HFValidationError)):
                 raise
@@ -228,7 +231,7 @@ def _check_figures(where: str, values: dict[str, Any], num_experts: int) -> None
 
 
 def open_config(
-    model: str | os.PathLike, token: str | bool | None = None, revision: str | None = None
+    model: str | os.PathLike[str], token: str | bool | None = None, revision: str | None = None
 ) -> PertinenceConfig:
     """Load the config of a model from a folder or the Hub, without downloading anything else.
 

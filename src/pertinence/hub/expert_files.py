@@ -19,6 +19,7 @@ from ..experts.checkpoint_files import (
 )
 from ..experts.entry import CONFIG, ExpertEntry, is_on_hub
 from ..experts.expert import Expert
+from ..experts.loading import Backbone
 from ..experts.preprocessing import is_timm_processor
 from ..experts.reference import LoadOptions
 from ..utils.downloads import fetch
@@ -115,7 +116,9 @@ def _save_expert(expert: Expert, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     source = expert.find_folder()
     if source is None:
-        expert.checkpoint.model.save_pretrained(folder)
+        model = expert.checkpoint.model
+        assert not isinstance(model, Backbone)  # only made of files
+        model.save_pretrained(folder)
         for path in folder.glob("*.safetensors"):
             give_usual_mode(path)
         if not is_timm_processor(expert.checkpoint.processor):  # that of timm is a part of config.json

@@ -80,19 +80,19 @@ class Card:
         return [entry for entry in self.config.entries if entry.is_embedded]
 
     @property
-    def dataset(self) -> dict[str, str | None]:
+    def dataset(self) -> dict[str, Any]:
         """The report images, as described in a model index."""
         settings = self.settings or {}
         setting = "report_dataset" if settings.get("report_dataset") else "dataset"
-        name, revision = settings.get(setting), None
-        is_public = name is not None and setting not in self.folders
-        if is_public:
+        kind, name, revision = "custom", settings.get(setting), None
+        if name is not None and setting not in self.folders:
             name, revision = split_revision(name)
+            kind = name
         split = settings.get("report_split") or settings.get("split")
         if split and not settings.get("report_split") and not settings.get("report_dataset"):
             split = f"{split} (a part held out)"
         return {
-            "dataset_type": name if is_public else "custom",
+            "dataset_type": kind,
             "dataset_name": name or "report images",
             "dataset_config": settings.get("dataset_config"),
             "dataset_revision": revision,
@@ -134,11 +134,12 @@ def render_card(card: Card) -> str:
 
 def metadata(card: Card) -> ModelCardData:
     """The metadata of a card, which the Hub uses for filters and links."""
-    bases = [entry.origin or entry.repo_id for entry in card.config.entries]
-    bases = list(dict.fromkeys(base for base in bases if not is_embedded(base)))
+    origins = [entry.origin or entry.repo_id for entry in card.config.entries]
+    bases = list(dict.fromkeys(origin for origin in origins if origin is not None and not is_embedded(origin)))
     settings = card.settings or {}
-    datasets = [settings.get(name) for name in ("dataset", "report_dataset") if name not in card.folders]
-    datasets = list(dict.fromkeys(split_revision(name)[0] for name in datasets if name))
+    named = [settings.get(name) for name in ("dataset", "report_dataset") if name not in card.folders]
+    datasets = list(dict.fromkeys(split_revision(name)[0] for name in named if name))
+    licence: dict[str, Any] = most_restrictive(entry.licence for entry in card.copied)
     figures = card.default.report
     results = None
     if figures is not None:
@@ -171,7 +172,7 @@ def metadata(card: Card) -> ModelCardData:
         metrics=[figures.measure if figures else ACCURACY],
         eval_results=results,
         tags=list(dict.fromkeys([*TAGS, *card.tags])),
-        **most_restrictive(entry.licence for entry in card.copied),
+        **licence,
     )
 
 
@@ -275,6 +276,7 @@ def _link(entry: ExpertEntry) -> str:
     """Link to an expert: in the repository itself, or on the Hub at its pinned revision."""
     origin, commit = entry.origin, entry.origin_revision or entry.revision
     if entry.is_embedded:
+        assert entry.repo_id is not None
         home = entry.repo_id.removeprefix("./")
         source = "" if origin is None else f", from [{origin}]({HUB}/{origin}/tree/{commit})"
         return f"[{home}]({home}){source}"
