@@ -1,1 +1,1 @@
-"""From experts and images to a front of operating points. May import `evaluation` and what lies below it."""
+"""The search for a Pareto front of operating points. May import `evaluation` and what lies below it."""

@@ -1,4 +1,4 @@
-"""Settings of a search, written once: flags, YAML and Python all come from these dataclasses."""
+"""Settings of a search, defined once: flags, YAML and Python all use these dataclasses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def accepting_recipe_settings(cls: type[T]) -> type[T]:
-    """Let a dataclass take the settings of recipes from outside the package as keywords, too: in `recipe_settings`."""
+    """Let a dataclass also take the settings of recipes from outside the package as keywords (`recipe_settings`)."""
     generated: Callable[..., None] = cls.__init__
 
     @wraps(generated)
@@ -38,13 +38,13 @@ def accepting_recipe_settings(cls: type[T]) -> type[T]:
 @accepting_recipe_settings
 @dataclass
 class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
-    """How dispatchers are searched.
+    """How to search dispatchers.
 
-    The settings of a recipe that was registered from outside the package are given, and read, as the others are.
+    The settings of a registered recipe from outside the package are passed, and read, like all others.
 
     Raises:
-        PertinenceError: a value is not what its setting takes.
-        TypeError: there is no such setting.
+        PertinenceError: a setting does not accept its value.
+        TypeError: a setting does not exist.
 
     Examples:
         >>> SearchArguments(recipe="paper", epochs=3).epochs
@@ -54,16 +54,18 @@ class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
     recipe: str = setting(
         "cascade",
         "cascade: a decision after every expert; paper: one decision, then one expert, which answers alone; both, or "
-        "names joined by +: one front over all. Settings of another: --recipe NAME --help.",
+        "names joined by +: one front over all. --recipe NAME --help shows the settings of a recipe.",
         group="recipe",
         choices=RecipeChoices(),
     )
-    population: int = setting(50, "Individuals of a generation.", group="search", least=2)
+    population: int = setting(50, "Individuals per generation.", group="search", least=2)
     generations: int = setting(50, "Generations of NSGA-II.", group="search", least=1)
-    seed: int = setting(0, "Fixes the splits, the genetic algorithm and the training.", group="search", least=0)
+    seed: int = setting(
+        0, "Random seed of the splits, the genetic algorithm and the training.", group="search", least=0
+    )
     labels: str = setting(
         "given",
-        "given: those of the data set; agree: none are needed, right means as the largest expert answers.",
+        "given: those of the data set; agree: no labels, the predictions of the largest expert count as right.",
         group="data",
         choices=["given", "agree"],
     )
@@ -76,21 +78,27 @@ class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
     )
     variants: str = setting(
         "none",
-        "auto: try each expert on smaller images (and, where that changes the cost, in 8 bits), and let the first "
-        "expert of a chain be the variant that loses the least for what it saves.",
+        "auto: try each expert on smaller images (and, if that changes the cost, in 8 bits), and start cascades with "
+        "the variant that loses the least accuracy for the cost that it saves.",
         group="experts",
         choices=["none", "auto"],
     )
     report_fraction: float = setting(
-        0.2, "Share held out to report on, where no report images are given.", group="data", above=0, below=1
+        0.2,
+        "Share of the images held out for the report, if no report images are given.",
+        group="data",
+        above=0,
+        below=1,
     )
     front_size: int = setting(
-        200, "Operating points that the model has at most.", group="search", least=3, most=MAX_POINTS
+        200, "Largest number of operating points of the model.", group="search", least=3, most=MAX_POINTS
     )
-    baselines: bool = setting(True, "Tune confidence cascades by the same search, to compare with.", group="search")
+    baselines: bool = setting(
+        True, "Also tune confidence cascades with the same search, as baselines.", group="search"
+    )
     preprocessing: str = setting(
         "exact",
-        "exact: each expert's own pixels; fast: torchvision for all.",
+        "exact: each expert's own preprocessing; fast: torchvision for all.",
         group="experts",
         choices=PREPROCESSING_MODES,
     )
@@ -116,10 +124,10 @@ class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def of_recipe(self, name: str) -> Any:
-        """The settings that only one recipe has, as the dataclass that it is registered with.
+        """The settings of one recipe, as the dataclass that it is registered with.
 
         Raises:
-            PertinenceError: there is no such recipe, or a value is not what its setting takes.
+            PertinenceError: the recipe does not exist, or a setting does not accept its value.
         """
         settings = recipe_settings(name)
         values = {one.name: getattr(self, one.name) for one in settings}
@@ -135,13 +143,13 @@ class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
         return (*(one for one in settings_of(cls) if one.name not in names), *recipes)
 
     def used(self) -> tuple[Setting, ...]:
-        """All settings, but of recipes from outside the package only those of the chosen ones."""
+        """All settings, except those of recipes from outside the package that are not chosen."""
         chosen = (one for name in recipe_names(self.recipe) for one in recipe_settings(name))
         return tuple({one.name: one for one in (*settings_of(type(self)), *chosen)}.values())
 
     @property
     def search_settings(self) -> dict[str, Any]:
-        """The settings that decide what is found; the others change only where and how fast."""
+        """The settings that determine the result; the others only change where and how fast it is computed."""
         by_device = {"batch_size", "device"} if COSTS.get(self.cost).is_measured_here else set()
         return {
             one.name: getattr(self, one.name)
@@ -151,10 +159,10 @@ class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
 
 
 def check_recipe(choice: Any) -> None:
-    """Check a choice of recipes, and import the installed packages that offer those that are not registered yet.
+    """Check a choice of recipes, and import the installed packages that declare recipes not yet registered.
 
     Raises:
-        PertinenceError: there is no such recipe.
+        PertinenceError: a recipe does not exist.
     """
     next(one for one in settings_of(SearchArguments) if one.name == "recipe").check(choice)
     for name in recipe_names(choice):
@@ -169,36 +177,38 @@ def _foreign_settings() -> dict[str, Setting]:
 
 @dataclass
 class SearchInputs(Settings):
-    """What a search starts from, experts and images or a table of what models predicted, and where its result goes."""
+    """The input of a search, experts and images or a table of predictions, and the destination of its result."""
 
     experts: list[str | dict[str, Any]] | None = setting(
         None, "Hub ids, id@revision or local folders; at least two.", group="experts", metavar="EXPERT", extends=True
     )
     report_split: str | None = setting(
-        None, "Split to report on; default: a part of --split is held out first.", group="data"
+        None, "Split for the report; default: a part of --split is held out first.", group="data"
     )
-    report_dataset: str | None = setting(None, "Data set to report on; default: --dataset.", group="data")
+    report_dataset: str | None = setting(None, "Data set for the report; default: --dataset.", group="data")
     predictions: str | None = setting(
         None,
-        "Table in place of experts and images: .parquet, .csv, .json or .npz with a column `label` and one for each "
-        "model, of scores or of classes.",
+        "Table instead of experts and images: .parquet, .csv, .json or .npz with a column `label` and one column of "
+        "scores or classes for each model.",
         group="data",
         metavar="FILE",
     )
-    costs: str | None = setting(None, "JSON, GMACs by model name, for --predictions.", group="data", metavar="FILE")
+    costs: str | None = setting(
+        None, "JSON file of GMACs by model name, for --predictions.", group="data", metavar="FILE"
+    )
     save_experts: bool = setting(False, "Copy the experts' own files into the output folder.", group="output")
     push_to_hub: str | None = setting(
         None, "Push the result to this model repository, as `pertinence push` does.", group="output", metavar="REPO"
     )
-    private: bool = setting(False, "Make it private where it is created.", group="output")
+    private: bool = setting(False, "Make the repository private if it is created.", group="output")
 
     @property
     def has_report(self) -> bool:
-        """Whether the report images are named, rather than held out of the others."""
+        """Whether report images are given, rather than held out of the search images."""
         return self.report_split is not None or self.report_dataset is not None
 
 
 def reserved_names() -> set[str]:
-    """What no setting of a recipe can be called: the names of other settings and of attributes."""
+    """Names that settings of a recipe must not have: those of other settings and of attributes."""
     settings = (one.name for part in (DataArguments, SearchArguments, SearchInputs) for one in fields(part))
     return {"help", "config", "plugins", *settings, *dir(SearchArguments)}

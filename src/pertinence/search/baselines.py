@@ -1,4 +1,4 @@
-"""The baselines that a search fits: confidence cascades tuned by its genetic algorithm, and its heads unsearched."""
+"""The built-in baselines: confidence cascades tuned by the genetic algorithm, and heads fitted without a search."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .recipes.thresholds import ThresholdRecipe
 
 
 class Unsearched:
-    """What the heads of each recipe give without any search: its neutral genomes alone."""
+    """The heads of each recipe without any search: only its neutral genomes."""
 
     name = "without search"
 
@@ -25,7 +25,7 @@ class Unsearched:
 
 
 class ConfidenceCascades:
-    """Confidence cascades of two, three and all experts, tuned on the images that they are judged on."""
+    """Confidence cascades of two, three and all experts, tuned on the images that they are evaluated on."""
 
     name = "max-softmax chains"
 

@@ -1,4 +1,4 @@
-"""NSGA-II over a recipe's genomes: asks and tells on rank 0, evaluates on every rank, survives any kill."""
+"""NSGA-II over the genomes of a recipe: ask and tell on rank 0, evaluation on all ranks, resumable after any kill."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ from .recipes.base import Recipe
 logger = logging.get_logger(__name__)
 
 STATE_FORMAT = 2
-"""1: held the population and the random state of the algorithm; 2: holds what was evaluated, and is replayed."""
+"""Format 1 stored the population and the random state of the algorithm; format 2 stores all evaluations, which are
+replayed."""
 
 
 @dataclass
 class Evolution:
-    """How far a search has come.
+    """The progress of a search.
 
     Attributes:
-        archive: what no evaluated candidate dominates.
+        archive: Pareto front of all evaluated candidates.
         evaluated: every genome with its objectives, in order.
-        hypervolumes: of the archive after each generation, see `statistics.hypervolume`.
+        hypervolumes: hypervolume of the archive after each generation, see `intervals.hypervolume`.
     """
 
     archive: Archive
@@ -66,21 +67,21 @@ def evolve(
     initial: Sequence[Candidate] = (),
     state: Path | None = None,
 ) -> Evolution:
-    """NSGA-II with the paper's operators (SBX eta 20, p 0.9; polynomial mutation eta 25).
+    """Run NSGA-II with the paper's operators (SBX eta 20, p 0.9; polynomial mutation eta 25).
 
     Args:
-        recipe: what is searched.
-        accelerator: every process evaluates its part of each generation; all return the same.
-        population, generations, seed: of NSGA-II.
-        reference: cost and accuracy that hypervolumes are measured from.
+        recipe: the recipe whose space is searched.
+        accelerator: every process evaluates its part of each generation; all return the same result.
+        population, generations, seed: parameters of NSGA-II.
+        reference: cost and accuracy of the reference point of hypervolumes.
         initial: candidates that are in the archive from the start.
-        state: file that is written after every generation, and continued from where it exists.
+        state: file that is written after every generation; if it exists, the search continues from it.
     """
     start = partial(_algorithm, recipe, population, seed)
     main, stamp = accelerator.is_main_process, _stamp(accelerator)
     resumed = _resume(state, start, recipe.measure, stamp) if main and state is not None and state.is_file() else None
     algorithm, evolution = resumed or (start(), Evolution(Archive(initial)))
-    (evolution,) = broadcast_object_list([evolution])  # the others may not see this disk
+    (evolution,) = broadcast_object_list([evolution])  # other processes may not see this disk
     with progress_bar(generations, f"Search ({recipe.name})", "generation", main) as bar:
         bar.update(evolution.generation)
         while evolution.generation < generations:
@@ -117,14 +118,14 @@ def _algorithm(recipe: Recipe, population: int, seed: int) -> NSGA2:
 
 
 def _tell(algorithm: NSGA2, asked: Population, evaluated: Sequence[dict[str, Any]], measure: str) -> None:
-    """Give the algorithm the objectives of the genomes that it asked for."""
+    """Tell the algorithm the objectives of the genomes that it asked for."""
     objectives = np.array([[1 - entry[measure], entry["cost"]] for entry in evaluated])
     Evaluator().eval(StaticProblem(algorithm.problem, F=objectives), asked)
     algorithm.tell(infills=asked)
 
 
 def _first_population(recipe: Recipe, population: int, seed: int) -> np.ndarray:
-    """The recipe's seeds, as many as fit, and genomes drawn uniformly."""
+    """The recipe's seeds, as many as fit, and uniformly random genomes."""
     space = recipe.space
     random = np.random.default_rng(seed).uniform(space.lower, space.upper, (population, len(space.lower)))
     seeds = space.seeds[:population]
@@ -134,7 +135,11 @@ def _first_population(recipe: Recipe, population: int, seed: int) -> np.ndarray:
 def _evaluate(
     recipe: Recipe, genomes: np.ndarray, archive: Archive, accelerator: Accelerator
 ) -> list[tuple[int, float, float, list[Candidate]]]:
-    """Of each genome its index, objectives, and the candidates that would enter the archive; the same on all ranks."""
+    """Evaluate genomes; the result is the same on all ranks.
+
+    Returns:
+        For each genome its index, its objectives, and the candidates that would enter the archive.
+    """
     mine = np.array_split(np.arange(len(genomes)), accelerator.num_processes)[accelerator.process_index]
     results = []
     for index, individual in zip(mine.tolist(), recipe.evaluate(genomes[mine]) if len(mine) else (), strict=True):
@@ -152,7 +157,7 @@ def _evaluate(
 
 
 def _stamp(accelerator: Accelerator) -> dict[str, Any]:
-    """What a state must be of to be continued bit for bit."""
+    """The versions and settings that a state must have been written with to be continued bit for bit."""
     return {
         "format": STATE_FORMAT,
         "pertinence": __version__,
@@ -164,7 +169,7 @@ def _stamp(accelerator: Accelerator) -> dict[str, Any]:
 def _resume(
     path: Path, start: Callable[[], NSGA2], measure: str, stamp: dict[str, Any]
 ) -> tuple[NSGA2, Evolution] | None:
-    """Replay a stored search on a fresh algorithm; None where the file is damaged, or is of something else."""
+    """Replay a stored search on a new algorithm; None if the file is damaged, or belongs to another search."""
     try:
         groups, state = load_candidates(path)
         wrote = state["stamp"]
@@ -182,10 +187,10 @@ def _resume(
 
 
 def _replay(algorithm: NSGA2, evolution: Evolution, measure: str) -> NSGA2:
-    """Tell a fresh algorithm the stored objectives, generation by generation, so that it stands where it stood.
+    """Tell a new algorithm the stored objectives, generation by generation, which restores its state.
 
     Raises:
-        ValueError: it asks for other genomes than those that were evaluated.
+        ValueError: it asks for genomes other than those that were evaluated.
     """
     told = 0
     for generation in range(evolution.generation):

@@ -1,4 +1,4 @@
-"""The folder of a search: kept for one, continued after a kill, and recognised when its result is there."""
+"""The folder of a search: locked while the search runs, continued after a kill, and recognised when it is finished."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ logger = logging.get_logger(__name__)
 
 LOCK = "lock"
 PATIENCE = 10
-"""Seconds that a search waits for a folder: workers of a killed one may outlive it by a few."""
-ADVICE = "free some space, or choose another --output-dir; the same search goes on from where it stands"
+"""Seconds that a search waits for the lock of a folder: workers of a killed search may hold it a little longer."""
+ADVICE = "free some space, or choose another --output-dir; the same search goes on from where it stopped"
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other searches out of an output folder while this lasts, or until this process ends, however it ends.
+    """Lock an output folder against other searches within the context, or until this process ends in any way.
 
     Raises:
-        PertinenceError: another process searches there, or nobody can write there.
+        PertinenceError: another process is searching there, or the folder is not writable.
     """
     state = folder / STATE
     check_writable(state, ADVICE)
@@ -49,14 +49,14 @@ def exclusive(folder: Path) -> Iterator[None]:
         except (NotImplementedError, OSError) as error:
             if getattr(error, "errno", None) in UNWRITABLE:
                 raise
-            logger.warning(f"{folder} cannot be locked ({error}): see to it that no other search uses it meanwhile.")
+            logger.warning(f"{folder} cannot be locked ({error}): make sure that no other search uses it meanwhile.")
     try:
         yield
     finally:
         with suppress(OSError):
             (state / LOCK).unlink(missing_ok=True)
         lock.release()
-        with suppress(OSError):  # there is something to continue, or all of it is gone
+        with suppress(OSError):  # fails if there is something to continue, or if it has been removed
             state.rmdir()
 
 
@@ -64,7 +64,7 @@ class SearchFolder:
     """The folder of a search while it runs: settings and state, so that a killed search can be continued.
 
     Args:
-        state_dir: None: nothing is kept.
+        state_dir: folder of the state; None: nothing is kept.
     """
 
     def __init__(self, state_dir: Path | None):
@@ -75,10 +75,10 @@ class SearchFolder:
     def opened(
         cls, output_dir: str | os.PathLike | None, settings: dict[str, Any], resume: bool, accelerator: Accelerator
     ) -> Iterator[SearchFolder]:
-        """Check that a search with these settings may use the folder, note them there, and keep others out meanwhile.
+        """Check that a search with these settings may use the folder, store the settings there, and lock the folder.
 
         Raises:
-            PertinenceError: it holds something else, cannot be written to, or another search is running there.
+            PertinenceError: it contains something else, cannot be written to, or another search is running there.
         """
         if output_dir is None:
             yield cls(None)
@@ -97,7 +97,7 @@ class SearchFolder:
             yield folder
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
-        """What was kept under this name, or what `make` makes, which is kept."""
+        """The value stored under a name; if there is none, it is made by `make` and stored."""
         if self.state_dir is None:
             return make()
         path = self.state_dir / f"{name}.json"
@@ -111,20 +111,22 @@ class SearchFolder:
 def holds_result(
     output_dir: str | os.PathLike | None, make_settings: Callable[[], dict[str, Any]], accelerator: Accelerator
 ) -> bool:
-    """Whether a folder holds the result of this very search; all processes get the main one's answer.
+    """Whether a folder contains the result of this very search; the main process decides for all.
 
     Args:
-        output_dir: where a result is to go.
-        make_settings: makes those of the search; called only where there is a result.
+        output_dir: folder for the result.
+        make_settings: makes the settings of the search; called only if there is a result.
         accelerator: the processes.
 
     Raises:
-        PertinenceError: it holds that of another search.
+        PertinenceError: it contains the result of another search.
     """
     found = False
     if accelerator.is_main_process and output_dir is not None and (Path(output_dir) / RECORD).is_file():
         check_output_dir(output_dir, make_settings())
-        if (Path(output_dir) / STATE).is_dir():  # of a search that was killed when all was done, or while done again
+        if (
+            Path(output_dir) / STATE
+        ).is_dir():  # of a search that was killed after it finished, or when it was repeated
             with exclusive(Path(output_dir)):
                 remove_leftovers(Path(output_dir) / "result")
                 clear_state(Path(output_dir) / STATE)
@@ -134,7 +136,7 @@ def holds_result(
 
 
 def clear_state(state_dir: Path) -> None:
-    """Remove everything but the lock, which this process holds."""
+    """Remove everything except the lock, which this process holds."""
     for path in state_dir.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -143,19 +145,19 @@ def clear_state(state_dir: Path) -> None:
 
 
 def _has_generations(state_dir: Path) -> bool:
-    """Whether there is anything to continue; a search that failed before leaves its place to the corrected one."""
+    """Whether there is anything to continue; otherwise a corrected search may take the folder of a failed one."""
     return any(state_dir.glob("*.safetensors"))
 
 
 def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) -> None:
-    """Refuse a folder that a search must not write to: one that holds anything but the same search or its result.
+    """Refuse a folder that contains anything other than the same search or its result.
 
     Args:
-        output_dir: where a result is to go.
-        settings: those of the search.
+        output_dir: folder for the result.
+        settings: settings of the search.
 
     Raises:
-        PertinenceError: it is a file, or holds something else, or another search.
+        PertinenceError: it is a file, or contains something else, or another search.
     """
     folder, settings = Path(output_dir), json.loads(json.dumps(settings))
     if not folder.exists():
@@ -191,7 +193,7 @@ def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) ->
 
 
 def _differences(stored: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """What to say of each setting that is not what it was."""
+    """One clause for each setting that has changed."""
     clauses = []
     for key in {**stored, **settings}:
         theirs, ours = stored.get(key), settings.get(key)
@@ -215,5 +217,5 @@ def _differences(stored: dict[str, Any], settings: dict[str, Any]) -> list[str]:
 def _names(entries: Any) -> str:
     names = [entry["name"] for entry in ([entries] if isinstance(entries, dict) else entries or [])]
     if not all(map(is_name, names)):
-        raise ValueError("a name that is none")
+        raise ValueError("a name is not text")
     return ", ".join(names) or "none"

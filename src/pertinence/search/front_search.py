@@ -1,4 +1,4 @@
-"""From predictions to a front: fit the recipes, then report the front beside its baselines."""
+"""From predictions to a front: fit the recipes and baselines, then report them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..predictions.predictions import Predictions
 from ..routing.heads import Head
 from ..routing.metrics import ACCURACY, Figures
 from ..utils.distributed import one_thread
-from . import baselines as _baselines  # registers those that a search fits  # noqa: F401
+from . import baselines as _baselines  # registers the built-in ones  # noqa: F401
 from .arguments import SearchArguments
 from .evolution import Evolution, evolve
 from .points import build_front, static_candidates, thinned
@@ -34,15 +34,15 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class FittedFront:
-    """What a search fitted to the search images; nothing has seen the report images yet.
+    """The result of fitting to the search images, before the report images are used.
 
     Attributes:
-        candidates: what nothing evaluated dominates, by rising cost.
+        candidates: Pareto front of everything that was evaluated, by rising cost.
         statics: every expert alone, by rising cost.
         baselines: candidates by the name of their series.
         evaluated: every genome and its objectives.
-        hypervolumes: of the archive after each generation, by recipe.
-        images: how many images did what.
+        hypervolumes: hypervolume of the archive after each generation, by recipe.
+        images: number of images by purpose.
     """
 
     candidates: list[Candidate]
@@ -55,16 +55,16 @@ class FittedFront:
 
 @dataclass(frozen=True)
 class FoundFront:
-    """What a search over predictions found.
+    """The result of a search over predictions.
 
     Attributes:
         evaluation: the front, measured on the report images.
-        heads: of each operating point by its name.
-        baselines: candidates by name, and which of them the default rule chooses.
+        heads: heads of each operating point, by its name.
+        baselines: candidates by name, and the index of the one that the default rule chooses.
         select_experts: figures of the experts on the search images.
         evaluated: every genome and its objectives.
-        hypervolumes: of the archive after each generation, by recipe.
-        images: how many images did what, and rows of those that could not be decoded.
+        hypervolumes: hypervolume of the archive after each generation, by recipe.
+        images: number of images by purpose, and rows of those that could not be decoded.
     """
 
     evaluation: Evaluation
@@ -89,12 +89,12 @@ def search_front(
     """Search dispatchers on predictions.
 
     Args:
-        names: of the experts, by rising cost.
-        search, report: predictions of the search images and of the report images.
+        names: names of the experts, by rising cost.
+        search, report: predictions for the search images and for the report images.
         args: settings.
         accelerator: device and processes.
-        state_dir: folder for the state of each evolution; what is there is continued.
-        smaller: for some experts the index of the same one on a smaller image, an alternative to it.
+        state_dir: folder for the state of each evolution, which is continued if it exists.
+        smaller: for some experts the index of their variant with a smaller input.
 
     Raises:
         PertinenceError: an expert is no better than chance, or there are too few images.
@@ -117,7 +117,7 @@ def fit(
 
     Args:
         search, args, accelerator, state_dir, smaller: see `search_front`.
-        experts: each expert alone on the search images.
+        experts: outcome of each expert alone on the search images.
     """
     mixing = args.mixing if args.mixing is not None else search.measure == ACCURACY
     recipes, judged = prepare_recipes(search, args, mixing, accelerator.device, smaller)
@@ -164,9 +164,9 @@ def prepare_recipes(
     device: torch.device | str,
     smaller: Mapping[int, int] | None = None,
 ) -> tuple[list[Recipe], Predictions]:
-    """The recipes that the settings name, and the images that all of them are judged on.
+    """The recipes that the settings name, and the images that all of them are evaluated on.
 
-    Where one of them divides the images into those that fit and those that choose, all are judged on the latter.
+    If one of them divides the images into those that fit and those that choose, all are evaluated on the latter.
     """
     chosen = {name: RECIPES.get(name).load() for name in recipe_names(args.recipe)}
     settings = {name: args.of_recipe(name) for name in chosen}
@@ -193,7 +193,7 @@ def report_front(
     args: SearchArguments,
     warnings: Sequence[str],
 ) -> FoundFront:
-    """Name and thin the front by what the search images say, then measure it and all it is compared with."""
+    """Name and thin the front by its estimates on the search images, then measure it and its baselines."""
     largest_cost = fitted.statics[-1].cost
     baselines = {name: thinned(several, largest_cost, args.front_size) for name, several in fitted.baselines.items()}
     front, heads, default = build_front(fitted.candidates, names, largest_cost, args.front_size)
@@ -212,7 +212,7 @@ def report_front(
 
 
 def _skipped(search: Predictions, report: Predictions) -> dict[str, Predictions]:
-    """Those of the predictions that lack images which cannot be decoded, by what the images are for."""
+    """The predictions that lack images which cannot be decoded, by purpose of the images."""
     parts = {"search": search} | ({} if report.labels is search.labels else {"report": report})
     return {kind: part for kind, part in parts.items() if part.skipped}
 
@@ -224,11 +224,11 @@ def _doubts(
     searched: Sequence[Outcome],
     reported: Sequence[Outcome],
 ) -> list[str]:
-    """What speaks against the pool or its images, as sentences; what surely forbids a search is raised.
+    """Warnings about the pool or its images; problems that certainly forbid a search are raised.
 
     Args:
         names, search, report: see `search_front`.
-        searched, reported: each expert alone, on the search images and on the report images.
+        searched, reported: outcome of each expert alone, on the search images and on the report images.
     """
     warnings = []
     if search.measure == ACCURACY:
@@ -239,6 +239,6 @@ def _doubts(
         warnings.append(f"{copies} of {len(report)} report images are copies of others: intervals are too narrow.")
     for warning in warnings:
         logger.warning(warning)
-    # Which images were skipped was said when they were read.
+    # The user was warned of skipped images when they were read.
     skipped = [f"{part.describe_skipped(f'{kind} images')}." for kind, part in _skipped(search, report).items()]
     return skipped + warnings

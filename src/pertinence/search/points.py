@@ -1,4 +1,4 @@
-"""Operating points of a front: the experts alone, names, at most so many, and which of them is the default."""
+"""Operating points of a front: single experts, names, thinning, and the default point."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..routing.names import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS, FASTEST, MOST
 
 
 def static_candidates(outcomes: Sequence[Outcome]) -> list[Candidate]:
-    """Every expert alone, from what it gives on the images that a search judges on, by rising cost."""
+    """Candidates of single experts, from their outcomes on the images that a search evaluates on, by rising cost."""
     return [
         Candidate(OperatingPoint("", "static", (index,), select=one.figures), (), one.versus(outcomes[-1]))
         for index, one in enumerate(outcomes)
@@ -41,7 +41,7 @@ def build_front(
 
 
 def thinned(candidates: Sequence[Candidate], largest_cost: float, size: int) -> tuple[list[Candidate], int]:
-    """At most `size` of the candidates, and which of them is the default."""
+    """At most `size` of the candidates, and the index of the default among them."""
     default = default_point(candidates, largest_cost)[0]
     kept = thin([c.cost for c in candidates], size, default)
     return [candidates[index] for index in kept], kept.index(default)
@@ -51,8 +51,8 @@ def default_point(candidates: Sequence[Candidate], largest_cost: float) -> tuple
     """Index of the default among candidates that do not dominate each other (by rising cost), and whether it is
     lossless.
 
-    Lossless: cheaper than the largest expert, and more accurate on the same images by at least half a paired standard
-    error. Where no point is, the most accurate that is cheaper.
+    Lossless means: cheaper than the largest expert, and more accurate on the same images by at least half a paired
+    standard error. If no point is lossless, the default is the most accurate one that is cheaper.
     """
     cheaper = [index for index, candidate in enumerate(candidates) if candidate.cost < largest_cost]
     for index in cheaper:
@@ -63,9 +63,9 @@ def default_point(candidates: Sequence[Candidate], largest_cost: float) -> tuple
 
 
 def thin(costs: Sequence[float], size: int, needed: int) -> list[int]:
-    """At most `size` points of rising cost, the first, the last and `needed` among them.
+    """Choose at most `size` points of rising cost, including the first, the last and `needed`.
 
-    Again and again the point goes whose absence leaves the smallest gap, so that every budget is nearly spent.
+    Repeatedly removes the point that leaves the smallest gap, so that some point lies just below any budget.
     """
     kept = list(range(len(costs)))
     while len(kept) > max(size, 3):

@@ -1,4 +1,4 @@
-"""`--variants auto`: for each expert the cheaper variant that loses the least accuracy for what it saves."""
+"""`--variants auto`: for each expert the variant that loses the least accuracy for the cost that it saves."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from .arguments import SearchArguments
 
 
 TRIED_IMAGES = 2000
-"""Search images that variants are tried on; what is chosen among few coarse steps needs no more."""
+"""Number of search images that variants are tried on; a choice among a few coarse steps needs no more."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a variant was found to be.
+    """The measured trade-off of a variant.
 
     Attributes:
-        variant: the expert that was tried.
-        loss: share of images that the whole expert gets right and the variant does not, less the reverse.
+        variant: the variant of an expert.
+        loss: accuracy of the original expert minus accuracy of the variant.
         error: standard error of the loss.
-        saving: share of the whole expert's cost.
+        saving: saved share of the original expert's cost.
     """
 
     variant: Any
@@ -47,17 +47,17 @@ class Trial:
 
     @classmethod
     def of(cls, variant: Any, right: torch.Tensor, whole_right: torch.Tensor, saving: float) -> Trial:
-        """From which of the same images the variant and the whole expert get right, bool (n,)."""
+        """Compare which of the same images the variant and the original expert get right, bool (n,)."""
         wins, losses = (whole_right & ~right).sum().item(), (right & ~whole_right).sum().item()
         return cls(variant, *paired_difference(wins, losses, len(right)), saving)
 
     @property
     def price(self) -> float:
-        """Accuracy that is lost for all of the cost."""
+        """Accuracy lost per unit of saving, that is, for a saving of all cost."""
         return max(self.loss, 0.0) / self.saving
 
-    def is_dearer(self, limit: float) -> bool:
-        """Whether it clearly loses more for its saving than `limit`: by two standard errors."""
+    def costs_more(self, limit: float) -> bool:
+        """Whether its loss per saving exceeds `limit` by more than two standard errors."""
         return self.loss - 2 * self.error >= limit * self.saving
 
 
@@ -69,21 +69,21 @@ def propose_variants(
     arguments: SearchArguments,
     measure: Callable[[Expert], Expert],
 ) -> dict[str, Expert]:
-    """For some experts a variant, by the expert's name.
+    """Propose variants of some experts, by name of the expert.
 
-    Smaller images are tried from large to small, by cutting and by resizing, as long as the accuracy that is lost for
-    the cost that is saved is not clearly above what the pool itself asks: the accuracy between its largest and its
-    cheapest expert for the cost between them. Of each expert the variant that loses the least for its saving is kept.
-    Other backends are tried where they offer it: 8-bit layers where cost is time or memory, as they take as many
+    Smaller inputs are tried from large to small, by cropping and by resizing, as long as the loss of accuracy per
+    saved cost is not clearly above that of the pool itself: the difference of accuracy between its largest and its
+    cheapest expert per difference of cost. For each expert the variant with the least loss per saving is kept.
+    Backends are tried if they offer themselves: 8-bit layers only if the cost is time or memory, as they need as many
     operations.
 
     Args:
         pool: experts by rising cost.
-        images: that `search` speaks of some of.
-        search: what the pool says about the search images.
+        images: images of the split that `search` covers a part of.
+        search: predictions of the pool for the search images.
         accelerator: device and processes.
         arguments: settings of the search.
-        measure: gives the expert with the cost that is minimised in its entry.
+        measure: returns the expert with the minimised cost in its entry.
     """
     spaced = torch.linspace(0, len(search) - 1, min(TRIED_IMAGES, len(search)), dtype=torch.float64).round().long()
     sample = search.subset(spaced)
@@ -105,7 +105,7 @@ def propose_variants(
     cost_depends = COSTS.get(search.costs.objective).depends_on_backend
     found, there = {}, {_identity(expert) for expert in pool}
     with progress_bar(len(pool) - 1, "Variants", "expert", accelerator.is_main_process) as bar:
-        for index, expert in enumerate(pool[:-1]):  # the largest starts no chain
+        for index, expert in enumerate(pool[:-1]):  # no cascade starts with the largest
             ladders = _ladders(expert, cost_depends, accelerator.device)
             best = best_variant(ladders, partial(attempt, index), limit)
             if best is not None and _identity(best.variant) not in there:
@@ -115,11 +115,12 @@ def propose_variants(
 
 
 def price_of_pool(right: torch.Tensor, costs: Sequence[float]) -> float:
-    """Accuracy between the largest and the cheapest expert, for all of the largest's cost; 0 where both cost the same.
+    """Difference of accuracy between the largest and the cheapest expert, relative to the saved share of the largest
+    expert's cost; 0 if both cost the same.
 
     Args:
         right: bool (n, N), whether each expert is right.
-        costs: of one image, by expert, rising.
+        costs: cost of one image by expert, rising.
     """
     if costs[0] == costs[-1]:
         return 0.0
@@ -130,25 +131,25 @@ def price_of_pool(right: torch.Tensor, costs: Sequence[float]) -> float:
 def best_variant(
     ladders: Iterable[Iterable[Any]], attempt: Callable[[Any], Trial | None], limit: float
 ) -> Trial | None:
-    """The variant that loses the least for its saving, of those that do not clearly lose more than `limit`.
+    """The variant with the least loss per saving, among those that do not clearly exceed `limit`.
 
     Args:
-        ladders: kinds of variants, each from the mildest on; a kind is left at the first that loses too much.
-        attempt: what a variant is found to be; None where it saves nothing.
+        ladders: kinds of variants, each from the mildest on; a kind is abandoned at the first that loses too much.
+        attempt: measures a variant; None if it saves nothing.
         limit: see `price_of_pool`.
     """
     kept = []
     for ladder in ladders:
         for how in ladder:
             trial = attempt(how)
-            if trial is None or trial.is_dearer(limit):
+            if trial is None or trial.costs_more(limit):
                 break
             kept.append(trial)
     return min(kept, key=lambda trial: (trial.price, -trial.saving), default=None)
 
 
 def _ladders(expert: Expert, cost_depends: bool, device: torch.device) -> Iterator[Iterator[dict[str, Any]]]:
-    """Kinds of variants of an expert, each from the mildest on; none of one that is a variant already."""
+    """Kinds of variants of an expert, each from the mildest on; an expert that is a variant itself has none."""
     if expert.entry.transform.is_smaller or expert.entry.backend != TORCH:
         return
     sizes = possible_sizes(expert.checkpoint)
@@ -160,7 +161,7 @@ def _ladders(expert: Expert, cost_depends: bool, device: torch.device) -> Iterat
 
 
 def _identity(expert: Expert) -> tuple[str, Transform, str]:
-    """What tells experts of a pool apart: a variant may be there already, made by hand."""
+    """Key that identifies an expert of a pool, as the user may have added the same variant."""
     return expert.entry.revision, expert.entry.transform, expert.entry.backend
 
 

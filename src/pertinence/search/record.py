@@ -1,4 +1,4 @@
-"""The record of a search, as `search_result.json` has it."""
+"""The record of a search, stored as `search_result.json`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .front_search import FoundFront
 
 
 def record_of(found: FoundFront, settings: dict[str, Any], args: SearchArguments) -> dict[str, Any]:
-    """Settings, versions, and all that was evaluated and measured."""
+    """The record: settings, versions, and everything that was evaluated and measured."""
     evaluation = found.evaluation.to_dict()
     baselines = evaluation.pop("baselines")
     return {
@@ -44,7 +44,7 @@ def record_of(found: FoundFront, settings: dict[str, Any], args: SearchArguments
 
 
 def run_facts(start: float, predicted: float, accelerator: Accelerator, args: SearchArguments) -> dict[str, Any]:
-    """What differs from run to run of the same search: time, host, processes."""
+    """The facts that differ between runs of the same search: time, host, processes."""
     now = time.perf_counter()
     seconds = {"predictions": predicted - start, "search": now - predicted, "total": now - start}
     return {
@@ -56,7 +56,7 @@ def run_facts(start: float, predicted: float, accelerator: Accelerator, args: Se
 
 
 def versions() -> dict[str, str]:
-    """Of this package and what the search rests on."""
+    """Versions of this package and of the libraries that affect a search."""
     modules = (torch, torchvision, transformers, timm, datasets, accelerate, pymoo, np)
     return {"pertinence": __version__, "python": platform.python_version()} | {
         m.__name__: m.__version__ for m in modules

@@ -1,4 +1,4 @@
-"""`SearchResult`: what a search found, saved as one model with its record, and pushed."""
+"""`SearchResult`: the result of a search, which is saved or pushed as one model with its record."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ EXAMPLES_SHOWN = 8
 
 @dataclass(frozen=True)
 class Examples:
-    """Images that one expert answered last: names and labels do not matter, only how sure the answers are.
+    """Images on which one expert ran last, chosen by the confidence of the answer.
 
     Attributes:
-        expert: its name.
+        expert: name of the expert.
         easiest, hardest: uint8 (H, W, 3), by falling and by rising confidence.
     """
 
@@ -65,17 +65,17 @@ class Examples:
 
 @dataclass
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        model: ready to run, with the whole front; None for a search on a table of predictions.
+        model: the model with the whole front, ready to run; None for a search on a table of predictions.
         evaluation: the front and its baselines on the report images.
         found: heads, baselines and the course of the search.
         record: everything else, as stored in `search_result.json`.
-        examples: report images that each expert answers.
-        seen: which images the search and its report saw; None for a search on a table of predictions.
+        examples: report images by the expert that ran last.
+        seen: hashes of the images that the search and its report used; None for a search on a table of predictions.
         is_main_process: whether this is the process that saves.
-        config: resolved settings that run this search again, as stored in `search.yaml`; None from Python.
+        config: resolved settings that repeat this search, as stored in `search.yaml`; None if started from Python.
     """
 
     model: PertinenceForImageClassification | None
@@ -92,36 +92,37 @@ class SearchResult:
         return self.evaluation.front
 
     def save(self, output_dir: str | os.PathLike, save_experts: bool = False) -> None:
-        """Write a loadable model, `search_result.json`, figures and baselines; each file whole or not at all.
+        """Write a loadable model, `search_result.json`, plots and baselines, each file atomically.
 
-        Of several processes all must call this: the main one saves, the others wait for it.
+        If there are several processes, all must call this: the main one saves, the others wait for it.
 
         Args:
-            output_dir: a new or empty folder, or one that holds this search or its result.
+            output_dir: a new or empty folder, or one that contains this search or its result.
             save_experts: also copy each expert's own files.
 
         Raises:
-            PertinenceError: the folder holds something else.
+            PertinenceError: the folder contains something else.
         """
         if self.is_main_process:
             self._save(Path(output_dir), save_experts)
         PartialState().wait_for_everyone()
 
     def push_to_hub(self, repo_id: str, *, save_experts: bool = False, **options: Any) -> CommitInfo | None:
-        """Push model, image processor, card, record, baselines and figures to the Hub, in one commit.
+        """Push model, image processor, card, record, baselines and plots to the Hub, in one commit.
 
-        Of several processes all must call this: the main one pushes, the others wait for it.
+        If there are several processes, all must call this: the main one pushes, the others wait for it.
 
         Args:
-            repo_id: of the model repository, which is created where there is none.
+            repo_id: id of the model repository; it is created if it does not exist.
             save_experts: also push a copy of each expert's own files.
-            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of `pertinence.hub.push_folder`.
+            options: `private`, `revision`, `create_pr`, `replace_card`, `token`, ... of
+                `pertinence.hub.push.push_folder`.
 
         Returns:
-            What was committed; None in all processes but the main one.
+            The commit; None in all processes but the main one.
 
         Raises:
-            PertinenceError: an expert is a local folder, which nobody else could load, or must not be copied.
+            PertinenceError: an expert is a local folder, which others could not load, or must not be copied.
         """
         from ..hub.push import push_folder
 
@@ -142,10 +143,10 @@ class SearchResult:
                 with beside(folder / "result", ADVICE) as temporary:
                     temporary.mkdir()
                     self._write(temporary, folder, save_experts)
-                    # From here on until its record is there the folder is that of a search that has not ended.
+                    # From here on, until it has its record, the folder is that of an unfinished search.
                     SearchFolder(folder / STATE).remember("settings", lambda: settings)
                     move_into(temporary, folder, (CONFIG, RECORD), WEIGHT_PATTERNS)
-                clear_state(folder / STATE)  # last: it tells, too, that something may be left to remove
+                clear_state(folder / STATE)  # last, as this folder also marks that something may have to be removed
         finally:
             if is_new and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -176,7 +177,7 @@ def pick_examples(
     names: Sequence[str],
     images: LabelledImages,
 ) -> list[Examples]:
-    """For each expert the images that it answers with the largest and with the smallest probability."""
+    """For each expert the images on which it runs last with the largest and with the smallest confidence."""
     confidence, last = [], []
     for _, routing in route_predictions(point, heads, predictions):
         confidence.append(routing.logits.softmax(1).max(1).values)

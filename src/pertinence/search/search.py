@@ -1,4 +1,4 @@
-"""The search: experts and images in, one model with its front of operating points out."""
+"""The search: from experts and images to one model with a Pareto front of operating points."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DispatcherSearch:
         experts: references (Hub id, `id@revision`, folder, mapping, or loaded model), at least two.
         dataset: images that no expert was trained on; a `datasets.Dataset` or `LabelledImages`.
         args: settings.
-        report_dataset: images to report on; by default `args.report_fraction` of `dataset` is held out first.
+        report_dataset: report images; by default `args.report_fraction` of `dataset` is held out first.
         image_column, label_column, label_map: see `LabelledImages`.
 
     Examples:
@@ -83,13 +83,14 @@ class DispatcherSearch:
                 logger.warning(f"{sentence}.")
 
     def run(self) -> SearchResult:
-        """Load, price, predict, split, fit, report, compose.
+        """Run the search: load, price, predict, split, fit, report, compose.
 
-        With `args.output_dir` the state of the search is kept there, and an interrupted search of the same settings is
-        continued.
+        The state of the search is kept in `args.output_dir`, if given, and an interrupted search with the same
+        settings continues from there.
 
         Raises:
-            PertinenceError: experts that do not fit together or the images, or an expert no better than chance.
+            PertinenceError: the experts do not fit together or do not fit the images, or an expert is no better than
+                chance.
         """
         start, args = time.perf_counter(), self.args
         accelerator = make_accelerator(args.device)
@@ -119,10 +120,10 @@ class DispatcherSearch:
             )
 
     def is_finished(self) -> bool:
-        """Whether `args.output_dir` holds the result of this very search already.
+        """Whether `args.output_dir` already contains the result of this very search.
 
         Raises:
-            PertinenceError: it holds that of another.
+            PertinenceError: it contains the result of another search.
         """
         accelerator = make_accelerator(self.args.device)
 
@@ -132,7 +133,7 @@ class DispatcherSearch:
         return holds_result(self.args.output_dir, settings, accelerator)
 
     def _settings(self, pool: SearchPool, accelerator: Accelerator) -> dict[str, Any]:
-        """What this search is, as it is recorded, and compared when it is repeated."""
+        """The identity of this search, which is recorded, and compared when the search is repeated."""
 
         def identity(expert: Expert) -> dict[str, Any]:
             keys = ("name", "revision", "transform", "quantization", "label_map", "backend")
@@ -152,7 +153,7 @@ class DispatcherSearch:
     def _measured(
         self, folder: SearchFolder, accelerator: Accelerator, experts: Sequence[Expert], kept_as: str | None = None
     ) -> list[Expert]:
-        """The experts with the cost of the search in their entries: one process measures, once, while others wait."""
+        """The experts with the minimised cost in their entries; one process measures it, while the others wait."""
         cost = COSTS.get(self.args.cost)
         if all(cost.name in expert.entry.costs for expert in experts):
             return list(experts)
@@ -172,7 +173,7 @@ class DispatcherSearch:
     def _with_variants(
         self, pool: SearchPool, search: Predictions, folder: SearchFolder, accelerator: Accelerator
     ) -> SearchPool:
-        """The pool with the variants that pay."""
+        """The pool with the proposed variants."""
 
         def measured(variant: Expert) -> Expert:
             kept_as = f"{self.args.cost} of {variant.entry.name}"
@@ -182,7 +183,7 @@ class DispatcherSearch:
         return merged(pool, variants)
 
     def _predict(self, pool: SearchPool, accelerator: Accelerator) -> tuple[Predictions, Predictions]:
-        """Predictions of the search images and of the report images."""
+        """Predictions for the search images and for the report images."""
         parts = [
             predict_split(pool, images, accelerator, self.args)
             for images in (self.images, self.report_images)
@@ -196,25 +197,25 @@ def _warn_of_copies(images: LabelledImages) -> None:
     if compared < len(images):
         logger.warning(
             f"{compared} of {len(images)} search images are compared ({images.num_copies} are copies of others): "
-            "copies among the rest may come on both sides where images are divided, so that images are judged on that "
-            "were fitted to. Remove copies, and give report images of their own."
+            "copies among the rest may end up in several parts when images are divided, so that estimates are "
+            "optimistic. Remove copies, and give separate report images."
         )
     elif images.num_copies:
         logger.warning(
-            f"{images.num_copies} of {compared} search images are copies of others: where images are divided, copies "
-            "of one stay together."
+            f"{images.num_copies} of {compared} search images are copies of others: copies of one image stay together "
+            "when images are divided."
         )
 
 
 def search_predictions(
     table: PredictionTable, args: SearchArguments | None = None, report: PredictionTable | None = None
 ) -> SearchResult:
-    """The same search without any model: on a table of what models predicted. The result has no model.
+    """Search on a table of predictions, without the models themselves; the result has no model.
 
     Args:
-        table: predictions of the search images.
-        args: settings; those that say how experts are run have no effect.
-        report: predictions of the same models of the report images; by default a part of `table` is held out first.
+        table: predictions for the search images.
+        args: settings; those of how experts run have no effect.
+        report: predictions of the same models for the report images; by default a part of `table` is held out first.
     """
     start, args = time.perf_counter(), args or SearchArguments()
     accelerator = make_accelerator(args.device)
@@ -242,10 +243,10 @@ def search_predictions(
 
 
 def is_searched(table: PredictionTable, args: SearchArguments, report: PredictionTable | None = None) -> bool:
-    """Whether `args.output_dir` holds already what `search_predictions` finds.
+    """Whether `args.output_dir` already contains the result of `search_predictions`.
 
     Raises:
-        PertinenceError: it holds the result of another search.
+        PertinenceError: it contains the result of another search.
     """
     accelerator = make_accelerator(args.device)
     return holds_result(args.output_dir, lambda: _table_settings(table, args, report), accelerator)

@@ -1,4 +1,4 @@
-"""Settings of a search as a file, which `--config` reads: written beside its result."""
+"""Settings of a search as a file beside its result, which `--config` reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATHS = ("dataset", "report_dataset", "predictions", "costs", "output_dir", "cac
 
 
 def resolved_settings(*arguments: Settings) -> dict[str, Any]:
-    """All settings of a command in one mapping, as `--config` takes them; without secrets, and what is done once."""
+    """All settings of a command in one mapping for `--config`, without secrets and one-time actions."""
     return {
         setting.name: getattr(part, setting.name)
         for part in arguments
@@ -27,19 +27,19 @@ def resolved_settings(*arguments: Settings) -> dict[str, Any]:
 
 
 def anchored(settings: dict[str, Any], config: PertinenceConfig | None) -> dict[str, Any]:
-    """Settings of a search that mean the same in another folder and tomorrow: paths are absolute, experts from the Hub
-    at the commit that was loaded.
+    """Settings that repeat a search from another folder and at another time: paths are absolute, and experts from the
+    Hub are pinned to the loaded commit.
 
     Args:
         settings: see `resolved_settings`.
-        config: of the model that was found; None without one.
+        config: config of the resulting model; None if there is none.
     """
     entries = [] if config is None else config.entries
 
     def at_commit(reference: str | dict[str, Any]) -> str | dict[str, Any]:
         parsed = ExpertReference.parse(reference)
         commits = {entry.revision for entry in entries if entry.repo_id == parsed.repo_id}
-        # Of several commits of one repository each was asked for by its own name.
+        # If several commits of one repository were loaded, the user named each of them.
         revision = commits.pop() if len(commits) == 1 and not parsed.is_folder else parsed.revision
         if isinstance(reference, dict):
             return {**reference, "repo_id": parsed.repo_id} | ({"revision": revision} if revision else {})
@@ -57,5 +57,5 @@ def anchored(settings: dict[str, Any], config: PertinenceConfig | None) -> dict[
 
 
 def pinned(repo_id: str, commit: str | None) -> str:
-    """A repository as it is named in settings, at the commit that was loaded; as it was where none is known."""
+    """A reference to a repository, pinned to the loaded commit; unchanged if the commit is unknown."""
     return repo_id if commit is None else f"{split_revision(repo_id)[0]}@{commit}"

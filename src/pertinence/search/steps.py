@@ -31,10 +31,10 @@ class SearchPool:
     """The experts of a search.
 
     Attributes:
-        experts: by rising cost, in the unit of the objective.
-        stem: a separate network that the first decision looks at, or None.
+        experts: experts by rising cost, in the unit of the objective.
+        stem: a separate stem that the first decision reads, or None.
         objective: the unit of cost that is minimised.
-        smaller: by pool index of an expert that of the same one on a smaller image, an alternative to it.
+        smaller: for some experts, by pool index, the index of their variant with a smaller input.
     """
 
     experts: list[Expert]
@@ -48,13 +48,13 @@ class SearchPool:
 
 
 def load(references: Sequence[Any], args: SearchArguments) -> SearchPool:
-    """Load the experts and a separate stem; raises `PertinenceError` where they do not fit together."""
+    """Load the experts and a separate stem; raises `PertinenceError` if they do not fit together."""
     experts = load_pool(references, args.load_options, args.preprocessing)
     return SearchPool(experts, None if args.stem is None else load_stem(args.stem, experts, args), args.cost)
 
 
 def load_stem(reference: Any, pool: Sequence[Expert], args: SearchArguments) -> Expert:
-    """Load a separate stem; refused where it is an expert of the pool, whose work would be paid twice."""
+    """Load a separate stem; an expert of the pool is refused, as its cost would count twice."""
     stem = load_expert(ExpertReference.parse(reference), args.load_options, args.preprocessing, is_stem=True)
     for expert in pool:
         if expert.find_revision() == stem.find_revision() and expert.entry.transform == stem.entry.transform:
@@ -68,11 +68,11 @@ def load_stem(reference: Any, pool: Sequence[Expert], args: SearchArguments) -> 
 
 
 def price(pool: SearchPool, measured: Callable[[Sequence[Expert]], list[Expert]]) -> SearchPool:
-    """The pool by rising cost, where each entry has the cost that is minimised.
+    """The pool by rising cost, with the minimised cost in each entry.
 
     Args:
-        pool: loaded.
-        measured: gives experts with that cost in their entries.
+        pool: loaded experts.
+        measured: returns experts with that cost in their entries.
     """
     experts = measured([*pool.experts, *([] if pool.stem is None else [pool.stem])])
     stem = None if pool.stem is None else experts.pop()
@@ -83,7 +83,7 @@ def price(pool: SearchPool, measured: Callable[[Sequence[Expert]], list[Expert]]
 def merged(pool: SearchPool, variants: Mapping[str, Expert]) -> SearchPool:
     """A pool with variants of some of its experts (by their names), by rising cost."""
     *others, largest = pool.experts
-    # The largest stays last, also where a variant costs as much.
+    # The largest stays last, even if a variant costs as much.
     joined = sorted([*variants.values(), *others], key=lambda expert: expert.entry.costs[pool.objective]) + [largest]
     smaller = {
         joined.index(expert): joined.index(variants[expert.entry.name])
@@ -96,7 +96,7 @@ def merged(pool: SearchPool, variants: Mapping[str, Expert]) -> SearchPool:
 def predict_split(
     pool: SearchPool, images: LabelledImages, accelerator: Accelerator, args: SearchArguments
 ) -> Predictions:
-    """What every expert says about a split: the only place where a search runs experts over images."""
+    """Predictions of every expert for a split; a search runs experts over images only here."""
     images.match_labels(pool_labels(pool.experts))
     reading = {
         expert
@@ -119,20 +119,20 @@ def predict_split(
 
 
 def hold_out(predictions: Predictions, args: SearchArguments) -> tuple[Predictions, Predictions]:
-    """Divide predictions into those of the images to search on and those of the images to report on."""
+    """Split predictions into those for search images and those for report images."""
     kept, held_out = stratified_split(predictions.targets, args.report_fraction, args.seed, predictions.copies)
     return predictions.subset(kept), predictions.subset(held_out)
 
 
 def say_held_out(search: Predictions, report: Predictions) -> None:
     logger.warning(
-        f"No report images given: {len(report)} of {len(search) + len(report)} search images are held out to report "
-        "on."
+        f"No report images given: {len(report)} of {len(search) + len(report)} search images are held out for the "
+        "report."
     )
 
 
 def compose(pool: SearchPool, found: FoundFront) -> PertinenceForImageClassification:
-    """The model: experts with their figures, and the front that was found."""
+    """Make the model from the experts, with their figures, and the front."""
     evaluation = found.evaluation
     experts = [
         expert.with_entry(expert.entry.replace(select=select.to_dict(), report=measured.to_dict()))

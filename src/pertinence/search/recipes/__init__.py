@@ -1,1 +1,1 @@
-"""Ways to turn predictions into dispatchers. May import `evaluation` and what lies below it."""
+"""Recipes: methods that turn predictions into dispatchers. May import `evaluation` and what lies below it."""

@@ -1,4 +1,4 @@
-"""The settings of each recipe."""
+"""The settings of the built-in recipes."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ from ...utils.settings import Settings, setting
 
 @dataclass
 class CascadeArguments(Settings):
-    """How `cascade` is fitted: a decision after every expert."""
+    """Settings of `cascade`: a decision after every expert."""
 
-    folds: int = setting(5, "Folds that estimates are out of.", group="recipe", least=2)
+    folds: int = setting(5, "Folds for out-of-fold estimates.", group="recipe", least=2)
     mixing: bool | None = setting(
-        None, "Whether answers mix the experts that were run; default: unless --labels agree.", group="recipe"
+        None, "Answer with the mixture of the experts that have run; default: unless --labels agree.", group="recipe"
     )
 
 
 @dataclass
 class PaperArguments(Settings):
-    """How `paper` is fitted: one decision, then one expert, which answers alone."""
+    """Settings of `paper`: one decision, then one expert, which answers alone."""
 
     stem: str | dict[str, Any] | None = setting(
         None,
-        "A separate network (Hub id, id@revision or folder) whose features the decision reads; default: the cheapest "
-        "expert.",
+        "Separate router backbone (Hub id, id@revision or folder) whose features the decision reads; default: the "
+        "cheapest expert.",
         group="recipe",
-        decides=False,  # by its weights, not by its name
+        decides=False,  # the weights of the stem decide, not its name
     )
     evidence: str = setting(
         "features",
-        "What the decision reads of the cheapest expert: pooled features, its confidence (mix), or both. Of a table, "
-        "which has no features, it reads the confidence.",
+        "What the decision reads of the cheapest expert: pooled features, its confidence (mix), or both. A table has "
+        "no features, so that the decision reads the confidence.",
         group="recipe",
         choices=EVIDENCE.choices,
     )
-    epochs: int = setting(20, "Passes over the fit images that train a head.", group="recipe", least=1)
+    epochs: int = setting(20, "Epochs of training a head on the fit images.", group="recipe", least=1)
     learning_rate: float = setting(1e-3, "Adam's.", group="recipe", above=0)
-    head_batch_size: int = setting(256, "Images of one step that trains heads.", group="recipe", least=1)
+    head_batch_size: int = setting(256, "Images per training step of heads.", group="recipe", least=1)
     unsolved: str = setting(
         "cheapest",
-        "Where images go that no expert gets right.",
+        "Routing target of images that no expert gets right.",
         group="recipe",
         choices=["cheapest", "largest", "dropped"],
     )
     select_fraction: float = setting(
         0.4,
-        "Share of the search images that choose heads rather than fit them.",
+        "Share of the search images that choose among heads, rather than fit them.",
         group="recipe",
         above=0,
         below=1,
     )
 
     def check_unused(self) -> None:
-        """Refuse what must not be given where another recipe is chosen.
+        """Refuse settings that must not be given if another recipe is chosen.
 
         Raises:
-            PertinenceError: a stem, which would be loaded for nothing.
+            PertinenceError: there is a stem, which would not be used.
         """
         if self.stem is not None:
             raise PertinenceError(

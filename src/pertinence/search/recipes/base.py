@@ -1,4 +1,4 @@
-"""What a recipe is: a way to turn predictions into trained dispatchers, with their worth on the search images."""
+"""The `Recipe` protocol: a recipe turns predictions into trained dispatchers and estimates their figures."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Individual:
     """A fitted genome: one candidate, or a whole curve of them.
 
     Attributes:
-        accuracy, costs: float64 (L,), of each candidate.
-        own: index of the candidate that stands for the genome.
+        accuracy, costs: float64 (L,), estimates of each candidate.
+        own: index of the candidate whose estimates are the objectives of the genome.
         candidate: makes the candidate of an index.
     """
 
@@ -33,17 +33,17 @@ class Individual:
 
     @classmethod
     def of(cls, candidate: Candidate) -> Individual:
-        """A genome that makes one candidate."""
+        """The individual of a genome with a single candidate."""
         return cls(np.array([candidate.accuracy]), np.array([candidate.cost]), 0, lambda _: candidate)
 
 
 class Space(Protocol):
-    """A search space: what the numbers of a genome mean.
+    """A search space of genomes.
 
     Attributes:
         lower, upper: float64 (G,), bounds of the genes.
         seeds: float64 (S, G), genomes that the first population starts with.
-        neutral: float64 (M, G), genomes that take no search: what the recipe gives by itself.
+        neutral: float64 (M, G), default genomes, which give the result of the recipe without a search.
     """
 
     @property
@@ -61,7 +61,7 @@ class Space(Protocol):
 
 @dataclass(frozen=True)
 class Box:
-    """A space between bounds, for recipes that need no class of their own; see `Space`."""
+    """A space given by its bounds, for recipes that need no class of their own; see `Space`."""
 
     lower: np.ndarray
     upper: np.ndarray
@@ -71,17 +71,17 @@ class Box:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a recipe is fitted to.
+    """The input of a recipe.
 
     Attributes:
-        predictions: of the search images.
-        settings: those of the recipe, its own dataclass.
-        mixing: whether answers mix the experts that have run; without, the last one answers alone.
-        seed: fixes everything random.
-        device: where heads are trained.
-        division: int64, the images that fit and those that choose, where a recipe of this search divides them (see
-            `Recipe.divides`); None: all images do both, and estimates must be out of fold.
-        smaller: for some experts the index of the same one on a smaller image, an alternative to it.
+        predictions: predictions for the search images.
+        settings: settings of the recipe, its own dataclass.
+        mixing: whether answers mix the outputs of the experts that have run; otherwise the last one answers alone.
+        seed: random seed.
+        device: device to train heads on.
+        division: int64, the images that fit and those that choose, if a recipe of this search divides them (see
+            `Recipe.divides`); None: all images do both, and estimates must be out-of-fold.
+        smaller: for some experts the index of their variant with a smaller input.
     """
 
     predictions: Predictions
@@ -94,20 +94,20 @@ class Problem:
 
     @property
     def judged(self) -> Predictions:
-        """Of the images that all recipes of this search are judged on."""
+        """Predictions for the images that all recipes of this search are evaluated on."""
         return self.predictions if self.division is None else self.predictions.subset(self.division[1])
 
 
 class Recipe(Protocol):
     """A recipe, prepared for the images of a search.
 
-    A subclass inherits what suits a recipe that reads no features and divides no images.
+    Subclasses inherit defaults for a recipe that reads no features and does not divide the images.
 
     Attributes:
-        name: as it is registered; operating points note it.
-        measure: "accuracy" or "agreement", of the predictions.
-        space: of its genomes.
-        images: how many images do what, for the record.
+        name: the name that it is registered by, and that operating points record.
+        measure: "accuracy" or "agreement", as in the predictions.
+        space: space of its genomes.
+        images: number of images by purpose, for the record.
     """
 
     name: str
@@ -122,21 +122,21 @@ class Recipe(Protocol):
 
     @classmethod
     def divides(cls, settings: Any) -> float | None:
-        """The share of the search images that only choose, where the recipe needs such; None: it needs none, as what
-        it estimates is out of fold, or as it fits nothing."""
+        """The share of the search images that the recipe needs only for choosing; None: it needs none, as its
+        estimates are out-of-fold, or it fits nothing."""
         return None
 
     @classmethod
     def prepare(cls, problem: Problem) -> Recipe:
-        """The recipe for some images."""
+        """Make the recipe for the images of a search."""
         ...
 
     def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
-        """Fit and judge a population: genomes (P, G) to P individuals, one after the other."""
+        """Fit and evaluate a population: genomes (P, G) to P individuals, one after the other."""
         ...
 
 
 def judge(point: OperatingPoint, heads: tuple[Head, ...], predictions: Predictions, largest: Outcome) -> Individual:
-    """The individual that an operating point makes, measured by the code that the model runs; arguments as those of
+    """The individual of an operating point, measured with the code that the model runs; the arguments are those of
     `Candidate.measured`."""
     return Individual.of(Candidate.measured(point, heads, predictions, largest))

@@ -1,4 +1,4 @@
-"""The recipe `cascade`: a decision after every expert, answers that mix what has run."""
+"""The recipe `cascade`: a decision after every expert; answers mix the experts that have run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .chains import ChainFamily
 
 @dataclass(frozen=True)
 class CascadeSpace:
-    """Genome of the recipe `cascade`: where the chain starts, how far its rungs lie apart, and lambda.
+    """Genome of the recipe `cascade`: the first level of the cascade, the spacing of its levels, and lambda.
 
-    Few genes, and coarse ones: every free bit costs accuracy on unseen images. What else could be searched (the blend
-    of the target, the ridge, the scale of the mixing weights) gains nothing there, and is not. Lambda is one of the
-    prices that each fit serves anyway, and only says which point of its curve stands for the individual.
+    The genes are few and coarse, as every free bit costs accuracy on unseen images. Searching anything else (the blend
+    of the target, the ridge, the scale of the mixing weights) gains nothing there. Lambda is one of the trade-off
+    weights that each fit covers anyway; it only says which point of the curve gives the individual's objectives.
 
     Args:
-        family: the chains that may be chosen.
+        family: the cascades that may be chosen.
     """
 
     family: ChainFamily
@@ -46,17 +46,17 @@ class CascadeSpace:
 
     @property
     def seeds(self) -> np.ndarray:
-        """Every chain, at a middle price."""
+        """Every cascade, with a medium lambda."""
         choices = itertools.product(range(len(self.family.spacings)), range(self.family.starts))
         return np.array([[start, spacing, len(PRICES) // 2] for spacing, start in choices]) + 0.5
 
     @property
     def neutral(self) -> np.ndarray:
-        """Every start, at the first spacing."""
+        """Every first level, with the first spacing."""
         return self.seeds[: self.family.starts]
 
     def decode(self, genome: np.ndarray) -> tuple[CascadeSettings, int]:
-        """What to fit, and the index of the price (lambda)."""
+        """The settings to fit, and the index of lambda."""
         start, spacing, price = (int(gene) for gene in genome)
         return CascadeSettings(self.family.chain(start, self.family.spacings[spacing])), price
 
@@ -67,7 +67,7 @@ class CascadeRecipe:
     Args:
         fitter: prepared for the search images.
         predictions: the same images.
-        family: the chains that may be chosen.
+        family: the cascades that may be chosen.
     """
 
     name = "cascade"
@@ -76,7 +76,7 @@ class CascadeRecipe:
         self.predictions, self.measure = predictions, predictions.measure
         self.images = {"cross_fit": len(predictions), "folds": fitter.folds, "select": fitter.samples}
         self.space = CascadeSpace(family)
-        # Genomes that differ in lambda alone, or in nothing that matters, are the same fit.
+        # Genomes that differ only in lambda, or in nothing that matters, share a fit.
         self.fit = lru_cache(maxsize=None)(fitter.fit)
 
     @classmethod
@@ -91,7 +91,7 @@ class CascadeRecipe:
     def prepare(cls, problem: Problem) -> CascadeRecipe:
         select_rows, seed = None, problem.seed
         if problem.division is not None:
-            # Another seed than that of the division, whose images must be dealt out to all folds.
+            # A seed other than that of the division, so that the images of both parts are spread over all folds.
             select_rows, seed = problem.division[1], seed + 1
         fitter = CascadeFitter(
             problem.predictions, problem.settings.folds, seed, problem.mixing, select_rows, problem.device

@@ -1,9 +1,9 @@
 """Fits cascades on cached predictions: mixing weights by likelihood, then ridge heads backwards over the stages.
 
-What an image is mixed and judged with was fitted on the labels of the other folds; labels of its own fold reach those
-heads only through the targets of earlier stages. Where hinges stand and how evidence is scaled takes no labels and is
-shared. One fit gives a whole curve, one dispatcher for each price of an operation: its accuracy is estimated out of
-fold, its cost, which takes no labels, is that of the very heads that are saved.
+The mixing weights and heads used for an image are fitted to the labels of the other folds; labels of its own fold
+affect those heads only through the targets of earlier stages. The knots and the scale of evidence use no labels, and
+are shared between folds. One fit gives a whole curve, with one dispatcher for each lambda: its accuracy is an
+out-of-fold estimate; its cost, which needs no labels, is that of the saved heads themselves.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from ...utils.distributed import one_thread
 
 
 PRICES = 10 ** np.linspace(-2.8, 0.8, 337)
-"""Lambda: accuracy (0 to 1) that one run of the largest expert must be worth."""
+"""Values of lambda: the gain of accuracy (0 to 1) that is worth one run of the largest expert."""
 MAX_WEIGHT, MIN_SINGLE_WEIGHT = 3.0, 1e-3
 WEIGHT_DECAY = 1e-3
 MIXING_ROWS = 20_000
-"""Images that mixing weights are fitted to; a handful of numbers gains nothing from more."""
+"""Largest number of images to fit mixing weights to; a handful of numbers gains nothing from more."""
 ROWS_AT_ONCE = 4096
 TOLERATED_MISMATCH, TOLERATED_IMAGES = 0.01, 25
-"""By how much, or by how many images' worth, the heads that are saved may spend more or less than the fold heads, by
-whose decisions accuracy is estimated. Where evidence takes few values whole groups of images change their way at once,
-and estimate and heads come apart: that would look both accurate and cheap."""
+"""How much, relatively or in images, the cost of the saved heads may differ from that of the fold heads, whose
+decisions estimate the accuracy. If evidence has few distinct values, whole groups of images change their route at
+once, and the two may differ so much that a dispatcher would wrongly look both accurate and cheap."""
 CACHED_BYTES = 2**30
-"""Evidence that is kept between fits."""
+"""Size of the cache of evidence between fits."""
 
 
 @dataclass(frozen=True)
 class CascadeSettings:
-    """What a cascade is fitted with, but for lambda: members, which are searched, and what is as it paid.
+    """The settings of one fit, except lambda: the members, which are searched, and constants found by experiment.
 
     Attributes:
-        members: pool indices, rising; the last answers what no other does.
-        blend: weight of the label in the utility of an answer; the rest weighs the whole pool's belief in it.
+        members: pool indices, rising; images that exit nowhere else exit at the last.
+        blend: weight of the label in the utility of an answer; the rest is the weight of the pool's belief in it.
         ridge: strength of the heads' penalty, for standardised evidence.
         scale: factor of the fitted mixing weights.
     """
@@ -59,20 +59,20 @@ class CascadeSettings:
 
 @dataclass(frozen=True)
 class CascadeCurve:
-    """One fit: a dispatcher for every lambda at which the saved heads do as was estimated, with what it gives on the
-    judged images.
+    """One fit: a dispatcher for every lambda at which the saved heads agree with the estimate, and its estimated
+    figures.
 
     Attributes:
         prices: int64 (L,), rising, indices of lambda.
-        accuracy: float64 (L,), of out-of-fold decisions.
-        costs: for each unit float64 (L,), mean of an image by the heads that are saved.
-        objective: the unit that lambda is a price of.
-        shares: float64 (L, N), of images that each expert ran last on, likewise.
-        wins, losses: int64 (L,), images that out-of-fold decisions get right and the largest expert does not, and the
-            reverse.
-        samples: number of judged images.
-        point: members and stages, unnamed.
-        weight: float32 (stages, L, E), of the mean of the fold heads, for going on.
+        accuracy: float64 (L,), accuracy of out-of-fold decisions.
+        costs: for each unit float64 (L,), mean cost per image with the saved heads.
+        objective: the unit of cost that lambda refers to.
+        shares: float64 (L, N), share of images on which each expert ran last, with the saved heads.
+        wins, losses: int64 (L,), number of images that only the out-of-fold decisions get right, and that only the
+            largest expert gets right.
+        samples: number of evaluated images.
+        point: operating point without a name, with members and stages.
+        weight: float32 (stages, L, E), mean of the fold heads, for deferring.
         bias: float32 (stages, L).
         knots: float32 (stages, 8).
     """
@@ -96,7 +96,7 @@ class CascadeCurve:
         return self.costs[self.objective]
 
     def heads(self, index: int) -> tuple[Head, ...]:
-        """The heads at one lambda: exit scores 0, the next member what it promises, any later one -1."""
+        """The heads for one lambda: exit scores 0, the next member its predicted gain, any later one -1."""
         num_experts = self.shares.shape[1]
         heads = []
         for stage, following in enumerate(self.point.members[1:]):
@@ -109,15 +109,15 @@ class CascadeCurve:
 
 
 class CascadeFitter:
-    """Fits cascades over the same images again and again.
+    """Fits many cascades on the same images.
 
     Args:
-        predictions: of the search images.
-        folds: k.
-        seed: fixes the folds.
-        mixing: whether answers mix the experts that were run; without, the last one answers alone.
-        judged: int64, the images whose out-of-fold decisions are counted; default all.
-        device: where heads are fitted.
+        predictions: predictions for the search images.
+        folds: number of folds, k.
+        seed: random seed of the folds.
+        mixing: whether answers mix the outputs of the experts that have run; otherwise the last one answers alone.
+        judged: int64, the images whose out-of-fold decisions are counted; default: all.
+        device: device to fit heads on.
     """
 
     @one_thread()
@@ -136,7 +136,7 @@ class CascadeFitter:
         rows = assign_folds(predictions.targets, folds, seed, predictions.copies)
         self.fold_size = rows.shape[1]
         rows = rows.flatten()
-        # Folds are filled up to one length; what fills them has no evidence and is never judged.
+        # Folds are padded to one length; padding has no evidence and is never counted.
         self._filled = rows >= 0
         slots = rows.clamp_min(0)
         self._log_probs = [
@@ -156,12 +156,12 @@ class CascadeFitter:
         self._evidence = lru_cache(max(1, CACHED_BYTES // bytes_each))(self._make_evidence)
         everybody = tuple(range(self.num_experts))
         pool = self._mix(everybody, self.mixing_weights(everybody))
-        # exp of a log-softmax, in parts: the belief of the whole pool in every label
+        # The probability that the whole pool gives to every label, computed in parts.
         self._belief = torch.cat([log_softmax(part, self.tail).exp() for part in pool.split(ROWS_AT_ONCE)])
         self._answers: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def mixing_weights(self, ran: tuple[int, ...]) -> torch.Tensor:
-        """Weights of the experts that were run, fitted by likelihood for each fold on the others: float32 (k, M)."""
+        """Weights of the experts that have run, fitted by likelihood for each fold on the others: float32 (k, M)."""
         if ran not in self._mixing:
             per_fold = min(self.fold_size, -(-MIXING_ROWS // self.folds))
             used = torch.arange(self.folds * self.fold_size).view(self.folds, -1)[:, :per_fold]
@@ -176,7 +176,7 @@ class CascadeFitter:
 
     @one_thread()
     def fit(self, settings: CascadeSettings) -> CascadeCurve:
-        """Fit the heads of one cascade, for every lambda and fold at once."""
+        """Fit the heads of one cascade for all values of lambda and all folds at once."""
         members, scale = settings.members, settings.scale if self.mixing else 1.0
         right, belief = self._answers_of(members)
         utility = settings.blend * right.float() + (1 - settings.blend) * belief
@@ -185,8 +185,8 @@ class CascadeFitter:
         steps = self.costs.chain(objective, members)
 
         utility = utility.to(self.device).view(self.folds, self.fold_size, -1)
-        # Of every image and lambda what the rest of the chain is worth, and which stage answers, out of fold and by
-        # the heads that are saved: (k, m, L).
+        # For every image and lambda: the value of the rest of the cascade, and the stage at which the image exits,
+        # out-of-fold and with the saved heads, (k, m, L).
         value = utility[..., -1:].repeat(1, 1, len(prices))
         ends = torch.full(value.shape, len(members) - 1, dtype=torch.int8, device=self.device)
         saved_ends = ends.clone()
@@ -238,7 +238,7 @@ class CascadeFitter:
         return OperatingPoint("", "cascade", members, tuple(stages))
 
     def _mix(self, ran: tuple[int, ...], weights: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
-        """Answers of the experts that were run, mixed with the weights (k, M) of each image's fold."""
+        """The mixture of the experts that have run, with the weights (k, M) of each image's fold."""
         by_row = weights.repeat_interleave(self.fold_size, 0)[rows]
         mixed = by_row[:, :1] * self._log_probs[ran[0]][rows]
         for position, expert in enumerate(ran[1:], 1):
@@ -246,7 +246,7 @@ class CascadeFitter:
         return mixed
 
     def _answers_of(self, members: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stage by stage: is the answer right, and the pool's belief in it: (n, M)."""
+        """Whether the answer is right if an image exits at each stage, and the pool's belief in it: (n, M) each."""
         if members not in self._answers:
             columns = [self._votes[:, members[0]]]
             for count in range(2, len(members) + 1):
@@ -261,8 +261,8 @@ class CascadeFitter:
     def _make_evidence(
         self, ran: tuple[int, ...], scale: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Standardised evidence with a column of ones (k, m, E + 1), mixed out of fold and mixed as it is saved; its
-        mean and std (E,), and the knots (8,)."""
+        """Standardised evidence with a column of ones (k, m, E + 1), with out-of-fold mixing weights and with saved
+        ones; its mean and std (E,), and the knots (8,)."""
         by_fold = self.mixing_weights(ran) * scale
         averaged = by_fold.mean(0, keepdim=True).expand_as(by_fold)
         has_run = torch.zeros(1, self.num_experts, dtype=torch.bool)
@@ -296,11 +296,12 @@ class CascadeFitter:
 
     @staticmethod
     def _reduce(values: torch.Tensor) -> torch.Tensor:
-        """Sum over rows in float64, in an order that the number of threads does not change."""
+        """Sum over rows in float64, in an order that does not depend on the number of threads."""
         return torch.from_numpy(values.numpy().sum(0, dtype=np.float64))
 
     def _solve(self, parts: Iterable[tuple[torch.Tensor, torch.Tensor]], ridge: float) -> torch.Tensor:
-        """Ridge regression for each fold on the others, of parts (k, m', E) on (k, m', L): (k, E, L), float64."""
+        """Ridge regression for each fold on the others, of targets (k, m', L) on evidence (k, m', E), given in parts:
+        float64 (k, E, L)."""
         gram = moments = 0.0
         for x, y in parts:
             gram = gram + torch.bmm(x.mT, x).cpu().double()
@@ -310,7 +311,7 @@ class CascadeFitter:
         return torch.linalg.solve(gram.sum(0) - gram + penalty, moments.sum(0) - moments)
 
     def _count(self, ends: torch.Tensor, right: torch.Tensor) -> dict[str, np.ndarray]:
-        """Accuracy, wins and losses of answers given at the stages `ends` (n, L)."""
+        """Accuracy, wins and losses if images exit at the stages `ends` (n, L)."""
         counted = []
         for stage in range(right.shape[1]):
             ours = right[:, stage]
@@ -323,13 +324,13 @@ class CascadeFitter:
         }
 
     def _path_costs(self, unit: str, members: tuple[int, ...]) -> np.ndarray:
-        """What an image costs that exits after each member, with the heads on its way: float64 (M,)."""
+        """Cost of an image that exits after each member, including the heads on its path: float64 (M,)."""
         heads = np.minimum(np.arange(1, len(members) + 1), len(members) - 1)
         size = self.num_experts * MIX.width(self.num_experts, 0)
         return np.cumsum(self.costs.chain(unit, members)) + heads * self.costs.of_head(unit, size)
 
     def _shares(self, ends: torch.Tensor, members: tuple[int, ...]) -> np.ndarray:
-        """Share of the images that each expert ran last on, of answers given at the stages `ends` (n, L): (L, N)."""
+        """Share of the images on which each expert ran last, if they exit at the stages `ends` (n, L): (L, N)."""
         everything = [torch.ones_like(self._judged)]
         ended = np.concatenate([self._sum(everything, ends, stage) for stage in range(len(members))])
         shares = np.zeros((len(PRICES), self.num_experts))
@@ -337,19 +338,19 @@ class CascadeFitter:
         return shares
 
     def _sum(self, kinds: list[torch.Tensor], ends: torch.Tensor, stage: int) -> np.ndarray:
-        """How many judged images of each kind, bool (n,) each, end at a stage: (kinds, L)."""
-        # Sums of zeros and ones are exact in float32 whatever their order, up to 2^24 images.
+        """How many counted images of each kind, bool (n,) each, exit at a stage: (kinds, L)."""
+        # Sums of zeros and ones are exact in float32 in any order, up to 2^24 images.
         indicators = (torch.stack(kinds) & self._judged).float().to(self.device)
         parts = zip(indicators.split(ROWS_AT_ONCE, 1), ends.split(ROWS_AT_ONCE), strict=True)
         return sum(kind @ (end == stage).float() for kind, end in parts).cpu().double().numpy()
 
 
 def fit_mixing_weights(log_probs: Sequence[torch.Tensor], targets: torch.Tensor, tail: int = 1) -> torch.Tensor:
-    """Weights of a log-linear mixture that make the labels most likely.
+    """Fit the weights of a log-linear mixture by maximum likelihood.
 
     Args:
-        log_probs: of M experts, (n, C) each.
-        targets: int64 (n,).
+        log_probs: log-probabilities of M experts, (n, C) each.
+        targets: int64 (n,), labels.
         tail: how many labels the last column stands for.
 
     Returns:
@@ -359,7 +360,9 @@ def fit_mixing_weights(log_probs: Sequence[torch.Tensor], targets: torch.Tensor,
     at_target = stacked.gather(2, targets.expand(len(stacked), -1).unsqueeze(2)).squeeze(2)
     multiplicity = torch.ones(stacked.shape[2]).index_fill_(0, torch.tensor(stacked.shape[2] - 1), float(tail))
 
-    def mean(values: torch.Tensor) -> np.ndarray:  # numpy's, on one thread: the same however many torch has
+    def mean(
+        values: torch.Tensor,
+    ) -> np.ndarray:  # with NumPy on one thread, so that the number of torch's threads does not matter
         return values.numpy().mean(-1, dtype=np.float64)
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
@@ -372,10 +375,10 @@ def fit_mixing_weights(log_probs: Sequence[torch.Tensor], targets: torch.Tensor,
         slopes = np.stack([mean((belief * part).sum(1) - own) for part, own in zip(stacked, at_target, strict=True)])
         return -mean(chosen) + WEIGHT_DECAY * weights @ weights, slopes + 2 * WEIGHT_DECAY * weights
 
-    # The answer of a single expert must remain: its weight may be small, but not nothing.
+    # With weight zero a single expert would predict nothing.
     least = MIN_SINGLE_WEIGHT if len(stacked) == 1 else 0.0
     start = np.full(len(stacked), 1 / len(stacked))
     bounds = [(least, MAX_WEIGHT)] * len(stacked)
-    # The loss is computed in float32: nothing finer than that is there to be found.
+    # The loss is computed in float32, so that a finer tolerance would gain nothing.
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-7})
     return torch.from_numpy(found.x).float()

@@ -1,7 +1,8 @@
-"""Which experts a cascade may run one after the other: a small family of chains, each with a reason.
+"""The cascades that may be searched: a small family of chains of experts.
 
-A free choice of members fools itself: of many chains judged on the same images the luckiest wins, and drops on others.
-So a chain is described by very few bits: where it starts, and in a large pool how far its rungs lie apart.
+A free choice of members suffers from the winner's curse: among many chains evaluated on the same images the luckiest
+one wins, and is worse on others. So a chain is described by very few bits: its first rung, and in a large pool the
+spacing of its rungs.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from ...predictions.predictions import Predictions
 
 
 MAX_MEMBERS = 8
-"""Rungs of a chain; of a larger pool a chain takes some."""
+"""Largest number of rungs of a chain; in a larger pool a chain skips some."""
 DOMINATED_ERRORS = 2.0
-"""An expert is left out where a cheaper one is more accurate by so many paired standard errors."""
+"""An expert is left out if a cheaper one is more accurate by this many paired standard errors."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class ChainFamily:
     """The chains over a pool.
 
     Args:
-        costs: of one image, for each expert of the pool, rising.
-        rungs: pool indices of the experts that chains are made of, rising; every chain ends with the last.
-        smaller: for some rungs the pool index of the same expert on a smaller image.
+        costs: cost of one image for each expert of the pool, rising.
+        rungs: pool indices of the experts that chains consist of, rising; every chain ends with the last.
+        smaller: for some rungs the pool index of their variant with a smaller input.
     """
 
     costs: Sequence[float]
@@ -36,7 +37,7 @@ class ChainFamily:
 
     @classmethod
     def of(cls, predictions: Predictions, smaller: Mapping[int, int] | None = None) -> ChainFamily:
-        """The family for the images of a search; `smaller` as above."""
+        """The family for the images of a search; for `smaller` see the class."""
         smaller = dict(smaller or {})
         whole = [index for index in range(predictions.num_experts) if index not in smaller.values()]
         hopeless = dominated(predictions, whole)
@@ -45,20 +46,20 @@ class ChainFamily:
 
     @property
     def starts(self) -> int:
-        """Number of rungs that a chain may start with."""
+        """Number of possible first rungs of a chain."""
         return max(len(self.rungs) - 1, 1)
 
     @property
     def spacings(self) -> tuple[float, ...]:
-        """How many times the cost of the rung before each rung costs at least."""
+        """The possible spacings: least ratio of the cost of each rung to that of the rung before."""
         return (1.0,) if len(self.rungs) <= MAX_MEMBERS else (1.25, 1.5, 2.0, 3.0)
 
     def chain(self, start: int, spacing: float = 1.0) -> tuple[int, ...]:
-        """Pool indices of the members, rising; the first, for which every image pays, on a smaller image if it can.
+        """Pool indices of the members, rising; the first, which runs on every image, is the smaller variant if any.
 
         Args:
-            start: position among the rungs of the first.
-            spacing: see `spacings`; widened until the chain has at most eight members.
+            start: position of the first rung among the rungs.
+            spacing: see `spacings`; increased until the chain has at most eight members.
         """
         rungs = self.rungs[start:]
         chosen = _spaced(rungs, self.costs, spacing)
@@ -77,8 +78,8 @@ def _spaced(rungs: Sequence[int], costs: Sequence[float], spacing: float) -> lis
 
 
 def dominated(predictions: Predictions, among: Sequence[int]) -> set[int]:
-    """Of some experts, by rising cost, those that a cheaper one clearly beats: by two paired standard errors, on the
-    same images."""
+    """The experts among `among` (by rising cost) that are less accurate than a cheaper one by two paired standard
+    errors on the same images."""
     correct = predictions.correct().double()
     both = correct.T @ correct
     right = correct.sum(0)

@@ -1,4 +1,4 @@
-"""The recipe `paper`: one decision by what the stem saw, then one expert (PERTINENCE, arXiv 2507.01695)."""
+"""The recipe `paper`: one decision from the features of the stem, then one expert (PERTINENCE, arXiv 2507.01695)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from .paper_training import FitData, routing_classes, train_paper_heads
 class PaperSpace:
     """Genome of the recipe `paper` (PERTINENCE, arXiv 2507.01695): N x N penalties and the class weighting scheme.
 
-    The penalties P[true, predicted] lie in [0, 100]; those of the diagonal have no effect, since a right decision
-    costs nothing. The last gene, in [0, 3), chooses by its integer part one of the weighting schemes.
+    The penalties P[true, predicted] lie in [0, 100]; those on the diagonal have no effect, since a right decision
+    costs nothing. The integer part of the last gene, in [0, 3), chooses one of the weighting schemes.
 
     Args:
-        num_experts: N.
+        num_experts: size of the pool, N.
     """
 
     num_experts: int
@@ -58,11 +58,11 @@ class PaperSpace:
         return np.column_stack([penalties, np.arange(len(self.schemes)) + 0.5])
 
     def decode(self, genomes: np.ndarray, counts: torch.Tensor) -> torch.Tensor:
-        """What an image costs in the loss that is of one class and was taken for another: weight x penalty.
+        """Cost, in the loss, of each misrouting: class weight x penalty.
 
         Args:
             genomes: (P, N * N + 1).
-            counts: int64 (N,), how many fit images have each class.
+            counts: int64 (N,), number of fit images of each class.
 
         Returns:
             float32 (P, N, N), indexed [individual, true, predicted]; zero on the diagonal.
@@ -73,10 +73,10 @@ class PaperSpace:
         return class_weights(counts)[schemes].unsqueeze(2) * penalties
 
     def initial_weights(self, genomes: np.ndarray, num_features: int) -> torch.Tensor:
-        """Where the training of each individual starts: float32 (P, N, num_features + 1), the last one the bias.
+        """Initial weights of each individual: float32 (P, N, num_features + 1), the bias last.
 
-        Uniform, as torch's linear layers start, and drawn from the genome itself, so that the same genome is the same
-        individual wherever and whenever it is trained.
+        They are uniform, as in torch's linear layers, and seeded by the genome itself, so that the same genome always
+        gives the same individual.
         """
         bound = num_features**-0.5
         starts = []
@@ -91,8 +91,8 @@ def class_weights(counts: torch.Tensor, beta: float = 0.9999) -> torch.Tensor:
     """The paper's weighting schemes for class counts (N,): INS 1/n, ISNS 1/sqrt(n),
     ENS (1 - b)/(1 - b^n) (Cui et al. 2019).
 
-    Each is scaled to a mean of one over the images, which Adam would cancel anyway; a class without images has weight
-    zero. Returns float32 (3, N).
+    Each scheme is scaled to a mean of one over the images (Adam is invariant to this scale); a class without images
+    has weight zero. Returns float32 (3, N).
     """
     n = counts.double().clamp_min(1)
     weights = torch.stack([1 / n, n.rsqrt(), (1 - beta) / (1 - beta**n)])
@@ -101,12 +101,12 @@ def class_weights(counts: torch.Tensor, beta: float = 0.9999) -> torch.Tensor:
 
 
 def _readable(evidence: Evidence, predictions: Predictions) -> Evidence:
-    """What a decision reads of the stem: the evidence that is asked for, or what is left of it.
+    """The evidence that a decision can read: the requested one, or the part of it that is available.
 
-    A separate stem predicts nothing, so that only its features are left; a table of predictions has no features.
+    A separate stem predicts nothing and only has features; a table of predictions has no features.
 
     Raises:
-        PertinenceError: nothing is left.
+        PertinenceError: no part is available.
     """
     if predictions.stem is None:
         has_features = predictions.experts[0].features is not None
@@ -120,18 +120,18 @@ def _readable(evidence: Evidence, predictions: Predictions) -> Evidence:
 
 
 class PaperRecipe:
-    """One decision by what the stem saw, then one expert, which answers alone (arXiv 2507.01695).
+    """One decision from the features of the stem, then one expert, which answers alone (arXiv 2507.01695).
 
-    The stem is the cheapest expert, or a network of its own. The decision reads its pooled features, as in the paper,
-    or another evidence; with "both" the statistics of its answer, too: a linear map of features cannot tell how sure
-    a classifier is. The search images are divided once: `fit` trains heads, `select` judges them.
+    The stem is the cheapest expert, or a separate network. The decision reads its pooled features, as in the paper, or
+    other evidence; "both" adds the statistics of its prediction, as a linear map of features cannot express the
+    confidence of a classifier. The search images are divided once: `fit` trains heads, `select` evaluates them.
 
     Args:
-        predictions: of the search images, with the features of the stem.
-        fit_rows, select_rows: int64, which images train heads and which judge them.
+        predictions: predictions for the search images, with the features of the stem.
+        fit_rows, select_rows: int64, the images that train heads and those that evaluate them.
         arguments: settings of the recipe.
-        seed: fixes the order in which images train heads.
-        device: where heads are trained.
+        seed: random seed of the order in which images train heads.
+        device: device to train heads on.
     """
 
     name = "paper"
@@ -202,7 +202,7 @@ class PaperRecipe:
             seed=self.seed,
         )
         weights, biases = heads.weight.cpu(), heads.bias.cpu()
-        # One by one, as the model decides: no individual's bits depend on its neighbours.
+        # One by one, as in the model, so that no individual's bits depend on the others.
         for weight, bias in zip(weights, biases, strict=True):
             yield self._judge(Head(weight.clone(), bias.clone(), self.statistics))
 
@@ -212,7 +212,7 @@ class PaperRecipe:
         choice = torch.from_numpy(choose(head.scores(self._evidence), allowed))
         right = self._correct.gather(1, choice.unsqueeze(1)).squeeze(1)
 
-        # A stem that is an expert has run on every image; where it is chosen its output is there already.
+        # A stem that is an expert has already run on every image, so that choosing it costs nothing more.
         nothing = np.zeros(self.num_experts, dtype=bool)
         ran = nothing if stage.after == STEM else np.arange(self.num_experts) == stage.after
 

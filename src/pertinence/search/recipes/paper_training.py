@@ -1,4 +1,4 @@
-"""Trains the heads of a whole population at once, as matrix products over cached evidence."""
+"""Training of the heads of a whole population at once, as matrix products over cached evidence."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ...routing.heads import Head
 
 
 CHUNK = 16
-"""Individuals that are trained together; a population is padded to whole chunks, so that an individual's result
-depends neither on its neighbours nor on how many there are."""
+"""Number of individuals that are trained together; a population is padded to whole chunks, so that the result of an
+individual does not depend on the others or on their number."""
 
 ALIGNMENT = 16
-"""Numbers of 4 bytes in a cache line."""
+"""How many numbers of 4 bytes a cache line holds."""
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -22,12 +22,12 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class FitData:
-    """What heads are fitted on.
+    """Training data of heads.
 
     Attributes:
         evidence: float32 (n, E).
-        classes: int64 (n,), the expert that each image should go to.
-        num_experts: N.
+        classes: int64 (n,), the expert that each image should be routed to.
+        num_experts: size of the pool, N.
     """
 
     evidence: torch.Tensor
@@ -40,11 +40,11 @@ class FitData:
 
 
 def routing_classes(correct: torch.Tensor, unsolved: str = "cheapest") -> torch.Tensor:
-    """The paper's label of an image: its cheapest correct expert.
+    """The paper's routing label of an image: its cheapest correct expert.
 
     Args:
-        correct: bool (n, N), experts by rising cost.
-        unsolved: "cheapest" or "largest": where an image goes that no expert gets right; "dropped": it has no label.
+        correct: bool (n, N), whether each expert is right; experts by rising cost.
+        unsolved: label of images that no expert gets right: "cheapest" or "largest"; "dropped": no label.
 
     Returns:
         int64 (n,); -1 for images without a label.
@@ -65,15 +65,16 @@ def train_paper_heads(
 ) -> Head:
     """Train one head for each individual of a population with the paper's loss.
 
-    loss = mean_i( w[y_i] x P[y_i, argmax z_i] x CE(z_i, y_i) ), by Adam; minibatches and their order are the same for
-    all individuals. Evidence is standardised for training, and the statistics are folded into the result.
+    The loss is mean_i( w[y_i] x P[y_i, argmax z_i] x CE(z_i, y_i) ), minimised by Adam; all individuals have the same
+    minibatches in the same order. Evidence is standardised for training, and its statistics are folded into the
+    resulting heads.
 
     Args:
-        data: fit images, n of them.
+        data: n fit images.
         misroute_costs: float32 (P, N, N), weight x penalty, from `PaperSpace.decode`.
-        initial: float32 (P, N, E + 1), weights and bias to start from, for standardised evidence.
-        epochs, learning_rate, batch_size: of Adam.
-        seed: fixes the order of minibatches.
+        initial: float32 (P, N, E + 1), initial weights and bias, for standardised evidence.
+        epochs, learning_rate, batch_size: parameters of the training.
+        seed: random seed of the order of minibatches.
 
     Returns:
         P heads in one: weight (P, N, E), bias (P, N).
@@ -94,13 +95,13 @@ def train_paper_heads(
         chunks.append(weights[: size + 1, :, :count].permute(2, 1, 0))
     weights = torch.cat(chunks)
     weight = weights[..., :size] / std
-    # A product of a whole stack would sum in an order that depends on how many there are.
+    # A matrix product over the whole stack would sum in an order that depends on its size.
     return Head(weight, weights[..., size] - (weight * mean).sum(-1))
 
 
 def _aligned(size: int) -> int:
-    """The size rounded up to whole cache lines: a kernel may sum in another order at an edge, and an individual's
-    result would depend on its place."""
+    """A size rounded up to whole cache lines: kernels may sum in another order at the edge of an array, and the result
+    of an individual would depend on its position."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
@@ -114,20 +115,20 @@ def _train_chunk(
     batch_size: int,
     generator: torch.Generator,
 ) -> None:
-    """Train weights (E, N, P) in place, the scores of all heads as one product. Written out, not differentiated.
+    """Train weights (E, N, P) in place; the scores of all heads are one matrix product, and gradients are explicit.
 
-    Individuals come last, so that a softmax over a handful of experts runs over whole rows of them.
+    Individuals are the last dimension, so that a softmax over few experts is vectorised over individuals.
     """
     size, num_experts, population = weights.shape
     first, second = torch.zeros_like(weights), torch.zeros_like(weights)
     one_hot = torch.nn.functional.one_hot(classes, num_experts).to(evidence.dtype)
-    # For each class the costs of taking it for another: (N, N, P).
+    # For each class the costs of misrouting it: (N, N, P).
     costs = costs.permute(1, 2, 0).contiguous()
     step = 0
     for _ in range(epochs):
         for rows in torch.randperm(len(evidence), generator=generator).to(evidence.device).split(batch_size):
             step += 1
-            # Rows that fill up a batch repeat its first and weigh nothing.
+            # Padding repeats the first row of the batch, with weight zero.
             filled = torch.cat([rows, rows[:1].expand(_aligned(len(rows)) - len(rows))])
             weigh = (torch.arange(len(filled), device=rows.device) < len(rows)) / len(rows)
             batch = evidence[filled]
@@ -135,7 +136,7 @@ def _train_chunk(
             largest, predicted = scores.max(1, keepdim=True)
             exponentials = (scores - largest).exp_()
             slopes = exponentials / exponentials.sum(1, keepdim=True)
-            # P[y_i, argmax z_i] for every image and individual, as a factor of each image's cross-entropy.
+            # P[y_i, argmax z_i] for every image and individual, a factor of each image's cross-entropy.
             factors = costs[classes[filled]].gather(1, predicted) * weigh.view(-1, 1, 1)
             slopes.sub_(one_hot[filled].unsqueeze(2)).mul_(factors)
             gradient = (batch.T @ slopes.view(len(filled), -1)).view_as(weights)

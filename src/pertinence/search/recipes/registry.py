@@ -1,4 +1,4 @@
-"""The recipes by name: the settings of each, and where its code is. Imports none of that code."""
+"""The registry of recipes: settings and location of the code of each; it imports none of that code."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from .arguments import CascadeArguments, PaperArguments
 
 
 ASKED = ("name", "features_of", "divides", "prepare", "evaluate")
-"""What a class must have."""
+"""The attributes that a recipe class must have."""
 
 
 @dataclass(frozen=True)
 class RegisteredRecipe:
-    """A recipe by its settings and its code.
+    """A registered recipe.
 
     Attributes:
-        arguments: a dataclass of the settings that only this recipe has.
-        implementation: the class, or where it is, as "module:Class".
+        arguments: dataclass of the recipe's own settings.
+        implementation: the class, or its location as "module:Class".
     """
 
     arguments: type
     implementation: type | str
 
     def load(self) -> type:
-        """The class, which is imported when it is first asked for.
+        """The class, which is imported when it is first needed.
 
         Raises:
-            PertinenceError: it cannot be imported, or lacks something.
+            PertinenceError: it cannot be imported, or lacks an attribute.
         """
         if isinstance(self.implementation, str):
             module, _, name = self.implementation.partition(":")
@@ -52,17 +52,17 @@ RECIPES: Registry[RegisteredRecipe] = Registry(
     "recipe", {"cascade": f"{__name__}:CASCADE", "paper": f"{__name__}:PAPER"}
 )
 COMPOSITIONS = {"both": ("paper", "cascade")}
-"""Names for several recipes, whose candidates make one front."""
+"""Names for combinations of recipes, whose candidates make one front."""
 
 
 def recipe_names(choice: str) -> tuple[str, ...]:
-    """The recipes that a setting names: one, or several as "cascade+mine" or by the name of a composition."""
+    """The recipes that a setting names: one, several as "cascade+mine", or those of a named combination."""
     parts = (COMPOSITIONS.get(part, (part,)) for part in choice.split("+"))
     return tuple(dict.fromkeys(name for names in parts for name in names))
 
 
 class RecipeChoices:
-    """What the setting `recipe` takes: the names of all recipes, and compositions of them."""
+    """The accepted values of the setting `recipe`: the names of all recipes, and combinations of them."""
 
     def __contains__(self, choice: Any) -> bool:
         return isinstance(choice, str) and all(name in RECIPES.choices for name in recipe_names(choice))
@@ -72,36 +72,36 @@ class RecipeChoices:
 
 
 def registered_recipes() -> dict[str, RegisteredRecipe]:
-    """All recipes that are registered, by name; nothing is imported."""
+    """All registered recipes by name; nothing is imported."""
     found = {name: RECIPES.find(name) for name in RECIPES.names}
     return {name: recipe for name, recipe in found.items() if recipe is not None}
 
 
 def recipe_settings(name: str) -> tuple[Setting, ...]:
-    """The settings that only one recipe has."""
+    """The settings of one recipe."""
     return settings_of(RECIPES.get(name).arguments)
 
 
 @dataclass
 class NoArguments:
-    """Of a recipe that has no settings of its own."""
+    """The settings of a recipe without settings of its own."""
 
 
 def register_recipe(name: str, recipe: type | str, arguments: type = NoArguments) -> None:
-    """Add a recipe, so that `SearchArguments(recipe=name)` and `--recipe name` choose it.
+    """Register a recipe, so that `SearchArguments(recipe=name)` and `--recipe name` choose it.
 
     Args:
         name: letters, digits, `-`, `_` and `.`.
-        recipe: a class that meets the protocol `pertinence.search.recipes.base.Recipe`, or where it is, as
+        recipe: a class that implements the protocol `pertinence.search.recipes.base.Recipe`, or its location as
             "module:Class", so that it is imported when it is first used.
-        arguments: a dataclass of the settings that only this recipe has: each a bool, int, float, str or a list of one
-            of these, with a default. They become flags, keys of `--config` files and keywords of `SearchArguments`.
-            Metadata of a field may say `help`, `choices`, the bounds `least` and `most` of a whole number, and the
-            bounds `above` and `below`, which are out of bounds themselves, of any other number.
+        arguments: a dataclass of the recipe's own settings: each a bool, int, float, str or a list of one of these,
+            with a default. They become flags, keys of `--config` files and keywords of `SearchArguments`. The metadata
+            of a field may have `help`, `choices`, the inclusive bounds `least` and `most` of a whole number, and the
+            exclusive bounds `above` and `below` of any other number.
 
     Raises:
-        PertinenceError: the name is taken or no name, or a setting has no default, is of another type, or is called
-            as one that a search has already.
+        PertinenceError: the name is invalid or taken, or a setting has no default, is of another type, or has the name
+            of another setting.
 
     Examples:
         >>> from dataclasses import dataclass, field
@@ -125,8 +125,8 @@ def register_recipe(name: str, recipe: type | str, arguments: type = NoArguments
 
 
 def _taken_names(but_of: str) -> dict[str, str]:
-    """The names that settings have already, and whose they are."""
-    from ..arguments import reserved_names  # which imports this module
+    """The names of existing settings, and what they belong to."""
+    from ..arguments import reserved_names  # imported here, as it imports this module
 
     taken = dict.fromkeys(reserved_names(), "every search")
     for name, recipe in registered_recipes().items():

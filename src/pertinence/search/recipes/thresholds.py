@@ -1,4 +1,4 @@
-"""The baseline: cascades on the largest softmax probability, tuned by the same genetic algorithm."""
+"""The baseline recipe: confidence cascades on the largest softmax probability, tuned by the same genetic algorithm."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ TUNING_ROWS = 50_000
 
 @dataclass(frozen=True)
 class ThresholdSpace:
-    """Genome of a confidence cascade of some length: which experts, thresholds, and a mixing weight for each member.
+    """Genome of a confidence cascade of fixed length: its experts, thresholds, and a mixing weight for each member.
 
-    A threshold gene g stands for going on below a largest probability of 1 - 10^(-4 g).
+    A threshold gene g means: defer below a largest probability of 1 - 10^(-4 g).
 
     Args:
-        num_experts: N.
-        num_members: M.
+        num_experts: size of the pool, N.
+        num_members: length of the cascade, M.
         mixing: whether there are mixing weights.
     """
 
@@ -65,7 +65,7 @@ class ThresholdSpace:
 
 
 def combination(rank: int, count: int, size: int) -> tuple[int, ...]:
-    """The combination of `size` of `count` numbers of some rank in lexicographic order, without listing the others."""
+    """The combination of `size` of `count` numbers that has a given rank in lexicographic order."""
     chosen, number = [], 0
     while len(chosen) < size:
         with_number = math.comb(count - number - 1, size - len(chosen) - 1)
@@ -78,15 +78,16 @@ def combination(rank: int, count: int, size: int) -> tuple[int, ...]:
 
 
 class ThresholdRecipe:
-    """The baseline: go on while the largest softmax probability of the mix is below a threshold.
+    """The baseline: defer while the largest softmax probability of the mixture is below a threshold.
 
-    Members, thresholds and mixing weights are tuned and judged on the same images, as people tune cascades: its
+    Members, thresholds and mixing weights are tuned and evaluated on the same images, as is usual for cascades: the
     figures on the search images are optimistic, those on the report images are not.
 
     Args:
-        predictions: of the search images; of very many, evenly spaced ones are enough for a handful of numbers.
-        num_members: length of the chains.
-        mixing: whether answers mix the experts that were run; without, the last one answers alone.
+        predictions: predictions for the search images; if there are very many, evenly spaced ones are used, which
+            suffice for a handful of numbers.
+        num_members: length of the cascades.
+        mixing: whether answers mix the outputs of the experts that have run; otherwise the last one answers alone.
     """
 
     def __init__(self, predictions: Predictions, num_members: int, mixing: bool = True):
