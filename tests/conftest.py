@@ -43,6 +43,32 @@ torch.set_num_threads(1)
 LABELS = [f"digit {index}" for index in range(10)]
 
 
+TESTS = Path(__file__).parent
+SLOW = (
+    "commands",
+    "contracts",
+    "end_to_end",
+    "examples",
+    "evaluation/test_monitoring.py",
+    "evaluation/test_noninferiority.py",
+    "experts/test_variants.py",
+    "models/test_expert_store.py",
+    "search/test_evolution.py",
+    "utils/test_io.py",
+)
+"""Tests of whole programs, of chances that need many draws, and of processes that are killed."""
+SLOW_FIXTURES = {"digits", "digit_experts", "hub", "small_disk", "tiny_experts", "zoo"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m quick`: what neither lies in a slow place, nor waits for trained experts, searches, disks or the Hub."""
+    for item in items:
+        place = Path(os.path.relpath(item.path, TESTS))
+        is_slow = any(place.is_relative_to(slow) for slow in SLOW) or item.get_closest_marker("nightly")
+        if not is_slow and not SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("quick")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # huggingface_hub uploads large files in a way that its HTTP library deprecates.
     config.addinivalue_line("filterwarnings", "ignore:Use 'content=:DeprecationWarning")
