@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pertinence import PertinenceError, PertinenceForImageClassification, SearchArguments
+from pertinence.routing.costs import COSTS
+from pertinence.routing.registry import EVIDENCE
+
 
 RECIPE = """
 from dataclasses import dataclass, field
@@ -100,28 +104,16 @@ def test_a_package_that_fails_is_one_sentence(site, recipe, sentence):
     assert len(failed.stderr.splitlines()) == 1
 
 
-LOADED = """
-import json, sys
-from pertinence import PertinenceError, PertinenceForImageClassification, SearchArguments
-from pertinence.routing.costs import COSTS
-from pertinence.routing.registry import EVIDENCE
-try:
-    PertinenceForImageClassification.from_pretrained(sys.argv[1])
-except PertinenceError as error:
-    print(json.dumps([str(error), "my_package" in sys.modules]))
-SearchArguments(recipe="paper", evidence="energy", cost="megabytes")
-print(json.dumps("my_package" in sys.modules))
-EVIDENCE.get("energy"), COSTS.get("megabytes")
-model = PertinenceForImageClassification.from_pretrained(sys.argv[1])
-print(json.dumps([len(model.front), EVIDENCE.find("energy").__class__.__module__]))
-"""
-
-
 def test_a_saved_model_imports_nothing_even_where_a_package_offers_what_it_needs(
-    site, searched, workplace, record, run_python
+    site, searched, record, plug_in, monkeypatch
 ):
-    (sentence, is_imported), is_imported_by_settings, loaded = run_python(LOADED, searched, cwd=site)
-    assert "evidence 'energy' is not one of features, mix, both, which are registered" in sentence
-    assert not is_imported
-    assert not is_imported_by_settings, "only where a search uses it"
-    assert loaded == [len(record["front"]), "my_package.evidence"]
+    """`plug_in` forgets at the end what is registered here."""
+    monkeypatch.syspath_prepend(site)
+    assert EVIDENCE.declared == ["energy"]
+    with pytest.raises(PertinenceError, match="evidence 'energy' is not one of features, mix, both, which are regist"):
+        PertinenceForImageClassification.from_pretrained(searched)
+    SearchArguments(recipe="paper", evidence="energy", cost="megabytes")
+    assert "my_package" not in sys.modules, "a search has not begun"
+    assert EVIDENCE.get("energy").__class__.__module__ == "my_package.evidence"
+    assert COSTS.get("megabytes").__class__.__module__ == "my_package.cost"
+    assert len(PertinenceForImageClassification.from_pretrained(searched).front) == len(record["front"])

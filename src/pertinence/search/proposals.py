@@ -156,7 +156,7 @@ def _ladders(expert: Expert, cost_depends: bool, device: torch.device) -> Iterat
     for by in SIZE_MODES:
         yield ({"image_size": size, "image_size_by": by} for size in sizes)
     for name in BACKENDS.names:
-        if name != TORCH and BACKENDS.find(name).is_offered(expert.checkpoint, cost_depends, device):
+        if BACKENDS.find(name).is_offered(expert.checkpoint, cost_depends, device):
             yield iter([{"backend": name}])
 
 
