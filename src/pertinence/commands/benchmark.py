@@ -1,4 +1,4 @@
-"""`pertinence benchmark`: times the operating points on this device, and stores that."""
+"""`pertinence benchmark`: measures the latency of the operating points on this device, and stores it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def run(model: str, data: DataArguments, args: BenchmarkArguments, where: ModelA
     print(latency_table(points))
     if Path(model).is_dir():
         store_latency(model, points)
-        print(f"Stored in {model}; choose by them with set_budget(latency_ms=...).")
+        print(f"Stored in {model}; choose an operating point by latency with set_budget(latency_ms=...).")
     else:
-        print(f"Not stored, as {model} is not a local folder: download it and time that.")
+        print(f"Not stored, as {model} is not a local folder: download it, and time the download.")
 
 
 COMMAND = Command(
-    "Time the operating points of a searched model on this device, and note the milliseconds in its config.",
+    "Time the operating points of a searched model on this device, and store the milliseconds in its config.",
     add_arguments,
     run,
 )

@@ -1,4 +1,4 @@
-"""`pertinence calibrate`: chooses a point that is guaranteed to lose little, and stores that."""
+"""`pertinence calibrate`: chooses an operating point that is guaranteed to lose little accuracy, and stores it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .parser import Command, CommandParser
 
 @dataclass
 class GuaranteeArguments(ModelArguments):
-    """What is to be promised."""
+    """What to guarantee."""
 
     max_accuracy_loss: float = setting(
         0.005, "Accuracy (0 to 1) that may be lost against the largest expert.", group="model"
     )
-    confidence: float = setting(0.95, "Probability with which the promise is kept.", group="model")
+    confidence: float = setting(0.95, "Probability that the guarantee holds.", group="model")
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -51,7 +51,7 @@ def run(model: str, data: DataArguments, args: RuntimeArguments, promise: Guaran
 
 
 COMMAND = Command(
-    "Choose the cheapest operating point that is guaranteed to lose little, on images that nothing has seen.",
+    "Choose the cheapest operating point that is guaranteed to lose little accuracy, on unseen images.",
     add_arguments,
     run,
 )

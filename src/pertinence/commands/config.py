@@ -1,4 +1,4 @@
-"""What is known before the rest of a command line is parsed: its `--config` file, plug-ins and recipe."""
+"""The settings that are read before the rest of a command line is parsed: `--config` file, plug-ins and recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN_SETTINGS = 20
 
 
 def read_early(command: str, words: Sequence[str]) -> argparse.Namespace:
-    """The values of `--plugins`, `--config` and `--recipe` of a command; None where they are not given."""
+    """The values of `--plugins`, `--config` and `--recipe` of a command; None for those that are not given."""
     parser = argparse.ArgumentParser(f"pertinence {command}", usage="%(prog)s [settings]", add_help=False)
     add_plugins(parser)
     parser.add_argument("--config")
@@ -31,10 +31,10 @@ def read_early(command: str, words: Sequence[str]) -> argparse.Namespace:
 
 
 def import_user_plugins(modules: Sequence[str]) -> None:
-    """Import modules of the user's own, also from the current folder, as with `python -m`.
+    """Import the user's own modules, also from the current folder, as with `python -m`.
 
     Raises:
-        PertinenceError: one cannot be imported.
+        PertinenceError: a module cannot be imported.
     """
     if modules and not {os.getcwd(), ""} & set(sys.path):
         sys.path.insert(0, os.getcwd())
@@ -42,14 +42,14 @@ def import_user_plugins(modules: Sequence[str]) -> None:
 
 
 def read_config(path: str, known: set[str] | None = None) -> dict[str, Any]:
-    """Settings from a YAML file.
+    """Read settings from a YAML file.
 
     Args:
-        path: of the file.
-        known: names of settings; others are refused. None: any.
+        path: path of the file.
+        known: names of settings; others are refused. None: all names are accepted.
 
     Raises:
-        PertinenceError: it holds anything else.
+        PertinenceError: the file contains anything else.
     """
     try:
         values = parse_yaml(read_text(Path(path)))
@@ -65,17 +65,17 @@ def read_config(path: str, known: set[str] | None = None) -> dict[str, Any]:
 
 
 def check_known(path: str, values: Iterable[str], known: Container[str]) -> None:
-    """Raise `PertinenceError` where a file names settings that do not exist."""
+    """Raise `PertinenceError` if a file names settings that do not exist."""
     if unknown := sorted(name for name in values if name not in known):
         named = ", ".join(name if is_name(name) else shown(name) for name in unknown[:SHOWN_SETTINGS])
         raise PertinenceError(f"{path} has unknown settings: {named}; see `pertinence search --help`")
 
 
 def pop_plugins(path: str, values: dict[str, Any]) -> list[str]:
-    """Take the modules of `plugins` out of the settings of a file.
+    """Remove `plugins`, names of modules, from the settings of a file, and return them.
 
     Raises:
-        PertinenceError: it holds anything but the name of a module or a list of such names.
+        PertinenceError: the value is neither the name of a module nor a list of such names.
     """
     plugins = values.pop("plugins", None) or []
     plugins = [plugins] if isinstance(plugins, str) else plugins

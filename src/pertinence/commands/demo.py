@@ -1,4 +1,4 @@
-"""`pertinence demo`: runs `demo_pool`, which does everything once."""
+"""`pertinence demo`: runs the demo of `demo_pool`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .parser import Command, CommandParser
 
 @dataclass
 class DemoArguments(Settings):
-    """Where the demo works."""
+    """Settings of the demo."""
 
-    output_dir: str = setting("runs/demo", "New folder for experts and searched model.", group="output")
-    seed: int = setting(0, "Fixes everything.", group="search", least=0)
+    output_dir: str = setting("runs/demo", "New folder for the experts and the searched model.", group="output")
+    seed: int = setting(0, "Random seed.", group="search", least=0)
 
 
 def add_arguments(parser: CommandParser) -> None:

@@ -1,4 +1,4 @@
-"""The demo: everything once, offline, from nothing: three small experts, a search, and the searched model at work."""
+"""The demo, offline and without any input: train three small experts, search, and use the searched model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BATCH_SIZE, LEARNING_RATE = 32, 3e-3
 
 @dataclass(frozen=True)
 class DemoExpert:
-    """A timm architecture, the size of its input in pixels, and how long it is trained."""
+    """A timm architecture, the size of its input in pixels, and the length of its training."""
 
     architecture: str
     size: int
@@ -48,13 +48,13 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     """Train three experts on scikit-learn's digits, search, save, load the result again and classify unseen images.
 
     Args:
-        output_dir: new or empty folder; gets `experts/` and `model/`.
-        seed: fixes everything.
+        output_dir: new or empty folder, for `experts/` and `model/`.
+        seed: random seed.
 
     Raises:
-        PertinenceError: the folder holds something else.
+        PertinenceError: the folder contains something else.
     """
-    # Networks this small gain nothing from a second thread, and wait for it where the cores are busy.
+    # Networks this small gain nothing from a second thread, and wait for it if the cores are busy.
     torch.set_num_threads(1)
     folder = Path(output_dir)
     if folder.exists() and any(folder.iterdir()) and not (folder / "experts").is_dir():
@@ -86,7 +86,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
 
 
 def digits(seed: int) -> tuple[datasets.Dataset, datasets.Dataset, datasets.Dataset]:
-    """scikit-learn's 1,797 handwritten digits as images: those that train experts, that search, and the rest."""
+    """scikit-learn's 1,797 handwritten digits as images, split for training experts, for the search, and the rest."""
     data = load_digits()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("0123456789"))})
     pixels = (data.images * (255 / 16)).round().astype(np.uint8)
@@ -99,7 +99,7 @@ def digits(seed: int) -> tuple[datasets.Dataset, datasets.Dataset, datasets.Data
 
 
 def train_expert(expert: DemoExpert, dataset: datasets.Dataset, folder: Path, seed: int) -> Path:
-    """Train a timm model, unless that was done before, and save it as the Hub would have it; returns its folder."""
+    """Train a timm model and save it in the format of the Hub, unless its folder exists; returns the folder."""
     if (folder / "config.json").is_file():
         return folder
     images = LabelledImages(dataset)

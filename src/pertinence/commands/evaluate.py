@@ -16,7 +16,7 @@ from .parser import Command, CommandParser
 
 @dataclass
 class EvaluationOutputs(ModelArguments):
-    """What an evaluation measures and where it goes."""
+    """What an evaluation measures, and where it is saved."""
 
     operating_point: str | None = setting(None, "Measure only the point of this name.", group="output")
     output_dir: str | None = setting(None, "Folder for evaluation.json and figures.", group="output")

@@ -1,4 +1,4 @@
-"""`pertinence info`: says what a searched model is made of."""
+"""`pertinence info`: describes a searched model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .parser import Command, CommandParser
 
 @dataclass
 class InfoArguments(Settings):
-    """How a model is looked up."""
+    """How to find a model."""
 
     token: str | None = setting(None, "Hub token; default: that of `hf auth login`.", group="model")
     revision: str | None = setting(None, "Branch, tag or commit on the Hub.", group="model")
@@ -32,5 +32,5 @@ def run(model: str, access: InfoArguments) -> None:
 
 
 COMMAND = Command(
-    "Show what a searched model is made of and what it can be set to; loads no weights.", add_arguments, run
+    "Show the experts and operating points of a searched model, without loading weights.", add_arguments, run
 )

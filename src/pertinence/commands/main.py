@@ -32,11 +32,11 @@ COMMANDS: dict[str, Command] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for an error of the user's, 130 when interrupted."""
+    """Run a command; returns the exit status: 0, 1 after an error, 130 if interrupted."""
     quiet_other_processes()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that has no ± must not end what is done
+            stream.reconfigure(errors="replace")  # a terminal without ± must not stop a command
     try:
         run, parts = parse(sys.argv[1:] if arguments is None else list(arguments))
         load_package()
@@ -45,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PertinenceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # of transformers and huggingface_hub, too: no such model, no connection, disk full
+    except OSError as error:  # also from transformers and huggingface_hub: no such model, no connection, disk full
         print(f"error: {first_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -58,14 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_package() -> None:
-    """Register the model with the Auto classes of transformers: the console script has put that off until now."""
+    """Register the model with the Auto classes of transformers, which the console script postpones until now."""
     import pertinence
 
     pertinence.PertinenceConfig  # noqa: B018
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser that finds the command; what follows is for the parser of that command."""
+    """The parser that finds the command; the parser of that command parses the rest."""
     parser = argparse.ArgumentParser("pertinence", description="The cheapest of your classifiers, for each image.")
     parser.add_argument("--version", action="version", version=f"pertinence {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", title="commands")
@@ -75,11 +75,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Callable[..., None], list[Any]]:
-    """What runs a command, and what to call it with.
+    """Parse a command line.
+
+    Returns:
+        The function that runs the command, and its arguments.
 
     Raises:
-        PertinenceError: a value is not what its setting takes, a file cannot be read, or a plug-in not imported.
-        SystemExit: the arguments are not understood, which is said; or they ask for help or the version.
+        PertinenceError: a setting does not accept its value, a file cannot be read, or a plug-in cannot be imported.
+        SystemExit: the arguments are invalid, or ask for help or the version; the text has been printed.
     """
     chosen, words = build_parser().parse_known_args(arguments)
     command = COMMANDS[chosen.command]
@@ -99,5 +102,5 @@ def parse(arguments: Sequence[str]) -> tuple[Callable[..., None], list[Any]]:
     parts = parser.make_arguments(
         {name: parser.settings[name].convert(value) for name, value in known.items()} | given
     )
-    check_known(early.config, config, parser.settings)  # later, as a recipe that is unknown explains unknown settings
+    check_known(early.config, config, parser.settings)  # last, as an unknown recipe explains unknown settings
     return command.run, parts

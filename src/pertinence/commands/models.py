@@ -1,4 +1,4 @@
-"""Settings that the commands for a searched model share."""
+"""Settings shared by the commands that take a searched model."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ MODEL = "Folder or Hub id of a searched model."
 
 @dataclass
 class ModelArguments(Settings):
-    """How a saved model is found."""
+    """How to find a saved model and its experts."""
 
     expert_paths: str | None = setting(
-        None, 'Where local experts have moved to, as JSON: {"name": "folder"}.', group="experts"
+        None, 'New folders of local experts that have moved, as JSON: {"name": "folder"}.', group="experts"
     )
     revision: str | None = setting(None, "Branch, tag or commit on the Hub.", group="model")
 
     @property
     def expert_folders(self) -> dict[str, str] | None:
-        """Where local experts have moved to: folders by name; raises `PertinenceError` where it is no such JSON."""
+        """New folders of local experts that have moved, by name; raises `PertinenceError` if the JSON is malformed."""
         if self.expert_paths is None:
             return None
         try:

@@ -20,7 +20,7 @@ GROUPS = {
     "output": "output",
     "hardware": "hardware",
 }
-"""Parts of the help, in its order, and their titles."""
+"""Groups of the help, in order, and their titles."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Command:
     Attributes:
         summary: one sentence.
         add_arguments: adds its positional arguments and its settings to a parser.
-        run: takes the positional arguments, then an object of each class of settings.
-        takes_config: whether a YAML file may give its settings.
+        run: called with the positional arguments, then an object of each class of settings.
+        takes_config: whether its settings may be given by a YAML file.
     """
 
     summary: str
@@ -41,12 +41,12 @@ class Command:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parses flags, and makes dataclasses of settings of them and of the values of a `--config` file.
+    """Parses flags, and makes dataclasses of settings from them and from the values of a `--config` file.
 
     Args:
-        name: of the command.
-        command: whose arguments it has.
-        recipe: the value of `--recipe`, whose settings the help shows; None: it is not given.
+        name: name of the command.
+        command: the command to parse arguments for.
+        recipe: the value of `--recipe`, whose settings the help shows; None if it is not given.
     """
 
     def __init__(self, name: str, command: Command, recipe: Any = None):
@@ -54,7 +54,7 @@ class CommandParser(argparse.ArgumentParser):
             prog=f"pertinence {name}",
             description=command.summary,
             formatter_class=partial(argparse.HelpFormatter, max_help_position=30),
-            argument_default=argparse.SUPPRESS,  # so that what is given differs from what is not
+            argument_default=argparse.SUPPRESS,  # to distinguish flags that are given from those that are not
         )
         self.recipe = recipe
         self.settings: dict[str, Setting] = {}
@@ -63,16 +63,16 @@ class CommandParser(argparse.ArgumentParser):
         command.add_arguments(self)
         self.usage = " ".join(["%(prog)s", *(name.upper() for name in self._positional), "[settings]"])
         if command.takes_config:
-            self.add_argument("--config", metavar="FILE", help="YAML file of settings; flags replace what it says.")
+            self.add_argument("--config", metavar="FILE", help="YAML file of settings; flags override it.")
         add_plugins(self)
 
     def add_positional(self, name: str, help: str) -> None:
-        """Add an argument that is given without a flag."""
+        """Add a positional argument."""
         self._positional.append(name)
         self.add_argument(name, help=help)
 
     def add_settings(self, *classes: type[Settings], hidden: Collection[str] = ()) -> None:
-        """Add a flag for every setting of these dataclasses; those of `hidden` names are left out of the help."""
+        """Add a flag for every setting of these dataclasses; the help omits those with `hidden` names."""
         self._classes += classes
         found = [setting for cls in classes for setting in cls.settings()]
         self.settings |= {setting.name: setting for setting in found}
@@ -83,10 +83,10 @@ class CommandParser(argparse.ArgumentParser):
                     _add_flag(group, setting, setting.name in hidden)
 
     def given(self, words: Sequence[str]) -> dict[str, Any]:
-        """The values that a command line gives, by name.
+        """The values in a command line, by name.
 
         Raises:
-            SystemExit: it is not understood, which is said; or it asks for help.
+            SystemExit: it is invalid, or asks for help; the text has been printed.
         """
         return vars(self.parse_args(self._as_in_help(words)))
 
@@ -94,7 +94,7 @@ class CommandParser(argparse.ArgumentParser):
         """The positional arguments and an object of each class of settings.
 
         Raises:
-            PertinenceError: a value is not what its setting takes.
+            PertinenceError: a setting does not accept its value.
         """
         settings = [
             cls(**{one.name: values[one.name] for one in cls.settings() if one.name in values})
@@ -103,7 +103,7 @@ class CommandParser(argparse.ArgumentParser):
         return [*(values[name] for name in self._positional), *settings]
 
     def _as_in_help(self, words: Sequence[str]) -> list[str]:
-        """Words in the one spelling that the help shows: `--batch_size` as `--batch-size`, `--mixing no` as
+        """Rewrite words to the spelling in the help: `--batch_size` to `--batch-size`, `--mixing no` to
         `--no-mixing`."""
         left, done = list(words), []
         switches = {flag_of(s.name): f"--no-{flag_of(s.name)[2:]}" for s in self.settings.values() if s.type is bool}
@@ -125,7 +125,7 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="MODULE",
-        help="Modules of yours to import first, which register recipes, costs, ...",
+        help="Your own modules to import first, which register recipes, costs, ...",
     )
 
 
@@ -135,14 +135,14 @@ def flag_of(name: str) -> str:
 
 
 def spelt_with_dashes(word: str) -> str:
-    """A flag with `-` for `_` in its name; any other word as it is."""
+    """Replace `_` by `-` in the name of a flag; other words are unchanged."""
     name, equals, value = word.partition("=")
     return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else word
 
 
 def _group_of(setting: Setting) -> str:
     group = setting.metadata.get("group")
-    return group if group in GROUPS else "recipe"  # of a recipe from outside, which need not know the groups
+    return group if group in GROUPS else "recipe"  # recipes from outside may use any group
 
 
 def _add_flag(group: Any, setting: Setting, is_hidden: bool) -> None:

@@ -1,4 +1,4 @@
-"""`pertinence push`: sends a searched model to the Hub."""
+"""`pertinence push`: pushes a searched model to the Hub."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .parser import Command, CommandParser
 
 @dataclass
 class PushArguments(ModelArguments):
-    """What is pushed, and how."""
+    """What to push, and how."""
 
-    private: bool = setting(False, "Make the repository private where it is created.", group="output")
-    revision: str | None = setting(None, "Branch to push to; created where it does not exist.", group="output")
+    private: bool = setting(False, "Make the repository private if it is created.", group="output")
+    revision: str | None = setting(None, "Branch to push to; created if it does not exist.", group="output")
     pr: bool = setting(False, "Open a pull request.", group="output")
     save_experts: bool = setting(False, "Also push a copy of each expert's own files.", group="output")
-    replace_card: bool = setting(False, "Replace a README.md that is there.", group="output")
+    replace_card: bool = setting(False, "Replace an existing README.md.", group="output")
     examples: bool = setting(False, "Also push examples.png, which shows images of the report split.", group="output")
     token: str | None = setting(None, "Hub token; default: that of `hf auth login`.", group="output")
 

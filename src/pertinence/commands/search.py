@@ -1,4 +1,4 @@
-"""`pertinence search`: searches dispatchers, on experts and images or on a table of predictions."""
+"""`pertinence search`: searches dispatchers for experts and images, or for a table of predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_arguments(parser: CommandParser) -> None:
     if parser.recipe in RecipeChoices():
         check_recipe(parser.recipe)
         chosen = recipe_names(parser.recipe)
-    else:  # none is given, or one that does not exist, which is refused later
+    else:  # no recipe is given, or it does not exist, which is refused later
         chosen = recipe_names(SearchArguments().recipe)
     others = [name for name in registered_recipes() if name not in chosen]
     hidden = {setting.name for name in others for setting in recipe_settings(name)}
@@ -40,7 +40,7 @@ def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments) -> Non
         is_finished, search = _prepare_images(data, args, inputs)
     else:
         is_finished, search = _prepare_table(inputs.predictions, data, args, inputs)
-    # Not by PartialState, which without a device would say so in every process.
+    # PartialState would warn in every process if there is no device.
     if inputs.push_to_hub and make_accelerator(args.device).is_main_process:
         check_pushable(
             inputs.push_to_hub, [*(inputs.experts or []), *filter(None, [args.stem])], inputs.save_experts, args.token
@@ -62,11 +62,11 @@ def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments) -> Non
 
 
 Prepared = tuple[Callable[[], bool], Callable[[], Any]]
-"""Of a search: whether its result is there already, and what runs it."""
+"""A prepared search: a function that tells whether its result already exists, and one that runs it."""
 
 
 def _prepare_images(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> Prepared:
-    """A search that runs experts on images."""
+    """Prepare a search that runs experts on images."""
     from ..data.loading import load_images
     from ..search.search import DispatcherSearch
     from ..search.settings import pinned
@@ -85,12 +85,12 @@ def _prepare_images(data: DataArguments, args: SearchArguments, inputs: SearchIn
 
 
 def _prepare_table(path: str, data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> Prepared:
-    """A search on predictions that were made elsewhere."""
+    """Prepare a search on a table of predictions."""
     from ..predictions.tables import PredictionTable
     from ..search.search import is_searched, search_predictions
 
     if inputs.push_to_hub:
-        raise PertinenceError("the result of a table of predictions has no model to push: leave --push-to-hub out")
+        raise PertinenceError("a search on a table of predictions has no model to push: leave --push-to-hub out")
     if inputs.experts or inputs.costs is None or data.dataset or data.limit:
         raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset nor --limit")
     sources: list[tuple[str | Path, str | None]] = [(path, data.split)]
