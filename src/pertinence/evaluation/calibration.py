@@ -143,8 +143,9 @@ def by_falling_cost(front: Front) -> list[OperatingPoint]:
     """Operating points from the most expensive down, by the estimates of the search, so that calibration images do not
     affect the order."""
     points = list(front)
-    if all(point.select is not None for point in points):
-        points.sort(key=lambda point: (point.select.cost, point.select.accuracy))
+    figures = {point.name: point.select for point in points if point.select is not None}
+    if len(figures) == len(points):
+        points.sort(key=lambda point: (figures[point.name].cost, figures[point.name].accuracy))
     return points[::-1]
 
 
@@ -174,7 +175,7 @@ def fixed_sequence(
 
 
 def check_unseen(
-    source: str | os.PathLike | None, images: LabelledImages, token: str | None = None, revision: str | None = None
+    source: str | os.PathLike[str] | None, images: LabelledImages, token: str | None = None, revision: str | None = None
 ) -> tuple[float | None, torch.Tensor]:
     """Refuse images that the search of a model or its report has seen; a small share of them is only left out.
 
@@ -199,7 +200,7 @@ def check_unseen(
     return shared, everything if rows is None else torch.from_numpy(rows)
 
 
-def store_guarantee(folder: str | os.PathLike, guarantee: Guarantee) -> None:
+def store_guarantee(folder: str | os.PathLike[str], guarantee: Guarantee) -> None:
     """Store a guarantee in the config.json of a saved model, and make its operating point the default.
 
     Raises:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from ..predictions.predictions import Predictions
 from ..routing.evidence import MIX
 from ..routing.front import OperatingPoint
 from ..routing.heads import Head
+from ..routing.metrics import Figures
 from ..routing.registry import EVIDENCE
 from ..utils.io import replaced
 from ..utils.tensors import save_tensors
@@ -69,12 +70,17 @@ class Candidate:
                 raise ValueError("its heads hold impossible numbers")
 
     @property
+    def figures(self) -> Figures:
+        """Its figures on the search images; `check` makes sure that one from a file has them."""
+        return cast(Figures, self.point.select)
+
+    @property
     def accuracy(self) -> float:
-        return self.point.select.accuracy
+        return self.figures.accuracy
 
     @property
     def cost(self) -> float:
-        return self.point.select.cost
+        return self.figures.cost
 
 
 class Archive:
@@ -137,7 +143,7 @@ def load_candidates(path: Path, parse: Callable[[str], Any] = json.loads) -> tup
         at += math.prod(shape)
         return weights[at - math.prod(shape) : at].view(shape)
 
-    groups = {}
+    groups: dict[str, list[Candidate]] = {}
     for name, entries in stored["groups"].items():
         groups[name] = []
         for entry in entries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 import datasets
 
@@ -28,8 +29,8 @@ from .outcomes import evaluate_experts, looks_trained
 from .report import Evaluation, evaluate_front
 
 
-ImageSource = DataArguments | datasets.Dataset | LabelledImages
-ModelSource = str | os.PathLike | PertinenceForImageClassification
+ImageSource: TypeAlias = DataArguments | datasets.Dataset | LabelledImages
+ModelSource: TypeAlias = str | os.PathLike[str] | PertinenceForImageClassification
 """Folder or Hub id, or a loaded model."""
 
 
@@ -69,8 +70,8 @@ def evaluate_model(
     tuned = [candidate.point for candidates, _ in baselines.values() for candidate in candidates]
     predictions = predict_images(model, images, args, [*front, *tuned])
     heads = {point.name: model.dispatcher.heads(point) for point in front}
-    select = [entry.select and Figures.from_dict(entry.select) for entry in model.config.expert_entries]
-    select = select if all(select) else []
+    select = [Figures.from_dict(entry.select) for entry in model.config.expert_entries if entry.select]
+    select = select if len(select) == len(model.pool) else []
     warnings = [f"{predictions.describe_skipped('images')}."] if predictions.skipped else []
     if images.num_copies:
         warnings.append(
@@ -85,7 +86,7 @@ def evaluate_model(
     return evaluate_front(front, heads, predictions, default.name, baselines, select, warnings)
 
 
-def source_of(model: ModelSource) -> str | os.PathLike | None:
+def source_of(model: ModelSource) -> str | os.PathLike[str] | None:
     """The folder or Hub id with the files of a model's search; None if the model was not loaded from anywhere."""
     if not isinstance(model, PertinenceForImageClassification):
         return model
@@ -108,13 +109,14 @@ def open_model(
             "search the table again with --report-split or --report-dataset"
         )
     options = args.load_options
+    pinned: dict[str, Any] = {} if revision is None else {"revision": revision}
     return PertinenceForImageClassification.from_pretrained(
         model,
         dtype=options.dtype,
         token=options.token,
         trust_remote_code=options.trust_remote_code,
         expert_paths=expert_paths,
-        **({} if revision is None else {"revision": revision}),
+        **pinned,
     )
 
 
@@ -127,7 +129,7 @@ def open_images(
         images = load_images(data, token, needs_labels)
     else:
         images = labelled(data, needs_labels)
-    images.match_labels(model.config.id2label)
+    images.match_labels(cast(dict[int, str], model.config.id2label))  # transformers makes its keys numbers
     return images
 
 
@@ -151,7 +153,7 @@ def predict_images(
         objective = GMACS
     reading = {expert for point in points or model.front for expert in point.reads_features_of}
     predictions = predict(
-        model.experts,
+        model.pool,
         images,
         make_accelerator(args.device),
         stem=model.stem,

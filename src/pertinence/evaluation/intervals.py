@@ -79,7 +79,7 @@ def _difference(values: np.ndarray) -> Difference:
     return Difference(float(values[0]), float(values[1:].std()), (float(low), float(high)))
 
 
-def non_dominated(costs: Sequence[float], accuracy: Sequence[float]) -> list[int]:
+def non_dominated(costs: Sequence[float] | np.ndarray, accuracy: Sequence[float] | np.ndarray) -> list[int]:
     """Indices of the points on the Pareto front, by rising cost; of equal points the first."""
     order = np.lexsort((np.arange(len(costs)), -np.asarray(accuracy, dtype=float), np.asarray(costs, dtype=float)))
     best, front = -math.inf, []

@@ -55,22 +55,19 @@ def benchmark(
     timed = list(model.front) if args.operating_point is None else [model.front.find(args.operating_point)]
     count = max(TIMED_IMAGES, *args.batch_size)
     if data.dataset is None:
-        images, kind = synthetic_images(count, model.experts[-1].entry.transform.size), "synthetic"
+        images, kind = synthetic_images(count, model.pool[-1].entry.transform.size), "synthetic"
     else:
         source = load_images(data, args.token, needs_labels=False)
         rows = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-        images, kind = [source[row] for row in rows], "given"
+        given = [source[row] for row in rows]
         if args.on_bad_image == "skip":
-            images = [image for image in images if not isinstance(image, PertinenceError)] or images
-        images = raise_or(images)
+            given = [image for image in given if not isinstance(image, PertinenceError)] or given
+        images, kind = raise_or(given), "given"
     with progress_bar(args.rounds * len(timed) * len(args.batch_size), "Latency", "round") as bar:
         seconds = time_points(model, timed, images, args.batch_size, args.rounds, bar.update)
     name = device_name(device)
     measured = {
-        point.name: [
-            Latency(name, size, *(1000 * np.quantile(rounds, [0.5, 0.25, 0.75])).tolist(), images=kind)
-            for size, rounds in by_size.items()
-        ]
+        point.name: [_summarise(name, size, rounds, kind) for size, rounds in by_size.items()]
         for point, by_size in zip(timed, seconds, strict=True)
     }
     return [point.replaced_latency(measured.get(point.name, ())) for point in model.front]
@@ -133,6 +130,12 @@ def latency_table(points: Sequence[OperatingPoint]) -> str:
         gmacs = f"{point.select.gmacs:.4g}" if point.select else ""
         rows.append([point.name, gmacs, *(cells.get(setting, "") for setting in settings)])
     return format_table(header, rows)
+
+
+def _summarise(device: str, batch_size: int, rounds: Sequence[float], images: str) -> Latency:
+    """The median and the quartiles of rounds, in seconds, as milliseconds."""
+    median, low, high = (1000 * np.quantile(rounds, [0.5, 0.25, 0.75])).tolist()
+    return Latency(device, batch_size, median, low, high, images)
 
 
 def _wait_for(device: torch.device) -> None:

@@ -42,7 +42,7 @@ class Outcome:
 
     def disagreements(self, other: Outcome) -> tuple[int, int]:
         """Wins and losses: number of images that only this outcome, and that only the other gets right."""
-        return (self.correct & ~other.correct).sum().item(), (~self.correct & other.correct).sum().item()
+        return int((self.correct & ~other.correct).sum()), int((~self.correct & other.correct).sum())
 
     def versus(self, other: Outcome) -> tuple[float, float]:
         """Mean difference of accuracy on the same images, and its standard error."""
@@ -51,14 +51,15 @@ class Outcome:
 
 def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions) -> Outcome:
     """Route images through an operating point on cached predictions, with the code that the model itself runs."""
-    correct, costs, answers = [], [], 0
+    correct, costs, counts = [], [], []
     for chunk, routing in route_predictions(point, heads, predictions):
         correct.append(routing.logits.argmax(1) == chunk.target_columns)
         costs.append(routing.costs)
-        answers = answers + count_answers(
-            routing.logits, routing.expert_indices, predictions.num_experts, predictions.tail
+        counts.append(
+            count_answers(routing.logits, routing.expert_indices, predictions.num_experts, predictions.tail)
         )
     approximate = predictions.candidates is not None and bool(point.stages)
+    answers = torch.stack(counts).sum(0)
     shares = answers.sum(1) / len(predictions)
     spent = {unit: torch.cat([part[unit] for part in costs]) for unit in costs[0]}
     outcome = summarise(predictions, torch.cat(correct), spent, shares, approximate)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..routing.costs import cost_unit
-from ..routing.front import OperatingPoint
 from ..routing.metrics import Figures
 from .intervals import non_dominated
 from .report import Evaluation, Series
@@ -41,7 +39,7 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
     for color, (name, series) in zip(colors, evaluation.baselines.items(), strict=True):
         axes.plot(*_curve(series), "-", color=color, lw=1.2, alpha=0.9, zorder=2, label=name)
 
-    front = _measured(evaluation.series.points)
+    front = evaluation.series.figures
     accuracy = np.array([100 * figures.accuracy for figures in front])
     low, high = (np.array([100 * figures.interval[i] for figures in front]) for i in (0, 1))
     axes.errorbar(
@@ -55,7 +53,7 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
     for name, figures in zip(evaluation.expert_names, experts, strict=True):
         axes.annotate(name, (figures.cost, 100 * figures.accuracy), (0, -14), textcoords="offset points",
                       fontsize=8, ha="center")  # fmt: skip
-    (default,) = _measured([evaluation.front.find(evaluation.default)])
+    default = front[evaluation.series.default]
     axes.plot(default.cost, 100 * default.accuracy, "o", mfc="none", mec="C3", ms=12, mew=1.5, zorder=6,
               label=f"default: {evaluation.default}")  # fmt: skip
     axes.plot(oracle.cost, 100 * oracle.accuracy, "*", color="C2", ms=12, zorder=5,
@@ -73,7 +71,7 @@ def plot_shares(evaluation: Evaluation, path: str | os.PathLike) -> None:
     """Plot the share of the images on which each expert runs last, along the front."""
     figure = Figure(figsize=(9, 4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    front = _measured(evaluation.series.points)
+    front = evaluation.series.figures
     bottom = np.zeros(len(front))
     for index, name in enumerate(evaluation.expert_names):
         shares = 100 * np.array([figures.expert_shares[index] for figures in front])
@@ -127,13 +125,7 @@ def plot_examples(examples: Sequence, path: str | os.PathLike) -> None:
 
 def _curve(series: Series) -> tuple[list[float], list[float]]:
     """Costs and accuracies (in %) of all points, in their order on the search images."""
-    figures = _measured(series.points)
-    return [f.cost for f in figures], [100 * f.accuracy for f in figures]
-
-
-def _measured(points: Sequence[OperatingPoint]) -> list[Figures]:
-    """The figures of each point on the report images; every point of an evaluation has them."""
-    return [cast(Figures, point.report) for point in points]
+    return [f.cost for f in series.figures], [100 * f.accuracy for f in series.figures]
 
 
 def _unit(figures: Figures) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,17 +41,24 @@ class Series:
     default: int
     answers: tuple[torch.Tensor, ...] = ()
 
+    @property
+    def figures(self) -> tuple[Figures, ...]:
+        """On the report images, point by point."""
+        return tuple(cast(Figures, point.report) for point in self.points)  # which `evaluate_front` gave each
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "default": self.default,
             "points": [
                 {
                     **{key: point.to_dict()[key] for key in ("name", "recipe", "members", "select")},
-                    **point.report.to_dict(),
+                    **figures.to_dict(),
                     "versus_largest": as_plain(asdict(largest)),
                     "versus_random_mix": as_plain(asdict(mix)),
                 }
-                for point, largest, mix in zip(self.points, self.versus_largest, self.versus_mix, strict=True)
+                for point, figures, largest, mix in zip(
+                    self.points, self.figures, self.versus_largest, self.versus_mix, strict=True
+                )
             ],
         }
 
@@ -134,7 +141,7 @@ class Evaluation:
             return f"{100 * (1 - figures.cost / largest.cost):.1f} %"
 
         def cells(name: str, series: Series, index: int) -> list[str]:
-            figures, versus = series.points[index].report, series.versus_largest[index]
+            figures, versus = series.figures[index], series.versus_largest[index]
             low, high = versus.interval
             return [
                 name,
@@ -185,7 +192,7 @@ class Evaluation:
             )
         if self.below_mix:
             notes.append(f"Below a random mix of experts at the same cost: {', '.join(self.below_mix)}.")
-        if any(point.report.approximate for point in self.series.points):
+        if any(figures.approximate for figures in self.series.figures):
             notes.append("Scores were cut to the largest: figures of points that decide or mix are approximate.")
         return notes + [f"Warning: {warning}" for warning in self.warnings]
 
@@ -220,7 +227,7 @@ def evaluate_front(
     figures = tuple(one.figures for one in experts)
     oracle = evaluate_oracle(predictions).figures
     reference = (figures[-1].cost, figures[0].accuracy)
-    reports = {name: [p.report for p in s.points] for name, s in {"front": series, **compared}.items()}
+    reports = {name: measured.figures for name, measured in {"front": series, **compared}.items()}
     reports |= {"random-mix": figures, "oracle": (oracle, *figures)}
     volumes = {
         name: hull_hypervolume([f.cost for f in several], [f.accuracy for f in several], reference)
@@ -259,4 +266,5 @@ def _measure(
     outcomes = [evaluate_point(point, heads, predictions) for point, heads in points]
     versus_largest, versus_mix = zip(*map(differences, outcomes), strict=True)
     measured = (replace(point, report=one.figures) for (point, _), one in zip(points, outcomes, strict=True))
-    return Series(tuple(measured), versus_largest, versus_mix, default, tuple(one.answers for one in outcomes))
+    answers = tuple(one.answers for one in outcomes if one.answers is not None)  # as all points have
+    return Series(tuple(measured), versus_largest, versus_mix, default, answers)

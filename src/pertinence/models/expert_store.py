@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate.utils import convert_file_size_to_int
@@ -17,7 +17,6 @@ from torch import nn
 
 from ..data.batches import Images
 from ..experts.backends.base import backend_of, moving
-from ..experts.base import ExpertLike
 from ..experts.checkpoint_files import hash_folder
 from ..experts.entry import ExpertEntry
 from ..experts.expert import Expert, reload_expert
@@ -25,12 +24,12 @@ from ..experts.loading import Checkpoint
 from ..experts.reference import LoadOptions
 from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import find_folder, locate
-from ..routing.front import STEM
+from ..routing.costs import STEM
 from ..utils.errors import PertinenceError
 from ..utils.validation import is_commit
 
 
-Experts = dict[int, ExpertLike]
+Experts: TypeAlias = "dict[int, Expert] | dict[int, LazyExpert]"
 """Experts by pool index; `STEM`: the separate stem."""
 
 
@@ -101,7 +100,7 @@ class SavedPool:
         """The folder of the files of an expert (see `find_folder`)."""
         return find_folder(self.entries[index], self.source, self.revision, self.options, self.subfolder)
 
-    def load_all(self) -> Experts:
+    def load_all(self) -> dict[int, Expert]:
         opened: dict[Any, Checkpoint] = {}
         return {index: self.load(index, opened) for index in self.entries}
 
@@ -164,7 +163,7 @@ class ExpertStore:
         self._sizes = self._measure(self._dtypes)
         self._check_cap(self._sizes)
 
-    def experts(self) -> Experts:
+    def experts(self) -> dict[int, LazyExpert]:
         """A lazy module for every expert."""
         return {index: LazyExpert(self, index) for index in self.pool.entries}
 
@@ -288,6 +287,8 @@ class ExpertStore:
 class LazyExpert(nn.Module):
     """Has the interface of an [`Expert`], which is loaded only while the store keeps it."""
 
+    placement: torch.Tensor
+
     def __init__(self, store: ExpertStore, index: int):
         super().__init__()
         self.store, self.index = store, index
@@ -310,7 +311,7 @@ class LazyExpert(nn.Module):
 
     @property
     def num_labels(self) -> int:
-        return self.store.pool.config.num_labels
+        return cast(int, self.store.pool.config.num_labels)  # transformers counts two where there are no labels
 
     @property
     def preprocessing(self) -> str:
@@ -382,7 +383,7 @@ def _one_device(device_map: Any) -> torch.device | None:
         ) from error
 
 
-def parse_memory(max_memory: int | str | None) -> int | None:
+def parse_memory(max_memory: Any) -> int | None:
     """Convert a memory limit like 500_000_000, "500MB" or "2GiB" to bytes."""
     try:
         size = None if max_memory is None else convert_file_size_to_int(max_memory)

@@ -31,7 +31,7 @@ class PertinenceImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> PertinenceImageProcessor:
         """Load the processor, as in transformers; raises `PertinenceError` if the file is damaged."""
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from ..data.batches import stacked, take
+from ..data.batches import Images, stacked, take
 from ..data.decoding import as_images
 from ..experts.base import ExpertLike
 from ..experts.expert import Expert
@@ -67,7 +67,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
 
     base_model_prefix = ""
     main_input_name = "images"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple, as in the models of transformers
     accepts_loss_kwargs = False
     _keep_in_fp32_modules_strict = ["dispatcher"]
     _keys_to_ignore_on_load_unexpected = [re.escape(FORMER)]
@@ -101,7 +101,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         cls,
         experts: Sequence[Expert],
         front: Front,
-        heads: dict[str, Sequence[Head]],
+        heads: Mapping[str, Sequence[Head]],
         operating_point: str,
         stem: Expert | None = None,
         reference: Mapping[str, torch.Tensor] | None = None,
@@ -181,11 +181,12 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the experts; the dispatcher is always float32."""
-        return self.experts[0].dtype if len(self.experts) else self.config.dtype or torch.float32
+        # transformers makes a dtype of the text in the file
+        return self.pool[0].dtype if len(self.experts) else cast("torch.dtype | None", self.config.dtype) or torch.float32
 
     @property
     def device(self) -> torch.device:
-        return self.experts[0].device if len(self.experts) else super().device
+        return self.pool[0].device if len(self.experts) else super().device
 
     def set_budget(
         self,
@@ -241,17 +242,17 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         Args:
             options: options of `torch.compile`; the default is `dynamic=True`, as routing divides every batch anew.
         """
-        for expert in filter(None, [*self.experts, self.stem]):
+        for expert in filter(None, [*self.pool, self.stem]):
             expert.compile_network({"dynamic": True, **options})
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers gives it no types
     def forward(
         self,
         images: Any = None,
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         operating_point: str | None = None,
-    ) -> PertinenceOutput | tuple:
+    ) -> PertinenceOutput | tuple[Any, ...]:
         """Classify images, each with the experts that the dispatcher runs for it.
 
         Args:
@@ -293,12 +294,14 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             dispatcher_logits=routing.scores,
         )
 
-    def _route(self, point: OperatingPoint, batch: torch.Tensor | list[torch.Tensor]) -> Routing:
-        batch, device, heads = stacked(batch), self.device, self.dispatcher.heads(point)
+    def _route(self, point: OperatingPoint, images: Images) -> Routing:
+        batch, device, heads = stacked(images), self.device, self.dispatcher.heads(point)
+        pool = self.pool
         unchecked: list[tuple[ExpertLike, torch.Tensor]] = []
 
         def run(index: int, rows: torch.Tensor) -> Outputs:
-            expert = self.stem if index == STEM else self.experts[index]
+            expert = self.stem if index == STEM else pool[index]
+            assert expert is not None  # a front that starts at a stem has one: see `PertinenceConfig.check`
             with torch.inference_mode():
                 logits, features = expert.run(take(batch, rows))
                 total = logits.sum()

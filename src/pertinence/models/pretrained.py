@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from huggingface_hub import CommitInfo, hf_hub_download
@@ -31,14 +31,14 @@ from ..hub.reference import (
     reference_shape,
     save_reference,
 )
-from ..routing.front import STEM
+from ..routing.costs import STEM
 from ..routing.heads import Dispatcher
 from ..utils.downloads import checked_downloads, fetch, with_retries
 from ..utils.errors import PertinenceError
 from ..utils.hub_errors import explain_hub, may_pass
 from ..utils.io import beside, give_usual_mode, move_into
 from ..utils.tensors import hash_tensors
-from .expert_store import ExpertStore, LazyExpert, SavedPool, parse_memory
+from .expert_store import Experts, ExpertStore, LazyExpert, SavedPool, parse_memory
 from .image_processing_pertinence import PertinenceImageProcessor
 
 
@@ -59,19 +59,25 @@ class PertinencePreTrainedModel(PreTrainedModel):
     """The part of the model that loads, saves and pushes its files."""
 
     config_class = PertinenceConfig
+    config: PertinenceConfig
     dispatcher: Dispatcher
     experts: nn.ModuleList
     stem: ExpertLike | None
     routing_reference: Reference
 
+    @property
+    def pool(self) -> list[ExpertLike]:
+        """The experts by rising cost, as what they are to those who use them."""
+        return cast(list[ExpertLike], list(self.experts))
+
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # a model without a name or folder has no experts
         cls,
-        pretrained_model_name_or_path: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *args: Any,
-        expert_paths: dict[str, str | os.PathLike] | None = None,
+        expert_paths: Mapping[str, str | os.PathLike[str]] | None = None,
         lazy: bool = False,
-        max_memory: int | str | dict | None = None,
+        max_memory: int | str | dict[Any, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a model and its experts, each at its pinned revision.
@@ -104,12 +110,12 @@ class PertinencePreTrainedModel(PreTrainedModel):
         revision, subfolder = commit_of(model, kwargs.get("revision")), kwargs.get("subfolder") or ""
         pool = SavedPool(model.config, source, revision, LoadOptions.parse(options), subfolder)
         pool.move(expert_paths or {})
-        experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
+        experts: Experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
         model.stem = experts.pop(STEM, None)
         model.experts.extend(experts.values())
         model.dispatcher.requires_grad_(False)
         model.eval()
-        return (model, info) if wants_info else model
+        return (model, info) if wants_info else model  # type: ignore[return-value]  # a pair only where it is asked for
 
     @classmethod
     def _load_dispatcher(
@@ -125,7 +131,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         Returns:
             The model, the loading info of transformers, and the files of the weights.
         """
-        is_folder, parent = Path(source).is_dir(), super()
+        is_folder, read = Path(source).is_dir(), cast(Any, super().from_pretrained)
         if is_folder and not {"config", "subfolder"} & set(kwargs) and not (Path(source) / CONFIG).is_file():
             raise PertinenceError(f"{source} holds no model: it has no {CONFIG}, which comes last when one is saved")
         kwargs["use_safetensors"] = True  # never a pickle
@@ -133,7 +139,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         def load() -> tuple[Self, dict[str, Any], _ModelFiles | None]:
             with checked_downloads(source, cache_dir):
                 files = cls._check_files(source, kwargs)
-                return *parent.from_pretrained(source, *args, output_loading_info=True, **kwargs), files
+                return *read(source, *args, output_loading_info=True, **kwargs), files
 
         try:
             return load() if is_folder else with_retries(load)
@@ -197,9 +203,9 @@ class PertinencePreTrainedModel(PreTrainedModel):
         else:
             self.routing_reference = parse_counts(counts, front, FORMER, source)
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]  # all but the folder goes by name
         self,
-        save_directory: str | os.PathLike,
+        save_directory: str | os.PathLike[str],
         *,
         save_experts: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
@@ -247,7 +253,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             PertinenceImageProcessor().save_pretrained(staged)
             move_into(staged, folder, (CONFIG,), () if kwargs.get("variant") else WEIGHT_PATTERNS)
         if pushes:
-            self.push_to_hub(**{"repo_id": folder.resolve().name, "save_experts": save_experts} | hub)
+            self.push_to_hub(**{"repo_id": folder.resolve().name, "save_experts": save_experts, **hub})
 
     def _save_components(self, folder: Path, staged: Path, save_experts: bool) -> list[ExpertEntry]:
         """Copy the files of experts and of a separate stem, if necessary.
@@ -261,7 +267,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             Their entries for the saved config, that of the stem last.
         """
         entries = self.config.entries
-        components = {str(index): expert for index, expert in enumerate(self.experts)}
+        components = {str(index): expert for index, expert in enumerate(self.pool)}
         if self.stem is not None:
             components["stem"] = self.stem
         # Experts that share weights share the folder of the first one.
@@ -277,7 +283,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         for entry, name, expert in zip(entries, names, components.values(), strict=True):
             if save_experts or here:
                 copy = entry.copied_to(name)
-                revision = hash_folder((folder if here else staged) / copy.repo_id)
+                revision = hash_folder((folder if here else staged) / cast(str, copy.repo_id))
                 if isinstance(expert, LazyExpert):  # other experts were checked when they were loaded
                     check_unchanged(entry, revision)
                 entry = copy.replace(revision=revision)
@@ -294,7 +300,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             if not key.startswith(("experts.", "stem.")) and key != FORMER
         }
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # all but the repository goes by name
         self,
         repo_id: str,
         *,
@@ -320,7 +326,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
 
         save_experts |= any(entry.is_embedded for entry in self.config.entries)
         tags = [*(self.model_tags or ()), *([tags] if isinstance(tags, str) else tags or ())]
-        shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        shards: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, save_experts=save_experts, **shards)
             return push_folder(folder, repo_id, tags=tags, **options)
@@ -353,7 +359,7 @@ def _push_options() -> set[str]:
     return set(inspect.signature(push_folder).parameters) - {"folder", "save_experts"}
 
 
-def _expert_options(kwargs: dict[str, Any], lazy: bool, max_memory: int | str | dict | None) -> dict[str, Any]:
+def _expert_options(kwargs: dict[str, Any], lazy: bool, max_memory: Any) -> dict[str, Any]:
     """The arguments of `from_pretrained` for experts, by field of `LoadOptions`; those only for experts are removed
     from `kwargs`."""
     if (former := kwargs.pop("torch_dtype", None)) is not None:  # which transformers still accepts

@@ -106,19 +106,22 @@ class StreamDispatcher:
         image = decode_image(frame)
         scene = None if self.scene_change is None else Scene.of(image)
         change = None if scene is None or self._scene is None else scene.change_since(self._scene)
-        is_due = self._expert is None or (self.interval is not None and self._since >= self.interval)
-        if is_due or (change is not None and change > self.scene_change):
+        has_changed = change is not None and self.scene_change is not None and change > self.scene_change
+        is_due = has_changed or (self.interval is not None and self._since >= self.interval)
+        expert = self._expert
+        if expert is None or is_due:
             out = self.model(image[None], operating_point=self.operating_point, return_dict=True)
             logits, gmacs, dispatched = out.logits[0], out.gmacs[0].item(), True
-            self._expert, self._scene, self._since = out.expert_indices[0].item(), scene, 0
+            expert = self._expert = out.expert_indices[0].item()
+            self._scene, self._since = scene, 0
         else:
-            logits = self.model.experts[self._expert](image[None])[0][0]
-            gmacs, dispatched = float(self.model.costs.alone(GMACS)[self._expert]), False
+            logits = self.model.pool[expert](image[None])[0][0]
+            gmacs, dispatched = float(self.model.costs.alone(GMACS)[expert]), False
         self.frames += 1
         self.dispatches += dispatched
         self._since += 1
         self._total_gmacs += gmacs
-        return FrameAnswer(logits, self._expert, gmacs, dispatched, change)
+        return FrameAnswer(logits, expert, gmacs, dispatched, change)
 
     def __repr__(self) -> str:
         share = 100 * self.dispatches / max(self.frames, 1)

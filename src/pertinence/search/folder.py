@@ -83,15 +83,16 @@ class SearchFolder:
         if output_dir is None:
             yield cls(None)
             return
-        folder = cls(Path(output_dir) / STATE)
+        state_dir = Path(output_dir) / STATE
+        folder = cls(state_dir)
         with ExitStack() as until_the_end:
             if accelerator.is_main_process:
                 check_output_dir(output_dir, settings)
                 until_the_end.enter_context(exclusive(Path(output_dir)))
                 if resume and (Path(output_dir) / RECORD).is_file():
                     logger.warning(f"{output_dir} holds the result of this very search, which is run again.")
-                if not (resume and _has_generations(folder.state_dir)):
-                    clear_state(folder.state_dir)
+                if not (resume and _has_generations(state_dir)):
+                    clear_state(state_dir)
                 folder.remember("settings", lambda: settings)
             accelerator.wait_for_everyone()
             yield folder
@@ -196,7 +197,8 @@ def _differences(stored: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """One clause for each setting that has changed."""
     clauses = []
     for key in {**stored, **settings}:
-        theirs, ours = stored.get(key), settings.get(key)
+        theirs: Any = stored.get(key)
+        ours: Any = settings.get(key)
         if theirs == ours:
             continue
         if key == "images":

@@ -197,7 +197,7 @@ def report_front(
     largest_cost = fitted.statics[-1].cost
     baselines = {name: thinned(several, largest_cost, args.front_size) for name, several in fitted.baselines.items()}
     front, heads, default = build_front(fitted.candidates, names, largest_cost, args.front_size)
-    select_experts = tuple(candidate.point.select for candidate in fitted.statics)
+    select_experts = tuple(candidate.figures for candidate in fitted.statics)
     evaluation = evaluate_front(front, heads, report, default, baselines, select_experts, warnings)
     skipped = {kind: list(part.skipped) for kind, part in _skipped(search, report).items()}
     return FoundFront(

@@ -48,7 +48,7 @@ class Trial:
     @classmethod
     def of(cls, variant: Any, right: torch.Tensor, whole_right: torch.Tensor, saving: float) -> Trial:
         """Compare which of the same images the variant and the original expert get right, bool (n,)."""
-        wins, losses = (whole_right & ~right).sum().item(), (right & ~whole_right).sum().item()
+        wins, losses = int((whole_right & ~right).sum()), int((right & ~whole_right).sum())
         return cls(variant, *paired_difference(wins, losses, len(right)), saving)
 
     @property
@@ -156,7 +156,7 @@ def _ladders(expert: Expert, cost_depends: bool, device: torch.device) -> Iterat
     for by in SIZE_MODES:
         yield ({"image_size": size, "image_size_by": by} for size in sizes)
     for name in BACKENDS.names:
-        if BACKENDS.find(name).is_offered(expert.checkpoint, cost_depends, device):
+        if BACKENDS.get(name).is_offered(expert.checkpoint, cost_depends, device):
             yield iter([{"backend": name}])
 
 

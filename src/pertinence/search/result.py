@@ -17,7 +17,7 @@ from accelerate import PartialState
 from huggingface_hub import CommitInfo
 from transformers.utils import logging
 
-from ..data.dataset import LabelledImages
+from ..data.dataset import LabelledImages, raise_or
 from ..data.seen import SeenImages
 from ..evaluation.candidates import save_candidates
 from ..evaluation.outcomes import route_predictions
@@ -91,7 +91,7 @@ class SearchResult:
     def front(self) -> Front:
         return self.evaluation.front
 
-    def save(self, output_dir: str | os.PathLike, save_experts: bool = False) -> None:
+    def save(self, output_dir: str | os.PathLike[str], save_experts: bool = False) -> None:
         """Write a loadable model, `search_result.json`, plots and baselines, each file atomically.
 
         If there are several processes, all must call this: the main one saves, the others wait for it.
@@ -178,18 +178,19 @@ def pick_examples(
     images: LabelledImages,
 ) -> list[Examples]:
     """For each expert the images on which it runs last with the largest and with the smallest confidence."""
-    confidence, last = [], []
+    tops, ends = [], []
     for _, routing in route_predictions(point, heads, predictions):
-        confidence.append(routing.logits.softmax(1).max(1).values)
-        last.append(routing.expert_indices)
-    confidence, last = torch.cat(confidence), torch.cat(last)
+        tops.append(routing.logits.softmax(1).max(1).values)
+        ends.append(routing.expert_indices)
+    confidence, last = torch.cat(tops), torch.cat(ends)
     examples = []
     for index, name in enumerate(names):
         rows = (last == index).nonzero().squeeze(1)
-        rows = predictions.rows[rows[confidence[rows].argsort(stable=True)]].tolist()
-        if rows:
+        answered = predictions.rows[rows[confidence[rows].argsort(stable=True)]].tolist()
+        if answered:
             easiest, hardest = (
-                [images[row].permute(1, 2, 0).numpy() for row in part[:EXAMPLES_SHOWN]] for part in (rows[::-1], rows)
+                [image.permute(1, 2, 0).numpy() for image in raise_or([images[row] for row in part[:EXAMPLES_SHOWN]])]
+                for part in (answered[::-1], answered)
             )
             examples.append(Examples(name, easiest, hardest))
     return examples

@@ -302,7 +302,7 @@ class CascadeFitter:
     def _solve(self, parts: Iterable[tuple[torch.Tensor, torch.Tensor]], ridge: float) -> torch.Tensor:
         """Ridge regression for each fold on the others, of targets (k, m', L) on evidence (k, m', E), given in parts:
         float64 (k, E, L)."""
-        gram = moments = 0.0
+        gram = moments = torch.zeros((), dtype=torch.float64)
         for x, y in parts:
             gram = gram + torch.bmm(x.mT, x).cpu().double()
             moments = moments + torch.bmm(x.mT, y).cpu().double()

@@ -175,6 +175,7 @@ class PaperRecipe:
 
     @classmethod
     def prepare(cls, problem: Problem) -> PaperRecipe:
+        assert problem.division is not None  # asked for by `divides`
         fit_rows, select_rows = problem.division
         return cls(problem.predictions, fit_rows, select_rows, problem.settings, problem.seed, problem.device)
 

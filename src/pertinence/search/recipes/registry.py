@@ -6,13 +6,16 @@ import importlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ...utils.errors import PertinenceError, shown
 from ...utils.registry import Registry, import_plugin
 from ...utils.settings import Setting, settings_of
 from .arguments import CascadeArguments, PaperArguments
 
+
+if TYPE_CHECKING:
+    from .base import Recipe
 
 ASKED = ("name", "features_of", "divides", "prepare", "evaluate")
 """The attributes that a recipe class must have."""
@@ -30,7 +33,7 @@ class RegisteredRecipe:
     arguments: type
     implementation: type | str
 
-    def load(self) -> type:
+    def load(self) -> type[Recipe]:
         """The class, which is imported when it is first needed.
 
         Raises:
@@ -43,7 +46,7 @@ class RegisteredRecipe:
             loaded = self.implementation
         if missing := [attribute for attribute in ASKED if not hasattr(loaded, attribute)]:
             raise PertinenceError(f"the recipe {shown(loaded.__name__)} has no {', '.join(missing)}: see `Recipe`")
-        return loaded
+        return cast("type[Recipe]", loaded)
 
 
 CASCADE = RegisteredRecipe(CascadeArguments, "pertinence.search.recipes.cascade:CascadeRecipe")

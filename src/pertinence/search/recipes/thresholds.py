@@ -66,7 +66,8 @@ class ThresholdSpace:
 
 def combination(rank: int, count: int, size: int) -> tuple[int, ...]:
     """The combination of `size` of `count` numbers that has a given rank in lexicographic order."""
-    chosen, number = [], 0
+    chosen: list[int] = []
+    number = 0
     while len(chosen) < size:
         with_number = math.comb(count - number - 1, size - len(chosen) - 1)
         if rank < with_number:
