@@ -175,7 +175,10 @@ def fixed_sequence(
 
 
 def check_unseen(
-    source: str | os.PathLike[str] | None, images: LabelledImages, token: str | None = None, revision: str | None = None
+    source: str | os.PathLike[str] | None,
+    images: LabelledImages,
+    token: str | None = None,
+    revision: str | None = None,
 ) -> tuple[float | None, torch.Tensor]:
     """Refuse images that the search of a model or its report has seen; a small share of them is only left out.
 

@@ -55,9 +55,7 @@ def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Pr
     for chunk, routing in route_predictions(point, heads, predictions):
         correct.append(routing.logits.argmax(1) == chunk.target_columns)
         costs.append(routing.costs)
-        counts.append(
-            count_answers(routing.logits, routing.expert_indices, predictions.num_experts, predictions.tail)
-        )
+        counts.append(count_answers(routing.logits, routing.expert_indices, predictions.num_experts, predictions.tail))
     approximate = predictions.candidates is not None and bool(point.stages)
     answers = torch.stack(counts).sum(0)
     shares = answers.sum(1) / len(predictions)
