@@ -181,10 +181,10 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the experts; the dispatcher is always float32."""
+        if len(self.experts):
+            return self.pool[0].dtype
         # transformers makes a dtype of the text in the file
-        return (
-            self.pool[0].dtype if len(self.experts) else cast("torch.dtype | None", self.config.dtype) or torch.float32
-        )
+        return cast(torch.dtype | None, self.config.dtype) or torch.float32
 
     @property
     def device(self) -> torch.device:

@@ -67,7 +67,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
 
     @property
     def pool(self) -> list[ExpertLike]:
-        """The experts by rising cost, as what they are to those who use them."""
+        """`experts` with the interface of `ExpertLike`."""
         return cast(list[ExpertLike], list(self.experts))
 
     @classmethod

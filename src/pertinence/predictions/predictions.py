@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -186,6 +187,10 @@ class Predictions:
     def correct(self) -> torch.Tensor:
         """bool (m, N): whether each expert is right."""
         return torch.stack([expert.top_labels(self.rows) for expert in self.experts], 1) == self.targets.unsqueeze(1)
+
+    def logits(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
+        """Logits of an expert, not of a stem, for some images: as those of `outputs`."""
+        return cast(torch.Tensor, self.outputs(expert, rows)[0])
 
     def outputs(self, expert: int, rows: torch.Tensor) -> Outputs:
         """Logits and features of an expert for some images, as `policy.route` needs them, without running it."""

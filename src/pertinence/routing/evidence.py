@@ -142,7 +142,8 @@ def no_votes(count: int, num_experts: int) -> np.ndarray:
 class PooledFeatures:
     """Pooled features of the expert that ran last, as in the paper (PERTINENCE, arXiv 2507.01695)."""
 
-    name, version, reads, num_statistics = "features", 1, ("features",), 0
+    name, version, num_statistics = "features", 1, 0
+    reads: tuple[str, ...] = ("features",)
 
     def width(self, num_experts: int, num_features: int) -> int:
         return num_features
@@ -170,7 +171,8 @@ class MixtureStatistics:
     statistics: low quantiles of logit(p1).
     """
 
-    name, version, reads, num_statistics = "mix", 1, ("summary",), len(KNOT_QUANTILES)
+    name, version, num_statistics = "mix", 1, len(KNOT_QUANTILES)
+    reads: tuple[str, ...] = ("summary",)
 
     def width(self, num_experts: int, num_features: int) -> int:
         return TOP_SCORES + 5 + num_experts + 1 + 2 * self.num_statistics
@@ -179,9 +181,10 @@ class MixtureStatistics:
         quantiles = torch.tensor(KNOT_QUANTILES, dtype=logits.dtype, device=logits.device)
         return torch.quantile(log_odds(logits, tail), quantiles)
 
-    def compute(self, known: Known, statistics: np.ndarray) -> np.ndarray:
+    def compute(self, known: Known, statistics: np.ndarray | None) -> np.ndarray:
         votes, summary = known.votes, known.summary
         assert summary is not None
+        assert statistics is not None  # `fit` gives them to every head
         count, num_experts = votes.shape
         evidence = np.zeros((count, self.width(num_experts, 0)), summary.dtype)
         likely = summary[:, :-1].copy()
@@ -209,7 +212,7 @@ class FeaturesAndMixture:
     """Pooled features, followed by the statistics of the current result."""
 
     name, version, num_statistics = "both", 1, len(KNOT_QUANTILES)
-    reads = ("summary", "features")
+    reads: tuple[str, ...] = ("summary", "features")
 
     def width(self, num_experts: int, num_features: int) -> int:
         return FEATURES.width(num_experts, num_features) + MIX.width(num_experts, num_features)
@@ -217,7 +220,7 @@ class FeaturesAndMixture:
     def fit(self, logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
         return MIX.fit(logits, tail)
 
-    def compute(self, known: Known, statistics: np.ndarray) -> np.ndarray:
+    def compute(self, known: Known, statistics: np.ndarray | None) -> np.ndarray:
         assert known.features is not None
         return np.concatenate([known.features, MIX.compute(known, statistics)], 1)
 

@@ -140,7 +140,7 @@ class CascadeFitter:
         self._filled = rows >= 0
         slots = rows.clamp_min(0)
         self._log_probs = [
-            torch.cat([log_softmax(predictions.outputs(e, part)[0], self.tail) for part in slots.split(ROWS_AT_ONCE)])
+            torch.cat([log_softmax(predictions.logits(e, part), self.tail) for part in slots.split(ROWS_AT_ONCE)])
             for e in range(self.num_experts)
         ]
         self._votes = torch.stack([log_probs.argmax(1) for log_probs in self._log_probs], 1)

@@ -154,7 +154,7 @@ class PaperRecipe:
         after = 0 if predictions.stem is None else STEM
         stage = Stage(after, self.evidence.name, evidence_version=self.evidence.version)
         self.point = OperatingPoint("", self.name, tuple(range(self.num_experts)), (stage,))
-        first_logits = self.fit.outputs(0, torch.arange(len(self.fit)))[0]
+        first_logits = self.fit.logits(0, torch.arange(len(self.fit)))
         self.statistics = self.evidence.fit(first_logits, predictions.tail)
         classes = routing_classes(self.fit.correct(), arguments.unsolved)
         used = classes >= 0

@@ -101,7 +101,7 @@ class ThresholdRecipe:
         count = torch.arange(len(predictions))
         self._log_probs = [
             torch.cat(
-                [log_softmax(predictions.outputs(e, rows)[0], predictions.tail) for rows in count.split(ROWS_AT_ONCE)]
+                [log_softmax(predictions.logits(e, rows), predictions.tail) for rows in count.split(ROWS_AT_ONCE)]
             )
             for e in range(predictions.num_experts)
         ]
