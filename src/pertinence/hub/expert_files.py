@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..experts.base import ExpertLike
 from ..experts.checkpoint_files import (
     CHECKPOINT_FILES,
     LEGAL_FILES,
@@ -106,16 +107,17 @@ def check_unchanged(entry: ExpertEntry, revision: str) -> None:
         )
 
 
-def save_components(components: dict[str, Expert], folder: Path) -> None:
+def save_components(components: Mapping[str, ExpertLike], folder: Path) -> None:
     """Copy the files of experts to subfolders of `folder` that have their names."""
     for name, expert in components.items():
         _save_expert(expert, folder / name)
 
 
-def _save_expert(expert: Expert, folder: Path) -> None:
+def _save_expert(expert: ExpertLike, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     source = expert.find_folder()
     if source is None:
+        assert isinstance(expert, Expert)  # a lazy one has a folder
         model = expert.checkpoint.model
         assert not isinstance(model, Backbone)  # only made of files
         model.save_pretrained(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypeGuard
+from typing import Any
 
 from .errors import PertinenceError
 
@@ -23,7 +23,7 @@ def is_number(value: Any, least: float = -LARGEST, most: float = LARGEST) -> boo
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
-def is_name(value: Any) -> TypeGuard[str]:
+def is_name(value: Any) -> bool:
     """Whether a value is one line of printable text, of at most `LONGEST_NAME` characters."""
     return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
 
