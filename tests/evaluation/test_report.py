@@ -171,7 +171,7 @@ def test_the_gap_is_what_lies_between_random_mixes_and_the_oracle(evaluation):
     volumes = evaluation.hypervolumes
     above = volumes["front"] - volumes["random-mix"]
     assert evaluation.gap_closed == pytest.approx(above / (volumes["oracle"] - volumes["random-mix"]))
-    assert f"between random mixes and the oracle {100 * evaluation.gap_closed:.1f} % is closed" in repr(evaluation)
+    assert f"closes {100 * evaluation.gap_closed:.1f} % of the gap from random mixes to the oracle" in repr(evaluation)
 
 
 def test_where_nothing_can_be_gained_no_gap_is_closed():
@@ -245,7 +245,7 @@ def test_of_a_baseline_the_chosen_point_is_shown(evaluation):
         figures = evaluation.baselines[name].points[chosen].report
         assert f"{100 * figures.accuracy:.2f} %" in row_of(evaluation, name)
         assert f" {figures.gmacs:.4g} " in row_of(evaluation, name)
-    note = "Of each baseline the point that the same rule chooses on the search images."
+    note = "Each baseline is shown at the point that the same rule chooses on the search images."
     assert note in repr(evaluation)
     assert note not in repr(report_on(FRONT, REPORT))
 

@@ -45,7 +45,7 @@ def read_labels(
     """Labels of a column, int64 (n,), and their names by index, None if it has no names; text is its own name.
 
     Raises:
-        PertinenceError: the column holds no labels, or no names where `label_map` asks for them.
+        PertinenceError: the column holds no labels, or no names although `label_map` requires them.
     """
     feature = dataset.features[column]
     dtype = getattr(feature, "dtype", "")
@@ -61,7 +61,7 @@ def read_labels(
     elif not re.fullmatch(r"u?int\d+", dtype):
         raise PertinenceError(f"column {column!r} holds no labels, but {_describe(feature)}: expected class indices")
     elif label_map is not None and not isinstance(feature, datasets.ClassLabel):
-        raise PertinenceError(f"column {column!r} has no names, by which labels could be found: leave label_map out")
+        raise PertinenceError(f"column {column!r} has no names to match labels by: leave label_map out")
     else:
         values = dataset.with_format("numpy")[column][:]
         if values.dtype.kind in "iu" and values.min() >= 0:

@@ -83,7 +83,7 @@ def plot_shares(evaluation: Evaluation, path: str | os.PathLike) -> None:
     axes.set_xlim(-0.5, len(front) - 0.5)
     axes.set_ylim(0, 100)
     axes.set_xlabel(f"operating points, by {_unit(front[0])} per image")
-    axes.set_ylabel("images whose last expert it is, %")
+    axes.set_ylabel("images on which the expert runs last, %")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     figure.savefig(path)
 

@@ -175,13 +175,13 @@ class Evaluation:
         ]
         if self.baselines:
             notes.append(
-                "Of each baseline the point that the same rule chooses on the search images. Chains are tuned and "
-                "judged on the same images there, so that their choice is optimistic."
+                "Each baseline is shown at the point that the same rule chooses on the search images. Chains are "
+                "tuned and evaluated on the same images there, so that their choice is optimistic."
             )
         volumes = ", ".join(f"{name} {100 * value:.3f}" for name, value in self.hypervolumes.items())
         notes.append(f"Area under random mixes of points, in % of cost x {measure}: {volumes}.")
         if self.gap_closed is not None:
-            notes.append(f"Of the gap between random mixes and the oracle {100 * self.gap_closed:.1f} % is closed.")
+            notes.append(f"The front closes {100 * self.gap_closed:.1f} % of the gap from random mixes to the oracle.")
         if self.auroc:
             values = ", ".join(f"{name} {value:.3f}" for name, value in self.auroc.items())
             notes.append(f"Routing AUROC of {self.default}: {values}.")

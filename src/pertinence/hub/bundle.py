@@ -145,7 +145,7 @@ def collect(
 
 
 def _read_config(folder: Path) -> PertinenceConfig:
-    """The config of a saved model; raises `PertinenceError` where the files in its folder do not belong together."""
+    """The config of a saved model; raises `PertinenceError` if the files in its folder do not belong together."""
     if find_table_record(folder) is not None:
         raise PertinenceError(
             f"{folder} is the result of a search on a table of predictions: there is no model to push"
@@ -153,7 +153,7 @@ def _read_config(folder: Path) -> PertinenceConfig:
     if not (folder / "config.json").is_file():
         raise PertinenceError(f"{folder} is not the folder of a saved model: it has no config.json")
     if (folder / STATE).is_dir() and not (folder / RECORD).is_file():
-        raise PertinenceError(f"the search in {folder} has not ended: run it again, it goes on from where it stands")
+        raise PertinenceError(f"the search in {folder} has not ended: run it again, it goes on from where it stopped")
     config = open_config(folder)
     weights = folder / "model.safetensors"
     if config.heads_hash is not None and weights.is_file() and config.heads_hash != hash_tensors(load_file(weights)):

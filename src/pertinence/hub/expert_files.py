@@ -51,7 +51,7 @@ def locate(entry: ExpertEntry, source: str, revision: str | None, options: LoadO
         return str((root / home).resolve())
     if entry.is_local and not Path(repo_id).is_dir():
         raise PertinenceError(
-            f"expert {name!r} was in the folder {repo_id}, which is not there: tell where it has moved to with "
+            f"expert {name!r} was in the folder {repo_id}, which does not exist: say where it has moved to with "
             f"expert_paths={{{name!r}: folder}}"
         )
     return repo_id
@@ -88,7 +88,7 @@ def naming(name: str, source: str, revision: str | None) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # the Hub's client raises errors of HTTP, of the network and of its own
+    except Exception as error:  # the Hub's client raises errors of HTTP, of the network, and its own
         reason = explain_hub(source, revision, error) or first_line(error)
         raise PertinenceError(f"expert {name!r}: {reason}") from error
 

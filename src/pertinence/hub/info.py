@@ -56,7 +56,7 @@ def _describe_table_record(path: Path) -> tuple[dict[str, Any], str]:
         front = Front([OperatingPoint.from_dict(point) for point in record["front"]], names)
         default = record["report"]["operating_point"]
         if not all(map(is_name, [*names, default])):
-            raise ValueError("a name that is none")
+            raise ValueError("a name is not text")
     except MALFORMED as error:
         raise PertinenceError(f"{path} is damaged: search again") from error
     parts = [

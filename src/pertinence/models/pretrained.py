@@ -163,7 +163,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         """
         if (Path(source) / (kwargs.get("subfolder") or "") / "adapter_config.json").exists():
             raise PertinenceError(
-                f"{source} has an adapter_config.json, by which another model would be loaded: remove it"
+                f"{source} has an adapter_config.json, which makes transformers load another model: remove it"
             )
         hub = {
             key: kwargs[key]

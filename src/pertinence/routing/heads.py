@@ -183,7 +183,7 @@ class _StackedHeads(nn.Module):
             )
         self.weight[row], self.bias[row] = head.weight, head.bias
         if self.knots is not None:
-            assert head.statistics is not None  # what `Evidence.fit` returns where there are statistics
+            assert head.statistics is not None  # `Evidence.fit` returned statistics
             self.knots[row] = head.statistics
 
 

@@ -80,7 +80,7 @@ def summary(mixed: ArrayT, tail: int = 1) -> ArrayT:
     best = best - best[:, :1]
     total = xp.exp(best).sum(1, keepdims=True) + others
     parts = [best - xp.log(total), others / total, top_label(mixed)]
-    parts[1:1] = [xp.full_like(best[:, :1], -np.inf)] * (TOP_SCORES - best.shape[1])  # where there are fewer labels
+    parts[1:1] = [xp.full_like(best[:, :1], -np.inf)] * (TOP_SCORES - best.shape[1])  # if there are fewer labels
     return xp.concatenate(parts, 1)
 
 

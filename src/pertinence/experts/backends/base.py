@@ -59,7 +59,7 @@ class Backend(Protocol):
         """Size of its weights, in bytes."""
 
     def compile(self, **options: Any) -> None:
-        """Compile it, in place, with options of `torch.compile`; called only where `compiles`."""
+        """Compile it, in place, with options of `torch.compile`; called only if `compiles`."""
 
     def run(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Classify a batch.

@@ -154,8 +154,8 @@ class CascadeFitter:
         self._mixing: dict[tuple[int, ...], torch.Tensor] = {}
         bytes_each = 8 * rows.numel() * (MIX.width(self.num_experts, 0) + 1)
         self._evidence = lru_cache(max(1, CACHED_BYTES // bytes_each))(self._make_evidence)
-        everybody = tuple(range(self.num_experts))
-        pool = self._mix(everybody, self.mixing_weights(everybody))
+        all_experts = tuple(range(self.num_experts))
+        pool = self._mix(all_experts, self.mixing_weights(all_experts))
         # The probability that the whole pool gives to every label, computed in parts.
         self._belief = torch.cat([log_softmax(part, self.tail).exp() for part in pool.split(ROWS_AT_ONCE)])
         self._answers: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = {}
