@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..data.arguments import DataArguments
 from ..search.arguments import SearchArguments, SearchInputs, check_recipe
@@ -37,23 +38,24 @@ def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments) -> Non
     if args.output_dir is None:
         raise PertinenceError("a search needs a place for its result: give --output-dir")
     if inputs.predictions is None:
-        is_finished, search = _prepare_images(data, args, inputs)
+        prepared = _prepare_images(data, args, inputs)
     else:
-        is_finished, search = _prepare_table(inputs.predictions, data, args, inputs)
+        prepared = _prepare_table(inputs.predictions, data, args, inputs)
     # PartialState would warn in every process if there is no device.
     if inputs.push_to_hub and make_accelerator(args.device).is_main_process:
         check_pushable(
             inputs.push_to_hub, [*(inputs.experts or []), *filter(None, [args.stem])], inputs.save_experts, args.token
         )
-    if args.resume and is_finished():
+    if args.resume and prepared.is_finished():
         if PartialState().is_main_process:
             print(
                 f"{args.output_dir} holds the result of this very search: nothing to do (--no-resume searches again)"
             )
             _push_result(args.output_dir, args, inputs)
         return
-    result = search()
-    result.config = anchored(resolved_settings(data, args, inputs), result.model.config if result.model else None)
+    result = prepared.search()
+    settings = resolved_settings(prepared.data, args, prepared.inputs)
+    result = replace(result, config=anchored(settings, result.model.config if result.model else None))
     result.save(args.output_dir, save_experts=inputs.save_experts)
     if result.is_main_process:
         print(result.evaluation)
@@ -61,8 +63,19 @@ def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments) -> Non
         _push_result(args.output_dir, args, inputs)
 
 
-Prepared = tuple[Callable[[], bool], Callable[[], Any]]
-"""A prepared search: a function that tells whether its result already exists, and one that runs it."""
+class Prepared(NamedTuple):
+    """A prepared search.
+
+    Attributes:
+        is_finished: tells whether its result already exists.
+        search: runs it.
+        data, inputs: the settings, with data sets pinned to the commits that were loaded.
+    """
+
+    is_finished: Callable[[], bool]
+    search: Callable[[], Any]
+    data: DataArguments
+    inputs: SearchInputs
 
 
 def _prepare_images(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> Prepared:
@@ -75,13 +88,14 @@ def _prepare_images(data: DataArguments, args: SearchArguments, inputs: SearchIn
         raise PertinenceError("a search needs --experts, or --predictions and --costs")
     needs_labels = args.labels == "given"
     images, report = load_images(data, args.token, needs_labels), None
-    data.dataset = data.dataset and pinned(data.dataset, images.commit)
+    at_commits, report_dataset = replace(data, dataset=data.dataset and pinned(data.dataset, images.commit)), None
     if inputs.has_report:
-        report_data = data.replaced(inputs.report_dataset, inputs.report_split)
+        report_data = at_commits.replaced(inputs.report_dataset, inputs.report_split)
         report = load_images(report_data, args.token, needs_labels)
-        inputs.report_dataset = inputs.report_dataset and pinned(inputs.report_dataset, report.commit)
+        report_dataset = inputs.report_dataset and pinned(inputs.report_dataset, report.commit)
     searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
-    return searcher.is_finished, searcher.run
+    inputs = replace(inputs, report_dataset=report_dataset)
+    return Prepared(searcher.is_finished, searcher.run, at_commits, inputs)
 
 
 def _prepare_table(path: str, data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> Prepared:
@@ -100,7 +114,9 @@ def _prepare_table(path: str, data: DataArguments, args: SearchArguments, inputs
             raise PertinenceError("the report images must be others: give --split and another --report-split")
     tables = PredictionTable.load_all(sources, inputs.costs, needs_labels=args.labels == "given")
     table, report = tables if inputs.has_report else (tables[0], None)
-    return partial(is_searched, table, args, report), partial(search_predictions, table, args, report)
+    return Prepared(
+        partial(is_searched, table, args, report), partial(search_predictions, table, args, report), data, inputs
+    )
 
 
 def _push_result(folder: str, args: SearchArguments, inputs: SearchInputs) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 
@@ -15,6 +15,10 @@ from ..utils.hub_errors import DamagedDownload, explain_hub, may_pass
 from ..utils.validation import split_revision
 from .arguments import DataArguments
 from .dataset import LabelledImages
+
+
+ImageSource: TypeAlias = DataArguments | datasets.Dataset | LabelledImages
+"""Images, or where they are."""
 
 
 def load_images(arguments: DataArguments, token: str | None = None, needs_labels: bool = True) -> LabelledImages:

@@ -14,6 +14,7 @@ import torch
 from transformers.utils import logging
 
 from ..data.dataset import LabelledImages
+from ..data.loading import ImageSource
 from ..data.seen import TOLERATED_SHARED, SeenImages
 from ..hub.layout import update_config
 from ..models.modeling_pertinence import PertinenceForImageClassification
@@ -24,7 +25,7 @@ from ..routing.front import Front, OperatingPoint
 from ..routing.guarantee import Comparison, Guarantee
 from ..routing.metrics import ACCURACY
 from ..utils.errors import PertinenceError
-from .evaluate import ImageSource, ModelSource, open_images, open_model, predict_images, source_of
+from .evaluate import ModelSource, open_images, open_model, predict_images, source_of
 from .noninferiority import images_needed, noninferiority_p_value
 from .outcomes import evaluate_experts, evaluate_point
 

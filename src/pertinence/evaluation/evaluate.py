@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-import datasets
-
 from ..data.arguments import DataArguments
 from ..data.dataset import LabelledImages, labelled
-from ..data.loading import load_images
+from ..data.loading import ImageSource, load_images
 from ..data.seen import TOLERATED_SHARED, SeenImages
 from ..hub.layout import find_table_record
 from ..models.modeling_pertinence import PertinenceForImageClassification
@@ -29,7 +27,6 @@ from .outcomes import evaluate_experts, looks_trained
 from .report import Evaluation, evaluate_front
 
 
-ImageSource: TypeAlias = DataArguments | datasets.Dataset | LabelledImages
 ModelSource: TypeAlias = str | os.PathLike[str] | PertinenceForImageClassification
 """Folder or Hub id, or a loaded model."""
 
@@ -159,10 +156,7 @@ def predict_images(
         stem=model.stem,
         features_of=sorted(reading - {STEM}),
         objective=objective,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        cache_dir=args.cache_dir,
-        on_bad_image=args.on_bad_image,
+        **args.predict_options,
     )
     return predictions.agreeing() if _agrees(model) else predictions
 

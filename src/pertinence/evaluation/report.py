@@ -13,7 +13,7 @@ from ..predictions.predictions import Predictions
 from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
 from ..routing.metrics import Figures, as_plain, figure_cells, figure_header, format_table
-from .baselines import Candidate
+from .candidates import Candidate
 from .intervals import Difference, bootstrap_differences, hull_hypervolume, hypervolume, random_mix_hull
 from .outcomes import Outcome, evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
 

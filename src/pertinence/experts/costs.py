@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..routing.costs import GMACS, LATENCY, Cost
+from ..routing.costs import Cost
 from ..utils.errors import MALFORMED, PertinenceError, shown
 from ..utils.validation import is_number
 from .base import ExpertLike
@@ -35,39 +35,9 @@ class Measurement:
     batch_size: int
     device: torch.device
 
-
-class GigaMultiplyAdds(Cost):
-    """GMACs: 10^9 fused multiply-adds, counted when an expert is loaded."""
-
-    name, title, unit = GMACS, "GMACs", "GMACs"
-
-    def measure(self, experts: Sequence[Any], how: Measurement) -> list[float]:
-        return [expert.entry.gmacs for expert in experts]
-
-    def of_head(self, weights: int) -> float:
-        return weights / 1e9
-
-
-class Milliseconds(Cost):
-    """Time per image within a batch, preprocessing included; heads are not counted, as they run on the host."""
-
-    name, title, unit = LATENCY, "ms", "milliseconds"
-    is_measured_here = depends_on_backend = True
-
-    def measure(self, experts: Sequence[Any], how: Measurement) -> list[float]:
-        return measure_latency(experts, how.image, how.batch_size, how.device)
-
-
-class Parameters(Cost):
-    """Number of parameters of the experts that run: the weights that must be in memory for an image."""
-
-    name, title, unit = "parameters", "parameters", "parameters"
-
-    def measure(self, experts: Sequence[Any], how: Measurement) -> list[float]:
-        return [float(expert.entry.parameters) for expert in experts]
-
-    def of_head(self, weights: int) -> float:
-        return float(weights)
+    def milliseconds(self, experts: Sequence[ExpertLike]) -> list[float]:
+        """Time of one image, for each expert alone: see `measure_latency`."""
+        return measure_latency(experts, self.image, self.batch_size, self.device)
 
 
 def measured_costs(cost: Cost, experts: Sequence[Any], how: Measurement) -> list[float]:
@@ -79,9 +49,6 @@ def measured_costs(cost: Cost, experts: Sequence[Any], how: Measurement) -> list
             "experts: correct its `measure`, or choose another cost"
         )
     return values
-
-
-GIGA_MULTIPLY_ADDS, MILLISECONDS, PARAMETERS = GigaMultiplyAdds(), Milliseconds(), Parameters()
 
 
 def count_gmacs(model: nn.Module, size: tuple[int, int], options: dict[str, Any] | None = None) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..utils.settings import Settings, setting
 
@@ -45,10 +45,19 @@ class RuntimeArguments(Settings):
     token: str | None = setting(None, "Hub token; default: that of `hf auth login`.", group="experts", decides=False)
 
     @property
+    def predict_options(self) -> dict[str, Any]:
+        """How experts are run over images, as `predict` takes it."""
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "cache_dir": self.cache_dir,
+            "on_bad_image": self.on_bad_image,
+        }
+
+    @property
     def load_options(self) -> LoadOptions:
         """How experts are loaded."""
-        from ..experts.reference import (
-            LoadOptions,
-        )  # imports torch and transformers, which the help of a command must not
+        # It imports torch and transformers, which the help of a command must not.
+        from ..experts.reference import LoadOptions
 
         return LoadOptions(dtype=self.dtype, token=self.token, trust_remote_code=self.trust_remote_code)

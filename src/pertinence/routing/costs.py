@@ -66,12 +66,48 @@ class Cost:
         return 0.0
 
 
+class GigaMultiplyAdds(Cost):
+    """GMACs: 10^9 fused multiply-adds, counted when an expert is loaded."""
+
+    name, title, unit = GMACS, "GMACs", "GMACs"
+
+    def measure(self, experts: Sequence[Any], how: Any) -> list[float]:
+        return [expert.entry.gmacs for expert in experts]
+
+    def of_head(self, weights: int) -> float:
+        return weights / 1e9
+
+
+class Milliseconds(Cost):
+    """Time per image within a batch, preprocessing included; heads are not counted, as they run on the host."""
+
+    name, title, unit = LATENCY, "ms", "milliseconds"
+    is_measured_here = depends_on_backend = True
+
+    def measure(self, experts: Sequence[Any], how: Any) -> list[float]:
+        measured: list[float] = how.milliseconds(experts)
+        return measured
+
+
+class Parameters(Cost):
+    """Number of parameters of the experts that run: the weights that must be in memory for an image."""
+
+    name, title, unit = "parameters", "parameters", "parameters"
+
+    def measure(self, experts: Sequence[Any], how: Any) -> list[float]:
+        return [float(expert.entry.parameters) for expert in experts]
+
+    def of_head(self, weights: int) -> float:
+        return float(weights)
+
+
+GIGA_MULTIPLY_ADDS, MILLISECONDS, PARAMETERS = GigaMultiplyAdds(), Milliseconds(), Parameters()
 COSTS: Registry[Cost] = Registry(
     "cost",
     {
-        GMACS: "pertinence.experts.costs:GIGA_MULTIPLY_ADDS",
-        LATENCY: "pertinence.experts.costs:MILLISECONDS",
-        "parameters": "pertinence.experts.costs:PARAMETERS",
+        GMACS: f"{__name__}:GIGA_MULTIPLY_ADDS",
+        LATENCY: f"{__name__}:MILLISECONDS",
+        "parameters": f"{__name__}:PARAMETERS",
     },
     asked=("title", "unit", "is_measured_here", "depends_on_backend", "measure", "marginal", "of_head"),
 )
@@ -148,11 +184,11 @@ class PoolCosts:
         """
         if rung == STEM:
             return self.stem.get(unit, 0.0)
-        return _cost(unit).marginal(self._arrays[unit], rung, ran)
+        return COSTS.require(unit, "a cost").marginal(self._arrays[unit], rung, ran)
 
     def of_head(self, unit: str, weights: int) -> float:
         """The cost of a head with this many weights."""
-        return _cost(unit).of_head(weights)
+        return COSTS.require(unit, "a cost").of_head(weights)
 
     def chain(self, unit: str, members: Sequence[int]) -> np.ndarray:
         """Marginal cost of each member of a cascade after those before it: float64 (M,)."""
@@ -164,22 +200,13 @@ class PoolCosts:
         return np.array(steps)
 
 
-class _Unknown(Cost):
-    """A unit that a file names and that is not registered: its numbers are shown as they are."""
-
-    def __init__(self, name: str):
-        self.name = self.title = self.unit = name  # type: ignore[misc]
-
-
-def _cost(unit: str) -> Cost:
-    return COSTS.find(unit) or _Unknown(unit)
-
-
 def cost_title(unit: str) -> str:
-    """The name of a unit in tables."""
-    return _cost(unit).title
+    """The name of a unit in tables; one that a file names and that is not registered is shown as it is."""
+    found = COSTS.find(unit)
+    return unit if found is None else found.title
 
 
 def cost_unit(unit: str) -> str:
-    """The name of a unit in sentences and on axes."""
-    return _cost(unit).unit
+    """The name of a unit in sentences and on axes; see `cost_title`."""
+    found = COSTS.find(unit)
+    return unit if found is None else found.unit

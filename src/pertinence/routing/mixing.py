@@ -20,7 +20,6 @@ ArrayT = TypeVar("ArrayT", bound=Array)
 
 TOP_SCORES = 5
 """Number of labels that a summary distinguishes; the others count as one."""
-SUMMARY_SIZE = TOP_SCORES + 2
 LOG_FLOOR = -30.0
 LEAST = math.exp(LOG_FLOOR)
 

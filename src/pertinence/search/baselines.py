@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..evaluation.baselines import BaselineProblem, register_baseline
+from ..evaluation.baselines import BASELINES, BaselineProblem
 from ..evaluation.candidates import Archive, Candidate
 from .recipes.chains import MAX_MEMBERS
 from .recipes.thresholds import ThresholdRecipe
@@ -39,5 +39,5 @@ class ConfidenceCascades:
         }
 
 
-register_baseline(Unsearched())
-register_baseline(ConfidenceCascades())
+for baseline in (Unsearched(), ConfidenceCascades()):
+    BASELINES.register(baseline.name, baseline, is_ours=True)

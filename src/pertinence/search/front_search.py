@@ -21,6 +21,7 @@ from ..predictions.predictions import Predictions
 from ..routing.heads import Head
 from ..routing.metrics import ACCURACY, Figures
 from ..utils.distributed import one_thread
+from ..utils.errors import PertinenceError
 from . import baselines as _baselines  # registers the built-in ones  # noqa: F401
 from .arguments import SearchArguments
 from .evolution import Evolution, evolve
@@ -171,6 +172,11 @@ def prepare_recipes(
     chosen = {name: RECIPES.get(name).load() for name in recipe_names(args.recipe)}
     settings = {name: args.of_recipe(name) for name in chosen}
     shares = [share for name, recipe in chosen.items() if (share := recipe.divides(settings[name])) is not None]
+    if len(set(shares)) > 1:
+        raise PertinenceError(
+            f"the recipes {' and '.join(chosen)} divide the search images into different shares "
+            f"({', '.join(map(str, shares))}): give them the same share, or search with one of them"
+        )
     division = stratified_split(search.targets, shares[0], args.seed, search.copies) if shares else None
     make = partial(
         Problem,

@@ -110,10 +110,7 @@ def predict_split(
         stem=pool.stem,
         features_of=sorted(reading),
         objective=pool.objective,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        cache_dir=args.cache_dir,
-        on_bad_image=args.on_bad_image,
+        **args.predict_options,
     )
     return predictions.agreeing() if args.labels == "agree" else predictions
 

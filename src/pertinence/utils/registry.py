@@ -35,21 +35,33 @@ class Registry(Generic[T]):
         self.kind, self._ours, self._asked = kind, dict(ours or {}), asked
         self._registered: dict[str, T] = {}
 
-    def register(self, name: Any, implementation: T) -> T:
-        """Add an implementation, or replace the registered one of that name.
+    def register(self, name: Any, implementation: T, is_ours: bool = False) -> T:
+        """Add an implementation; a module that is imported again replaces its own.
+
+        Args:
+            name: how it is asked for.
+            implementation: what is asked for.
+            is_ours: whether it is a part of pertinence, so that nothing else can take its name.
 
         Raises:
-            PertinenceError: the name is not one line of text, or is that of a built-in implementation, or the
+            PertinenceError: the name is not one line of text, or is that of another implementation, or the
                 implementation lacks a required attribute.
         """
         if not is_name(name):
             raise PertinenceError(f"the name of the {self.kind} must be one line of text, got {shown(name)}")
-        if name in self._ours:
+        if name in self._ours and not is_ours:
             raise PertinenceError(f"{self.kind} {name!r} is a part of pertinence: choose another name")
         if missing := [attribute for attribute in self._asked if not hasattr(implementation, attribute)]:
             raise PertinenceError(
                 f"the {self.kind} {name!r} has no {', '.join(missing)}: see `{self.kind.capitalize()}`"
             )
+        former = self._registered.get(name)
+        if former is not None and _home_of(former) != _home_of(implementation):
+            raise PertinenceError(
+                f"{self.kind} {name!r} is registered already, by {_home_of(former)[0]}: choose another name"
+            )
+        if is_ours:
+            self._ours[name] = ":".join(_home_of(implementation))
         self._registered[name] = implementation
         return implementation
 
@@ -125,6 +137,12 @@ class Choices:
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self._registry.names, *self._registry.declared]))
+
+
+def _home_of(implementation: Any) -> tuple[str, str]:
+    """Module and name of a class, or of the class of an object: the same for a module that is imported again."""
+    kind = implementation if isinstance(implementation, type) else type(implementation)
+    return kind.__module__, kind.__qualname__
 
 
 def import_plugin(load: Callable[[], Any], module: str) -> Any:

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...evaluation.baselines import Candidate
+from ...evaluation.candidates import Candidate
 from ...evaluation.intervals import paired_difference, wilson_interval
 from ...predictions.predictions import Predictions
 from ...routing.front import OperatingPoint

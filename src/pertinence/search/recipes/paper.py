@@ -13,7 +13,7 @@ from ...evaluation.candidates import Candidate
 from ...evaluation.outcomes import evaluate_experts, summarise
 from ...predictions.predictions import ROWS_AT_ONCE, Predictions
 from ...routing.costs import STEM
-from ...routing.evidence import FEATURES, MIX, Evidence, Known, no_votes, observe
+from ...routing.evidence import BOTH, FEATURES, MIX, Evidence, Known, no_votes, observe
 from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import Head
 from ...routing.policy import allowed_actions, brought, choose
@@ -101,17 +101,24 @@ def class_weights(counts: torch.Tensor, beta: float = 0.9999) -> torch.Tensor:
 
 
 def _readable(evidence: Evidence, predictions: Predictions) -> Evidence:
-    """The evidence that a decision can read: the requested one, or the part of it that is available.
+    """The evidence that a decision can read: the requested one, or the part of a built-in one that is available.
 
     A separate stem predicts nothing and only has features; a table of predictions has no features.
 
     Raises:
-        PertinenceError: no part is available.
+        PertinenceError: no part is available, or the evidence is not a built-in one, whose parts are known.
     """
+    is_ours = evidence in (FEATURES, MIX, BOTH)
     if predictions.stem is None:
         has_features = predictions.experts[0].features is not None
-        return evidence if has_features or "features" not in evidence.reads else MIX
-    if "features" not in evidence.reads:
+        if has_features or "features" not in evidence.reads:
+            return evidence
+        if is_ours:
+            return MIX
+        raise PertinenceError(
+            f"a table of predictions has no features, which evidence {evidence.name!r} reads: choose another evidence"
+        )
+    if "features" not in evidence.reads or not (is_ours or set(evidence.reads) == {"features"}):
         raise PertinenceError(
             f"a separate stem predicts nothing, and evidence {evidence.name!r} reads what an expert predicts: leave "
             "stem or evidence out"
