@@ -33,6 +33,7 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, ours: Mapping[str, str] | None = None, asked: Sequence[str] = ()):
         self.kind, self._ours, self._asked = kind, dict(ours or {}), asked
+        self._reserved = set(self._ours)
         self._registered: dict[str, T] = {}
 
     def register(self, name: Any, implementation: T, is_ours: bool = False) -> T:
@@ -49,7 +50,7 @@ class Registry(Generic[T]):
         """
         if not is_name(name):
             raise PertinenceError(f"the name of the {self.kind} must be one line of text, got {shown(name)}")
-        if name in self._ours and not is_ours:
+        if name in self._reserved and not is_ours:
             raise PertinenceError(f"{self.kind} {name!r} is a part of pertinence: choose another name")
         if missing := [attribute for attribute in self._asked if not hasattr(implementation, attribute)]:
             raise PertinenceError(
@@ -61,7 +62,7 @@ class Registry(Generic[T]):
                 f"{self.kind} {name!r} is registered already, by {_home_of(former)[0]}: choose another name"
             )
         if is_ours:
-            self._ours[name] = ":".join(_home_of(implementation))
+            self._reserved.add(name)
         self._registered[name] = implementation
         return implementation
 
