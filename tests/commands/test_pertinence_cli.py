@@ -8,7 +8,7 @@ import pytest
 from command_line import run
 
 
-MODEL = Path(__file__).parent / "fixtures" / "format_1"
+MODEL = Path(__file__).parents[1] / "fixtures" / "format_1"
 SCRIPT = "import sys; from pertinence_cli import main; sys.argv[0] = 'pertinence'; code = main(); "
 HEAVY = "print(sorted({'torch', 'transformers', 'datasets', 'pymoo', 'timm'} & set(sys.modules)))"
 
