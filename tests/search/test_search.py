@@ -163,6 +163,7 @@ def test_saved_folder_is_a_model_a_record_and_a_plot(saved, result):
         "preprocessor_config.json",
         "search_result.json",
         "baselines.safetensors",
+        "routing_reference.safetensors",
         "seen_images.safetensors",
         "front.png",
         "shares.png",
