@@ -98,6 +98,8 @@ def parse(arguments: Sequence[str]) -> tuple[Callable[..., None], list[Any]]:
     given = parser.given(words)
     if config.get("trust_remote_code") and "trust_remote_code" not in given:
         logger.warning(f"{early.config} allows experts to run code of their own (trust_remote_code).")
+    for name in sorted(parser.hidden & set(given)):
+        logger.warning(f"--{name.replace('_', '-')} has no effect: no recipe of this search has such a setting.")
     known = {name: value for name, value in config.items() if name in parser.settings}
     parts = parser.make_arguments(
         {name: parser.settings[name].convert(value) for name, value in known.items()} | given

@@ -58,6 +58,7 @@ class CommandParser(argparse.ArgumentParser):
         )
         self.recipe = recipe
         self.settings: dict[str, Setting] = {}
+        self.hidden: set[str] = set()
         self._positional: list[str] = []
         self._classes: list[type[Settings]] = []
         command.add_arguments(self)
@@ -76,6 +77,7 @@ class CommandParser(argparse.ArgumentParser):
         self._classes += classes
         found = [setting for cls in classes for setting in cls.settings()]
         self.settings |= {setting.name: setting for setting in found}
+        self.hidden |= set(hidden)
         for name, title in GROUPS.items():
             if members := [setting for setting in found if _group_of(setting) == name]:
                 group = self.add_argument_group(title)

@@ -134,6 +134,11 @@ def observe(
     return None if label is None else label[:, 0].astype(np.int64), parts
 
 
+def computed(evidence: Evidence, known: Known, statistics: np.ndarray | None) -> np.ndarray:
+    """What a head reads of each image, in the precision in which heads are stored: float32 (b, width)."""
+    return np.asarray(evidence.compute(known, statistics), dtype=np.float32)
+
+
 def no_votes(count: int, num_experts: int) -> np.ndarray:
     """Votes of experts that have not run: int64 (count, N), not labels, and different within each row."""
     return np.zeros((count, 1), np.int64) - np.arange(1, num_experts + 1)

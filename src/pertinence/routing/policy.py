@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .costs import GMACS, STEM, PoolCosts
-from .evidence import Known, no_votes, observe
+from .evidence import Known, computed, no_votes, observe
 from .front import OperatingPoint, Stage
 from .heads import Head
 from .mixing import Array, ArrayT, log_softmax, mix
@@ -178,7 +178,7 @@ class _Sweep:
         if label is not None:
             self.votes[here, member] = label
         known = Known(self.votes[here], tail=self.tail, **seen)
-        scores = head.scores(evidence.compute(known, head.fitted))
+        scores = head.scores(computed(evidence, known, head.fitted))
         allowed = _allowed(self.point.members, member, self.costs.num_experts)
         self.following[here] = chosen = choose(scores, allowed)
         self.asked.update(chosen.tolist())

@@ -13,7 +13,7 @@ from ...evaluation.candidates import Candidate
 from ...evaluation.outcomes import evaluate_experts, summarise
 from ...predictions.predictions import ROWS_AT_ONCE, Predictions
 from ...routing.costs import STEM
-from ...routing.evidence import BOTH, FEATURES, MIX, Evidence, Known, no_votes, observe
+from ...routing.evidence import BOTH, FEATURES, MIX, Evidence, Known, computed, no_votes, observe
 from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import Head
 from ...routing.policy import allowed_actions, brought, choose
@@ -196,8 +196,17 @@ class PaperRecipe:
             if label is not None:
                 votes[:, 0] = label
             known = Known(votes, tail=predictions.tail, **seen)
-            parts.append(self.evidence.compute(known, None if self.statistics is None else self.statistics.numpy()))
-        return np.concatenate(parts)
+            parts.append(computed(self.evidence, known, None if self.statistics is None else self.statistics.numpy()))
+        evidence = np.concatenate(parts)
+        known_features = (predictions.experts[0] if predictions.stem is None else predictions.stem).features
+        width = self.evidence.width(self.num_experts, 0 if known_features is None else known_features.shape[1])
+        if evidence.shape != (len(predictions), width) or not np.isfinite(evidence).all():
+            raise PertinenceError(
+                f"evidence {self.evidence.name!r} gives numbers of shape {evidence.shape}, of which "
+                f"{np.isfinite(evidence).sum()} are finite, expected {(len(predictions), width)}, all of them finite: "
+                "correct its `compute` or its `width`"
+            )
+        return evidence
 
     def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
         heads = train_paper_heads(
