@@ -1,5 +1,7 @@
 """What the tests of commands share: images as files, and a folder in which a search was run."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ def searched(data, digit_experts, tmp_path_factory) -> Path:
     (folder / "experts").symlink_to(digit_experts[0].parent)
     (folder / "data").symlink_to(data)
     experts = [f"experts/{expert.name}" for expert in digit_experts]
+    # Whatever other tests of this process have predicted: here experts run.
+    shutil.rmtree(Path(os.environ["HF_HOME"]) / "pertinence", ignore_errors=True)
     finished = run(
         "search", "--experts", *experts[:2], "--experts", experts[2], "--dataset", "data", "--split", "validation",
         "--report-split", "test", "--output-dir", "runs/digits", *SETTINGS, cwd=folder,
