@@ -208,7 +208,9 @@ def test_where_it_is_not_imported_its_model_is_refused_and_nothing_imported(foun
     assert "backend 'bfloat16' is not one of torch, torch-int8, which are registered: import the module" in sentence
     assert not is_imported
     model = PertinenceForImageClassification.from_pretrained(found)
-    assert logits == model(torch.full((2, 3, 64, 64), 99, dtype=torch.uint8)).logits.tolist()
+    expected = model(torch.full((2, 3, 64, 64), 99, dtype=torch.uint8)).logits
+    # Another process may choose other kernels, which differ in the last bits.
+    torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_what_its_older_version_said_is_not_used(found, digits, monkeypatch):

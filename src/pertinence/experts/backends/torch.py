@@ -24,7 +24,7 @@ class TorchBackend(nn.Module):
 
     Attributes:
         model: the classifier.
-        memory_format: memory format of its weights and inputs.
+        is_convolutional: whether it is laid out with channels last.
     """
 
     version: ClassVar[int] = 1
@@ -34,8 +34,7 @@ class TorchBackend(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, entry: ExpertEntry):
         super().__init__()
-        convolutional = is_convolutional(checkpoint.model)
-        self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
+        self.is_convolutional = is_convolutional(checkpoint.model)
         checkpoint.model.to(memory_format=self.memory_format)  # type: ignore[call-arg]  # transformers hides `self`
         self.model = self.prepared(checkpoint.model)
         self._options = checkpoint.call_options(entry.transform)
@@ -43,6 +42,11 @@ class TorchBackend(nn.Module):
         # Read for every batch: `model.device` would walk over all modules. The tuple hides the parameter from torch.
         some = (parameter for parameter in self.model.parameters() if parameter.is_floating_point())
         self._parameter = (next(some, torch.empty(0, dtype=torch.float32)),)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Memory layout of the network; not an attribute, because `torch.save` cannot store it."""
+        return torch.channels_last if self.is_convolutional else torch.contiguous_format
 
     def prepared(self, model: Classifier) -> Classifier:
         """The module to run, made from a checkpoint's classifier."""
