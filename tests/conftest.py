@@ -216,6 +216,18 @@ def _blobs(count: int, size: int, seed: int = 0) -> torch.Tensor:
     return (torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear") * 255).to(torch.uint8)
 
 
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the experts that are run, one entry for each batch."""
+    from pertinence.experts.expert import Expert
+
+    names, forward = [], Expert.forward
+    monkeypatch.setattr(
+        Expert, "forward", lambda self, *batch: (names.append(self.entry.name), forward(self, *batch))[1]
+    )
+    return names
+
+
 @pytest.fixture(scope="session")
 def digits() -> tuple:
     """scikit-learn's digits as data sets: images that train experts, that search, and that nobody has seen."""

@@ -39,7 +39,6 @@ from pertinence.data.dataset import LabelledImages, raise_or
 from pertinence.data.decoding import decode_image
 from pertinence.evaluation.calibration import calibrate
 from pertinence.evaluation.evaluate import evaluate_model
-from pertinence.experts.expert import Expert
 from pertinence.experts.pool import load_pool
 from pertinence.experts.reference import LoadOptions
 from pertinence.predictions.arguments import RuntimeArguments
@@ -393,16 +392,6 @@ def test_latency_is_measured_on_what_can_be_read(search, contents, digits, folde
     assert result.record["images"]["skipped"] == {"search": [0, *BAD_ROWS]}
     with pytest.raises(PertinenceError, match="^image 0 of column"):
         search(first, cost="latency")
-
-
-@pytest.fixture
-def runs(monkeypatch) -> list[str]:
-    """Names of the experts that are run, one entry for each batch."""
-    names, forward = [], Expert.forward
-    monkeypatch.setattr(
-        Expert, "forward", lambda self, *batch: (names.append(self.entry.name), forward(self, *batch))[1]
-    )
-    return names
 
 
 def test_what_is_kept_knows_which_images_are_bad(digit_experts, contents, tmp_path, runs):

@@ -30,16 +30,6 @@ def pool(digit_experts) -> list[Expert]:
     return load_pool(digit_experts, LoadOptions())
 
 
-@pytest.fixture
-def runs(monkeypatch) -> list[str]:
-    """Names of the experts that are run, one entry for each batch."""
-    names, forward = [], Expert.forward
-    monkeypatch.setattr(
-        Expert, "forward", lambda self, *batch: (names.append(self.entry.name), forward(self, *batch))[1]
-    )
-    return names
-
-
 def predict_all(pool, images, folder, **options) -> Predictions:
     return predict(pool, images, make_accelerator("cpu"), batch_size=32, cache_dir=folder, **options)
 

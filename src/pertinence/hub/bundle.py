@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from ..data.seen import SEEN
 from ..experts.checkpoint_files import check_contained, hash_folder, read_json
-from ..experts.entry import CONFIG, ExpertEntry
+from ..experts.entry import CONFIG
 from ..experts.reference import LoadOptions
 from ..utils.errors import MALFORMED, PertinenceError, explain
 from ..utils.parsing import parse_json, parse_yaml, read_mapping
 from ..utils.tensors import hash_tensors
 from .configuration import PertinenceConfig, open_config
-from .expert_files import files_to_copy, find_copies
+from .expert_files import files_to_copy, find_copies, move_entries
 from .layout import (
     BASELINES,
     CONVERGENCE_FIGURE,
@@ -131,8 +131,8 @@ def collect(
     bundle = Bundle(config, files)
     _collect_experts(bundle, folder, work, save_experts, options or LoadOptions(), dict(expert_paths or {}))
     # Read from the file: transformers' config object would fill in defaults.
-    values = json.loads((folder / "config.json").read_text())
-    files["config.json"] = _as_bytes({**values, "experts": config.experts, "stem": config.stem}, indent=2)
+    values = json.loads((folder / CONFIG).read_text())
+    files[CONFIG] = _as_bytes({**values, "experts": config.experts, "stem": config.stem}, indent=2)
     if record is None:
         return bundle
     record.pop("run", None)
@@ -150,7 +150,7 @@ def _read_config(folder: Path) -> PertinenceConfig:
         raise PertinenceError(
             f"{folder} is the result of a search on a table of predictions: there is no model to push"
         )
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise PertinenceError(f"{folder} is not the folder of a saved model: it has no config.json")
     if (folder / STATE).is_dir() and not (folder / RECORD).is_file():
         raise PertinenceError(f"the search in {folder} has not ended: run it again, it goes on from where it stopped")
@@ -175,7 +175,7 @@ def _collect_experts(
     """
     config = bundle.config
     homes = [*map(str, range(len(config.experts or []))), *(["stem"] if config.stem else [])]
-    entries = dict(zip(homes, _moved(config.entries, expert_paths), strict=True))
+    entries = dict(zip(homes, move_entries(config.entries, expert_paths), strict=True))
     config.set_entries(list(entries.values()))
     local = [entry.name for entry in entries.values() if entry.is_local or entry.repo_id is None]
     if local and not save_experts:
@@ -201,21 +201,6 @@ def _collect_experts(
                 if any(path.suffix == ".py" for path in files):
                     bundle.needs_code.append(copy.name)
     config.set_entries(list((entries | copies).values()))
-
-
-def _moved(entries: Sequence[ExpertEntry], expert_paths: Mapping[str, str]) -> list[ExpertEntry]:
-    """The entries, with the folders that local experts have moved to.
-
-    Raises:
-        PertinenceError: `expert_paths` names an unknown expert.
-    """
-    names = [entry.name for entry in entries]
-    if unknown := set(expert_paths) - set(names):
-        raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(names)}")
-    return [
-        entry.replace(repo_id=str(Path(expert_paths[entry.name]).resolve())) if entry.name in expert_paths else entry
-        for entry in entries
-    ]
 
 
 def _without_own_path(source: Path, files: Sequence[Path], work: Path) -> Path:

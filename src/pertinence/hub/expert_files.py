@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,26 @@ from ..utils.errors import PertinenceError, first_line
 from ..utils.hub_errors import explain_hub
 from ..utils.io import give_usual_mode
 from ..utils.validation import is_commit
+
+
+def move_entries(entries: Iterable[ExpertEntry], expert_paths: Mapping[str, Any]) -> list[ExpertEntry]:
+    """The entries, with the folders that local experts have moved to.
+
+    Args:
+        entries: entries of the experts of a saved model.
+        expert_paths: new folders, by expert name.
+
+    Raises:
+        PertinenceError: `expert_paths` names an unknown expert.
+    """
+    entries = list(entries)
+    names = [entry.name for entry in entries]
+    if unknown := set(expert_paths) - set(names):
+        raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(names)}")
+    return [
+        entry.replace(repo_id=str(Path(expert_paths[entry.name]).resolve())) if entry.name in expert_paths else entry
+        for entry in entries
+    ]
 
 
 def locate(entry: ExpertEntry, source: str, revision: str | None, options: LoadOptions, subfolder: str = "") -> str:

@@ -52,7 +52,7 @@ def update_config(path: Path, values: Mapping[str, Any]) -> None:
 def find_table_record(model: str | os.PathLike) -> Path | None:
     """The record in the folder of a search on a table of predictions, which has no model; None for other folders."""
     folder = Path(model)
-    return folder / RECORD if (folder / RECORD).is_file() and not (folder / "config.json").exists() else None
+    return folder / RECORD if (folder / RECORD).is_file() and not (folder / CONFIG).exists() else None
 
 
 def check_same_search(folder: Path, front: list[dict[str, Any]] | None) -> None:

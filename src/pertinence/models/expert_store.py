@@ -23,7 +23,7 @@ from ..experts.expert import Expert, reload_expert
 from ..experts.loading import Checkpoint
 from ..experts.reference import LoadOptions
 from ..hub.configuration import PertinenceConfig
-from ..hub.expert_files import find_folder, locate
+from ..hub.expert_files import find_folder, locate, move_entries
 from ..routing.costs import STEM
 from ..utils.errors import PertinenceError
 from ..utils.validation import is_commit
@@ -64,9 +64,7 @@ class SavedPool:
 
     def move(self, paths: Mapping[str, Any]) -> None:
         """Set the folders that local experts have moved to, by name; raises `PertinenceError` for an unknown name."""
-        names = [entry.name for entry in self.entries.values()]
-        if unknown := set(paths) - set(names):
-            raise PertinenceError(f"expert_paths names {sorted(unknown)}, but the experts are {', '.join(names)}")
+        moved = move_entries(self.entries.values(), paths)
         for entry in self.entries.values() if not Path(self.source).is_dir() else ():
             name = entry.name
             if entry.is_local and name not in paths:
@@ -74,11 +72,9 @@ class SavedPool:
                     f"expert {name!r} of {self.source} is in the folder {entry.repo_id} of another machine: say where "
                     f"it is on yours with expert_paths={{{name!r}: folder}}"
                 )
-        for index, entry in self.entries.items():
-            if entry.name in paths:
-                self.entries[index] = entry.replace(repo_id=str(Path(paths[entry.name]).resolve()))
         if paths:
-            self.config.set_entries(list(self.entries.values()))
+            self.entries = dict(zip(self.entries, moved, strict=True))
+            self.config.set_entries(moved)
 
     def load(self, index: int, opened: dict[Any, Checkpoint]) -> Expert:
         """Load one expert; `opened` holds the checkpoints that are already loaded (see `open_checkpoint`)."""
