@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .routing.costs import register_cost
     from .routing.evidence import register_evidence
     from .search.arguments import SearchArguments
-    from .search.recipes.registry import register_recipe
+    from .search.registration import register_recipe
     from .search.result import SearchResult
     from .search.search import DispatcherSearch, search_predictions
 
@@ -85,7 +85,7 @@ _LAZY = {
     "register_baseline": "evaluation.baselines",
     "register_cost": "routing.costs",
     "register_evidence": "routing.evidence",
-    "register_recipe": "search.recipes.registry",
+    "register_recipe": "search.registration",
     "search_predictions": "search.search",
     "store_guarantee": "evaluation.calibration",
 }

@@ -17,7 +17,7 @@ from pertinence.routing.registry import EVIDENCE
 RECIPE = """
 from dataclasses import dataclass, field
 
-from pertinence.search.recipes.registry import register_recipe
+from pertinence import register_recipe
 
 
 @dataclass

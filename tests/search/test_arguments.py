@@ -40,7 +40,7 @@ def test_settings_that_are_recorded():
 def test_settings_of_recipes_are_attributes():
     args = SearchArguments(recipe="paper", epochs=3, folds=6)
     assert (args.epochs, args.folds, args.mixing) == (3, 6, None)
-    assert vars(args.of_recipe("cascade")) == {"folds": 6, "mixing": None}
+    assert vars(args.of_recipe("cascade")) == {"folds": 6}
     assert args.of_recipe("paper").epochs == 3
     args.epochs = 4
     assert args.of_recipe("paper").epochs == 4

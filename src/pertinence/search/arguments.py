@@ -90,6 +90,9 @@ class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
         above=0,
         below=1,
     )
+    mixing: bool | None = setting(
+        None, "Answer with the mixture of the experts that have run; default: unless --labels agree.", group="search"
+    )
     front_size: int = setting(
         200, "Largest number of operating points of the model.", group="search", least=3, most=MAX_POINTS
     )

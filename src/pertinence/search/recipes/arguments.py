@@ -15,9 +15,6 @@ class CascadeArguments(Settings):
     """Settings of `cascade`: a decision after every expert."""
 
     folds: int = setting(5, "Folds for out-of-fold estimates.", group="recipe", least=2)
-    mixing: bool | None = setting(
-        None, "Answer with the mixture of the experts that have run; default: unless --labels agree.", group="recipe"
-    )
 
 
 @dataclass
