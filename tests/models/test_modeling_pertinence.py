@@ -46,7 +46,7 @@ from pertinence import (
     Stage,
 )
 from pertinence.experts.expert import Expert
-from pertinence.routing.evidence import CONFIDENCE, mix_evidence
+from pertinence.routing.evidence import MIX, TOP_PROBABILITY, compute_evidence
 from pertinence.routing.heads import Head
 
 
@@ -110,11 +110,11 @@ def heads_by_hand(point: OperatingPoint, pool: Sequence[Expert]) -> list[Head]:
         later = [member for member in point.members if member > stage.after]
         labels = pool[stage.after].model.timm_model.get_classifier()
         on_labels, bias = labels.weight[: len(pool)], labels.bias[: len(pool)]
-        size = mix_evidence(torch.zeros(1, 10), torch.zeros(1, 5).long(), torch.ones(1, 5).bool(), KNOTS).shape[1]
+        size = compute_evidence(MIX, torch.zeros(1, 10), torch.zeros(1, 5).long(), torch.ones(1, 5).bool(), KNOTS).shape[1]
         on_mix = torch.randn(len(pool), size, generator=torch.Generator().manual_seed(stage.after)) / 50
         doubt = torch.zeros(len(pool))
         for rank, member in enumerate(later, 1):
-            on_mix[member, CONFIDENCE] -= rank
+            on_mix[member, TOP_PROBABILITY] -= rank
             doubt[member] = 0.2 + 0.4 * rank
         heads.append(
             {
@@ -264,7 +264,7 @@ def by_hand(point: OperatingPoint, heads: Sequence[Head], gmacs: Sequence[float]
             if stage.evidence in ("mix", "both"):
                 ran = torch.tensor([[one in outcome.path for one in range(len(answers))]])
                 votes = torch.tensor([[logits.argmax() for logits, _ in answers]])
-                evidence.append(mix_evidence(outcome.logits[None], votes, ran, head.statistics)[0])
+                evidence.append(compute_evidence(MIX, outcome.logits[None], votes, ran, head.statistics)[0])
             scores = head.weight @ torch.cat(evidence) + head.bias
             outcome.gmacs += head.weight.numel() / 1e9
             outcome.scores[expert] = {action: scores[action].item() for action in point.members if action >= expert}

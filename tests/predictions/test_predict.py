@@ -217,7 +217,7 @@ def test_above_256_labels_the_largest_scores_and_the_rest_are_kept(make_expert, 
 
 
 def test_evidence_of_one_expert_is_exact_above_256_labels(make_expert, images, tmp_path):
-    from pertinence.routing.evidence import MIX, mix_evidence
+    from pertinence.routing.evidence import MIX, compute_evidence
 
     names = [f"class {index}" for index in range(MAX_DENSE_LABELS + 44)]
     pool = load_pool([make_expert(tmp_path / str(seed), labels=names, seed=seed) for seed in (1, 2)], LoadOptions())
@@ -227,7 +227,7 @@ def test_evidence_of_one_expert_is_exact_above_256_labels(make_expert, images, t
     ran[:, 0] = True
     knots = MIX.fit(true)
     cached, exact = (
-        mix_evidence(logits, logits.argmax(1, keepdim=True).expand(-1, 2), ran, knots, tail)
+        compute_evidence(MIX, logits, logits.argmax(1, keepdim=True).expand(-1, 2), ran, knots, tail)
         for logits, tail in ((predictions.outputs(0, torch.arange(len(images)))[0], predictions.tail), (true, 1))
     )
     torch.testing.assert_close(cached, exact, atol=1e-4, rtol=0)

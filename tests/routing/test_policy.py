@@ -11,7 +11,7 @@ from by_hand import evidence_by_hand
 
 from pertinence import Front, OperatingPoint, PertinenceError, Stage
 from pertinence.routing.costs import PoolCosts
-from pertinence.routing.evidence import EVIDENCE, MIX, Known, mix_evidence, observe
+from pertinence.routing.evidence import EVIDENCE, MIX, Known, compute_evidence, observe
 from pertinence.routing.heads import Dispatcher, Head, threshold_head
 from pertinence.routing.mixing import log_softmax, mix, summary
 from pertinence.routing.policy import Routing, allowed_actions, choose, route
@@ -63,7 +63,7 @@ def test_evidence_of_a_mixture_is_what_it_says(num_labels, scale, decimals):
     ran = rng.random((count, NUM_EXPERTS)) < 0.5
     ran[:, 1] |= ~ran.any(1)
     votes = rng.integers(0, 2, (count, NUM_EXPERTS)) * mixed.argmax(1, keepdims=True)
-    actual = mix_evidence(torch.tensor(mixed), torch.tensor(votes), torch.tensor(ran), KNOTS.double())
+    actual = compute_evidence(MIX, torch.tensor(mixed), torch.tensor(votes), torch.tensor(ran), KNOTS.double())
     expected = [evidence_by_hand(*image, KNOTS.numpy()) for image in zip(mixed, votes, ran, strict=True)]
     np.testing.assert_allclose(actual.numpy(), np.array(expected, dtype=float), atol=1e-9)
 
@@ -71,14 +71,14 @@ def test_evidence_of_a_mixture_is_what_it_says(num_labels, scale, decimals):
 def test_evidence_stays_finite_however_certain_the_answer():
     mixed = torch.tensor([[3e4, 0.0, -3e4], [0.0, 0.0, 0.0]])
     votes, ran = torch.zeros(2, NUM_EXPERTS, dtype=torch.int64), torch.ones(2, NUM_EXPERTS, dtype=torch.bool)
-    assert torch.isfinite(mix_evidence(mixed, votes, ran, KNOTS)).all()
+    assert torch.isfinite(compute_evidence(MIX, mixed, votes, ran, KNOTS)).all()
 
 
 @pytest.mark.parametrize(("kind", "order"), [("features", "f"), ("mix", "m"), ("both", "fm")])
 def test_evidence_of_a_stage_is_features_then_mixture(kind, order):
     mixed, votes, features = random(6, 10), random(6, NUM_EXPERTS).long(), random(6, 7, seed=1)
     ran = torch.ones(6, NUM_EXPERTS, dtype=torch.bool)
-    parts = {"f": features, "m": mix_evidence(mixed, votes, ran, KNOTS)}
+    parts = {"f": features, "m": compute_evidence(MIX, mixed, votes, ran, KNOTS)}
     evidence = EVIDENCE.get(kind)
     label, seen = observe(evidence.reads, *(values.numpy() for values in (mixed, mixed, features)))
     assert label.tolist() == mixed.argmax(1).tolist()
@@ -369,7 +369,7 @@ def test_every_point_gets_its_own_heads_back():
 
 
 def test_heads_are_as_wide_as_their_evidence():
-    mixture = mix_evidence(random(1, 10), torch.zeros(1, 3).long(), torch.ones(1, 3).bool(), KNOTS).shape[1]
+    mixture = compute_evidence(MIX, random(1, 10), torch.zeros(1, 3).long(), torch.ones(1, 3).bool(), KNOTS).shape[1]
     dispatcher = Dispatcher(FRONT, 3, {0: 6, 1: 7, 2: 8})
     widths = {p.name: [head.weight.shape[-1] for head in dispatcher.heads(p)] for p in FRONT}
     assert widths == {"single": [], "short": [mixture], "features": [6], "long": [mixture, 7 + mixture]}

@@ -166,6 +166,12 @@ class Predictions:
         rows = ", ".join(map(str, self.skipped[:SHOWN_ROWS])) + (", ..." if len(self.skipped) > SHOWN_ROWS else "")
         return f"{len(self.skipped)} of {len(self.labels)} {kind} cannot be decoded and are skipped (rows {rows})"
 
+    @property
+    def reference(self) -> int:
+        """The expert that others are compared with: the most accurate one on these images, of equal ones the cheapest;
+        if the labels are its predictions, the most expensive one."""
+        return self.num_experts - 1 if self.measure == AGREEMENT else int(self.correct().sum(0).argmax())
+
     def subset(self, rows: torch.Tensor) -> Predictions:
         """The predictions for some of these images; `rows` are positions within this object."""
         return replace(self, rows=self.rows[rows])

@@ -162,55 +162,79 @@ class PooledFeatures:
 
 
 KNOT_QUANTILES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
-CONFIDENCE, MARGIN = TOP_SCORES, TOP_SCORES + 2
-"""Positions of the largest probability, and of its margin over the second largest, in the evidence "mix"."""
+TOP_PROBABILITY, MARGIN = TOP_SCORES, TOP_SCORES + 2
+"""Positions of the largest probability, and of its margin over the second largest, in the evidence "confidence" and "mix"."""
 LEAST_OUTCOMES = np.array([LOG_FLOOR] * TOP_SCORES + [LEAST], np.float32)
 
 
-class MixtureStatistics:
-    """Statistics of the current result, and of which experts agree.
+class ConfidenceAndAgreement:
+    """The confidence of the current result, and which experts agree with it.
 
     In order: the five largest log-probabilities; p1, p2, p1 - p2, the entropy (the other labels count as one),
-    log(1 - p1); whether each expert that has run agrees with the current result (N); mean agreement of pairs; hinges
-    of logit(p1) at eight knots, and the same times whether the last two experts agree. The knots are the fitted
-    statistics: low quantiles of logit(p1).
+    log(1 - p1); whether each expert that has run agrees with the current result (N); mean agreement of pairs.
+    """
+
+    name, version, num_statistics = "confidence", 1, 0
+    reads: tuple[str, ...] = ("summary",)
+
+    def width(self, num_experts: int, num_features: int) -> int:
+        return TOP_SCORES + 5 + num_experts + 1
+
+    def fit(self, logits: torch.Tensor, tail: int = 1) -> None:
+        return None
+
+    def compute(self, known: Known, statistics: np.ndarray | None) -> np.ndarray:
+        return _confidence(known, self.width(known.votes.shape[1], 0))[0]
+
+
+class MixtureStatistics:
+    """The evidence "confidence", followed by hinges of logit(p1) at eight knots, and the same times whether the last
+    two experts agree. The knots are the fitted statistics: low quantiles of logit(p1). Models of the first edition
+    read this; the hinges are worth nothing beyond the rest, so `cascade` fits heads to "confidence" now.
     """
 
     name, version, num_statistics = "mix", 1, len(KNOT_QUANTILES)
     reads: tuple[str, ...] = ("summary",)
 
     def width(self, num_experts: int, num_features: int) -> int:
-        return TOP_SCORES + 5 + num_experts + 1 + 2 * self.num_statistics
+        return CONFIDENCE.width(num_experts, num_features) + 2 * self.num_statistics
 
     def fit(self, logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
         quantiles = torch.tensor(KNOT_QUANTILES, dtype=logits.dtype, device=logits.device)
         return torch.quantile(log_odds(logits, tail), quantiles)
 
     def compute(self, known: Known, statistics: np.ndarray | None) -> np.ndarray:
-        votes, summary = known.votes, known.summary
-        assert summary is not None
         assert statistics is not None  # `fit` gives them to every head
-        count, num_experts = votes.shape
-        evidence = np.zeros((count, self.width(num_experts, 0)), summary.dtype)
-        likely = summary[:, :-1].copy()
-        np.exp(likely[:, :TOP_SCORES], out=likely[:, :TOP_SCORES])
-        outcomes = np.maximum(summary[:, :-1], LEAST_OUTCOMES)
-        np.log(outcomes[:, TOP_SCORES], out=outcomes[:, TOP_SCORES])
-        rest = np.log(np.maximum(likely[:, 1:].sum(1), LEAST))
-        hinges = np.maximum((outcomes[:, 0] - rest)[:, None] - statistics, 0)
-        at = TOP_SCORES
-        evidence[:, :at] = outcomes[:, :at]
-        evidence[:, at : at + 2] = likely[:, :2]
-        evidence[:, at + 2] = likely[:, 0] - likely[:, 1]
-        evidence[:, at + 3] -= (likely * outcomes).sum(1)
-        evidence[:, at + 4] = rest
-        at += 5
-        evidence[:, at : at + num_experts] = votes == summary[:, -1:]
-        at += num_experts
-        evidence[:, at + 1 : at + 1 + self.num_statistics] = hinges
-        evidence[:, at], last_agree = _compare(votes)
-        evidence[:, at + 1 + self.num_statistics :] = hinges * last_agree[:, None]
+        num_experts = known.votes.shape[1]
+        evidence, confidence, last_agree = _confidence(known, self.width(num_experts, 0))
+        hinges, at = np.maximum(confidence[:, None] - statistics, 0), CONFIDENCE.width(num_experts, 0)
+        evidence[:, at : at + self.num_statistics] = hinges
+        evidence[:, at + self.num_statistics :] = hinges * last_agree[:, None]
         return evidence
+
+
+def _confidence(known: Known, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The columns of the evidence "confidence", first in a table (b, width) of zeros; logit(p1) (b,); and whether the
+    last two experts agree, bool (b,)."""
+    votes, summary = known.votes, known.summary
+    assert summary is not None
+    count, num_experts = votes.shape
+    evidence = np.zeros((count, width), summary.dtype)
+    likely = summary[:, :-1].copy()
+    np.exp(likely[:, :TOP_SCORES], out=likely[:, :TOP_SCORES])
+    outcomes = np.maximum(summary[:, :-1], LEAST_OUTCOMES)
+    np.log(outcomes[:, TOP_SCORES], out=outcomes[:, TOP_SCORES])
+    rest = np.log(np.maximum(likely[:, 1:].sum(1), LEAST))
+    at = TOP_SCORES
+    evidence[:, :at] = outcomes[:, :at]
+    evidence[:, at : at + 2] = likely[:, :2]
+    evidence[:, at + 2] = likely[:, 0] - likely[:, 1]
+    evidence[:, at + 3] -= (likely * outcomes).sum(1)
+    evidence[:, at + 4] = rest
+    at += 5
+    evidence[:, at : at + num_experts] = votes == summary[:, -1:]
+    evidence[:, at + num_experts], last_agree = _compare(votes)
+    return evidence, outcomes[:, 0] - rest, last_agree
 
 
 class FeaturesAndMixture:
@@ -230,24 +254,32 @@ class FeaturesAndMixture:
         return np.concatenate([known.features, MIX.compute(known, statistics)], 1)
 
 
-FEATURES, MIX, BOTH = PooledFeatures(), MixtureStatistics(), FeaturesAndMixture()
+FEATURES, CONFIDENCE, MIX, BOTH = PooledFeatures(), ConfidenceAndAgreement(), MixtureStatistics(), FeaturesAndMixture()
 
 
-def mix_evidence(
-    mixed: torch.Tensor, votes: torch.Tensor, ran: torch.Tensor, knots: torch.Tensor, tail: int = 1
+def compute_evidence(
+    evidence: Evidence,
+    logits: torch.Tensor,
+    votes: torch.Tensor,
+    ran: torch.Tensor,
+    statistics: torch.Tensor | None = None,
+    tail: int = 1,
 ) -> torch.Tensor:
-    """Compute the evidence "mix" from tensors on the CPU: (b, width).
+    """Compute evidence that reads no features from tensors on the CPU: (b, width).
 
     Args:
-        mixed: (b, C), logits of the current result.
+        evidence: the kind of evidence.
+        logits: (b, C), the current result.
         votes: int64 (b, N), the prediction of each expert.
         ran: bool (b, N), which experts have run.
-        knots: (8,), from `MixtureStatistics.fit`.
+        statistics: from `Evidence.fit`; None if it has none.
         tail: see `policy.route`.
     """
-    logits, labels, has_run, statistics = (tensor.cpu().numpy() for tensor in (mixed, votes, ran, knots))
+    result, labels, has_run = (tensor.cpu().numpy() for tensor in (logits, votes, ran))
     labels = np.where(has_run, labels, no_votes(len(labels), labels.shape[1]))
-    return torch.from_numpy(MIX.compute(Known(labels, summary(logits, tail)), statistics))
+    read = {name: READINGS[name](result, None, tail) for name in evidence.reads}
+    known = Known(labels, tail=tail, **read)
+    return torch.from_numpy(evidence.compute(known, None if statistics is None else statistics.cpu().numpy()))
 
 
 def _compare(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from torch import nn
 from ..utils.errors import PertinenceError
 from ..utils.modules import keeping_dtype
 from .costs import STEM
-from .evidence import CONFIDENCE, MIX
+from .evidence import TOP_PROBABILITY
 from .front import Front, OperatingPoint, Stage
 from .registry import EVIDENCE
 
@@ -59,28 +59,29 @@ class Head:
 
 
 def threshold_head(
-    point: OperatingPoint, stage: Stage, threshold: float, num_experts: int, position: int = CONFIDENCE
+    point: OperatingPoint, stage: Stage, threshold: float, num_experts: int, position: int = TOP_PROBABILITY
 ) -> Head:
-    """The head that defers to the next member if one statistic of the evidence "mix" is below a threshold.
+    """The head that defers to the next member if one column of the evidence "confidence" or "mix" is below a threshold.
 
-    Exit scores 0, the next member scores threshold - statistic, and any later one scores -1 (never chosen as long as
-    the statistic is at most 1 above the threshold).
+    Exit scores 0, the next member scores threshold - column, and any later one scores -1 (never chosen as long as the
+    column is at most 1 above the threshold).
 
     Args:
         point: the operating point that the stage belongs to.
-        stage: the stage that decides; it reads "mix".
-        threshold: threshold of the statistic.
+        stage: the stage that decides; it reads "confidence" or "mix".
+        threshold: threshold of the column.
         num_experts: size of the pool, N.
-        position: position of the statistic in the evidence: `CONFIDENCE`, the largest probability, or `MARGIN`, its
-            margin over the second largest.
+        position: position of the column in the evidence: `TOP_PROBABILITY`, or `MARGIN`, by which the largest
+            probability exceeds the second largest.
     """
-    weight = torch.zeros(num_experts, MIX.width(num_experts, 0))
+    evidence = EVIDENCE.require(stage.evidence, "a stage")
+    weight = torch.zeros(num_experts, evidence.width(num_experts, 0))
     bias = torch.full((num_experts,), -1.0)
     following = min(member for member in point.members if member > stage.after)
     bias[stage.after] = 0.0
     weight[following, position] = -1.0
     bias[following] = threshold
-    return Head(weight, bias, torch.zeros(MIX.num_statistics))
+    return Head(weight, bias, torch.zeros(evidence.num_statistics) if evidence.num_statistics else None)
 
 
 class Dispatcher(nn.Module):

@@ -12,10 +12,15 @@ from ..routing.heads import Head
 from ..routing.names import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS, FASTEST, MOST_ACCURATE
 
 
-def static_candidates(outcomes: Sequence[Outcome]) -> list[Candidate]:
-    """Candidates of single experts, from their outcomes on the images that a search evaluates on, by rising cost."""
+def static_candidates(outcomes: Sequence[Outcome], reference: int) -> list[Candidate]:
+    """Candidates of single experts, by rising cost.
+
+    Args:
+        outcomes: outcome of each on the images that a search evaluates on.
+        reference: the expert that the others are compared with.
+    """
     return [
-        Candidate(OperatingPoint("", "static", (index,), select=one.figures), (), one.versus(outcomes[-1]))
+        Candidate(OperatingPoint("", "static", (index,), select=one.figures), (), one.versus(outcomes[reference]))
         for index, one in enumerate(outcomes)
     ]
 

@@ -11,7 +11,7 @@ from pertinence.evaluation.outcomes import evaluate_experts, evaluate_point
 from pertinence.predictions.predictions import ExpertPredictions, Predictions
 from pertinence.predictions.tables import PredictionTable
 from pertinence.routing.costs import PoolCosts
-from pertinence.routing.evidence import MIX, mix_evidence
+from pertinence.routing.evidence import MIX, compute_evidence
 from pertinence.search.recipes.cascade_fit import PRICES, CascadeFitter, CascadeSettings, fit_mixing_weights
 
 
@@ -69,7 +69,7 @@ def fit_by_hand(predictions: Predictions, fitter: CascadeFitter, settings: Casca
         scores = torch.tensor(mixed(start, until, settings.scale))
         ran = torch.zeros(len(labels), 3, dtype=torch.bool)
         ran[:, start : until + 1] = True
-        evidence = mix_evidence(scores, votes, ran, MIX.fit(scores.float()).double()).numpy()
+        evidence = compute_evidence(MIX, scores, votes, ran, MIX.fit(scores.float()).double()).numpy()
         std = np.maximum(evidence.std(0), 1e-6)
         evidence = (evidence - evidence.mean(0)) / std
         evidence = np.column_stack([evidence, np.ones(len(labels))])

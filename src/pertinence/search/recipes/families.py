@@ -1,0 +1,101 @@
+"""Families of cascades: which chains of experts may make a front together, and how their decisions are fitted.
+
+A free choice of members suffers from the winner's curse: among many chains evaluated on the same images the luckiest
+one wins, and is worse on others. So a few families are fixed, from simple to rich, and the search chooses among them
+(see `search.nested`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ...evaluation.candidates import Candidate
+from ...evaluation.intervals import non_dominated
+from .cascade_fit import fit_heads
+from .curves import Curve
+from .outputs import FoldedOutputs, Members
+from .threshold_fit import fit_thresholds
+
+
+FITS = {"heads": fit_heads, "thresholds": fit_thresholds}
+"""How the decisions of a chain are fitted, by name."""
+ENUMERATED = 8
+"""In a larger pool not all pairs and triples are families: chains are added to the starts by a search."""
+
+
+class Chain(NamedTuple):
+    """A cascade to fit.
+
+    Attributes:
+        fit: a name in `FITS`.
+        members: pool indices, rising.
+    """
+
+    fit: str
+    members: Members
+
+
+@dataclass(frozen=True)
+class Family:
+    """Cascades whose dispatchers make a front together.
+
+    Attributes:
+        name: what the log and the record call it.
+        chains: the cascades.
+    """
+
+    name: str
+    chains: tuple[Chain, ...]
+
+    def fit(self, outputs: FoldedOutputs, fitted: dict[Chain, Curve]) -> list[Curve]:
+        """The curves of its chains; `fitted` keeps those that other families share."""
+        for chain in self.chains:
+            if chain not in fitted:
+                fitted[chain] = FITS[chain.fit](outputs, chain.members)
+        return [fitted[chain] for chain in self.chains]
+
+
+class Place(NamedTuple):
+    """A dispatcher of a family's front: a curve and an index, or a single expert if there is no curve."""
+
+    curve: Curve | None
+    index: int
+
+
+def fronts_of(curves: Sequence[Curve], statics: Sequence[Candidate]) -> list[Place]:
+    """The Pareto front of curves and single experts by their estimates on the images of the fit, by rising cost."""
+    places = [Place(None, index) for index in range(len(statics))]
+    places += [Place(curve, index) for curve in curves for index in range(len(curve.cost))]
+    cost = [one.cost for one in statics] + [value for curve in curves for value in curve.cost.tolist()]
+    accuracy = [one.accuracy for one in statics] + [value for curve in curves for value in curve.accuracy.tolist()]
+    return [places[index] for index in non_dominated(cost, accuracy)]
+
+
+def starts(rungs: Members, smaller: Mapping[int, int]) -> Iterable[Members]:
+    """Every start of the longest chain; with a smaller variant of its first rung, if there is one, too."""
+    for first in range(len(rungs) - 1):
+        yield rungs[first:]
+        if rungs[first] in smaller:
+            yield (smaller[rungs[first]], *rungs[first + 1 :])
+
+
+def families_of(rungs: Members, smaller: Mapping[int, int], few: bool) -> list[Family]:
+    """The families over the rungs of a pool, the simplest first.
+
+    Args:
+        rungs: pool indices, rising.
+        smaller: for some rungs the pool index of their variant with a smaller input.
+        few: whether pairs and triples are enumerated.
+    """
+    base = [Chain("heads", tuple(sorted(chain))) for chain in starts(rungs, smaller)]
+    pairs, triples = (list(itertools.combinations(rungs, size)) for size in (2, 3))
+    families = [Family("starts", tuple(dict.fromkeys(base)))]
+    if few:
+        by_heads = [[Chain("heads", chain) for chain in chains] for chains in (pairs, triples)]
+        families.append(Family("pairs and starts", tuple(dict.fromkeys([*base, *by_heads[0]]))))
+        families.append(Family("up to three and starts", tuple(dict.fromkeys([*base, *by_heads[0], *by_heads[1]]))))
+    families.append(Family("thresholds", tuple(Chain("thresholds", chain) for chain in [*pairs, *triples])))
+    return families
