@@ -67,7 +67,8 @@ def _cifar(dataset: str, depths: tuple[int, ...]) -> tuple[list[str], Prediction
 def _mobile() -> Predictions:
     images = load_dataset("parquet", data_files=str(ZOO / "imagenet-val" / "data" / "*.parquet"), split="train")
     references = [
-        {"repo_id": str(ZOO / "imagenet" / name)} | ({"label_map": list(range(1, 1001))} if "mobilenet" in name else {})
+        {"repo_id": str(ZOO / "imagenet" / name)}
+        | ({"label_map": list(range(1, 1001))} if "mobilenet" in name else {})
         for name in MOBILE
     ]
     pool = load_pool(references, LoadOptions())

@@ -17,7 +17,9 @@ class GuaranteeArguments(ModelArguments):
     """What to guarantee."""
 
     max_accuracy_loss: float = setting(
-        0.005, "Accuracy (0 to 1) that may be lost against the largest expert.", group="model"
+        0.005,
+        "Accuracy (0 to 1) that may be lost against the most accurate expert of the search.",
+        group="model",
     )
     confidence: float = setting(0.95, "Probability that the guarantee holds.", group="model")
 

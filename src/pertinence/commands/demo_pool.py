@@ -76,12 +76,13 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     model = classify.model
     answers = list(classify(KeyDataset(unseen, "image"), batch_size=64, top_k=1))
     right = np.mean([int(answer[0]["label"]) == label for answer, label in zip(answers, unseen["label"], strict=True)])
-    point, largest = model.front.find(model.config.operating_point), model.config.experts[-1]
-    saved = 100 * (1 - point.report.gmacs / largest["gmacs"])
+    point = model.front.find(model.config.operating_point)
+    reference = model.config.experts[model.config.reference_index]
+    saved = 100 * (1 - point.report.gmacs / reference["gmacs"])
     print(
         f'pipeline("image-classification", model="{saved_to}") is right on {100 * right:.2f} % '
-        f"of the unseen images\nwith {saved:.0f} % fewer operations than {largest['name']} "
-        f"({100 * largest['report']['accuracy']:.2f} %)."
+        f"of the unseen images\nwith {saved:.0f} % fewer operations than {reference['name']} "
+        f"({100 * reference['report']['accuracy']:.2f} %)."
     )
 
 

@@ -31,7 +31,7 @@ class BaselineProblem:
         statics: single experts by rising cost, with their figures on the images that the search evaluates on.
         recipes: prepared recipes of the search (see `search.recipes.base.Recipe`).
         mixing: whether answers mix the outputs of the experts that have run.
-        num_whole: number of experts of the pool without variants of others.
+        problem: the problem that the recipes of the search were given (see `search.recipes.base.Problem`).
         evolve: tunes a recipe with the genetic algorithm of the search, and returns its Pareto front.
     """
 
@@ -39,7 +39,7 @@ class BaselineProblem:
     statics: Sequence[Candidate]
     recipes: Sequence[Any]
     mixing: bool
-    num_whole: int
+    problem: Any
     evolve: Callable[[Any], list[Candidate]]
 
 

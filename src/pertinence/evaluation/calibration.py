@@ -1,4 +1,4 @@
-"""Calibration: the cheapest operating point whose loss against the largest expert is below a limit, with confidence.
+"""Calibration: the cheapest operating point whose loss against the reference expert is below a limit, with confidence.
 
 Learn then Test (Angelopoulos, Bates, Candès, Jordan and Lei 2021, arXiv 2110.01052): each operating point has a null
 hypothesis, "it loses at least the limit". Points whose hypothesis is rejected on separate images are guaranteed.
@@ -55,8 +55,8 @@ def calibrate(
         model: folder or Hub id, or a loaded model, which is used as it is.
         data: calibration images, or where to load them; the search and its report must not have used them.
         args: how experts run; `trust_remote_code` for those that come with code.
-        max_accuracy_loss: accuracy (0 to 1) that may be lost against the largest expert; for a model that was searched
-            without labels, loss of agreement with it.
+        max_accuracy_loss: accuracy (0 to 1) that may be lost against the reference expert; for a model that was
+            searched without labels, loss of agreement with it.
         confidence: probability, over draws of the images, that the guarantee holds.
         expert_paths: new folders of local experts that have moved, by expert name.
         revision: branch, tag or commit on the Hub.
@@ -101,7 +101,7 @@ def _test_points(
     model: PertinenceForImageClassification, predictions: Predictions, limit: float, confidence: float
 ) -> tuple[tuple[Comparison, ...], bool]:
     """Test the operating points of a model from the most expensive down; also whether a tested one is approximate."""
-    largest = evaluate_experts(predictions)[-1]
+    reference = evaluate_experts(predictions)[model.config.reference_index]
     approximate = False
 
     def counts() -> Iterator[tuple[str, int, int]]:
@@ -109,7 +109,7 @@ def _test_points(
         for point in by_falling_cost(model.front):
             outcome = evaluate_point(point, model.dispatcher.heads(point), predictions)
             approximate |= outcome.figures.approximate
-            wins, losses = outcome.disagreements(largest)
+            wins, losses = outcome.disagreements(reference)
             yield point.name, losses, wins
 
     tested = fixed_sequence(counts(), len(predictions), limit, confidence)

@@ -32,16 +32,17 @@ class Candidate:
     Attributes:
         point: operating point without a name, with its figures on the search images (`select`).
         heads: the heads that those figures belong to.
-        versus_largest: mean difference of accuracy to the largest expert on the same images, and its standard error.
+        versus_reference: mean difference of accuracy to the reference expert on the same images, and its standard
+            error.
     """
 
     point: OperatingPoint
     heads: tuple[Head, ...]
-    versus_largest: tuple[float, float]
+    versus_reference: tuple[float, float]
 
     @classmethod
     def measured(
-        cls, point: OperatingPoint, heads: tuple[Head, ...], predictions: Predictions, largest: Outcome
+        cls, point: OperatingPoint, heads: tuple[Head, ...], predictions: Predictions, reference: Outcome
     ) -> Candidate:
         """Measure an operating point with the code that the model runs.
 
@@ -49,10 +50,10 @@ class Candidate:
             point: operating point without a name.
             heads: one for each of its decisions.
             predictions: predictions for the images to evaluate on.
-            largest: outcome of the largest expert on the same images, the last of `outcomes.evaluate_experts`.
+            reference: outcome of the reference expert on the same images, one of `outcomes.evaluate_experts`.
         """
         outcome = evaluate_point(point, heads, predictions)
-        return cls(replace(point, select=outcome.figures), heads, outcome.versus(largest))
+        return cls(replace(point, select=outcome.figures), heads, outcome.versus(reference))
 
     def check(self, num_experts: int, feature_sizes: Mapping[int, int]) -> None:
         """Raise `ValueError` unless this can be a measured dispatcher of a pool of `num_experts`."""
@@ -83,6 +84,19 @@ class Candidate:
         return self.figures.cost
 
 
+def static_candidates(outcomes: Sequence[Outcome], reference: int = -1) -> list[Candidate]:
+    """Candidates of single experts, by rising cost.
+
+    Args:
+        outcomes: outcome of each on the images that a search evaluates on.
+        reference: the expert that the others are compared with.
+    """
+    return [
+        Candidate(OperatingPoint("", "static", (index,), select=one.figures), (), one.versus(outcomes[reference]))
+        for index, one in enumerate(outcomes)
+    ]
+
+
 class Archive:
     """The Pareto front of all candidates that were added, by rising cost; of equal ones the first."""
 
@@ -111,7 +125,7 @@ def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state
         entries[name] = [
             {
                 "point": candidate.point.to_dict(),
-                "versus_largest": candidate.versus_largest,
+                "versus_reference": candidate.versus_reference,
                 "heads": [
                     [*head.weight.shape, 0 if head.statistics is None else len(head.statistics)]
                     for head in candidate.heads
@@ -152,5 +166,7 @@ def load_candidates(path: Path, parse: Callable[[str], Any] = json.loads) -> tup
                 for rows, columns, statistics in entry["heads"]
             )
             point = OperatingPoint.from_dict(entry["point"])
-            groups[name].append(Candidate(point, heads, tuple(entry["versus_largest"])))
+            # Older files compare with the largest expert.
+            versus = entry["versus_largest"] if "versus_largest" in entry else entry["versus_reference"]
+            groups[name].append(Candidate(point, heads, tuple(versus)))
     return groups, stored["state"]

@@ -80,7 +80,9 @@ def evaluate_model(
     elif select and not _agrees(model):
         measured = [outcome.figures for outcome in evaluate_experts(predictions)]
         warnings += looks_trained(front.expert_names, select, measured, "these images")
-    return evaluate_front(front, heads, predictions, default.name, baselines, select, warnings)
+    return evaluate_front(
+        front, heads, predictions, default.name, baselines, select, model.config.reference_index, warnings
+    )
 
 
 def source_of(model: ModelSource) -> str | os.PathLike[str] | None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
@@ -47,30 +46,42 @@ def paired_difference(wins: int, losses: int, count: int) -> tuple[float, float]
     return mean, math.sqrt(max((wins + losses) / count - mean**2, 0.0) / count)
 
 
-def bootstrap_differences(
-    right: np.ndarray, cost: np.ndarray, experts: np.ndarray, expert_costs: Sequence[float], seed: int = 0
-) -> tuple[Difference, Difference]:
-    """Differences of accuracy between an operating point and the largest expert, and random routing at its cost.
+class Bootstrap:
+    """The bootstrap of differences between operating points and single experts, on the same images.
 
-    The bootstrap resamples images, and with them everything that is computed from them: accuracy and cost of the
-    point, accuracies of the experts, and so the random routing. Images of the same outcome are drawn together
-    (multinomially).
+    It resamples images, and with them everything that is computed from them: accuracy and cost of a point, accuracies
+    of the experts, and so random routing among them. Images of the same outcome are drawn together (multinomially).
 
     Args:
-        right: bool (n,), whether the point is right.
-        cost: float (n,), cost of each image at the point.
         experts: bool (n, N), whether each expert is right.
         expert_costs: cost of one image for each expert.
+        reference: index of the expert that points are compared with.
         seed: random seed.
     """
-    count = len(right)
-    outcomes = pd.DataFrame(np.column_stack([right, experts, cost])).value_counts(sort=False)
-    values, counts = outcomes.index.to_frame().to_numpy(), outcomes.to_numpy()
-    draws = np.random.default_rng(seed).multinomial(count, counts / count, BOOTSTRAP_DRAWS)
-    sampled = np.vstack([counts, draws]) @ values / count
-    accuracy, by_expert, costs = sampled[:, 0], sampled[:, 1:-1], sampled[:, -1]
-    hulls = random_mix_hull(expert_costs, by_expert, costs)
-    return _difference(accuracy - by_expert[:, -1]), _difference(accuracy - hulls)
+
+    def __init__(self, experts: np.ndarray, expert_costs: Sequence[float], reference: int, seed: int = 0):
+        self.expert_costs, self.reference, self.seed = expert_costs, reference, seed
+        self._patterns, self._pattern = np.unique(experts, axis=0, return_inverse=True)
+        self._pattern = self._pattern.ravel()
+
+    def differences(self, right: np.ndarray, cost: np.ndarray) -> tuple[Difference, Difference]:
+        """Differences of accuracy between an operating point and the reference, and random routing at its cost.
+
+        Args:
+            right: bool (n,), whether the point is right.
+            cost: float (n,), cost of each image at the point.
+        """
+        count = len(right)
+        levels, level = np.unique(cost, return_inverse=True)
+        code = (self._pattern * len(levels) + level.ravel()) * 2 + right
+        codes, counts = np.unique(code, return_counts=True)
+        patterns, of_level = np.divmod(codes // 2, len(levels))
+        values = np.column_stack([codes % 2, self._patterns[patterns], levels[of_level]])
+        draws = np.random.default_rng(self.seed).multinomial(count, counts / count, BOOTSTRAP_DRAWS)
+        sampled = np.vstack([counts, draws]) @ values / count
+        accuracy, by_expert, costs = sampled[:, 0], sampled[:, 1:-1], sampled[:, -1]
+        hulls = random_mix_hull(self.expert_costs, by_expert, costs)
+        return _difference(accuracy - by_expert[:, self.reference]), _difference(accuracy - hulls)
 
 
 def _difference(values: np.ndarray) -> Difference:

@@ -14,8 +14,8 @@ from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
 from ..routing.metrics import Figures, as_plain, figure_cells, figure_header, format_table
 from .candidates import Candidate
-from .intervals import Difference, bootstrap_differences, hull_hypervolume, hypervolume, random_mix_hull
-from .outcomes import Outcome, evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
+from .intervals import Bootstrap, Difference, hull_hypervolume, hypervolume, random_mix_hull
+from .outcomes import evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
 
 
 ROUNDING = 1e-9
@@ -29,14 +29,14 @@ class Series:
 
     Attributes:
         points: operating points, with their figures in `report`.
-        versus_largest: for each point the difference of accuracy to the largest expert.
+        versus_reference: for each point the difference of accuracy to the reference expert.
         versus_mix: for each point the difference of accuracy to random routing at its cost.
         default: index of the point that the default rule chooses on the search images.
         answers: for each point int64 (N, 32), number of answers by expert that ran last and by confidence.
     """
 
     points: tuple[OperatingPoint, ...]
-    versus_largest: tuple[Difference, ...]
+    versus_reference: tuple[Difference, ...]
     versus_mix: tuple[Difference, ...]
     default: int
     answers: tuple[torch.Tensor, ...] = ()
@@ -53,11 +53,11 @@ class Series:
                 {
                     **{key: point.to_dict()[key] for key in ("name", "recipe", "members", "select")},
                     **figures.to_dict(),
-                    "versus_largest": as_plain(asdict(largest)),
+                    "versus_reference": as_plain(asdict(reference)),
                     "versus_random_mix": as_plain(asdict(mix)),
                 }
-                for point, figures, largest, mix in zip(
-                    self.points, self.figures, self.versus_largest, self.versus_mix, strict=True
+                for point, figures, reference, mix in zip(
+                    self.points, self.figures, self.versus_reference, self.versus_mix, strict=True
                 )
             ],
         }
@@ -77,8 +77,9 @@ class Evaluation:
             ("random-mix"), and among experts and oracle, and under the best single expert without random routing
             ("static"); above the accuracy of the cheapest expert and up to the cost of the largest.
         auroc: for each expert, how well the default point predicts that it suffices.
-        drop: generalisation gap: how much smaller the lead over the largest expert is on the report images than on the
-            search images, as a mean over the front. None if the front has only single experts.
+        drop: generalisation gap: how much smaller the lead over the reference expert is on the report images than the
+            search stated, as a mean over the front. None if the front has only single experts.
+        reference: pool index of the expert that savings and differences refer to.
         warnings: sentences to read first.
     """
 
@@ -90,6 +91,7 @@ class Evaluation:
     hypervolumes: Mapping[str, float]
     auroc: Mapping[str, float]
     drop: float | None
+    reference: int
     warnings: tuple[str, ...] = ()
 
     @property
@@ -121,6 +123,7 @@ class Evaluation:
         experts = zip(self.expert_names, self.experts, strict=True)
         return {
             "operating_point": self.default,
+            "reference": self.expert_names[self.reference],
             "front": self.series.to_dict()["points"],
             "experts": [{"name": name, **figures.to_dict()} for name, figures in experts],
             "oracle": self.oracle.to_dict(),
@@ -134,14 +137,15 @@ class Evaluation:
         }
 
     def __repr__(self) -> str:
-        largest = self.experts[-1]
-        header = ["", *figure_header(largest), *self.expert_names, "saved", "vs largest", "95 % interval", "vs mix"]
+        reference, name_of_it = self.experts[self.reference], self.expert_names[self.reference]
+        header = ["", *figure_header(reference), *self.expert_names]
+        header += ["saved", f"vs {name_of_it}", "95 % interval", "vs mix"]
 
         def saved(figures: Figures) -> str:
-            return f"{100 * (1 - figures.cost / largest.cost):.1f} %"
+            return f"{100 * (1 - figures.cost / reference.cost):.1f} %"
 
         def cells(name: str, series: Series, index: int) -> list[str]:
-            figures, versus = series.figures[index], series.versus_largest[index]
+            figures, versus = series.figures[index], series.versus_reference[index]
             low, high = versus.interval
             return [
                 name,
@@ -187,8 +191,8 @@ class Evaluation:
             notes.append(f"Routing AUROC of {self.default}: {values}.")
         if self.drop is not None:
             notes.append(
-                f"The lead over the largest expert drops by {100 * self.drop:.2f} points on average from the search "
-                "images to these."
+                f"The lead over {self.expert_names[self.reference]} is {100 * self.drop:.2f} points smaller on these "
+                "images than the search stated, as a mean over the front."
             )
         if self.below_mix:
             notes.append(f"Below a random mix of experts at the same cost: {', '.join(self.below_mix)}.")
@@ -204,6 +208,7 @@ def evaluate_front(
     default: str,
     baselines: Mapping[str, tuple[Sequence[Candidate], int]] | None = None,
     select_experts: Sequence[Figures | None] = (),
+    reference: int | None = None,
     warnings: Sequence[str] = (),
 ) -> Evaluation:
     """Measure operating points, experts, baselines and the oracle on images that neither fitted nor chose anything.
@@ -215,32 +220,37 @@ def evaluate_front(
         default: name of the default operating point.
         baselines: by name, candidates and the index of the one that the default rule chooses.
         select_experts: figures of the experts on the search images, for the generalisation gap.
+        reference: pool index of the expert that others are compared with; default: the last.
         warnings: sentences to show.
     """
     experts = evaluate_experts(predictions)
     names, default = [point.name for point in front], front.find(default).name
-    series = _measure([(point, heads.get(point.name, ())) for point in front], names.index(default), predictions)
+    reference = predictions.num_experts - 1 if reference is None else reference
+    own = [(point, heads.get(point.name, ())) for point in front]
+    series = _measure(own, names.index(default), predictions, reference)
     compared = {
-        name: _measure([(candidate.point, candidate.heads) for candidate in candidates], chosen, predictions)
+        name: _measure(
+            [(candidate.point, candidate.heads) for candidate in candidates], chosen, predictions, reference
+        )
         for name, (candidates, chosen) in (baselines or {}).items()
     }
     figures = tuple(one.figures for one in experts)
     oracle = evaluate_oracle(predictions).figures
-    reference = (figures[-1].cost, figures[0].accuracy)
+    corner = (figures[-1].cost, figures[0].accuracy)
     reports = {name: measured.figures for name, measured in {"front": series, **compared}.items()}
     reports |= {"random-mix": figures, "oracle": (oracle, *figures)}
     volumes = {
-        name: hull_hypervolume([f.cost for f in several], [f.accuracy for f in several], reference)
+        name: hull_hypervolume([f.cost for f in several], [f.accuracy for f in several], corner)
         for name, several in reports.items()
     }
-    volumes["static"] = hypervolume([f.cost for f in figures], [f.accuracy for f in figures], reference)
+    volumes["static"] = hypervolume([f.cost for f in figures], [f.accuracy for f in figures], corner)
     chosen = front.find(default)
     auroc = routing_auroc(chosen, heads.get(default, ()), predictions)
-    largest = select_experts[-1] if len(select_experts) else None
+    selected = select_experts[reference] if len(select_experts) else None
     drops = [
-        point.select.accuracy - largest.accuracy - versus.mean
-        for point, versus in zip(series.points, series.versus_largest, strict=True)
-        if largest and point.select and point.recipe != "static"
+        point.select.accuracy - selected.accuracy - versus.mean
+        for point, versus in zip(series.points, series.versus_reference, strict=True)
+        if selected and point.select and point.recipe != "static"
     ]
     return Evaluation(
         series,
@@ -251,20 +261,18 @@ def evaluate_front(
         volumes,
         {front.expert_names[expert]: value for expert, value in auroc.items()},
         sum(drops) / len(drops) if drops else None,
+        reference,
         tuple(warnings),
     )
 
 
 def _measure(
-    points: Sequence[tuple[OperatingPoint, Sequence[Head]]], default: int, predictions: Predictions
+    points: Sequence[tuple[OperatingPoint, Sequence[Head]]], default: int, predictions: Predictions, reference: int
 ) -> Series:
-    correct, expert_costs = predictions.correct().numpy(), predictions.costs.of_experts
-
-    def differences(result: Outcome) -> tuple[Difference, Difference]:
-        return bootstrap_differences(result.correct.numpy(), result.costs.numpy(), correct, expert_costs)
-
     outcomes = [evaluate_point(point, heads, predictions) for point, heads in points]
-    versus_largest, versus_mix = zip(*map(differences, outcomes), strict=True)
+    bootstrap = Bootstrap(predictions.correct().numpy(), predictions.costs.of_experts, reference)
+    differences = [bootstrap.differences(one.correct.numpy(), one.costs.numpy()) for one in outcomes]
+    versus_reference, versus_mix = zip(*differences, strict=True)
     measured = (replace(point, report=one.figures) for (point, _), one in zip(points, outcomes, strict=True))
     answers = tuple(one.answers for one in outcomes if one.answers is not None)  # as all points have
-    return Series(tuple(measured), versus_largest, versus_mix, default, answers)
+    return Series(tuple(measured), versus_reference, versus_mix, default, answers)

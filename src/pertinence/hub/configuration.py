@@ -25,7 +25,8 @@ from ..utils.validation import is_whole
 
 logger = logging.get_logger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest format. Format 2 has a reference expert that is not the last one, on which older code would mislead."""
 MAX_EXPERTS = 256
 
 
@@ -48,10 +49,12 @@ class PertinenceConfig(PreTrainedConfig):
             `"exact"`: each expert receives the pixels of its own processor; `"fast"`: torchvision on uint8 for all.
         guarantee (`dict`, *optional*):
             What `pertinence calibrate` promised for an operating point, see `Guarantee`.
+        reference (`int`, *optional*):
+            Pool index of the expert that losses and savings refer to; `None`: the last one.
         heads_hash (`str`, *optional*):
             Hash of the weights that were saved with this file, see `utils.tensors.hash_tensors`; others are refused.
         format_version (`int`, defaults to 1):
-            Version of this format.
+            Version of this format: 2 if `reference` is not the last expert.
     """
 
     model_type = MODEL_TYPE
@@ -63,8 +66,9 @@ class PertinenceConfig(PreTrainedConfig):
     operating_point: str | None = None
     preprocessing: str = "exact"
     guarantee: dict[str, Any] | None = None
+    reference: int | None = None
     heads_hash: str | None = None
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Before the parent builds label maps: a number in a file must not determine how much memory they take.
@@ -136,6 +140,11 @@ class PertinenceConfig(PreTrainedConfig):
         self.experts, self.stem = values[:count], values[count] if self.stem is not None else None
 
     @property
+    def reference_index(self) -> int:
+        """Pool index of the expert that losses and savings refer to."""
+        return len(self.experts or []) - 1 if self.reference is None else self.reference
+
+    @property
     def expert_names(self) -> list[str]:
         return [values["name"] for values in self.experts or []]
 
@@ -168,6 +177,10 @@ class PertinenceConfig(PreTrainedConfig):
             logger.warning(
                 f"This model has format version {self.format_version}, newer than {FORMAT_VERSION}, which this "
                 "version of pertinence knows: upgrade with `pip install -U pertinence`."
+            )
+        if self.reference is not None and not is_whole(self.reference, 0, count - 1):
+            raise PertinenceError(
+                f"reference={shown(self.reference)} is not the index of an expert, expected 0 to {count - 1}"
             )
         experts, stem = self.expert_entries, self.stem_entry
         for index, entry in enumerate(experts):

@@ -75,6 +75,11 @@ class Card:
         return [Figures.from_dict(entry.report) if entry.report else None for entry in self.config.expert_entries]
 
     @property
+    def reference(self) -> Figures | None:
+        """Figures of the expert that savings refer to."""
+        return self.experts[self.config.reference_index]
+
+    @property
     def copied(self) -> list[ExpertEntry]:
         """The entries of experts whose files are in the repository itself."""
         return [entry for entry in self.config.entries if entry.is_embedded]
@@ -114,8 +119,9 @@ def render_card(card: Card) -> str:
             card=card,
             config=card.config,
             default=card.default,
-            largest=card.config.expert_entries[-1],
-            saved=_saved(card.default.report, card.experts[-1]) if card.default.report and card.experts[-1] else None,
+            reference=card.config.expert_entries[card.config.reference_index],
+            alone=card.reference,
+            saved=_saved(card.default.report, card.reference) if card.default.report and card.reference else None,
             metadata=metadata(card).to_yaml(),
             licence=most_restrictive(entry.licence for entry in card.copied),
             front_table=front_table(card),
@@ -183,13 +189,13 @@ def front_table(card: Card) -> str | None:
         return None
     rows = {*np.linspace(0, len(measured) - 1, min(len(measured), SHOWN)).round().astype(int).tolist()}
     rows |= {index for index, point in enumerate(measured) if point is card.default}
-    largest = card.experts[-1]
+    reference = card.reference
     names = map(plain, card.config.expert_names)
     header = ["operating point", *figure_header(measured[0].report), *names, "saved"]
     cells = []
     for point in (measured[index] for index in sorted(rows)):
         name = f"**{code(point.name)}**" if point is card.default else code(point.name)
-        cells.append([name, *figure_cells(point.report), _saved(point.report, largest)])
+        cells.append([name, *figure_cells(point.report), _saved(point.report, reference)])
     return markdown_table(header, cells)
 
 
@@ -219,14 +225,16 @@ def baseline_table(card: Card) -> str | None:
     """Table of the baselines with the same experts on the same images; None if they were not measured."""
     if card.record is None:
         return None
-    report, largest = card.record["report"], card.experts[-1]
+    report, reference = card.record["report"], card.reference
     names = map(plain, card.config.expert_names)
-    header = ["", *figure_header(largest), *names, "saved", "against the largest expert"]
+    against = f"against {code(card.config.expert_names[card.config.reference_index])}"
+    header = ["", *figure_header(reference), *names, "saved", against]
 
     def row(name: str, values: Mapping[str, Any]) -> list[str]:
-        figures, versus = Figures.from_dict(values), values.get("versus_largest")
+        # Older records compare with the largest expert, which is the reference of their models.
+        figures, versus = Figures.from_dict(values), values.get("versus_reference", values.get("versus_largest"))
         difference = f"{100 * versus['mean']:+.2f} ± {100 * versus['standard_error']:.2f}" if versus else ""
-        return [name, *figure_cells(figures), _saved(figures, largest), difference]
+        return [name, *figure_cells(figures), _saved(figures, reference), difference]
 
     default = next((point for point in report["front"] if point["name"] == card.default.name), None)
     rows = [] if default is None else [row(f"**{code(card.default.name)}**", default)]
@@ -283,8 +291,8 @@ def _link(entry: ExpertEntry) -> str:
     return f"[{entry.repo_id}]({HUB}/{entry.repo_id}/tree/{entry.revision})"
 
 
-def _saved(figures: Figures, largest: Figures | None) -> str:
-    return "" if largest is None else f"{100 * (1 - figures.cost / largest.cost):.1f} %"
+def _saved(figures: Figures, reference: Figures | None) -> str:
+    return "" if reference is None else f"{100 * (1 - figures.cost / reference.cost):.1f} %"
 
 
 def _template() -> Any:

@@ -20,7 +20,7 @@ from ..experts.expert import Expert
 from ..experts.pool import load_pool, pool_labels
 from ..experts.reference import LoadOptions
 from ..experts.transforms import UnfitImage
-from ..hub.configuration import PertinenceConfig
+from ..hub.configuration import FORMAT_VERSION, PertinenceConfig
 from ..hub.reference import FORMER, Reference
 from ..routing.costs import GMACS, STEM, PoolCosts
 from ..routing.front import Front, OperatingPoint, Stage
@@ -104,7 +104,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         heads: Mapping[str, Sequence[Head]],
         operating_point: str,
         stem: Expert | None = None,
-        reference: Mapping[str, torch.Tensor] | None = None,
+        routing_reference: Mapping[str, torch.Tensor] | None = None,
+        reference: int | None = None,
     ) -> PertinenceForImageClassification:
         """Make a model from loaded experts.
 
@@ -114,7 +115,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             heads: heads of each point, by its name.
             operating_point: name of the default point.
             stem: a separate stem.
-            reference: the attribute `routing_reference`.
+            routing_reference: see the attribute of this name.
+            reference: pool index of the expert that losses and savings refer to; default: the last.
         """
         labels = pool_labels(experts)
         config = PertinenceConfig(
@@ -127,11 +129,13 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             id2label=labels,
             label2id={label: index for index, label in labels.items()},
             dtype=str(experts[0].dtype).removeprefix("torch."),
+            reference=reference,
+            format_version=1 if reference in (None, len(experts) - 1) else FORMAT_VERSION,
         )
         model = cls(config)
         for point in front:
             model.dispatcher.set_heads(point, heads.get(point.name, ()))
-        model.routing_reference = dict(reference or {})
+        model.routing_reference = dict(routing_reference or {})
         model.experts.extend(experts)
         model.stem = stem
         return model.eval()
@@ -209,7 +213,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             latency_ms: the same for milliseconds per image, as measured by `pertinence benchmark` or the search.
             accuracy: choose the cheapest point whose accuracy (0 to 1) is at least this.
             max_accuracy_loss: choose the cheapest point whose accuracy is at most this much (0 to 1) below that of the
-                largest expert.
+                reference expert, the most accurate one on the search images.
             operating_point: choose the point of this name.
             costs: choose the most accurate point whose mean costs are at most these, by unit.
             device, batch_size: which measured milliseconds to use, if there are several (`point.latency`).
@@ -230,10 +234,11 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         if sum(value is not None for value in (max_accuracy_loss, *budget.values())) != 1:
             raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss")
         if max_accuracy_loss is not None:
-            largest = self.config.expert_entries[-1].select if self.config.experts else None
-            if not largest:
-                raise PertinenceError("the largest expert was not measured: search, or choose with `operating_point=`")
-            budget["accuracy"] = Figures.from_dict(largest).accuracy - max_accuracy_loss
+            entries = self.config.expert_entries
+            reference = entries[self.config.reference_index].select if entries else None
+            if not reference:
+                raise PertinenceError("the experts were not measured: search, or choose with `operating_point=`")
+            budget["accuracy"] = Figures.from_dict(reference).accuracy - max_accuracy_loss
         point = self._front.choose(**budget, device=device, batch_size=batch_size)
         self.config.operating_point = point.name
         return point

@@ -163,7 +163,7 @@ class PooledFeatures:
 
 KNOT_QUANTILES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 TOP_PROBABILITY, MARGIN = TOP_SCORES, TOP_SCORES + 2
-"""Positions of the largest probability, and of its margin over the second largest, in the evidence "confidence" and "mix"."""
+"""Positions of the largest probability, and of its margin over the second largest, in "confidence" and "mix"."""
 LEAST_OUTCOMES = np.array([LOG_FLOOR] * TOP_SCORES + [LEAST], np.float32)
 
 

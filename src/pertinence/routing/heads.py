@@ -61,7 +61,7 @@ class Head:
 def threshold_head(
     point: OperatingPoint, stage: Stage, threshold: float, num_experts: int, position: int = TOP_PROBABILITY
 ) -> Head:
-    """The head that defers to the next member if one column of the evidence "confidence" or "mix" is below a threshold.
+    """The head that defers to the next member if one column of "confidence" or "mix" is below a threshold.
 
     Exit scores 0, the next member scores threshold - column, and any later one scores -1 (never chosen as long as the
     column is at most 1 above the threshold).

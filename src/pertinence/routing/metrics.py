@@ -29,7 +29,10 @@ class Figures:
         approximate: whether only the largest scores were kept for decisions and mixtures (see `predictions`).
         objective: the unit that the search minimised.
         measure: "accuracy", or "agreement" if right means to predict what the largest expert predicts.
-        estimate: whether decisions were out-of-fold: an estimate for the saved heads, not a measurement of them.
+        estimate: whether the accuracy is an estimate for the saved heads, not a measurement of them: by nested
+            cross-validation, or (in older files) by out-of-fold decisions.
+        out_of_fold: accuracy of out-of-fold decisions, which chose this point and so flatters it; None if there is no
+            such estimate. Only the choice of the default operating point uses it.
     """
 
     accuracy: float
@@ -41,6 +44,7 @@ class Figures:
     objective: str = GMACS
     measure: str = ACCURACY
     estimate: bool = False
+    out_of_fold: float | None = None
 
     @property
     def cost(self) -> float:
@@ -70,6 +74,7 @@ class Figures:
             "approximate": self.approximate,
             LATENCY: self.latency,
             "estimate": self.estimate,
+            **({} if self.out_of_fold is None else {"out_of_fold": self.out_of_fold}),
             **({"costs": others} if others else {}),
             **({"objective": self.objective} if self.objective != implied else {}),
         }
@@ -78,7 +83,7 @@ class Figures:
         """Raise `PertinenceError` unless these can be figures of a pool of `num_experts`."""
         if len(self.interval) != 2 or len(self.expert_shares) != num_experts:
             raise PertinenceError(f"{where}: its figures need an interval of two and {num_experts} shares")
-        shares = (self.accuracy, *self.expert_shares)
+        shares = (self.accuracy, *self.expert_shares, *([] if self.out_of_fold is None else [self.out_of_fold]))
         if not (
             all(is_number(share, 0, 1) for share in shares)
             and all(map(is_number, self.interval))
@@ -107,6 +112,7 @@ class Figures:
             objective=str(values.get("objective", GMACS if apart[LATENCY] is None else LATENCY)),
             measure=measure,
             estimate=bool(values.get("estimate", False)),
+            out_of_fold=None if values.get("out_of_fold") is None else float(values["out_of_fold"]),
         )
 
 

@@ -1,43 +1,35 @@
-"""The built-in baselines: confidence cascades tuned by the genetic algorithm, and heads fitted without a search."""
+"""The built-in baselines: confidence cascades tuned by hand, the longest chain, and recipes without their search."""
 
 from __future__ import annotations
 
 from ..evaluation.baselines import BASELINES, BaselineProblem
 from ..evaluation.candidates import Archive, Candidate
-from .recipes.chains import MAX_MEMBERS
-from .recipes.thresholds import ThresholdRecipe
+from .recipes.study import LONGEST, THRESHOLDS, CascadeStudy
 
 
 class Unsearched:
-    """The heads of each recipe without any search: only its neutral genomes."""
+    """Each recipe without any search: its neutral genomes, or the simplest family of cascades."""
 
     name = "without search"
 
     def fit(self, problem: BaselineProblem) -> dict[str, list[Candidate]]:
-        return {f"{recipe.name} without search": self._neutral(recipe, problem) for recipe in problem.recipes}
-
-    def _neutral(self, recipe, problem: BaselineProblem) -> list[Candidate]:
-        archive = Archive(problem.statics)
-        for individual in recipe.evaluate(recipe.space.neutral):
-            entering = archive.improvements(individual.costs, individual.accuracy)
-            archive.add([individual.candidate(index) for index in entering])
-        return archive.candidates
-
-
-class ConfidenceCascades:
-    """Confidence cascades of two, three and all experts, tuned on the images that they are evaluated on."""
-
-    name = "max-softmax chains"
-
-    def fit(self, problem: BaselineProblem) -> dict[str, list[Candidate]]:
-        lengths = sorted({2, min(3, problem.num_whole), min(problem.num_whole, MAX_MEMBERS)})
         return {
-            f"max-softmax chain of {count}": problem.evolve(
-                ThresholdRecipe(problem.predictions, count, problem.mixing)
-            )
-            for count in lengths
+            f"{recipe.name} without search": Archive([*problem.statics, *recipe.unsearched()]).candidates
+            for recipe in problem.recipes
         }
 
 
-for baseline in (Unsearched(), ConfidenceCascades()):
+class TunedCascades:
+    """What one would write by hand: the best of all confidence cascades of two and three experts, with thresholds
+    among quantiles; and one cascade of the whole pool, with fitted heads. Both are stated and chosen like our own."""
+
+    name = "tuned cascades"
+
+    def fit(self, problem: BaselineProblem) -> dict[str, list[Candidate]]:
+        studies = (getattr(recipe, "study", None) for recipe in problem.recipes)
+        study = next(filter(None, studies), None) or CascadeStudy(problem.problem)
+        return {"confidence cascades": study.front_of(THRESHOLDS), LONGEST: study.front_of(LONGEST)}
+
+
+for baseline in (Unsearched(), TunedCascades()):
     BASELINES.register(baseline.name, baseline, is_ours=True)

@@ -107,6 +107,7 @@ def evolve(
 
 def _algorithm(recipe: Recipe, population: int, seed: int) -> NSGA2:
     """NSGA-II before its first generation."""
+    assert recipe.space is not None  # others are not searched
     algorithm = NSGA2(
         pop_size=population,
         sampling=_first_population(recipe, population, seed),
@@ -127,6 +128,7 @@ def _tell(algorithm: NSGA2, asked: Population, evaluated: Sequence[dict[str, Any
 def _first_population(recipe: Recipe, population: int, seed: int) -> np.ndarray:
     """The recipe's seeds, as many as fit, and uniformly random genomes."""
     space = recipe.space
+    assert space is not None
     random = np.random.default_rng(seed).uniform(space.lower, space.upper, (population, len(space.lower)))
     seeds = space.seeds[:population]
     return np.concatenate([seeds, random[len(seeds) :]])

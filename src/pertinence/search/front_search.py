@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from ..data.splits import stratified_split
 from ..evaluation.baselines import BaselineProblem, fit_baselines
-from ..evaluation.candidates import Archive, Candidate
+from ..evaluation.candidates import Archive, Candidate, static_candidates
 from ..evaluation.outcomes import Outcome, check_better_than_chance, evaluate_experts, leak_warnings
 from ..evaluation.report import Evaluation, evaluate_front
 from ..predictions.predictions import Predictions
@@ -25,7 +25,7 @@ from ..utils.errors import PertinenceError
 from . import baselines as _baselines  # registers the built-in ones  # noqa: F401
 from .arguments import SearchArguments
 from .evolution import Evolution, evolve
-from .points import build_front, static_candidates, thinned
+from .points import build_front, thinned
 from .recipes.base import Problem, Recipe
 from .recipes.registry import RECIPES, recipe_names
 
@@ -42,8 +42,10 @@ class FittedFront:
         statics: every expert alone, by rising cost.
         baselines: candidates by the name of their series.
         evaluated: every genome and its objectives.
-        hypervolumes: hypervolume of the archive after each generation, by recipe.
+        hypervolumes: hypervolume of the archive after each generation, by recipe that searches.
         images: number of images by purpose.
+        recipes: what the record tells of each recipe, by its name.
+        reference: pool index of the expert that others are compared with.
     """
 
     candidates: list[Candidate]
@@ -52,6 +54,8 @@ class FittedFront:
     evaluated: list[dict[str, Any]]
     hypervolumes: dict[str, list[float]]
     images: dict[str, Any]
+    recipes: dict[str, Any]
+    reference: int
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,9 @@ class FoundFront:
         baselines: candidates by name, and the index of the one that the default rule chooses.
         select_experts: figures of the experts on the search images.
         evaluated: every genome and its objectives.
-        hypervolumes: hypervolume of the archive after each generation, by recipe.
+        hypervolumes: hypervolume of the archive after each generation, by recipe that searches.
         images: number of images by purpose, and rows of those that could not be decoded.
+        recipes: what the record tells of each recipe, by its name.
     """
 
     evaluation: Evaluation
@@ -75,6 +80,7 @@ class FoundFront:
     evaluated: list[dict[str, Any]]
     hypervolumes: dict[str, list[float]]
     images: dict[str, Any]
+    recipes: dict[str, Any]
 
 
 @one_thread()
@@ -121,8 +127,9 @@ def fit(
         experts: outcome of each expert alone on the search images.
     """
     mixing = args.mixing if args.mixing is not None else search.measure == ACCURACY
-    recipes, judged = prepare_recipes(search, args, mixing, accelerator.device, smaller)
-    statics = static_candidates(experts if judged is search else evaluate_experts(judged))
+    recipes, problem = prepare_recipes(search, args, mixing, accelerator, smaller)
+    judged = problem.judged
+    statics = static_candidates(experts if judged is search else evaluate_experts(judged), judged.reference)
 
     def run(recipe: Recipe, initial: Sequence[Candidate] = ()) -> Evolution:
         return evolve(
@@ -136,17 +143,14 @@ def fit(
             state=state_dir and state_dir / f"{recipe.name}.safetensors",
         )
 
-    evolutions = {recipe.name: run(recipe, statics) for recipe in recipes}
+    evolutions = {recipe.name: run(recipe, statics) for recipe in recipes if recipe.space is not None}
     archive = Archive(statics)
-    for evolution in evolutions.values():
-        archive.add(evolution.archive.candidates)
+    for recipe in recipes:
+        found = evolutions[recipe.name].archive.candidates if recipe.name in evolutions else statics
+        (concluded,) = broadcast_object_list([recipe.conclude(found)])  # processors may differ in the last bit
+        archive.add(concluded)
     compared = BaselineProblem(
-        search,
-        statics,
-        recipes,
-        mixing,
-        search.num_experts - len(smaller),
-        lambda recipe: run(recipe).archive.candidates,
+        search, statics, recipes, mixing, problem, lambda recipe: run(recipe).archive.candidates
     )
     return FittedFront(
         archive.candidates,
@@ -155,6 +159,8 @@ def fit(
         [entry for evolution in evolutions.values() for entry in evolution.evaluated],
         {name: evolution.hypervolumes for name, evolution in evolutions.items()},
         {key: count for recipe in recipes for key, count in recipe.images.items()},
+        {recipe.name: dict(recipe.record) for recipe in recipes if recipe.record},
+        judged.reference,
     )
 
 
@@ -162,10 +168,10 @@ def prepare_recipes(
     search: Predictions,
     args: SearchArguments,
     mixing: bool,
-    device: torch.device | str,
+    accelerator: Accelerator,
     smaller: Mapping[int, int] | None = None,
-) -> tuple[list[Recipe], Predictions]:
-    """The recipes that the settings name, and the images that all of them are evaluated on.
+) -> tuple[list[Recipe], Problem]:
+    """The recipes that the settings name, and the problem that they share, which has no settings.
 
     If one of them divides the images into those that fit and those that choose, all are evaluated on the latter.
     """
@@ -183,12 +189,13 @@ def prepare_recipes(
         search,
         mixing=mixing,
         seed=args.seed,
-        device=device,
+        device=accelerator.device,
         division=division,
         smaller=smaller or {},
+        shows_progress=accelerator.is_main_process,
     )
     recipes = [recipe.prepare(make(settings=settings[name])) for name, recipe in chosen.items()]
-    return recipes, make().judged
+    return recipes, make()
 
 
 def report_front(
@@ -200,11 +207,11 @@ def report_front(
     warnings: Sequence[str],
 ) -> FoundFront:
     """Name and thin the front by its estimates on the search images, then measure it and its baselines."""
-    largest_cost = fitted.statics[-1].cost
-    baselines = {name: thinned(several, largest_cost, args.front_size) for name, several in fitted.baselines.items()}
-    front, heads, default = build_front(fitted.candidates, names, largest_cost, args.front_size)
+    cost = fitted.statics[fitted.reference].cost
+    baselines = {name: thinned(several, cost, args.front_size) for name, several in fitted.baselines.items()}
+    front, heads, default = build_front(fitted.candidates, names, cost, args.front_size)
     select_experts = tuple(candidate.figures for candidate in fitted.statics)
-    evaluation = evaluate_front(front, heads, report, default, baselines, select_experts, warnings)
+    evaluation = evaluate_front(front, heads, report, default, baselines, select_experts, fitted.reference, warnings)
     skipped = {kind: list(part.skipped) for kind, part in _skipped(search, report).items()}
     return FoundFront(
         evaluation,
@@ -214,6 +221,7 @@ def report_front(
         fitted.evaluated,
         fitted.hypervolumes,
         {**fitted.images, "report": len(report)} | ({"skipped": skipped} if skipped else {}),
+        fitted.recipes,
     )
 
 

@@ -6,35 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..evaluation.candidates import Candidate
-from ..evaluation.outcomes import Outcome
 from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
 from ..routing.names import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS, FASTEST, MOST_ACCURATE
 
 
-def static_candidates(outcomes: Sequence[Outcome], reference: int) -> list[Candidate]:
-    """Candidates of single experts, by rising cost.
-
-    Args:
-        outcomes: outcome of each on the images that a search evaluates on.
-        reference: the expert that the others are compared with.
-    """
-    return [
-        Candidate(OperatingPoint("", "static", (index,), select=one.figures), (), one.versus(outcomes[reference]))
-        for index, one in enumerate(outcomes)
-    ]
-
-
 def build_front(
-    candidates: Sequence[Candidate], expert_names: Sequence[str], largest_cost: float, size: int
+    candidates: Sequence[Candidate], expert_names: Sequence[str], reference_cost: float, size: int
 ) -> tuple[Front, dict[str, tuple[Head, ...]], str]:
     """Name candidates that do not dominate each other (by rising cost), and keep at most `size` of them.
 
     Returns:
         The front with its `select` figures, the heads of each point by name, and the name of the default point.
     """
-    is_lossless = default_point(candidates, largest_cost)[1]
-    candidates, default = thinned(candidates, largest_cost, size)
+    is_lossless = default_point(candidates, reference_cost)[1]
+    candidates, default = thinned(candidates, reference_cost, size)
     names = [f"point-{position:02d}" for position in range(len(candidates))]
     names[0], names[-1] = FASTEST, MOST_ACCURATE
     names[default] = CHEAPEST_LOSSLESS if is_lossless else BEST_BELOW_LARGEST
@@ -45,23 +31,24 @@ def build_front(
     return Front(points, expert_names), heads, names[default]
 
 
-def thinned(candidates: Sequence[Candidate], largest_cost: float, size: int) -> tuple[list[Candidate], int]:
+def thinned(candidates: Sequence[Candidate], reference_cost: float, size: int) -> tuple[list[Candidate], int]:
     """At most `size` of the candidates, and the index of the default among them."""
-    default = default_point(candidates, largest_cost)[0]
+    default = default_point(candidates, reference_cost)[0]
     kept = thin([c.cost for c in candidates], size, default)
     return [candidates[index] for index in kept], kept.index(default)
 
 
-def default_point(candidates: Sequence[Candidate], largest_cost: float) -> tuple[int, bool]:
+def default_point(candidates: Sequence[Candidate], reference_cost: float) -> tuple[int, bool]:
     """Index of the default among candidates that do not dominate each other (by rising cost), and whether it is
     lossless.
 
-    Lossless means: cheaper than the largest expert, and more accurate on the same images by at least half a paired
-    standard error. If no point is lossless, the default is the most accurate one that is cheaper.
+    Lossless means: cheaper than the reference expert, and more accurate on the same images by at least half a paired
+    standard error, by out-of-fold decisions. If no point is lossless, the default is the most accurate one that is
+    cheaper.
     """
-    cheaper = [index for index, candidate in enumerate(candidates) if candidate.cost < largest_cost]
+    cheaper = [index for index, candidate in enumerate(candidates) if candidate.cost < reference_cost]
     for index in cheaper:
-        difference, error = candidates[index].versus_largest
+        difference, error = candidates[index].versus_reference
         if difference > 0 and difference >= error / 2:
             return index, True
     return max(cheaper, key=lambda index: candidates[index].accuracy, default=0), False

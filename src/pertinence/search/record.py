@@ -36,6 +36,7 @@ def record_of(found: FoundFront, settings: dict[str, Any], args: SearchArguments
         },
         "evaluated": found.evaluated,
         "hypervolumes": found.hypervolumes,
+        "recipes": found.recipes,
         "front": found.evaluation.front.to_list(),
         "experts": [figures.to_dict() for figures in found.select_experts],
         "baselines": baselines,

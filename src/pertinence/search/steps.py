@@ -136,7 +136,7 @@ def compose(pool: SearchPool, found: FoundFront) -> PertinenceForImageClassifica
         for expert, select, measured in zip(pool.experts, found.select_experts, evaluation.experts, strict=True)
     ]
     names = [point.name for point in evaluation.front]
-    reference = dict(zip(names, evaluation.series.answers, strict=True))
+    answers = dict(zip(names, evaluation.series.answers, strict=True))
     return PertinenceForImageClassification.compose(
-        experts, evaluation.front, found.heads, evaluation.default, pool.stem, reference
+        experts, evaluation.front, found.heads, evaluation.default, pool.stem, answers, evaluation.reference
     )

@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import is_initialized
+from threadpoolctl import threadpool_limits
 from transformers.utils import logging
 
 from .errors import PertinenceError
@@ -103,22 +104,30 @@ def _parse(device: str | None) -> torch.device | None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread, so that the order of summation does not depend on the number of threads.
+    """Run torch and BLAS on one thread, so that the order of summation does not depend on the number of threads.
 
     Matrix products this small gain little from a second thread, and wait long for it when the cores are busy. To use
     more cores, start more processes.
     """
+    outermost = not getattr(_contexts, "open", 0)
     with _changing_threads:
-        _threads_before.append(_threads_before[0] if _threads_before else torch.get_num_threads())
+        if outermost:
+            _threads_before.append(_threads_before[0] if _threads_before else torch.get_num_threads())
         torch.set_num_threads(1)
+    _contexts.open = getattr(_contexts, "open", 0) + 1
     try:
-        yield
+        with threadpool_limits(1, "blas") if outermost else nullcontext():
+            yield
     finally:
-        with _changing_threads:
-            torch.set_num_threads(_threads_before.pop())
+        _contexts.open -= 1
+        if outermost:
+            with _changing_threads:
+                torch.set_num_threads(_threads_before.pop())
 
 
 _changing_threads = threading.Lock()
+_contexts = threading.local()
+"""How many contexts are open in each thread: only the outermost one restores the number of threads."""
 _threads_before: list[int] = []
-"""The number of threads to restore, once for each open `one_thread` context: a context that opens inside another one
-would otherwise read 1 as the number to restore."""
+"""The number of threads to restore, once for each thread with an open context: one that opens while that of another
+thread is open would otherwise read 1 as the number to restore."""

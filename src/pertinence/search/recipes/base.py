@@ -82,6 +82,7 @@ class Problem:
         division: int64, the images that fit and those that choose, if a recipe of this search divides them (see
             `Recipe.divides`); None: all images do both, and estimates must be out-of-fold.
         smaller: for some experts the index of their variant with a smaller input.
+        shows_progress: whether this process shows progress bars.
     """
 
     predictions: Predictions
@@ -91,6 +92,7 @@ class Problem:
     device: torch.device | str = "cpu"
     division: tuple[torch.Tensor, torch.Tensor] | None = None
     smaller: Mapping[int, int] = field(default_factory=dict)
+    shows_progress: bool = False
 
     @property
     def judged(self) -> Predictions:
@@ -106,14 +108,16 @@ class Recipe(Protocol):
     Attributes:
         name: the name that it is registered by, and that operating points record.
         measure: "accuracy" or "agreement", as in the predictions.
-        space: space of its genomes.
+        space: space of its genomes; None if there is nothing to search.
         images: number of images by purpose, for the record.
+        record: whatever else the record of the search tells of it, as plain values.
     """
 
     name: str
     measure: str
-    space: Space
+    space: Space | None
     images: Mapping[str, int] = {}
+    record: Mapping[str, Any] = {}
 
     @classmethod
     def features_of(cls, settings: Any) -> Sequence[int]:
@@ -135,8 +139,21 @@ class Recipe(Protocol):
         """Fit and evaluate a population: genomes (P, G) to P individuals, one after the other."""
         ...
 
+    def conclude(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
+        """The candidates of the recipe after its search, which found a Pareto front; by default that front."""
+        return found
 
-def judge(point: OperatingPoint, heads: tuple[Head, ...], predictions: Predictions, largest: Outcome) -> Individual:
+    def unsearched(self) -> Sequence[Candidate]:
+        """The candidates of the recipe without a search: by default those of the neutral genomes of its space."""
+        assert self.space is not None
+        return [
+            individual.candidate(index)
+            for individual in self.evaluate(self.space.neutral)
+            for index in range(len(individual.costs))
+        ]
+
+
+def judge(point: OperatingPoint, heads: tuple[Head, ...], predictions: Predictions, reference: Outcome) -> Individual:
     """The individual of an operating point, measured with the code that the model runs; the arguments are those of
     `Candidate.measured`."""
-    return Individual.of(Candidate.measured(point, heads, predictions, largest))
+    return Individual.of(Candidate.measured(point, heads, predictions, reference))

@@ -2,82 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ...evaluation.candidates import Candidate
-from ...evaluation.intervals import paired_difference, wilson_interval
-from ...predictions.predictions import Predictions
-from ...routing.front import OperatingPoint
-from ...routing.metrics import Figures
 from .arguments import CascadeArguments
 from .base import Individual, Problem
-from .cascade_fit import PRICES, CascadeCurve, CascadeFitter, CascadeSettings
-from .chains import ChainFamily
-
-
-@dataclass(frozen=True)
-class CascadeSpace:
-    """Genome of the recipe `cascade`: the first level of the cascade, the spacing of its levels, and lambda.
-
-    The genes are few and coarse, as every free bit costs accuracy on unseen images. Searching anything else (the blend
-    of the target, the ridge, the scale of the mixing weights) gains nothing there. Lambda is one of the trade-off
-    weights that each fit covers anyway; it only says which point of the curve gives the individual's objectives.
-
-    Args:
-        family: the cascades that may be chosen.
-    """
-
-    family: ChainFamily
-
-    @property
-    def lower(self) -> np.ndarray:
-        return np.zeros(3)
-
-    @property
-    def upper(self) -> np.ndarray:
-        family = self.family
-        counts = [family.starts, len(family.spacings), len(PRICES)]
-        return np.nextafter(np.array(counts, dtype=float), 0.0)
-
-    @property
-    def seeds(self) -> np.ndarray:
-        """Every cascade, with a medium lambda."""
-        choices = itertools.product(range(len(self.family.spacings)), range(self.family.starts))
-        return np.array([[start, spacing, len(PRICES) // 2] for spacing, start in choices]) + 0.5
-
-    @property
-    def neutral(self) -> np.ndarray:
-        """Every first level, with the first spacing."""
-        return self.seeds[: self.family.starts]
-
-    def decode(self, genome: np.ndarray) -> tuple[CascadeSettings, int]:
-        """The settings to fit, and the index of lambda."""
-        start, spacing, price = (int(gene) for gene in genome)
-        return CascadeSettings(self.family.chain(start, self.family.spacings[spacing])), price
+from .outputs import EVIDENCE
+from .study import CascadeStudy
 
 
 class CascadeRecipe:
-    """A decision after every expert, fitted backwards and out of fold: `cascade_fit.CascadeFitter`.
+    """The front of the families of cascades that are worth most on images that they were not fitted to.
+
+    Nothing is left to a genetic algorithm where the families can be enumerated: which family makes the front at which
+    cost is chosen by nested cross-validation (see `search.nested`), and the chosen ones are fitted to all images.
 
     Args:
-        fitter: prepared for the search images.
-        predictions: the same images.
-        family: the cascades that may be chosen.
+        study: the families on the images of the search.
     """
 
     name = "cascade"
+    space = None
 
-    def __init__(self, fitter: CascadeFitter, predictions: Predictions, family: ChainFamily):
-        self.predictions, self.measure = predictions, predictions.measure
-        self.images = {"cross_fit": len(predictions), "folds": fitter.folds, "select": fitter.samples}
-        self.space = CascadeSpace(family)
-        # Genomes that differ only in lambda, or in nothing that matters, share a fit.
-        self.fit = lru_cache(maxsize=None)(fitter.fit)
+    def __init__(self, study: CascadeStudy):
+        self.study, self.measure = study, study.predictions.measure
+        self.images = {
+            "cross_fit": len(study.predictions),
+            "folds": study.outputs.folds,
+            "select": study.outputs.samples,
+        }
 
     @classmethod
     def features_of(cls, settings: CascadeArguments) -> Sequence[int]:
@@ -89,38 +45,17 @@ class CascadeRecipe:
 
     @classmethod
     def prepare(cls, problem: Problem) -> CascadeRecipe:
-        select_rows, seed = None, problem.seed
-        if problem.division is not None:
-            # A seed other than that of the division, so that the images of both parts are spread over all folds.
-            select_rows, seed = problem.division[1], seed + 1
-        fitter = CascadeFitter(
-            problem.predictions, problem.settings.folds, seed, problem.mixing, select_rows, problem.device
-        )
-        return cls(fitter, problem.predictions, ChainFamily.of(problem.judged, problem.smaller))
+        return cls(CascadeStudy(problem, problem.settings.folds))
 
     def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
-        for genome in genomes:
-            settings, price = self.space.decode(genome)
-            curve = self.fit(settings)
-            own = int(np.abs(curve.prices - price).argmin())
-            yield Individual(curve.accuracy, curve.cost, own, self._maker(curve))
+        return iter(())
 
-    def _maker(self, curve: CascadeCurve) -> Callable[[int], Candidate]:
-        def candidate(index: int) -> Candidate:
-            accuracy = float(curve.accuracy[index])
-            figures = Figures(
-                accuracy,
-                wilson_interval(accuracy, curve.samples),
-                {unit: float(spent[index]) for unit, spent in curve.costs.items()},
-                tuple(curve.shares[index].tolist()),
-                curve.samples,
-                self.predictions.candidates is not None,
-                self.predictions.costs.objective,
-                self.predictions.measure,
-                estimate=True,
-            )
-            point = OperatingPoint("", self.name, curve.point.members, curve.point.stages, figures)
-            versus = paired_difference(int(curve.wins[index]), int(curve.losses[index]), curve.samples)
-            return Candidate(point, curve.heads(index), versus)
+    def conclude(self, found: Sequence[Candidate]) -> list[Candidate]:
+        return self.study.front(self.study.choice)
 
-        return candidate
+    def unsearched(self) -> list[Candidate]:
+        return self.study.front_of("starts")
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        return {"evidence": {"name": EVIDENCE.name, "version": EVIDENCE.version}, "families": self.study.describe()}

@@ -43,7 +43,8 @@ def fit_heads(outputs: FoldedOutputs, members: Members, blend: float = BLEND, ri
     value = utility[..., -1:].repeat(1, 1, len(prices))
     exits = torch.full(value.shape, len(members) - 1, dtype=torch.int8, device=outputs.device)
     saved_exits = exits.clone()
-    weight, bias = [], []
+    weight: list[torch.Tensor] = []
+    bias: list[torch.Tensor] = []
     for stage in reversed(range(len(members) - 1)):
         known = outputs.evidence(members[: stage + 1])
         fee, now = prices * steps[stage + 1], utility[..., stage : stage + 1]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from ...evaluation.candidates import Candidate
+from ...evaluation.intervals import non_dominated
 from ...predictions.predictions import Predictions
 from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import Head
@@ -107,6 +110,26 @@ class Curve:
         )
 
 
+class Place(NamedTuple):
+    """A dispatcher of a front: its position on a curve; a single expert, by pool index, if there is no curve."""
+
+    curve: Curve | None
+    position: int
+
+    def cost(self, statics: Sequence[Candidate]) -> float:
+        """Its mean cost, in the unit of the objective."""
+        return statics[self.position].cost if self.curve is None else float(self.curve.cost[self.position])
+
+
+def front_of(curves: Sequence[Curve], statics: Sequence[Candidate]) -> list[Place]:
+    """The Pareto front of curves and single experts by their estimates on the images of the fit, by rising cost."""
+    places = [Place(None, index) for index in range(len(statics))]
+    places += [Place(curve, index) for curve in curves for index in range(len(curve.cost))]
+    cost = [one.cost for one in statics] + [value for curve in curves for value in curve.cost.tolist()]
+    accuracy = [one.accuracy for one in statics] + [value for curve in curves for value in curve.accuracy.tolist()]
+    return [places[index] for index in non_dominated(cost, accuracy)]
+
+
 class HeldOut:
     """Images that judge curves fitted to others.
 
@@ -116,11 +139,12 @@ class HeldOut:
 
     def __init__(self, predictions: Predictions):
         self.outputs = PoolOutputs(predictions)
+        self._alone = self.outputs.votes == self.outputs.targets.unsqueeze(1)
         bytes_each = 4 * len(predictions) * (self.outputs.width + 1)
         self._after = lru_cache(max(1, 2**28 // bytes_each))(self._make_after)
 
     def judge(self, curve: Curve, indices: Sequence[int]) -> tuple[torch.Tensor, np.ndarray]:
-        """Whether some dispatchers of a curve get each image right, bool (n, P), and their mean costs, float64 (P,)."""
+        """Whether some dispatchers of a curve are right on each image, bool (n, P); their mean costs, float64 (P,)."""
         members, chosen = curve.point.members, list(indices)
         undecided = torch.ones(len(self.outputs), len(chosen), dtype=torch.bool)
         right, shares = torch.zeros_like(undecided), []
@@ -136,6 +160,20 @@ class HeldOut:
             shares.append(exits.double().mean(0).numpy())
             undecided = undecided & ~exits
         return right, np.stack(shares, 1) @ path_costs(self.outputs, curve.objective, members)
+
+    def judge_all(self, places: Sequence[Place]) -> tuple[torch.Tensor, np.ndarray]:
+        """The same for the dispatchers of several curves and for single experts, in any order."""
+        by_curve: dict[int, list[Place]] = {}
+        for place in places:
+            by_curve.setdefault(id(place.curve), []).append(place)
+        judged = []
+        for several in by_curve.values():
+            curve, indices = several[0].curve, [place.position for place in several]
+            if curve is None:
+                judged.append((self._alone[:, indices], np.array(self.outputs.costs.of_experts)[indices]))
+            else:
+                judged.append(self.judge(curve, indices))
+        return torch.cat([right for right, _ in judged], 1), np.concatenate([costs for _, costs in judged])
 
     def _make_after(self, ran: Members, mixing: tuple[float, ...] | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Evidence after some experts, and whether the answer is right then, bool (n,)."""

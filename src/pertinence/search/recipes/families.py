@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ...evaluation.candidates import Candidate
-from ...evaluation.intervals import non_dominated
 from .cascade_fit import fit_heads
+from .chains import spaced
 from .curves import Curve
 from .outputs import FoldedOutputs, Members
 from .threshold_fit import fit_thresholds
@@ -58,41 +57,28 @@ class Family:
         return [fitted[chain] for chain in self.chains]
 
 
-class Place(NamedTuple):
-    """A dispatcher of a family's front: a curve and an index, or a single expert if there is no curve."""
-
-    curve: Curve | None
-    index: int
-
-
-def fronts_of(curves: Sequence[Curve], statics: Sequence[Candidate]) -> list[Place]:
-    """The Pareto front of curves and single experts by their estimates on the images of the fit, by rising cost."""
-    places = [Place(None, index) for index in range(len(statics))]
-    places += [Place(curve, index) for curve in curves for index in range(len(curve.cost))]
-    cost = [one.cost for one in statics] + [value for curve in curves for value in curve.cost.tolist()]
-    accuracy = [one.accuracy for one in statics] + [value for curve in curves for value in curve.accuracy.tolist()]
-    return [places[index] for index in non_dominated(cost, accuracy)]
+def starts(rungs: Members, smaller: Mapping[int, int], costs: Sequence[float]) -> Iterable[Members]:
+    """Chains of all rungs from each on, the longest first; with a smaller variant of the first rung, too, if there is
+    one."""
+    for first in range(max(len(rungs) - 1, 1)):
+        chain = spaced(rungs[first:], costs)
+        yield chain
+        if chain[0] in smaller:
+            yield tuple(sorted((smaller[chain[0]], *chain[1:])))
 
 
-def starts(rungs: Members, smaller: Mapping[int, int]) -> Iterable[Members]:
-    """Every start of the longest chain; with a smaller variant of its first rung, if there is one, too."""
-    for first in range(len(rungs) - 1):
-        yield rungs[first:]
-        if rungs[first] in smaller:
-            yield (smaller[rungs[first]], *rungs[first + 1 :])
-
-
-def families_of(rungs: Members, smaller: Mapping[int, int], few: bool) -> list[Family]:
+def families_of(rungs: Members, smaller: Mapping[int, int], costs: Sequence[float], few: bool) -> list[Family]:
     """The families over the rungs of a pool, the simplest first.
 
     Args:
         rungs: pool indices, rising.
         smaller: for some rungs the pool index of their variant with a smaller input.
+        costs: cost of each expert of the pool.
         few: whether pairs and triples are enumerated.
     """
-    base = [Chain("heads", tuple(sorted(chain))) for chain in starts(rungs, smaller)]
+    base = [Chain("heads", chain) for chain in starts(rungs, smaller, costs)]
     pairs, triples = (list(itertools.combinations(rungs, size)) for size in (2, 3))
-    families = [Family("starts", tuple(dict.fromkeys(base)))]
+    families = [Family("starts", tuple(base))]
     if few:
         by_heads = [[Chain("heads", chain) for chain in chains] for chains in (pairs, triples)]
         families.append(Family("pairs and starts", tuple(dict.fromkeys([*base, *by_heads[0]]))))

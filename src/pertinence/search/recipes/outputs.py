@@ -1,9 +1,8 @@
-"""Outputs of a pool as cascades are fitted to them and judged on: answers and evidence after each prefix of a chain."""
+"""Outputs of a pool, to fit cascades to and to judge them on: answers and evidence after each prefix of a chain."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 

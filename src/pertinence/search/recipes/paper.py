@@ -169,7 +169,7 @@ class PaperRecipe:
         self._data = FitData(torch.from_numpy(evidence)[used].to(device), classes[used].to(device), self.num_experts)
         self._evidence = self._evidence_of(self.select)
         self._correct = self.select.correct()
-        self._largest = evaluate_experts(self.select)[-1]
+        self._reference = evaluate_experts(self.select)[self.select.reference]
 
     @classmethod
     def features_of(cls, settings: PaperArguments) -> Sequence[int]:
@@ -242,4 +242,4 @@ class PaperRecipe:
         costs = {unit: cost(unit) for unit in select.costs.values}
         outcome = summarise(select, right, costs, shares, select.candidates is not None)
         point = replace(self.point, select=outcome.figures)
-        return Individual.of(Candidate(point, (head,), outcome.versus(self._largest)))
+        return Individual.of(Candidate(point, (head,), outcome.versus(self._reference)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import torch
 
@@ -94,8 +92,3 @@ def _sum_over_exits(values: list[np.ndarray], levels: list[np.ndarray], threshol
                 table = np.broadcast_to(table.sum(axis, keepdims=True), table.shape)
         total = total + table
     return total
-
-
-def pairs_and_triples(rungs: Members) -> list[Members]:
-    """All chains of two or three of the rungs."""
-    return [chain for size in (2, 3) for chain in itertools.combinations(rungs, size)]

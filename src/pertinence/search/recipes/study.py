@@ -1,0 +1,156 @@
+"""A study of families of cascades on the images of a search: which to take at which cost, and their fronts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from ...evaluation.candidates import Candidate, static_candidates
+from ...evaluation.intervals import paired_difference, wilson_interval
+from ...evaluation.outcomes import evaluate_experts
+from ...predictions.predictions import Predictions
+from ...routing.metrics import Figures
+from ..nested import SAVINGS, Judgement, NestedCurve, choose_by_cost, nested_curves
+from .base import Problem
+from .chains import rungs_of
+from .curves import Curve, HeldOut, Place, front_of
+from .families import ENUMERATED, Chain, Family, families_of
+from .outputs import FoldedOutputs
+
+
+LONGEST, THRESHOLDS = "longest chain", "thresholds"
+
+
+class CascadeStudy:
+    """The families of cascades over a pool, compared by nested cross-validation, and fitted to all search images.
+
+    Args:
+        problem: the images of the search, and how answers are made.
+        folds: number of folds for out-of-fold estimates.
+    """
+
+    def __init__(self, problem: Problem, folds: int = 5):
+        self.problem, self.folds, self.predictions = problem, folds, problem.predictions
+        whole = [index for index in range(self.predictions.num_experts) if index not in problem.smaller.values()]
+        rungs = rungs_of(problem.judged, whole)
+        self.families = families_of(
+            rungs, problem.smaller, self.predictions.costs.of_experts, few=len(whole) <= ENUMERATED
+        )
+        self.longest = Family(LONGEST, self.families[0].chains[:1])
+        self._fitted: dict[Chain, Curve] = {}
+        self._fronts: dict[str, list[Place]] = {}
+
+    @cached_property
+    def outputs(self) -> FoldedOutputs:
+        """The search images, prepared for fits."""
+        problem, judged = self.problem, None if self.problem.division is None else self.problem.division[1]
+        # With a division another seed than its own, so that the images of both parts are spread over all folds.
+        return self._prepare(self.predictions, problem.seed + (judged is not None), judged, problem.judged.reference)
+
+    def _prepare(self, predictions: Predictions, seed: int, judged: Any = None, reference: int | None = None) -> Any:
+        problem = self.problem
+        return FoldedOutputs(predictions, self.folds, seed, problem.mixing, judged, reference, problem.device)
+
+    @cached_property
+    def statics(self) -> list[Candidate]:
+        """Every expert alone, on the images that count."""
+        judged = self.problem.judged
+        return static_candidates(evaluate_experts(judged), judged.reference)
+
+    @cached_property
+    def nested(self) -> dict[str, NestedCurve]:
+        """The nested curve of each family, by name."""
+        problem = self.problem
+        judged = None if problem.division is None else problem.division[1]
+        curves = nested_curves(self.predictions, self._fit_all, problem.seed + 1, judged, problem.shows_progress)
+        return {family.name: curve for family, curve in zip([*self.families, self.longest], curves, strict=True)}
+
+    def _fit_all(self, train: Predictions) -> Callable[[Predictions], Iterator[Judgement]]:
+        """Fit the front of each family to a part of the images; see `nested.Fit`."""
+        outputs, statics = self._prepare(train, self.problem.seed), static_candidates(evaluate_experts(train))
+        fitted: dict[Chain, Curve] = {}
+        fronts = [front_of(family.fit(outputs, fitted), statics) for family in [*self.families, self.longest]]
+
+        def judge(held: Predictions) -> Iterator[Judgement]:
+            images = HeldOut(held)
+            return (images.judge_all(front) for front in fronts)
+
+        return judge
+
+    @cached_property
+    def choice(self) -> np.ndarray:
+        """Index of the family to take at each saving: int64 (S,)."""
+        return choose_by_cost([self.nested[family.name] for family in self.families])
+
+    def front_of(self, name: str) -> list[Candidate]:
+        """The front of one family, by rising cost."""
+        index = next((index for index, family in enumerate(self.families) if family.name == name), -1)
+        return self.front(np.full(len(SAVINGS), index))
+
+    def front(self, choice: np.ndarray) -> list[Candidate]:
+        """The front of several families, each where it is chosen, by rising cost.
+
+        The accuracy that it states at a cost is that of the nested curves, made monotone.
+
+        Args:
+            choice: for each of `SAVINGS` the index of a family; -1: the longest chain alone.
+        """
+        taken: list[tuple[float, float, Place]] = []
+        for index in np.unique(choice).tolist():
+            family = self.longest if index == -1 else self.families[index]
+            stated = self.nested[family.name].accuracy
+            for place in self._front(family):
+                cost = place.cost(self.statics)
+                saved = 1 - cost / self.predictions.costs.of_experts[-1]
+                nearest = int(np.abs(SAVINGS - saved).argmin())
+                if choice[nearest] == index:
+                    taken.append((cost, float(np.interp(saved, SAVINGS, stated)), place))
+        taken.sort(key=lambda one: one[0])
+        stated = isotonic_regression([accuracy for _, accuracy, _ in taken]).x
+        return [self._candidate(place, accuracy) for (*_, place), accuracy in zip(taken, stated.tolist(), strict=True)]
+
+    def _front(self, family: Family) -> list[Place]:
+        if family.name not in self._fronts:
+            self._fronts[family.name] = front_of(family.fit(self.outputs, self._fitted), self.statics)
+        return self._fronts[family.name]
+
+    def _candidate(self, place: Place, stated: float) -> Candidate:
+        curve, index = place
+        if curve is None:
+            return self.statics[index]
+        figures = Figures(
+            stated,
+            wilson_interval(stated, curve.samples),
+            {unit: float(spent[index]) for unit, spent in curve.costs.items()},
+            tuple(curve.shares[index].tolist()),
+            curve.samples,
+            self.predictions.candidates is not None,
+            curve.objective,
+            self.predictions.measure,
+            estimate=True,
+            out_of_fold=float(curve.accuracy[index]),
+        )
+        versus = paired_difference(int(curve.wins[index]), int(curve.losses[index]), curve.samples)
+        return Candidate(replace(curve.point, select=figures), curve.heads(index), versus)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The families, what each is worth on images that were left out, and at which savings it is taken."""
+        described = []
+        for index, family in enumerate(self.families):
+            curve, savings = self.nested[family.name], SAVINGS[self.choice == index]
+            described.append(
+                {
+                    "name": family.name,
+                    "chains": len(family.chains),
+                    "area": curve.area,
+                    "area_gain": curve.area_gain,
+                    "area_error": curve.area_error,
+                    "taken_at": [round(float(value), 2) for value in savings],
+                }
+            )
+        return described
