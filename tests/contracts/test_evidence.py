@@ -155,7 +155,8 @@ def predictions(logits) -> Predictions:
 def paper(predictions: Predictions, evidence) -> tuple:
     """The recipe, and the images that it is judged on."""
     args = SearchArguments(recipe="paper", evidence=evidence.name, epochs=2)
-    (recipe,), judged = prepare_recipes(predictions, args, True, "cpu")
+    (recipe,), problem = prepare_recipes(predictions, args, True, "cpu")
+    judged = problem.judged
     return recipe, judged
 
 

@@ -44,7 +44,8 @@ def predictions() -> Predictions:
 
 def prepared(name: str, predictions: Predictions) -> tuple[Recipe, Predictions]:
     """The recipe, and the images that it is judged on."""
-    (recipe,), judged = prepare_recipes(predictions, SearchArguments(recipe=name, epochs=2), True, "cpu")
+    (recipe,), problem = prepare_recipes(predictions, SearchArguments(recipe=name, epochs=2), True, "cpu")
+    judged = problem.judged
     return recipe, judged
 
 
@@ -80,7 +81,7 @@ def assert_same(ours, theirs) -> None:
     assert np.array_equal(ours.accuracy, theirs.accuracy)
     assert np.array_equal(ours.costs, theirs.costs)
     for mine, yours in zip(candidates(ours), candidates(theirs), strict=True):
-        assert (mine.point, mine.versus_largest) == (yours.point, yours.versus_largest)
+        assert (mine.point, mine.versus_reference) == (yours.point, yours.versus_reference)
         for a, b in zip(mine.heads, yours.heads, strict=True):
             assert torch.equal(a.weight, b.weight)
             assert torch.equal(a.bias, b.bias)

@@ -71,7 +71,7 @@ def test_a_file_gives_back_every_bit(tmp_path):
     assert list(groups) == list(GROUPS)
     for name, expected in GROUPS.items():
         assert [candidate.point for candidate in groups[name]] == [candidate.point for candidate in expected]
-        assert [c.versus_largest for c in groups[name]] == [c.versus_largest for c in expected]
+        assert [c.versus_reference for c in groups[name]] == [c.versus_reference for c in expected]
         for found, saved in zip(groups[name], expected, strict=True):
             assert len(found.heads) == len(saved.heads)
             for head, original in zip(found.heads, saved.heads, strict=True):

@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import binomtest
 
 from pertinence.evaluation.intervals import (
+    Bootstrap,
     Difference,
     auroc,
-    bootstrap_differences,
     hull_hypervolume,
     hypervolume,
     non_dominated,
@@ -82,8 +82,8 @@ def test_what_never_differs_has_no_error():
 
 def test_the_mean_of_a_difference_is_exact():
     right, cost, experts = paired()
-    to_largest, to_mix = bootstrap_differences(right, cost, experts, COSTS)
-    assert to_largest.mean == pytest.approx(right.mean() - experts[:, 2].mean(), abs=1e-12)
+    to_reference, to_mix = Bootstrap(experts, COSTS, 2).differences(right, cost)
+    assert to_reference.mean == pytest.approx(right.mean() - experts[:, 2].mean(), abs=1e-12)
     mix = mix_by_hand(COSTS, experts.mean(0), cost.mean())
     assert to_mix.mean == pytest.approx(right.mean() - mix, abs=1e-12)
 
@@ -94,7 +94,7 @@ def test_differences_are_resampled_image_by_image():
     for rows in rng.integers(0, len(right), (5000, len(right))):
         accuracy = experts[rows].mean(0)
         drawn.append(right[rows].mean() - np.array([accuracy[2], mix_by_hand(COSTS, accuracy, cost[rows].mean())]))
-    found = bootstrap_differences(right, cost, experts, COSTS)
+    found = Bootstrap(experts, COSTS, 2).differences(right, cost)
     for difference, plain in zip(found, np.transpose(drawn), strict=True):
         assert difference.standard_error == pytest.approx(plain.std(), rel=0.06)
         expected = np.quantile(plain, [0.025, 0.975])
@@ -103,21 +103,22 @@ def test_differences_are_resampled_image_by_image():
 
 def test_the_standard_error_of_a_difference_is_the_paired_one():
     right, cost, experts = paired(2000)
-    to_largest = bootstrap_differences(right, cost, experts, COSTS)[0]
+    to_reference = Bootstrap(experts, COSTS, 2).differences(right, cost)[0]
     wins, losses = (right & ~experts[:, 2]).sum(), (~right & experts[:, 2]).sum()
-    assert to_largest.standard_error == pytest.approx(paired_difference(wins, losses, len(right))[1], rel=0.06)
+    assert to_reference.standard_error == pytest.approx(paired_difference(wins, losses, len(right))[1], rel=0.06)
 
 
-def test_the_largest_expert_does_not_differ_from_itself():
+def test_the_reference_does_not_differ_from_itself():
     _, _, experts = paired()
-    same = bootstrap_differences(experts[:, 2], np.full(len(experts), COSTS[2]), experts, COSTS)[0]
+    same = Bootstrap(experts, COSTS, 2).differences(experts[:, 2], np.full(len(experts), COSTS[2]))[0]
     assert same == Difference(0.0, 0.0, (0.0, 0.0))
 
 
 def test_one_seed_one_difference():
-    arguments = (*paired(), COSTS)
-    assert bootstrap_differences(*arguments, seed=3) == bootstrap_differences(*arguments, seed=3)
-    assert bootstrap_differences(*arguments, seed=3) != bootstrap_differences(*arguments, seed=4)
+    right, cost, experts = paired()
+    threes, four = [Bootstrap(experts, COSTS, 2, seed=3) for _ in range(2)], Bootstrap(experts, COSTS, 2, seed=4)
+    assert threes[0].differences(right, cost) == threes[1].differences(right, cost)
+    assert threes[0].differences(right, cost) != four.differences(right, cost)
 
 
 # Fronts

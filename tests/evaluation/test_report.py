@@ -115,12 +115,12 @@ def test_baselines_are_measured_on_the_report_images(evaluation):
 def test_points_are_compared_with_the_largest_expert_on_the_same_images(evaluation):
     large = REPORT.correct()[:, 2].double()
     for series in (evaluation.series, *evaluation.baselines.values()):
-        for point, versus in zip(series.points, series.versus_largest, strict=True):
+        for point, versus in zip(series.points, series.versus_reference, strict=True):
             assert versus.mean == pytest.approx(point.report.accuracy - large.mean().item(), abs=1e-12)
             assert versus.interval[0] <= versus.mean <= versus.interval[1]
     good = evaluate_point(FRONT[2].point, FRONT[2].heads, REPORT)
     error = good.versus(evaluate_experts(REPORT)[2])[1]
-    assert evaluation.series.versus_largest[2].standard_error == pytest.approx(error, rel=0.1)
+    assert evaluation.series.versus_reference[2].standard_error == pytest.approx(error, rel=0.1)
 
 
 def test_points_are_compared_with_a_random_mix_at_their_cost(evaluation):
@@ -231,7 +231,7 @@ def test_the_table_has_a_row_for_everything_that_was_measured(evaluation):
         assert row.endswith(f"{100 * (1 - figures.gmacs / 10):.1f} %")
     assert f"{100 * evaluation.oracle.accuracy:.2f} %" in row_of(evaluation, "oracle")
     for name, shown in {"fastest": 0, "cheap": 1, "good *": 2, "most-accurate": 3}.items():
-        versus = evaluation.series.versus_largest[shown]
+        versus = evaluation.series.versus_reference[shown]
         low, high = (f"{100 * end:+.2f}" for end in versus.interval)
         row = row_of(evaluation, name)
         assert f"{100 * evaluation.front[shown].report.accuracy:.2f} %" in row
@@ -284,11 +284,11 @@ def test_a_record_is_plain_json_and_says_what_the_object_says(evaluation):
     assert record["operating_point"] == "good"
     assert [point["name"] for point in record["front"]] == [candidate.point.name for candidate in FRONT]
     for point, written, versus in zip(
-        evaluation.front, record["front"], evaluation.series.versus_largest, strict=True
+        evaluation.front, record["front"], evaluation.series.versus_reference, strict=True
     ):
         assert Figures.from_dict(written) == point.report
         assert Figures.from_dict(written["select"]) == point.select
-        assert written["versus_largest"]["mean"] == versus.mean
+        assert written["versus_reference"]["mean"] == versus.mean
     assert [Figures.from_dict(expert) for expert in record["experts"]] == list(evaluation.experts)
     assert [expert["name"] for expert in record["experts"]] == list(NAMES)
     assert Figures.from_dict(record["oracle"]) == evaluation.oracle

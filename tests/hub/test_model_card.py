@@ -45,10 +45,10 @@ RECORD = {
     "versions": {"pertinence": "0.1.0", "torch": "2.9.0"},
     "images": {"cross_fit": 500, "folds": 5, "select": 500, "report": 1000, "report_from": "report split"},
     "baselines": {
-        "max-softmax chain of 2": {"default": 0, "points": [{**FRONT[1]["report"], "versus_largest": VERSUS}]},
+        "max-softmax chain of 2": {"default": 0, "points": [{**FRONT[1]["report"], "versus_reference": VERSUS}]},
     },
     "report": {
-        "front": [{"name": one["name"], **one["report"], "versus_largest": VERSUS} for one in FRONT],
+        "front": [{"name": one["name"], **one["report"], "versus_reference": VERSUS} for one in FRONT],
         "experts": [{"name": "small", **FRONT[0]["report"]}, {"name": "large", **FRONT[2]["report"]}],
         "oracle": figures(0.95, 0.2, 0.9, 0.1),
         "warnings": ["Mind the gap."],

@@ -110,7 +110,9 @@ def heads_by_hand(point: OperatingPoint, pool: Sequence[Expert]) -> list[Head]:
         later = [member for member in point.members if member > stage.after]
         labels = pool[stage.after].model.timm_model.get_classifier()
         on_labels, bias = labels.weight[: len(pool)], labels.bias[: len(pool)]
-        size = compute_evidence(MIX, torch.zeros(1, 10), torch.zeros(1, 5).long(), torch.ones(1, 5).bool(), KNOTS).shape[1]
+        size = compute_evidence(
+            MIX, torch.zeros(1, 10), torch.zeros(1, 5).long(), torch.ones(1, 5).bool(), KNOTS
+        ).shape[1]
         on_mix = torch.randn(len(pool), size, generator=torch.Generator().manual_seed(stage.after)) / 50
         doubt = torch.zeros(len(pool))
         for rank, member in enumerate(later, 1):

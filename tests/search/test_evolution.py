@@ -17,10 +17,9 @@ from accelerate import Accelerator
 
 from pertinence import PredictionTable, SearchArguments, search_predictions
 from pertinence.commands.main import main
-from pertinence.evaluation.candidates import load_candidates, save_candidates
+from pertinence.evaluation.candidates import load_candidates, save_candidates, static_candidates
 from pertinence.evaluation.outcomes import evaluate_experts
 from pertinence.search.evolution import evolve
-from pertinence.search.points import static_candidates
 
 
 SETTINGS = ["--population", "12", "--generations", "6", "--recipe", "both", "--epochs", "3", "--device", "cpu"]
@@ -214,8 +213,9 @@ def _recipe(table: Path):
     from pertinence.search.front_search import prepare_recipes
 
     predictions = PredictionTable.load(table / "predictions.npz", table / "costs.json", "search").predictions
-    recipes, judged = prepare_recipes(predictions, SearchArguments(), True, "cpu")
-    return recipes[0], static_candidates(evaluate_experts(judged))
+    recipes, problem = prepare_recipes(predictions, SearchArguments(recipe="paper", epochs=2), True, "cpu")
+    judged = problem.judged
+    return recipes[0], static_candidates(evaluate_experts(judged), judged.reference)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -234,7 +234,7 @@ def test_any_number_of_threads_finds_the_same(table, expected, tmp_path):
 def test_killed_on_one_process_continued_on_two(table, expected, tmp_path):
     output = tmp_path / "run"
     process = subprocess.Popen(command(table, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (output / "search_state/cascade.safetensors").exists():
+    while process.poll() is None and not (output / "search_state/paper.safetensors").exists():
         time.sleep(0.02)
     process.kill()
     process.wait()
@@ -247,7 +247,7 @@ def test_without_resume_it_starts_again(table, expected, tmp_path):
     state.mkdir(parents=True)
     settings = found(expected)["settings"]
     (state / "settings.json").write_text(json.dumps(settings))
-    (state / "cascade.safetensors").write_bytes(b"rubbish")
+    (state / "paper.safetensors").write_bytes(b"rubbish")
     finished = run(table, tmp_path / "run", "--no_resume")
     assert "is damaged" not in finished.stderr
     assert found(tmp_path / "run") == found(expected)
@@ -267,7 +267,7 @@ def test_state_of_another_search_is_refused(table, expected, tmp_path):
     state = tmp_path / "run" / "search_state"
     state.mkdir(parents=True)
     (state / "settings.json").write_text(json.dumps({**found(expected)["settings"], "seed": 77}))
-    (state / "cascade.safetensors").touch()
+    (state / "paper.safetensors").touch()
     finished = run(table, tmp_path / "run", ok=False)
     assert "holds another search (its seed is 77, not 0)" in finished.stderr.splitlines()[-1]
 

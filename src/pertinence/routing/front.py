@@ -362,4 +362,5 @@ def _most_accurate_within(measured: _Measured, spent: Mapping[str, float], limit
             f"no operating point costs at most {limit:g} {cost_title(unit)} on the search images; the cheapest, "
             f"{least.name!r}, costs {spent[least.name]:.4g}"
         )
-    return max(within, key=lambda one: (one[1].accuracy, -one[1].cost))[0]
+    # Where equal accuracy is stated, the estimate that chose the points tells them apart.
+    return max(within, key=lambda one: (one[1].accuracy, one[1].out_of_fold or 0.0, -one[1].cost))[0]

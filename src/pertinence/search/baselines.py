@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..evaluation.baselines import BASELINES, BaselineProblem
-from ..evaluation.candidates import Archive, Candidate
-from .recipes.study import LONGEST, THRESHOLDS, CascadeStudy
+from ..evaluation.candidates import Candidate
+from .recipes.families import THRESHOLDS
+from .recipes.study import LONGEST, CascadeStudy
 
 
 class Unsearched:
@@ -13,10 +14,7 @@ class Unsearched:
     name = "without search"
 
     def fit(self, problem: BaselineProblem) -> dict[str, list[Candidate]]:
-        return {
-            f"{recipe.name} without search": Archive([*problem.statics, *recipe.unsearched()]).candidates
-            for recipe in problem.recipes
-        }
+        return {f"{recipe.name} without search": list(recipe.unsearched(problem.statics)) for recipe in problem.recipes}
 
 
 class TunedCascades:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
@@ -127,7 +129,9 @@ def fit(
         experts: outcome of each expert alone on the search images.
     """
     mixing = args.mixing if args.mixing is not None else search.measure == ACCURACY
-    recipes, problem = prepare_recipes(search, args, mixing, accelerator, smaller)
+    recipes, problem = prepare_recipes(
+        search, args, mixing, accelerator.device, smaller, accelerator.is_main_process
+    )
     judged = problem.judged
     statics = static_candidates(experts if judged is search else evaluate_experts(judged), judged.reference)
 
@@ -144,16 +148,15 @@ def fit(
         )
 
     evolutions = {recipe.name: run(recipe, statics) for recipe in recipes if recipe.space is not None}
-    archive = Archive(statics)
+    fronts = []
     for recipe in recipes:
         found = evolutions[recipe.name].archive.candidates if recipe.name in evolutions else statics
-        (concluded,) = broadcast_object_list([recipe.conclude(found)])  # processors may differ in the last bit
-        archive.add(concluded)
+        fronts += broadcast_object_list([list(recipe.conclude(found))])  # processors may differ in the last bit
     compared = BaselineProblem(
         search, statics, recipes, mixing, problem, lambda recipe: run(recipe).archive.candidates
     )
     return FittedFront(
-        archive.candidates,
+        fronts[0] if len(fronts) == 1 else Archive([*statics, *itertools.chain(*fronts)]).candidates,
         statics,
         fit_baselines(compared) if args.baselines else {},
         [entry for evolution in evolutions.values() for entry in evolution.evaluated],
@@ -168,8 +171,9 @@ def prepare_recipes(
     search: Predictions,
     args: SearchArguments,
     mixing: bool,
-    accelerator: Accelerator,
+    device: torch.device | str,
     smaller: Mapping[int, int] | None = None,
+    shows_progress: bool = False,
 ) -> tuple[list[Recipe], Problem]:
     """The recipes that the settings name, and the problem that they share, which has no settings.
 
@@ -189,10 +193,10 @@ def prepare_recipes(
         search,
         mixing=mixing,
         seed=args.seed,
-        device=accelerator.device,
+        device=device,
         division=division,
         smaller=smaller or {},
-        shows_progress=accelerator.is_main_process,
+        shows_progress=shows_progress,
     )
     recipes = [recipe.prepare(make(settings=settings[name])) for name, recipe in chosen.items()]
     return recipes, make()

@@ -165,7 +165,8 @@ class SearchResult:
             self.seen.save(folder)
         plot_front(self.evaluation, folder / FRONT_FIGURE)
         plot_shares(self.evaluation, folder / SHARES_FIGURE)
-        plot_convergence(self.found.hypervolumes, folder / CONVERGENCE_FIGURE)
+        if self.found.hypervolumes:
+            plot_convergence(self.found.hypervolumes, folder / CONVERGENCE_FIGURE)
         if self.examples:
             plot_examples(self.examples, folder / EXAMPLES_FIGURE)
 

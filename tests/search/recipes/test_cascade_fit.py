@@ -1,7 +1,5 @@
 """Cascades fitted backwards and out of fold: against a fit written out image by image, and on real predictions."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,13 +9,15 @@ from pertinence.evaluation.outcomes import evaluate_experts, evaluate_point
 from pertinence.predictions.predictions import ExpertPredictions, Predictions
 from pertinence.predictions.tables import PredictionTable
 from pertinence.routing.costs import PoolCosts
-from pertinence.routing.evidence import MIX, compute_evidence
-from pertinence.search.recipes.cascade_fit import PRICES, CascadeFitter, CascadeSettings, fit_mixing_weights
+from pertinence.routing.evidence import CONFIDENCE, compute_evidence
+from pertinence.search.recipes.cascade_fit import PRICES, fit_heads
+from pertinence.search.recipes.curves import HeldOut
+from pertinence.search.recipes.outputs import FoldedOutputs, fit_mixing_weights
 
 
 GMACS = (1.0, 3.0, 10.0)
 FOLDS = 4
-WHOLE = CascadeSettings((0, 1, 2))
+WHOLE = (0, 1, 2)
 
 
 def make_predictions(count: int = 600, num_labels: int = 4, seed: int = 0) -> Predictions:
@@ -38,11 +38,11 @@ def predictions() -> Predictions:
 
 
 @pytest.fixture(scope="module")
-def fitter(predictions) -> CascadeFitter:
-    return CascadeFitter(predictions, FOLDS, seed=0)
+def outputs(predictions) -> FoldedOutputs:
+    return FoldedOutputs(predictions, FOLDS, seed=0)
 
 
-def fit_by_hand(predictions: Predictions, fitter: CascadeFitter, settings: CascadeSettings, price: float):
+def fit_by_hand(predictions: Predictions, outputs: FoldedOutputs, members, blend: float, ridge: float, price: float):
     """One cascade at one price, fold after fold with numpy's least squares: out-of-fold accuracy, mean heads."""
     folds = assign_folds(predictions.targets, FOLDS, 0)
     fold_of = np.empty(len(predictions), dtype=int)
@@ -51,29 +51,27 @@ def fit_by_hand(predictions: Predictions, fitter: CascadeFitter, settings: Casca
     labels = predictions.targets.numpy()
     log_probs = [expert.scores.log_softmax(1).numpy().astype(float) for expert in predictions.experts]
     votes = torch.tensor(np.stack([part.argmax(1) for part in log_probs], 1))
-    start, last = settings.members[0], len(log_probs) - 1
+    start, last = members[0], len(log_probs) - 1
 
-    def mixed(first: int, until: int, scale: float = 1.0) -> np.ndarray:
-        weights = fitter.mixing_weights(tuple(range(first, until + 1))).numpy().astype(float)[fold_of] * scale
+    def mixed(first: int, until: int) -> np.ndarray:
+        weights = outputs.mixing_weights(tuple(range(first, until + 1))).numpy().astype(float)[fold_of]
         return sum(weights[:, [j]] * log_probs[first + j] for j in range(until - first + 1))
 
     pool = mixed(0, last)
     belief = np.exp(pool - np.logaddexp.reduce(pool, axis=1, keepdims=True))
     answers = [mixed(start, until).argmax(1) for until in range(start, last + 1)]
-    utility = [
-        settings.blend * (a == labels) + (1 - settings.blend) * belief[np.arange(len(labels)), a] for a in answers
-    ]
+    utility = [blend * (a == labels) + (1 - blend) * belief[np.arange(len(labels)), a] for a in answers]
     value, ended, heads = utility[-1].copy(), np.full(len(labels), last), []
     for until in reversed(range(start, last)):
         value = value - price * GMACS[until + 1] / GMACS[-1]
-        scores = torch.tensor(mixed(start, until, settings.scale))
+        scores = torch.tensor(mixed(start, until))
         ran = torch.zeros(len(labels), 3, dtype=torch.bool)
         ran[:, start : until + 1] = True
-        evidence = compute_evidence(MIX, scores, votes, ran, MIX.fit(scores.float()).double()).numpy()
-        std = np.maximum(evidence.std(0), 1e-6)
+        evidence = compute_evidence(CONFIDENCE, scores, votes, ran).numpy()
+        std = np.where(evidence.std(0) < 1e-6, np.inf, evidence.std(0))
         evidence = (evidence - evidence.mean(0)) / std
         evidence = np.column_stack([evidence, np.ones(len(labels))])
-        penalty = np.sqrt(settings.ridge) * np.eye(evidence.shape[1])
+        penalty = np.sqrt(ridge) * np.eye(evidence.shape[1])
         penalty[-1] = 0
         goes_on = np.empty(len(labels), dtype=bool)
         weights = []
@@ -90,14 +88,11 @@ def fit_by_hand(predictions: Predictions, fitter: CascadeFitter, settings: Casca
     return right.mean(), heads[::-1]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [WHOLE, CascadeSettings((1, 2)), replace(WHOLE, blend=1.0, ridge=1.0), replace(WHOLE, scale=0.5)],
-)
-@pytest.mark.parametrize("index", [20, 50, 80])
-def test_curve_is_what_ridge_regressions_backwards_and_out_of_fold_give(predictions, fitter, settings, index):
-    curve = fitter.fit(settings)
-    accuracy, heads = fit_by_hand(predictions, fitter, settings, PRICES[curve.prices[index]])
+@pytest.mark.parametrize("settings", [(WHOLE, 0.3, 100.0), ((1, 2), 0.3, 100.0), (WHOLE, 1.0, 1.0)])
+@pytest.mark.parametrize("index", [10, 25, 40])
+def test_curve_is_what_ridge_regressions_backwards_and_out_of_fold_give(predictions, outputs, settings, index):
+    curve = fit_heads(outputs, *settings)
+    accuracy, heads = fit_by_hand(predictions, outputs, *settings, PRICES[curve.fitted[index]])
     # An image or two may lie on the edge of a decision.
     assert curve.accuracy[index] == pytest.approx(accuracy, abs=2.5 / len(predictions))
     for ours, by_hand in zip(curve.weight[:, index].double().numpy(), heads, strict=True):
@@ -116,8 +111,8 @@ def classes_alone(predictions: Predictions) -> Predictions:
 @pytest.mark.parametrize("of", [lambda predictions: predictions, classes_alone], ids=["scores", "classes"])
 def test_cost_is_that_of_the_very_heads_that_are_saved(predictions, of, mixing):
     predictions = of(predictions)
-    curve = CascadeFitter(predictions, FOLDS, 0, mixing).fit(WHOLE)
-    for index in (10, 30, 50, 70):
+    curve = fit_heads(FoldedOutputs(predictions, FOLDS, 0, mixing), WHOLE)
+    for index in (5, 15, 25, 35):
         measured = evaluate_point(curve.point, curve.heads(index), predictions).figures
         assert measured.gmacs == pytest.approx(curve.costs["gmacs"][index], rel=1e-3)
         assert measured.expert_shares == pytest.approx(curve.shares[index], abs=2.5 / len(predictions))
@@ -126,31 +121,32 @@ def test_cost_is_that_of_the_very_heads_that_are_saved(predictions, of, mixing):
 def test_estimates_that_the_saved_heads_do_not_follow_are_left_out(predictions):
     """Of classes alone whole groups of images change their way at once: heads of folds here, their mean there."""
     predictions = classes_alone(predictions)
-    curve = CascadeFitter(predictions, FOLDS, 0).fit(WHOLE)
-    assert 0 < len(curve.prices) < len(PRICES)
-    for index in range(0, len(curve.prices), 20):
+    curve = fit_heads(FoldedOutputs(predictions, FOLDS, 0), WHOLE)
+    assert 0 < len(curve.fitted) < len(PRICES)
+    for index in range(0, len(curve.fitted), 10):
         measured = evaluate_point(curve.point, curve.heads(index), predictions).figures
         assert measured.accuracy == pytest.approx(curve.accuracy[index], abs=0.02)
 
 
-def test_dear_operations_are_bought_less(fitter):
-    curve = fitter.fit(WHOLE)
+def test_dear_operations_are_bought_less(outputs):
+    curve = fit_heads(outputs, WHOLE)
     assert curve.cost[0] > curve.cost[-1]
     assert (np.diff(curve.cost) <= 0.05 * curve.cost[0]).all()
 
 
-def test_wins_and_losses_are_against_the_largest_expert(predictions, fitter):
-    curve = fitter.fit(WHOLE)
-    largest = evaluate_experts(predictions)[-1].figures.accuracy
-    assert (curve.wins - curve.losses) / curve.samples == pytest.approx(curve.accuracy - largest)
+@pytest.mark.parametrize("reference", [0, 2])
+def test_wins_and_losses_are_against_the_reference_expert(predictions, reference):
+    curve = fit_heads(FoldedOutputs(predictions, FOLDS, 0, reference=reference), WHOLE)
+    alone = evaluate_experts(predictions)[reference].figures.accuracy
+    assert (curve.wins - curve.losses) / curve.samples == pytest.approx(curve.accuracy - alone)
     assert curve.shares.sum(1) == pytest.approx(1)
 
 
-def test_saved_heads_do_on_new_images_what_was_estimated(fitter):
+def test_saved_heads_do_on_new_images_what_was_estimated(outputs):
     """The mean of the fold heads, run by the model's own code on images that nothing was fitted to."""
     unseen = make_predictions(4000, seed=1)
-    curve = fitter.fit(WHOLE)
-    for index in (30, 50, 70):
+    curve = fit_heads(outputs, WHOLE)
+    for index in (15, 25, 35):
         point = curve.point
         measured = evaluate_point(point, curve.heads(index), unseen).figures
         assert measured.accuracy == pytest.approx(curve.accuracy[index], abs=0.06)
@@ -163,46 +159,56 @@ def test_estimates_are_out_of_fold():
     generator = torch.Generator().manual_seed(4)
     experts = [ExpertPredictions.keep(torch.randn(400, 2, generator=generator)) for _ in GMACS]
     lots = Predictions.of_pool(experts, noise.labels, PoolCosts.in_gmacs(GMACS))
-    fitter = CascadeFitter(lots, FOLDS, seed=0)
-    curve = fitter.fit(replace(WHOLE, blend=1.0, ridge=1e-3))
+    curve = fit_heads(FoldedOutputs(lots, FOLDS, seed=0), WHOLE, blend=1.0, ridge=1e-3)
     assert curve.accuracy.max() < 0.5 + 3 * (0.25 / 400) ** 0.5
 
 
 def test_judged_images_alone_are_counted(predictions):
     judged = torch.arange(0, len(predictions), 3)
-    curve = CascadeFitter(predictions, FOLDS, 0, judged=judged).fit(WHOLE)
+    curve = fit_heads(FoldedOutputs(predictions, FOLDS, 0, judged=judged), WHOLE)
     assert curve.samples == len(judged)
-    everything = CascadeFitter(predictions, FOLDS, 0).fit(WHOLE)
-    shared, ours, theirs = np.intersect1d(curve.prices, everything.prices, return_indices=True)
-    assert len(shared) > 100
+    everything = fit_heads(FoldedOutputs(predictions, FOLDS, 0), WHOLE)
+    shared, ours, theirs = np.intersect1d(curve.fitted, everything.fitted, return_indices=True)
+    assert len(shared) > 40
     assert torch.equal(curve.weight[:, ours], everything.weight[:, theirs])
     assert not np.array_equal(curve.accuracy[ours], everything.accuracy[theirs])
 
 
 def test_without_mixing_the_last_expert_answers_alone(predictions):
-    curve = CascadeFitter(predictions, FOLDS, 0, mixing=False).fit(WHOLE)
+    curve = fit_heads(FoldedOutputs(predictions, FOLDS, 0, mixing=False), WHOLE)
     assert all(stage.mixing is None for stage in curve.point.stages)
     accuracy = [outcome.figures.accuracy for outcome in evaluate_experts(predictions)]
     assert curve.accuracy[-1] == pytest.approx(accuracy[0])  # nothing is worth that price
     point = curve.point
-    measured = evaluate_point(point, curve.heads(50), predictions)
-    assert measured.figures.gmacs == pytest.approx(curve.costs["gmacs"][50], rel=0.1)
+    measured = evaluate_point(point, curve.heads(25), predictions)
+    assert measured.figures.gmacs == pytest.approx(curve.costs["gmacs"][25], rel=0.1)
 
 
-def test_one_fit_is_the_same_alone_or_after_others_and_on_any_number_of_threads(predictions, fitter):
-    settings = replace(WHOLE, blend=0.7, ridge=30.0, scale=2.0)
-    expected = fitter.fit(settings)
+def test_one_fit_is_the_same_alone_or_after_others_and_on_any_number_of_threads(predictions, outputs):
+    expected = fit_heads(outputs, WHOLE)
     before = torch.get_num_threads()
     for threads in (2, 3, 4, 16):
         try:
             torch.set_num_threads(threads)
-            alone = CascadeFitter(predictions, FOLDS, 0).fit(settings)
+            alone = fit_heads(FoldedOutputs(predictions, FOLDS, 0), WHOLE)
         finally:
             torch.set_num_threads(before)
         assert torch.equal(alone.weight, expected.weight)
         assert torch.equal(alone.bias, expected.bias)
         assert np.array_equal(alone.accuracy, expected.accuracy)
         assert np.array_equal(alone.cost, expected.cost)
+
+
+@pytest.mark.parametrize("mixing", [True, False])
+def test_images_that_judge_see_what_the_model_does(predictions, mixing):
+    unseen = make_predictions(700, seed=1)
+    curve = fit_heads(FoldedOutputs(predictions, FOLDS, 0, mixing), WHOLE)
+    indices = [0, 10, 30, 50]
+    right, costs = HeldOut(unseen).judge(curve, indices)
+    for column, index in enumerate(indices):
+        outcome = evaluate_point(curve.point, curve.heads(index), unseen)
+        assert (right[:, column] == outcome.correct).float().mean() > 0.995, "one image may lie on an edge"
+        assert costs[column] == pytest.approx(outcome.figures.cost, rel=5e-3)
 
 
 def test_mixing_weights_are_the_most_likely(predictions):
@@ -242,7 +248,7 @@ def test_cut_scores_give_nearly_the_same_curve(zoo, tmp_path):
         rest = log_probs.scatter(1, labels, -torch.inf).logsumexp(1)
         cut_experts.append(ExpertPredictions(top, labels.int(), rest, None, 100))
     cut = Predictions.of_pool(cut_experts, dense.labels, dense.costs)
-    curves = [CascadeFitter(p, 5, 0).fit(WHOLE) for p in (dense, cut)]
+    curves = [fit_heads(FoldedOutputs(p, 5, 0), WHOLE) for p in (dense, cut)]
     assert np.abs(curves[0].accuracy - curves[1].accuracy).max() < 0.004
     assert np.abs(curves[0].cost / curves[1].cost - 1).max() < 0.02
 

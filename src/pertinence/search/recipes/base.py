@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ...evaluation.candidates import Candidate
+from ...evaluation.candidates import Archive, Candidate
 from ...evaluation.outcomes import Outcome
 from ...predictions.predictions import Predictions
 from ...routing.front import OperatingPoint
@@ -110,14 +110,17 @@ class Recipe(Protocol):
         measure: "accuracy" or "agreement", as in the predictions.
         space: space of its genomes; None if there is nothing to search.
         images: number of images by purpose, for the record.
-        record: whatever else the record of the search tells of it, as plain values.
     """
 
     name: str
     measure: str
     space: Space | None
     images: Mapping[str, int] = {}
-    record: Mapping[str, Any] = {}
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """Whatever else the record of the search tells of it, as plain values."""
+        return {}
 
     @classmethod
     def features_of(cls, settings: Any) -> Sequence[int]:
@@ -143,14 +146,15 @@ class Recipe(Protocol):
         """The candidates of the recipe after its search, which found a Pareto front; by default that front."""
         return found
 
-    def unsearched(self) -> Sequence[Candidate]:
-        """The candidates of the recipe without a search: by default those of the neutral genomes of its space."""
+    def unsearched(self, statics: Sequence[Candidate]) -> Sequence[Candidate]:
+        """The front of the recipe without a search: by default that of the neutral genomes of its space and of single
+        experts."""
         assert self.space is not None
-        return [
-            individual.candidate(index)
-            for individual in self.evaluate(self.space.neutral)
-            for index in range(len(individual.costs))
-        ]
+        archive = Archive(statics)
+        for individual in self.evaluate(self.space.neutral):
+            entering = archive.improvements(individual.costs, individual.accuracy)
+            archive.add([individual.candidate(index) for index in entering])
+        return archive.candidates
 
 
 def judge(point: OperatingPoint, heads: tuple[Head, ...], predictions: Predictions, reference: Outcome) -> Individual:

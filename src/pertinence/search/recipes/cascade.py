@@ -9,12 +9,13 @@ import numpy as np
 
 from ...evaluation.candidates import Candidate
 from .arguments import CascadeArguments
-from .base import Individual, Problem
+from .base import Individual, Problem, Recipe
+from .families import STARTS
 from .outputs import EVIDENCE
 from .study import CascadeStudy
 
 
-class CascadeRecipe:
+class CascadeRecipe(Recipe):
     """The front of the families of cascades that are worth most on images that they were not fitted to.
 
     Nothing is left to a genetic algorithm where the families can be enumerated: which family makes the front at which
@@ -53,8 +54,8 @@ class CascadeRecipe:
     def conclude(self, found: Sequence[Candidate]) -> list[Candidate]:
         return self.study.front(self.study.choice)
 
-    def unsearched(self) -> list[Candidate]:
-        return self.study.front_of("starts")
+    def unsearched(self, statics: Sequence[Candidate]) -> list[Candidate]:
+        return self.study.front_of(STARTS)
 
     @property
     def record(self) -> Mapping[str, Any]:

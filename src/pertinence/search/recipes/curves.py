@@ -38,6 +38,8 @@ class Curve:
         wins, losses: int64 (L,), number of images that only the out-of-fold decisions get right, and that only the
             reference expert gets right.
         samples: number of evaluated images.
+        fitted: int64 (L,), rising, which of the fitted dispatchers these are: those whose saved heads do what the
+            estimate says.
     """
 
     point: OperatingPoint
@@ -50,6 +52,7 @@ class Curve:
     wins: np.ndarray
     losses: np.ndarray
     samples: int
+    fitted: np.ndarray
 
     @property
     def cost(self) -> np.ndarray:
@@ -107,6 +110,7 @@ class Curve:
             wins[kept].astype(np.int64),
             losses[kept].astype(np.int64),
             outputs.samples,
+            kept,
         )
 
 

@@ -19,10 +19,10 @@ from .outputs import FoldedOutputs, Members
 from .threshold_fit import fit_thresholds
 
 
+STARTS, THRESHOLDS = "starts", "thresholds"
+"""Names of the simplest family, and of the one that anyone would write by hand."""
 FITS = {"heads": fit_heads, "thresholds": fit_thresholds}
 """How the decisions of a chain are fitted, by name."""
-ENUMERATED = 8
-"""In a larger pool not all pairs and triples are families: chains are added to the starts by a search."""
 
 
 class Chain(NamedTuple):
@@ -67,21 +67,19 @@ def starts(rungs: Members, smaller: Mapping[int, int], costs: Sequence[float]) -
             yield tuple(sorted((smaller[chain[0]], *chain[1:])))
 
 
-def families_of(rungs: Members, smaller: Mapping[int, int], costs: Sequence[float], few: bool) -> list[Family]:
+def families_of(rungs: Members, smaller: Mapping[int, int], costs: Sequence[float]) -> list[Family]:
     """The families over the rungs of a pool, the simplest first.
 
     Args:
         rungs: pool indices, rising.
         smaller: for some rungs the pool index of their variant with a smaller input.
         costs: cost of each expert of the pool.
-        few: whether pairs and triples are enumerated.
     """
     base = [Chain("heads", chain) for chain in starts(rungs, smaller, costs)]
-    pairs, triples = (list(itertools.combinations(rungs, size)) for size in (2, 3))
-    families = [Family("starts", tuple(base))]
-    if few:
-        by_heads = [[Chain("heads", chain) for chain in chains] for chains in (pairs, triples)]
-        families.append(Family("pairs and starts", tuple(dict.fromkeys([*base, *by_heads[0]]))))
-        families.append(Family("up to three and starts", tuple(dict.fromkeys([*base, *by_heads[0], *by_heads[1]]))))
-    families.append(Family("thresholds", tuple(Chain("thresholds", chain) for chain in [*pairs, *triples])))
-    return families
+    # Of a large pool only as many rungs as the longest chain has, so that pairs and triples can be enumerated.
+    pairs, triples = (list(itertools.combinations(spaced(rungs, costs), size)) for size in (2, 3))
+    simple = dict.fromkeys([*base, *(Chain("heads", pair) for pair in pairs)])
+    rich = dict.fromkeys([*simple, *(Chain("heads", triple) for triple in triples)])
+    by_hand = [Chain("thresholds", chain) for chain in [*pairs, *triples]]
+    families = {STARTS: base, "pairs and starts": simple, "up to three and starts": rich, THRESHOLDS: by_hand}
+    return [Family(name, tuple(chains)) for name, chains in families.items()]

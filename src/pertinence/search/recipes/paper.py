@@ -20,7 +20,7 @@ from ...routing.policy import allowed_actions, brought, choose
 from ...routing.registry import EVIDENCE
 from ...utils.errors import PertinenceError
 from .arguments import PaperArguments
-from .base import Individual, Problem
+from .base import Individual, Problem, Recipe
 from .paper_training import FitData, routing_classes, train_paper_heads
 
 
@@ -126,7 +126,7 @@ def _readable(evidence: Evidence, predictions: Predictions) -> Evidence:
     return evidence if set(evidence.reads) == {"features"} else FEATURES
 
 
-class PaperRecipe:
+class PaperRecipe(Recipe):
     """One decision from the features of the stem, then one expert, which answers alone (arXiv 2507.01695).
 
     The stem is the cheapest expert, or a separate network. The decision reads its pooled features, as in the paper, or

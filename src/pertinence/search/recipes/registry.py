@@ -16,7 +16,7 @@ from .arguments import CascadeArguments, PaperArguments
 if TYPE_CHECKING:
     from .base import Recipe
 
-ASKED = ("name", "features_of", "divides", "prepare", "evaluate")
+ASKED = ("name", "features_of", "divides", "prepare", "evaluate", "conclude", "unsearched")
 """The attributes that a recipe class must have."""
 
 
@@ -44,7 +44,9 @@ class RegisteredRecipe:
         else:
             loaded = self.implementation
         if missing := [attribute for attribute in ASKED if not hasattr(loaded, attribute)]:
-            raise PertinenceError(f"the recipe {shown(loaded.__name__)} has no {', '.join(missing)}: see `Recipe`")
+            raise PertinenceError(
+                f"the recipe {shown(loaded.__name__)} has no {', '.join(missing)}: inherit from `Recipe`"
+            )
         return cast("type[Recipe]", loaded)
 
 

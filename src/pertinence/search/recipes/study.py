@@ -19,11 +19,11 @@ from ..nested import SAVINGS, Judgement, NestedCurve, choose_by_cost, nested_cur
 from .base import Problem
 from .chains import rungs_of
 from .curves import Curve, HeldOut, Place, front_of
-from .families import ENUMERATED, Chain, Family, families_of
+from .families import Chain, Family, families_of
 from .outputs import FoldedOutputs
 
 
-LONGEST, THRESHOLDS = "longest chain", "thresholds"
+LONGEST = "longest chain"
 
 
 class CascadeStudy:
@@ -38,9 +38,7 @@ class CascadeStudy:
         self.problem, self.folds, self.predictions = problem, folds, problem.predictions
         whole = [index for index in range(self.predictions.num_experts) if index not in problem.smaller.values()]
         rungs = rungs_of(problem.judged, whole)
-        self.families = families_of(
-            rungs, problem.smaller, self.predictions.costs.of_experts, few=len(whole) <= ENUMERATED
-        )
+        self.families = families_of(rungs, problem.smaller, self.predictions.costs.of_experts)
         self.longest = Family(LONGEST, self.families[0].chains[:1])
         self._fitted: dict[Chain, Curve] = {}
         self._fronts: dict[str, list[Place]] = {}
@@ -95,12 +93,13 @@ class CascadeStudy:
     def front(self, choice: np.ndarray) -> list[Candidate]:
         """The front of several families, each where it is chosen, by rising cost.
 
-        The accuracy that it states at a cost is that of the nested curves, made monotone.
+        Each family's points do not dominate each other by out-of-fold estimates. The accuracy that is stated for them
+        is that of the nested curve at their cost, made monotone; so it may be equal for points of different costs.
 
         Args:
             choice: for each of `SAVINGS` the index of a family; -1: the longest chain alone.
         """
-        taken: list[tuple[float, float, Place]] = []
+        taken: list[tuple[float, float, Place]] = []  # cost, stated accuracy
         for index in np.unique(choice).tolist():
             family = self.longest if index == -1 else self.families[index]
             stated = self.nested[family.name].accuracy
@@ -109,10 +108,13 @@ class CascadeStudy:
                 saved = 1 - cost / self.predictions.costs.of_experts[-1]
                 nearest = int(np.abs(SAVINGS - saved).argmin())
                 if choice[nearest] == index:
-                    taken.append((cost, float(np.interp(saved, SAVINGS, stated)), place))
+                    alone = self.statics[place.position].accuracy if place.curve is None else None
+                    taken.append((cost, float(np.interp(saved, SAVINGS, stated)) if alone is None else alone, place))
         taken.sort(key=lambda one: one[0])
-        stated = isotonic_regression([accuracy for _, accuracy, _ in taken]).x
-        return [self._candidate(place, accuracy) for (*_, place), accuracy in zip(taken, stated.tolist(), strict=True)]
+        # What is measured of a single expert stays as it is.
+        weights = [1.0 if place.curve else 1e9 for *_, place in taken]
+        monotone = isotonic_regression([accuracy for _, accuracy, _ in taken], weights=weights).x.tolist()
+        return [self._candidate(place, accuracy) for (*_, place), accuracy in zip(taken, monotone, strict=True)]
 
     def _front(self, family: Family) -> list[Place]:
         if family.name not in self._fronts:

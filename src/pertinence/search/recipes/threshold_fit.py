@@ -71,13 +71,13 @@ def _sum_over_exits(values: list[np.ndarray], levels: list[np.ndarray], threshol
     Args:
         values: for each stage (n,).
         levels: for each stage but the last int (n,), the index of the highest threshold that an image reaches.
-        thresholds: for each stage but the last (T,), rising.
+        thresholds: for each stage but the last (T,), rising; every image reaches the first.
 
     Returns:
         float64 (T,) or (T, T).
     """
     shape = tuple(len(t) for t in thresholds)
-    at = np.ravel_multi_index(tuple(np.maximum(level, 0) for level in levels), shape)
+    at = np.ravel_multi_index(tuple(levels), shape)
     total = np.zeros(shape)
     for stage, value in enumerate(values):
         table = np.bincount(at, weights=value.astype(float), minlength=int(np.prod(shape))).reshape(shape)
