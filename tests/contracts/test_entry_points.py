@@ -110,7 +110,9 @@ def test_a_saved_model_imports_nothing_even_where_a_package_offers_what_it_needs
     """`plug_in` forgets at the end what is registered here."""
     monkeypatch.syspath_prepend(site)
     assert EVIDENCE.declared == ["energy"]
-    with pytest.raises(PertinenceError, match="evidence 'energy' is not one of features, mix, both, which are regist"):
+    with pytest.raises(
+        PertinenceError, match="evidence 'energy' is not one of features, confidence, mix, both, which are regist"
+    ):
         PertinenceForImageClassification.from_pretrained(searched)
     SearchArguments(recipe="paper", evidence="energy", cost="megabytes")
     assert "my_package" not in sys.modules, "a search has not begun"

@@ -227,7 +227,10 @@ def test_where_it_is_not_imported_its_model_is_refused_and_nothing_imported(
 ):
     test = workplace / "data" / "test.parquet"
     (sentence, is_imported), logits = run_python(LOADED % point["name"], searched, test, cwd=workplace)
-    assert "evidence 'energy' is not one of features, mix, both, which are registered: import the module" in sentence
+    assert (
+        "evidence 'energy' is not one of features, confidence, mix, both, which are registered: import the module"
+        in sentence
+    )
     assert not is_imported
     model = PertinenceForImageClassification.from_pretrained(searched)
     images = LabelledImages(digits[2])
@@ -246,7 +249,7 @@ def test_a_command_without_it_says_what_to_do_in_one_sentence(searched, workplac
     assert main(["evaluate", str(searched), "--dataset", str(workplace / "data"), "--split", "test"]) == 1
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert sentence.startswith("error: ")
-    assert "evidence 'energy' is not one of features, mix, both" in sentence
+    assert "evidence 'energy' is not one of features, confidence, mix, both" in sentence
     assert sentence.endswith("(--plugins MODULE on the command line)")
 
 

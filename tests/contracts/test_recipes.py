@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from pertinence import PertinenceError, SearchArguments, register_recipe
-from pertinence.evaluation.outcomes import evaluate_point
+from pertinence.evaluation.candidates import static_candidates
+from pertinence.evaluation.outcomes import evaluate_experts, evaluate_point
 from pertinence.predictions.predict import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
 from pertinence.search.front_search import prepare_recipes
-from pertinence.search.recipes.base import Recipe
+from pertinence.search.recipes.base import Recipe, Space
 from pertinence.search.recipes.registry import RECIPES
 
 
@@ -60,8 +61,15 @@ def judged(name, predictions):
 
 
 @pytest.fixture(scope="module")
-def genomes(recipe) -> np.ndarray:
-    space, random = recipe.space, np.random.default_rng(0)
+def space(recipe) -> Space:
+    if recipe.space is None:
+        pytest.skip("it has nothing to search")
+    return recipe.space
+
+
+@pytest.fixture(scope="module")
+def genomes(space) -> np.ndarray:
+    random = np.random.default_rng(0)
     drawn = random.uniform(space.lower, space.upper, (4, len(space.lower)))
     return np.concatenate([space.neutral[:1], drawn, [space.lower, space.upper]])
 
@@ -100,8 +108,7 @@ def test_it_says_what_it_is(name, recipe, predictions, judged):
     assert len(judged) == (COUNT if share is None else pytest.approx(share * COUNT, abs=1))
 
 
-def test_genomes_that_it_proposes_lie_within_its_bounds(recipe):
-    space = recipe.space
+def test_genomes_that_it_proposes_lie_within_its_bounds(space):
     assert space.lower.shape == space.upper.shape
     assert (space.lower <= space.upper).all()
     assert len(space.neutral), "what it gives without a search is a baseline"
@@ -138,15 +145,46 @@ def test_its_candidates_are_dispatchers_of_the_pool(name, individuals):
 def test_its_figures_are_what_the_model_does(individuals, judged):
     for individual in individuals:
         candidate, own = individual.candidate(individual.own), individual.own
-        select = candidate.point.select
         assert (individual.accuracy[own], individual.costs[own]) == (candidate.accuracy, candidate.cost)
-        assert select.objective == "latency"
-        assert sum(select.expert_shares) == pytest.approx(1)
-        measured = evaluate_point(candidate.point, candidate.heads, judged).figures
-        # Of an estimate out of fold accuracy is that of other heads, cost that of these.
-        assert measured.costs == pytest.approx(select.costs, rel=2e-3 if select.estimate else 1e-6)
-        assert measured.accuracy == pytest.approx(select.accuracy, abs=0.1 if select.estimate else 1e-9)
-        assert measured.samples == select.samples
+        assert_measured(candidate, judged)
+
+
+def assert_measured(candidate, judged: Predictions) -> None:
+    """The figures of a candidate are those of the model."""
+    select = candidate.point.select
+    assert select.objective == "latency"
+    assert sum(select.expert_shares) == pytest.approx(1)
+    measured = evaluate_point(candidate.point, candidate.heads, judged).figures
+    # Of an estimate the accuracy is that of other heads, the cost that of these.
+    assert measured.costs == pytest.approx(select.costs, rel=2e-3 if select.estimate else 1e-6)
+    assert measured.accuracy == pytest.approx(select.accuracy, abs=0.1 if select.estimate else 1e-9)
+    assert measured.samples == select.samples
+
+
+@pytest.fixture(scope="module")
+def statics(judged):
+    return static_candidates(evaluate_experts(judged), judged.reference)
+
+
+@pytest.fixture(scope="module", params=["conclude", "unsearched"])
+def front(request, recipe, statics):
+    """What the recipe gives after a search, and without one."""
+    return list(getattr(recipe, request.param)(statics))
+
+
+def test_its_fronts_are_dispatchers_of_the_pool(name, front):
+    assert front
+    for candidate in front:
+        candidate.check(3, dict.fromkeys(range(3), FEATURES))
+        assert candidate.point.recipe in (name, "thresholds", "static")
+    costs, accuracy = ([getattr(one, key) for one in front] for key in ("cost", "accuracy"))
+    assert costs == sorted(set(costs))
+    assert accuracy == sorted(accuracy)
+
+
+def test_its_fronts_do_what_they_state(front, judged):
+    for candidate in front[::7]:
+        assert_measured(candidate, judged)
 
 
 # From outside the package
@@ -180,7 +218,10 @@ def test_its_settings_are_obeyed(example, predictions):
 
 def test_a_class_that_is_no_recipe_is_refused():
     register_recipe("lacking", type("Lacking", (), {"name": "lacking", "prepare": None}))
-    with pytest.raises(PertinenceError, match="the recipe 'Lacking' has no features_of, divides, evaluate: see"):
+    with pytest.raises(
+        PertinenceError,
+        match="the recipe 'Lacking' has no features_of, divides, evaluate, conclude, unsearched: inherit",
+    ):
         RECIPES.get("lacking").load()
 
 

@@ -130,7 +130,7 @@ def test_an_option_replaces_what_the_file_says(written, option, value):
 def test_a_newer_format_warns_and_loads(written, caplog):
     config = PertinenceConfig.from_pretrained(written("format_version", 3))
     assert config.expert_names == ["small", "large"]
-    assert "format version 2, newer than 1" in caplog.text
+    assert "format version 3, newer than 2" in caplog.text
     assert "pip install -U pertinence" in caplog.text
 
 

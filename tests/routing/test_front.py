@@ -63,7 +63,7 @@ def front() -> Front:
         ({"stages": (Stage(0), Stage(0))}, r"stages follow \[0, 0\].*in order"),
         ({"stages": ()}, "no stage after its first member 0"),
         ({"stages": (Stage(1),)}, "no stage after its first member 0"),
-        ({"stages": (Stage(0, "pixels"),)}, "evidence 'pixels' is not one of features, mix, both"),
+        ({"stages": (Stage(0, "pixels"),)}, "evidence 'pixels' is not one of features, confidence, mix, both"),
         ({"stages": (Stage(0, "mix", (1.0, 1.0)),)}, "after expert 0 has 2 mixing weights, expected 1"),
         ({"stages": (Stage(0), Stage(2, "mix", (1.0,)))}, "after expert 2 has 1 mixing weights, expected 3"),
     ],

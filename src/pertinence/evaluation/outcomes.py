@@ -167,6 +167,33 @@ def check_better_than_chance(names: Sequence[str], figures: Sequence[Figures], n
     return warnings
 
 
+def reference_warnings(names: Sequence[str], outcomes: Sequence[Outcome], reference: int) -> list[str]:
+    """What a user should know of the expert that losses and savings refer to, if it is not the obvious one.
+
+    Args:
+        names: names of the experts, by rising cost.
+        outcomes: outcome of each on the search images.
+        reference: the most accurate one (see `Predictions.reference`).
+    """
+    best, warnings = outcomes[reference], []
+    for index in range(reference + 1, len(names)):
+        difference, error = best.versus(outcomes[index])
+        warnings.append(
+            f"Expert {names[index]!r} costs more than {names[reference]!r}, and is {100 * difference:.2f} ± "
+            f"{100 * error:.2f} points less accurate on the search images: it is dominated, and losses and savings "
+            f"refer to {names[reference]!r}."
+        )
+    for index in range(reference):
+        difference, error = best.versus(outcomes[index])
+        if difference <= error:
+            warnings.append(
+                f"Expert {names[index]!r} costs less than {names[reference]!r}, and is not measurably less accurate "
+                f"on the search images ({100 * difference:.2f} ± {100 * error:.2f} points)."
+            )
+            break
+    return warnings
+
+
 def leak_warnings(
     names: Sequence[str], search: Predictions, searched: Sequence[Outcome], reported: Sequence[Outcome]
 ) -> list[str]:

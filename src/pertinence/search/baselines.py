@@ -14,7 +14,9 @@ class Unsearched:
     name = "without search"
 
     def fit(self, problem: BaselineProblem) -> dict[str, list[Candidate]]:
-        return {f"{recipe.name} without search": list(recipe.unsearched(problem.statics)) for recipe in problem.recipes}
+        return {
+            f"{recipe.name} without search": list(recipe.unsearched(problem.statics)) for recipe in problem.recipes
+        }
 
 
 class TunedCascades:

@@ -17,7 +17,13 @@ from transformers.utils import logging
 from ..data.splits import stratified_split
 from ..evaluation.baselines import BaselineProblem, fit_baselines
 from ..evaluation.candidates import Archive, Candidate, static_candidates
-from ..evaluation.outcomes import Outcome, check_better_than_chance, evaluate_experts, leak_warnings
+from ..evaluation.outcomes import (
+    Outcome,
+    check_better_than_chance,
+    evaluate_experts,
+    leak_warnings,
+    reference_warnings,
+)
 from ..evaluation.report import Evaluation, evaluate_front
 from ..predictions.predictions import Predictions
 from ..routing.heads import Head
@@ -129,9 +135,7 @@ def fit(
         experts: outcome of each expert alone on the search images.
     """
     mixing = args.mixing if args.mixing is not None else search.measure == ACCURACY
-    recipes, problem = prepare_recipes(
-        search, args, mixing, accelerator.device, smaller, accelerator.is_main_process
-    )
+    recipes, problem = prepare_recipes(search, args, mixing, accelerator.device, smaller, accelerator.is_main_process)
     judged = problem.judged
     statics = static_candidates(experts if judged is search else evaluate_experts(judged), judged.reference)
 
@@ -253,6 +257,8 @@ def _doubts(
         static = [one.figures for one in searched]
         warnings += check_better_than_chance(names, static, search.num_labels)
     warnings += leak_warnings(names, search, searched, reported)
+    if search.measure == ACCURACY:
+        warnings += reference_warnings(names, searched, search.reference)
     if copies := len(report) - len(report.without_copies()):
         warnings.append(f"{copies} of {len(report)} report images are copies of others: intervals are too narrow.")
     for warning in warnings:

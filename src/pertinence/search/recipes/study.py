@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -111,9 +111,7 @@ class CascadeStudy:
                     alone = self.statics[place.position].accuracy if place.curve is None else None
                     taken.append((cost, float(np.interp(saved, SAVINGS, stated)) if alone is None else alone, place))
         taken.sort(key=lambda one: one[0])
-        # What is measured of a single expert stays as it is.
-        weights = [1.0 if place.curve else 1e9 for *_, place in taken]
-        monotone = isotonic_regression([accuracy for _, accuracy, _ in taken], weights=weights).x.tolist()
+        monotone = _monotone(*zip(*((accuracy, place.curve is None) for _, accuracy, place in taken), strict=True))
         return [self._candidate(place, accuracy) for (*_, place), accuracy in zip(taken, monotone, strict=True)]
 
     def _front(self, family: Family) -> list[Place]:
@@ -156,3 +154,12 @@ class CascadeStudy:
                 }
             )
         return described
+
+
+def _monotone(values: Sequence[float], is_fixed: Sequence[bool]) -> list[float]:
+    """The nearest values that never fall; fixed ones, which rise, stay as they are."""
+    given, fixed = np.array(values), np.array(is_fixed)
+    rising = isotonic_regression(given, weights=np.where(fixed, 1e9, 1.0)).x
+    rising = np.maximum.accumulate(np.where(fixed, given, rising))
+    bound = np.minimum.accumulate(np.where(fixed, given, np.inf)[::-1])[::-1]
+    return np.minimum(rising, bound).tolist()
