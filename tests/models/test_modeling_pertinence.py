@@ -538,8 +538,8 @@ def test_a_budget_chooses_for_the_calls_to_come(composed, batch, budget, name):
     assert_same(composed(batch), composed(batch, operating_point=name))
 
 
-def test_a_loss_is_allowed_against_the_largest_expert(composed):
-    with pytest.raises(PertinenceError, match="largest expert was not measured"):
+def test_a_loss_is_allowed_against_the_reference_expert(composed):
+    with pytest.raises(PertinenceError, match="the experts were not measured"):
         composed.set_budget(max_accuracy_loss=0.01)
     composed.config.experts[-1]["select"] = measured(0.90, 10.0).to_dict()
     assert composed.set_budget(max_accuracy_loss=0.1).name == "smallest"
@@ -549,6 +549,19 @@ def test_a_loss_is_allowed_against_the_largest_expert(composed):
     for other in ({"accuracy": 0.9}, {"gmacs": 5.0}):
         with pytest.raises(PertinenceError, match="give exactly one of gmacs, .*, max_accuracy_loss"):
             composed.set_budget(max_accuracy_loss=0.1, **other)
+
+
+def test_the_reference_expert_need_not_be_the_last(composed, tmp_path):
+    composed.config.experts[0]["select"] = measured(0.85, 1.0).to_dict()
+    composed.config.experts[-1]["select"] = measured(0.7, 10.0).to_dict()
+    assert composed.set_budget(max_accuracy_loss=0.0).name == "smallest", "of the last expert, as none is named"
+    composed.config.reference, composed.config.format_version = 0, 2
+    assert composed.set_budget(max_accuracy_loss=0.0).name != "smallest"
+    composed.save_pretrained(tmp_path)
+    assert load(tmp_path).config.reference_index == 0
+    composed.config.reference = 7
+    with pytest.raises(PertinenceError, match="reference=7 is not the index of an expert, expected 0 to "):
+        composed.config.check()
 
 
 def test_saving_keeps_the_choice(composed, batch, tmp_path):
@@ -761,8 +774,8 @@ def test_without_a_default_the_last_operating_point_is_used(changed, model, batc
 
 
 def test_a_newer_format_warns_and_loads(changed, model, batch, caplog):
-    newer = load(changed(["format_version"], 2))
-    assert "format version 2, newer than 1" in caplog.text
+    newer = load(changed(["format_version"], 3))
+    assert "format version 3, newer than 2" in caplog.text
     assert_same(newer(batch), model(batch))
 
 

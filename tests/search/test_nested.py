@@ -28,7 +28,7 @@ def test_every_image_is_judged_once_by_what_was_fitted_to_the_others(predictions
 
         def judge(held: Predictions):
             judged.append(set(held.rows.tolist()))
-            yield torch.ones(len(held), 1, dtype=torch.bool), np.array([10.0])
+            yield torch.ones(len(held), 1, dtype=torch.bool), np.array([10.0]), 0
 
         return judge
 
@@ -45,7 +45,7 @@ def test_the_curve_is_interpolated_between_points(predictions):
     def fit(train: Predictions):
         def judge(held: Predictions):
             right = torch.stack([held.rows % 2 == 0, torch.ones(len(held), dtype=torch.bool)], 1)
-            yield right, np.array([1.0, 10.0])
+            yield right, np.array([1.0, 10.0]), 1
 
         return judge
 
@@ -60,7 +60,7 @@ def test_gains_are_paired_on_the_same_images(predictions):
         def judge(held: Predictions):
             rows = held.rows
             for right in (rows % 2 == 0, (rows % 2 == 0) | (rows % 10 == 1)):
-                yield right.unsqueeze(1), np.array([5.0])
+                yield right.unsqueeze(1), np.array([5.0]), 0
 
         return judge
 
@@ -74,12 +74,46 @@ def test_only_judged_images_are_counted(predictions):
     def fit(train: Predictions):
         def judge(held: Predictions):
             assert (held.rows < 100).all()
-            yield (held.rows < 50).unsqueeze(1), np.array([5.0])
+            yield (held.rows < 50).unsqueeze(1), np.array([5.0]), 0
 
         return judge
 
     (curve,) = nested_curves(predictions, fit, seed=0, judged=torch.arange(100))
     assert curve.accuracy == pytest.approx(0.5)
+
+
+def test_optimism_is_what_a_lucky_choice_loses_on_the_others(predictions):
+    """Each fold's default is the point that its own images flatter: right on all that fitted it, on none left out."""
+
+    def fit(train: Predictions):
+        seen = torch.zeros(COUNT, dtype=torch.bool).index_fill_(0, train.rows, True)
+
+        def judge(held: Predictions):
+            lucky = seen[held.rows]
+            yield torch.stack([lucky, held.rows % 2 == 0], 1), np.array([1.0, 10.0]), 0
+            yield torch.stack([lucky, held.rows % 2 == 0], 1), np.array([1.0, 10.0]), 1
+
+        return judge
+
+    lucky, fair = nested_curves(predictions, fit, seed=0)
+    assert lucky.accuracy[0] == pytest.approx(0.5)
+    assert lucky.optimism == pytest.approx(0.0, abs=1e-6), "the curve itself is of images that were left out"
+    assert fair.optimism == pytest.approx(0.0, abs=1e-6)
+
+
+def test_optimism_is_of_choosing_where_the_curve_is_high(predictions):
+    """The curve of all folds stands above what each fold's default reaches on its own images."""
+
+    def fit(train: Predictions):
+        def judge(held: Predictions):
+            first = held.rows.min() < 5
+            right = torch.stack([torch.full((len(held),), bool(first)), torch.full((len(held),), not first)], 1)
+            yield right, np.array([1.0, 10.0]), int(first)  # always the point that fails here
+
+        return judge
+
+    (curve,) = nested_curves(predictions, fit, seed=0)
+    assert curve.optimism > 0.1
 
 
 def of_gain(gain: float, error: float) -> NestedCurve:

@@ -29,8 +29,9 @@ MARGIN = 0.5
 """A front other than the first one is taken where it is better by this many paired standard errors."""
 ROWS_AT_ONCE = 2**16
 
-Judgement = tuple[torch.Tensor, np.ndarray]
-"""Whether each point of a front gets each image right, bool (n, P), and the mean cost of each point, float64 (P,)."""
+Judgement = tuple[torch.Tensor, np.ndarray, int]
+"""Whether each point of a front gets each image right, bool (n, P); the mean cost of each point, float64 (P,); and the
+index of the point that is the default of the front by what it was fitted to."""
 Fit = Callable[[Predictions], Callable[[Predictions], Iterable[Judgement]]]
 """Fits several fronts to images; the result judges all of them, in the same order, on others."""
 
@@ -44,6 +45,9 @@ class NestedCurve:
         gain, error: float64 (S,), mean difference to the first front around each saving, and its paired standard
             error.
         area_gain, area_error: the same over all savings up to 80 %.
+        optimism: by how much the curve flatters the default point, as the images that choose it are among those that
+            draw the curve: the mean, over the folds, of the curve at the cost of the default of the others, less the
+            accuracy of that default on the fold.
     """
 
     accuracy: np.ndarray
@@ -51,6 +55,7 @@ class NestedCurve:
     error: np.ndarray
     area_gain: float
     area_error: float
+    optimism: float = 0.0
 
     @property
     def area(self) -> float:
@@ -79,7 +84,7 @@ def nested_curves(
     weights /= weights.sum(0)
     # Sums over images: float64 (fronts, S), and (fronts, S + 1) for each set of weights.
     accuracy = gains = squares = np.zeros(())
-    count = 0
+    count, defaults = 0, []  # of each part: number of images, and for each front saving and accuracy of its default
     with progress_bar(OUTER_FOLDS, "Nested cross-validation", "fold", shows_progress) as bar:
         for padded in assign_folds(predictions.targets, OUTER_FOLDS, seed, predictions.copies):
             left_out = padded[padded >= 0]
@@ -87,7 +92,12 @@ def nested_curves(
             judge = fit(predictions.subset((~is_left_out).nonzero().squeeze(1)))
             for rows in left_out[is_judged[left_out]].split(ROWS_AT_ONCE):
                 held = predictions.subset(rows)
-                right = [_along_savings(*one, held.costs.of_experts[-1]) for one in judge(held)]
+                right, chosen = [], []
+                for hits, costs, default in judge(held):
+                    saved = 1 - costs / held.costs.of_experts[-1]
+                    right.append(_along_savings(hits, saved))
+                    chosen.append((saved[default], hits[:, default].double().mean().item()))
+                defaults.append((len(rows), chosen))
                 differences = np.stack([(one - right[0]) @ weights for one in right])
                 accuracy = accuracy + np.stack([one.sum(0, dtype=np.float64) for one in right])
                 gains, squares = gains + differences.sum(1), squares + (differences**2).sum(1)
@@ -95,10 +105,12 @@ def nested_curves(
             bar.update(1)
     mean = gains / count
     error = np.sqrt(np.maximum(squares / count - mean**2, 0.0) / count)
-    return [
-        NestedCurve(one, m[:-1], e[:-1], float(m[-1]), float(e[-1]))
-        for one, m, e in zip(accuracy / count, mean, error, strict=True)
-    ]
+    curves = []
+    for index, (one, m, e) in enumerate(zip(accuracy / count, mean, error, strict=True)):
+        found = ((images, *chosen[index]) for images, chosen in defaults)
+        flattered = sum(images * (np.interp(saved, SAVINGS, one) - right) for images, saved, right in found)
+        curves.append(NestedCurve(one, m[:-1], e[:-1], float(m[-1]), float(e[-1]), float(flattered / count)))
+    return curves
 
 
 def choose_by_cost(curves: Sequence[NestedCurve]) -> np.ndarray:
@@ -114,9 +126,8 @@ def _in_area() -> np.ndarray:
     return SAVINGS <= AREA + 1e-9
 
 
-def _along_savings(right: torch.Tensor, costs: np.ndarray, largest_cost: float) -> np.ndarray:
+def _along_savings(right: torch.Tensor, saved: np.ndarray) -> np.ndarray:
     """Whether each image is right at each saving, interpolated between neighbouring points: float32 (n, S)."""
-    order = np.argsort(-costs, kind="stable")
-    saved = 1 - costs[order] / largest_cost
-    shares = np.stack([np.interp(SAVINGS, saved, one) for one in np.eye(len(saved))])
+    order = np.argsort(saved, kind="stable")
+    shares = np.stack([np.interp(SAVINGS, saved[order], one) for one in np.eye(len(saved))])
     return right[:, torch.from_numpy(order)].numpy().astype(np.float32) @ shares.astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -16,6 +16,7 @@ from ...evaluation.outcomes import evaluate_experts
 from ...predictions.predictions import Predictions
 from ...routing.metrics import Figures
 from ..nested import SAVINGS, Judgement, NestedCurve, choose_by_cost, nested_curves
+from ..points import default_point
 from .base import Problem
 from .chains import rungs_of
 from .curves import Curve, HeldOut, Place, front_of
@@ -24,6 +25,19 @@ from .outputs import FoldedOutputs
 
 
 LONGEST = "longest chain"
+
+
+class _Taken(NamedTuple):
+    """A point that a front takes from a family: the share of the cost that it saves, and the family's nested curve."""
+
+    saved: float
+    place: Place
+    nested: NestedCurve
+
+    @property
+    def accuracy(self) -> float:
+        """What the nested curve says at its cost."""
+        return float(np.interp(self.saved, SAVINGS, self.nested.accuracy))
 
 
 class CascadeStudy:
@@ -70,13 +84,16 @@ class CascadeStudy:
 
     def _fit_all(self, train: Predictions) -> Callable[[Predictions], Iterator[Judgement]]:
         """Fit the front of each family to a part of the images; see `nested.Fit`."""
-        outputs, statics = self._prepare(train, self.problem.seed), static_candidates(evaluate_experts(train))
+        outputs = self._prepare(train, self.problem.seed)
+        statics = static_candidates(evaluate_experts(train), train.reference)
         fitted: dict[Chain, Curve] = {}
         fronts = [front_of(family.fit(outputs, fitted), statics) for family in [*self.families, self.longest]]
+        cost = statics[train.reference].cost
+        defaults = [default_point([self._candidate(p, None, statics) for p in front], cost)[0] for front in fronts]
 
         def judge(held: Predictions) -> Iterator[Judgement]:
             images = HeldOut(held)
-            return (images.judge_all(front) for front in fronts)
+            return ((*images.judge_all(front), default) for front, default in zip(fronts, defaults, strict=True))
 
         return judge
 
@@ -99,30 +116,42 @@ class CascadeStudy:
         Args:
             choice: for each of `SAVINGS` the index of a family; -1: the longest chain alone.
         """
-        taken: list[tuple[float, float, Place]] = []  # cost, stated accuracy
+        taken = []
         for index in np.unique(choice).tolist():
             family = self.longest if index == -1 else self.families[index]
-            stated = self.nested[family.name].accuracy
             for place in self._front(family):
-                cost = place.cost(self.statics)
-                saved = 1 - cost / self.predictions.costs.of_experts[-1]
-                nearest = int(np.abs(SAVINGS - saved).argmin())
-                if choice[nearest] == index:
-                    alone = self.statics[place.position].accuracy if place.curve is None else None
-                    taken.append((cost, float(np.interp(saved, SAVINGS, stated)) if alone is None else alone, place))
-        taken.sort(key=lambda one: one[0])
-        monotone = _monotone(*zip(*((accuracy, place.curve is None) for _, accuracy, place in taken), strict=True))
-        return [self._candidate(place, accuracy) for (*_, place), accuracy in zip(taken, monotone, strict=True)]
+                saved = 1 - place.cost(self.statics) / self.predictions.costs.of_experts[-1]
+                if choice[np.abs(SAVINGS - saved).argmin()] == index:
+                    taken.append(_Taken(saved, place, self.nested[family.name]))
+        taken.sort(key=lambda one: -one.saved)
+        stated = zip(taken, self._stated(taken), strict=True)
+        return [self._candidate(one.place, accuracy, self.statics) for one, accuracy in stated]
+
+    def _stated(self, taken: Sequence[_Taken]) -> list[float]:
+        """The accuracy to state for each point, by rising cost; single experts keep what was measured."""
+        candidates = [self._candidate(one.place, None, self.statics) for one in taken]
+        alone = np.array([one.place.curve is None for one in taken])
+        known = np.where(alone, [one.accuracy for one in candidates], [one.accuracy for one in taken])
+        stated = _monotone(known, alone)
+        default, _ = default_point(candidates, self.statics[self.problem.judged.reference].cost)
+        if not alone[default]:
+            # The images that chose it are among those that draw the curve. Nothing cheaper is stated to be better.
+            up_to = slice(default + 1)
+            honest = stated[default] - max(taken[default].nested.optimism, 0.0)
+            stated[up_to] = np.minimum(stated[up_to], max(honest, np.where(alone, known, 0.0)[up_to].max()))
+        return stated.tolist()
 
     def _front(self, family: Family) -> list[Place]:
         if family.name not in self._fronts:
             self._fronts[family.name] = front_of(family.fit(self.outputs, self._fitted), self.statics)
         return self._fronts[family.name]
 
-    def _candidate(self, place: Place, stated: float) -> Candidate:
+    def _candidate(self, place: Place, stated: float | None, statics: Sequence[Candidate]) -> Candidate:
+        """The candidate of a place; `stated`: its accuracy, default: by out-of-fold decisions."""
         curve, index = place
         if curve is None:
-            return self.statics[index]
+            return statics[index]
+        stated = float(curve.accuracy[index]) if stated is None else stated
         figures = Figures(
             stated,
             wilson_interval(stated, curve.samples),
@@ -156,10 +185,9 @@ class CascadeStudy:
         return described
 
 
-def _monotone(values: Sequence[float], is_fixed: Sequence[bool]) -> list[float]:
-    """The nearest values that never fall; fixed ones, which rise, stay as they are."""
-    given, fixed = np.array(values), np.array(is_fixed)
-    rising = isotonic_regression(given, weights=np.where(fixed, 1e9, 1.0)).x
-    rising = np.maximum.accumulate(np.where(fixed, given, rising))
-    bound = np.minimum.accumulate(np.where(fixed, given, np.inf)[::-1])[::-1]
-    return np.minimum(rising, bound).tolist()
+def _monotone(given: np.ndarray, is_fixed: np.ndarray) -> np.ndarray:
+    """The nearest values that never fall; fixed ones, which rise, stay as they are: float64 (P,)."""
+    rising = isotonic_regression(given, weights=np.where(is_fixed, 1e9, 1.0)).x
+    rising = np.maximum.accumulate(np.where(is_fixed, given, rising))
+    bound = np.minimum.accumulate(np.where(is_fixed, given, np.inf)[::-1])[::-1]
+    return np.minimum(rising, bound)
