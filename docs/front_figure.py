@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 
 def draw(record: dict[str, Any], title: str | None = None) -> Figure:
-    """Draw the Pareto front, the experts alone and the longest tuned confidence cascade, all on the report images.
+    """Draw the Pareto front, the experts alone and tuned confidence cascades, all on the report images.
 
     Args:
         record: as stored in `search_result.json`.
@@ -27,20 +27,22 @@ def draw(record: dict[str, Any], title: str | None = None) -> Figure:
     def draw_line(points: list[dict[str, Any]], style: str, **options: Any) -> None:
         axes.plot([p["gmacs"] for p in points], [100 * p["accuracy"] for p in points], style, **options)
 
-    chains = [name for name in record["baselines"] if name.startswith("max-softmax")]
+    # Older records have one series for each length.
+    tuned = [name for name in record["baselines"] if name.startswith(("max-softmax", "confidence"))][-1]
     draw_line(report["experts"], "s", color="C1", ms=8, zorder=3, label="one expert for all images")
-    draw_line(record["baselines"][chains[-1]]["points"], "^-", color="0.6", ms=4, lw=1.2, label=f"{chains[-1]}, tuned")
+    draw_line(record["baselines"][tuned]["points"], "^-", color="0.6", ms=4, lw=1.2, label=f"{tuned}, tuned")
     draw_line(report["front"], "o-", color="C0", ms=3, lw=1.6, zorder=4, label="pertinence")
     default = next(point for point in report["front"] if point["name"] == report["operating_point"])
-    largest = report["experts"][-1]
+    experts = {expert["name"]: expert for expert in report["experts"]}
+    reference = experts[report.get("reference", report["experts"][-1]["name"])]
     draw_line([default], "o", color="C3", ms=12, mew=2, mfc="none", zorder=5, label="its default operating point")
     for expert in report["experts"]:
         place = (expert["gmacs"], 100 * expert["accuracy"])
         axes.annotate(expert["name"], place, (0, -16), textcoords="offset points", fontsize=9, ha="center")
-    saved = 100 * (1 - default["gmacs"] / largest["gmacs"])
-    gained = 100 * (default["accuracy"] - largest["accuracy"])
+    saved = 100 * (1 - default["gmacs"] / reference["gmacs"])
+    gained = 100 * (default["accuracy"] - reference["accuracy"])
     axes.annotate(
-        f"{saved:.0f} % fewer operations than {largest['name']},\n{gained:+.2f} points of accuracy",
+        f"{saved:.0f} % fewer operations than {reference['name']},\n{gained:+.2f} points of accuracy",
         (default["gmacs"], 100 * default["accuracy"]), (60, -110), textcoords="offset points", color="C3", fontsize=10,
         arrowprops={"arrowstyle": "-", "color": "C3", "shrinkB": 7},
     )  # fmt: skip

@@ -40,7 +40,7 @@ from pertinence import (
 from pertinence.experts.expert import load_expert
 from pertinence.experts.pool import load_pool
 from pertinence.experts.reference import ExpertReference, LoadOptions
-from pertinence.routing.evidence import CONFIDENCE, EVIDENCE
+from pertinence.routing.evidence import EVIDENCE, TOP_PROBABILITY
 from pertinence.routing.front import STEM
 from pertinence.routing.guarantee import Comparison, Guarantee
 from pertinence.routing.heads import Head
@@ -104,7 +104,7 @@ def save_whole_model(folder: Path, make_expert: Callable[..., Path]) -> Path:
             for stage in point.decisions
         ]
     for name in ("both", "thresholds"):
-        heads[name][0].weight[1, CONFIDENCE - (len(heads["thresholds"][0].weight[0]))] = -1.0
+        heads[name][0].weight[1, TOP_PROBABILITY - (len(heads["thresholds"][0].weight[0]))] = -1.0
         heads[name][0].bias[1] = 0.6
     model = PertinenceForImageClassification.compose(
         pool, Front(points, [expert.entry.name for expert in pool]), heads, "both", stem

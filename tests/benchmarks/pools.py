@@ -66,12 +66,7 @@ def _cifar(dataset: str, depths: tuple[int, ...]) -> tuple[list[str], Prediction
 @cache
 def _mobile() -> Predictions:
     images = load_dataset("parquet", data_files=str(ZOO / "imagenet-val" / "data" / "*.parquet"), split="train")
-    references = [
-        {"repo_id": str(ZOO / "imagenet" / name)}
-        | ({"label_map": list(range(1, 1001))} if "mobilenet" in name else {})
-        for name in MOBILE
-    ]
-    pool = load_pool(references, LoadOptions())
+    pool = load_pool([str(ZOO / "imagenet" / name) for name in MOBILE], LoadOptions(), label_map="by_name")
     return predict(pool, LabelledImages(images), Accelerator(cpu=True), batch_size=32)
 
 

@@ -63,7 +63,7 @@ def search(data, digit_experts, tmp_path_factory):
         return main([
             "search", "--experts", *map(str, digit_experts), "--dataset", str(data), "--split", "validation",
             "--report-split", "test", "--output-dir", str(output_dir), "--cache-dir", str(cache_dir), "--population",
-            "4", "--generations", "1", "--no-baselines", "--device", "cpu",
+            "4", "--generations", "1", "--no-baselines", "--device", "cpu", "--recipe", "paper", "--epochs", "1",
         ])  # fmt: skip
 
     return run

@@ -52,7 +52,7 @@ def read_config(path: str, known: set[str] | None = None) -> dict[str, Any]:
         PertinenceError: the file contains anything else.
     """
     try:
-        values = parse_yaml(read_text(Path(path)))
+        values = parse_yaml(read_text(Path(path)), is_own=True)
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise PertinenceError(f"the settings in {path} cannot be read: {reason}") from error

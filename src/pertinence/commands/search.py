@@ -93,7 +93,7 @@ def _prepare_images(data: DataArguments, args: SearchArguments, inputs: SearchIn
         report_data = at_commits.replaced(inputs.report_dataset, inputs.report_split)
         report = load_images(report_data, args.token, needs_labels)
         report_dataset = inputs.report_dataset and pinned(inputs.report_dataset, report.commit)
-    searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report)
+    searcher = DispatcherSearch(inputs.experts, images, args, report_dataset=report, label_map=data.label_map)
     inputs = replace(inputs, report_dataset=report_dataset)
     return Prepared(searcher.is_finished, searcher.run, at_commits, inputs)
 

@@ -20,7 +20,8 @@ class DataArguments(Settings):
     label_column: str | None = setting(None, "Default: the only class-label column.", group="data")
     label_map: str | None = setting(
         None,
-        "by_name: match labels to those of the experts by name; default: by index.",
+        "by_name: find the labels that all experts share, and those of the data set among them, by name; default: by "
+        "index.",
         group="data",
         choices=["by_name"],
     )

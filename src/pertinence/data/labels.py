@@ -1,9 +1,9 @@
-"""One label space for all experts: labels are aligned by index, and by name only if the user asks for it."""
+"""One label space for all: labels of experts and data sets are aligned by index, by name only if the user asks."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 from ..utils.errors import PertinenceError
 
@@ -29,8 +29,9 @@ def check_same_labels(
     if label_map is None and len(labels) != len(other_labels):
         raise PertinenceError(
             f"{name!r} has {len(labels)} labels and {other_name!r} has {len(other_labels)}: "
-            f"{first_difference(labels, other_labels)}. Experts must share one label space; give a `label_map` to the "
-            "one with more labels (in Python, or in the mapping of an expert in a --config file)"
+            f"{first_difference(labels, other_labels)}. Experts must share one label space: have the labels that all "
+            f"share found by their names, {BY_NAME}, or give a `label_map` to the one with more labels (in Python, or "
+            "in the mapping of an expert in a --config file)"
         )
     if label_map is not None or is_generic(labels) or is_generic(other_labels):
         return
@@ -50,8 +51,80 @@ def in_another_order(labels: Labels, other_labels: Labels) -> bool:
     return ours != theirs and sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours)
 
 
+def match_by_name(labels: Labels, others: Labels) -> dict[int, int]:
+    """Find the labels that two lists share, by their names.
+
+    WordNet ids match names by way of timm's `ImageNetInfo`. A name that occurs equally often in both is paired in
+    order. What is left is matched by aliases (the parts of "tench, Tinca tinca") that are unique in their list.
+
+    Args:
+        labels, others: names by index.
+
+    Returns:
+        For each shared label the index among `labels`, and that among `others`.
+    """
+    ours, theirs = ({index: _normal(name) for index, name in part.items()} for part in (labels, others))
+    found: dict[int, int] = {}
+    if any(all(map(_is_wordnet_id, part.values())) for part in (ours, theirs)):
+        (our_ids, ours), (their_ids, theirs) = _with_wordnet_ids(ours), _with_wordnet_ids(theirs)
+        found = _paired(our_ids, their_ids)
+    found |= _paired(
+        {index: name for index, name in ours.items() if index not in found},
+        {index: name for index, name in theirs.items() if index not in found.values()},
+    )
+    by_alias, other_alias = _aliases(ours), _aliases(theirs)
+    for index in ours.keys() - found.keys():
+        matches = {other_alias[alias] for alias, owner in by_alias.items() if owner == index and alias in other_alias}
+        if len(matches) == 1 and not matches & set(found.values()):
+            found[index] = matches.pop()
+    return dict(sorted(found.items()))
+
+
+def _paired(ours: Labels, theirs: Labels) -> dict[int, int]:
+    """The labels whose names stand equally often in both, in order."""
+    mine, yours = _places(ours), _places(theirs)
+    pairs = ((mine[name], yours[name]) for name in mine if len(mine[name]) == len(yours.get(name, ())))
+    return {index: other for indices, others in pairs for index, other in zip(indices, others, strict=True)}
+
+
+def _with_wordnet_ids(names: Labels) -> tuple[Labels, Labels]:
+    """The WordNet ids of labels, as far as ImageNet-1k tells them from names and their order; and their names."""
+    from timm.data import ImageNetInfo
+
+    described = cast("dict[str, str]", ImageNetInfo().label_descriptions(as_dict=True))
+    if all(map(_is_wordnet_id, names.values())):
+        return names, {index: _normal(described.get(name, name)) for index, name in names.items()}
+    of_name = _places(dict(enumerate(_normal(name) for name in described.values())))
+    ids: Labels = {}
+    known = list(described)
+    for name, indices in _places(names).items():
+        if len(indices) == len(of_name.get(name, ())):
+            ids |= {index: known[place] for index, place in zip(indices, of_name[name], strict=True)}
+    return ids, names
+
+
+def _is_wordnet_id(name: str) -> bool:
+    return re.fullmatch(r"n\d{8}", name) is not None
+
+
+def _places(names: Labels) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for index, name in names.items():
+        places.setdefault(name, []).append(index)
+    return places
+
+
+def _aliases(names: Labels) -> dict[str, int]:
+    """The index of each alias that only one label has."""
+    owners: dict[str, set[int]] = {}
+    for index, name in names.items():
+        for alias in {part.strip() for part in name.split(",")}:
+            owners.setdefault(alias, set()).add(index)
+    return {alias: indices.pop() for alias, indices in owners.items() if len(indices) == 1}
+
+
 def places_by_name(labels: Labels, others: Labels, title: str, advice: str) -> list[int]:
-    """Find the index of each label among others by its name.
+    """Find the index of each label among others by its name (see `match_by_name`).
 
     Args:
         labels: the labels to find.
@@ -62,23 +135,20 @@ def places_by_name(labels: Labels, others: Labels, title: str, advice: str) -> l
     Raises:
         PertinenceError: no other label, or several, have the name of a label.
     """
-    places: dict[str, list[int]] = {}
-    for index, name in enumerate(_normalised(others)):
-        places.setdefault(name, []).append(index)
-    found = [places.get(_normal(name), []) for name in labels.values()]
-    unknown = [name for name, indices in zip(labels.values(), found, strict=True) if len(indices) != 1]
+    found = match_by_name(labels, others)
+    unknown = [name for index, name in labels.items() if index not in found]
     if unknown:
         raise PertinenceError(
             f"{title}: label_map='by_name' cannot place {len(unknown)} labels, the first of them {unknown[0]!r}: "
             f"{advice}"
         )
-    return [indices[0] for indices in found]
+    return [found[index] for index in labels]
 
 
 def resolve_label_map(
     label_map: list[int] | str | None, labels: Labels, pool_labels: Labels, name: str
 ) -> list[int] | None:
-    """The index of each label of the pool among `labels`; "by_name" looks the names up.
+    """The index of each label of the pool among `labels`; "by_name" looks the names up (see `match_by_name`).
 
     Raises:
         PertinenceError: the map is not one valid index for each label of the pool, or a name is not found.

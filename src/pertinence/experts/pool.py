@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from ..data.labels import check_same_labels, is_generic, resolve_label_map
-from ..utils.errors import PertinenceError
+from ..data.labels import Labels, check_same_labels, is_generic, match_by_name, resolve_label_map
+from ..utils.errors import PertinenceError, shown
 from ..utils.validation import is_commit
 from .expert import Expert, load_expert
 from .loading import Checkpoint
 from .reference import ExpertReference, LoadOptions
 
 
-def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: str = "exact") -> list[Expert]:
+logger = logging.get_logger(__name__)
+
+SHOWN_LABELS = 5
+
+
+def load_pool(
+    references: Sequence[Any], options: LoadOptions, preprocessing: str = "exact", label_map: str | None = None
+) -> list[Expert]:
     """Load experts, check that they are compatible, and sort them by rising cost.
+
+    Args:
+        references: Hub id, `id@revision`, folder, mapping, or loaded model, for each expert.
+        options: how they are loaded.
+        preprocessing: "exact" or "fast".
+        label_map: "by_name": the pool has the labels that all experts share, found by their names; None: all experts
+            have the same labels in the same order, unless a mapping has a `label_map` of its own.
 
     Raises:
         PertinenceError: there are fewer than two, one cannot be loaded, two are the same, or label spaces differ.
     """
+    if label_map not in (None, "by_name"):
+        raise PertinenceError(f"label_map must be 'by_name' or None, got {shown(label_map)}")
     parsed = [ExpertReference.parse(reference) for reference in list_references(references)]
     if len(parsed) < 2:
         raise PertinenceError(f"a pool needs at least two experts, got {len(parsed)}: there is nothing to choose from")
@@ -39,7 +57,8 @@ def load_pool(references: Sequence[Any], options: LoadOptions, preprocessing: st
                 "settings: leave one out"
             )
         identities[identity] = entry.name
-    experts = sorted(_aligned(parsed, experts), key=lambda expert: expert.entry.gmacs)
+    aligned = _aligned(parsed, experts) if label_map is None else _aligned_by_name(parsed, experts)
+    experts = sorted(aligned, key=lambda expert: expert.entry.gmacs)
     return [
         expert.with_entry(expert.entry.replace(name=name))
         for expert, name in zip(experts, _unique_names(experts), strict=True)
@@ -70,6 +89,66 @@ def _aligned(references: Sequence[ExpertReference], experts: Sequence[Expert]) -
         check_same_labels(name, names, first.entry.name, labels, label_map)
         aligned.append(expert.with_entry(expert.entry.replace(label_map=label_map)))
     return aligned
+
+
+def _aligned_by_name(references: Sequence[ExpertReference], experts: Sequence[Expert]) -> list[Expert]:
+    """The experts with the label maps that keep the labels that all share, in the order of the first expert.
+
+    Raises:
+        PertinenceError: the names of an expert's labels are unknown, or fewer than two labels are shared.
+    """
+    own = []
+    for reference, expert in zip(references, experts, strict=True):
+        names = _known_labels(expert)
+        if isinstance(reference.label_map, (list, tuple)):
+            size = dict.fromkeys(range(len(reference.label_map)), "")
+            indices = resolve_label_map(list(reference.label_map), names, size, expert.entry.name)
+            assert indices is not None
+            names = {index: names[index] for index in indices}
+        own.append(names)
+    matches = [match_by_name(own[0], others) for others in own[1:]]
+    shared = [index for index in own[0] if all(index in found for found in matches)]
+    if len(shared) < 2:
+        raise PertinenceError(
+            f"the experts share {len(shared)} labels by their names: {experts[0].entry.name!r} has "
+            f"{shown(list(own[0].values())[:3])}, and {experts[1].entry.name!r} {shown(list(own[1].values())[:3])}; "
+            "give each a label_map as a list of indices"
+        )
+    aligned = []
+    for expert, found in zip(experts, [{index: index for index in own[0]}, *matches], strict=True):
+        label_map = [found[index] for index in shared]
+        count = len(expert.checkpoint.labels)
+        if len(label_map) < count:
+            dropped = [name for index, name in expert.checkpoint.labels.items() if index not in set(label_map)]
+            logger.warning(
+                f"Expert {expert.entry.name!r} has {count} labels, of which the pool keeps the {len(label_map)} that "
+                f"all experts share; dropped from its output: {shown(dropped[:SHOWN_LABELS])[1:-1]}"
+                f"{', ...' if len(dropped) > SHOWN_LABELS else ''}."
+            )
+        entry = expert.entry.replace(label_map=None if label_map == list(range(count)) else label_map)
+        aligned.append(expert.with_entry(entry))
+    return aligned
+
+
+def _known_labels(expert: Expert) -> Labels:
+    """The names of an expert's outputs.
+
+    Raises:
+        PertinenceError: they are unknown: `LABEL_0`, or guessed from their number.
+    """
+    config, labels = expert.checkpoint.model.config, expert.checkpoint.labels
+    advice = "name them in its config.json, or give it a label_map as a list of indices"
+    if is_generic(labels):
+        raise PertinenceError(f"the labels of expert {expert.entry.name!r} have no names (LABEL_0, ...): {advice}")
+    if config.model_type == "timm_wrapper" and getattr(config, "label_names", None) is None:
+        # transformers then takes those of ImageNet, for any checkpoint with as many labels.
+        tag = str((getattr(config, "pretrained_cfg", None) or {}).get("tag") or "")
+        if re.search(r"(^|_)in1k($|_)", tag) is None:
+            raise PertinenceError(
+                f"the labels of expert {expert.entry.name!r} have no names, and its pretrained_cfg does not say that "
+                f"they are those of ImageNet-1k (its tag is {shown(tag)}): {advice}"
+            )
+    return labels
 
 
 def pool_labels(experts: Sequence[Expert]) -> dict[int, str]:

@@ -147,6 +147,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         thresholds: Sequence[float] | float,
         *,
         preprocessing: str = "exact",
+        label_map: str | None = None,
         **load_options: Any,
     ) -> PertinenceForImageClassification:
         """Make a confidence cascade without a search: it defers to the next expert while the largest softmax
@@ -157,10 +158,12 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
                 rising cost.
             thresholds: in [0, 1], one for each expert but the last in order of cost, or one for all.
             preprocessing: "exact" or "fast".
+            label_map: "by_name": the model has the labels that all experts share, found by their names; default: all
+                experts have the same labels in the same order.
             load_options: dtype, device_map, attn_implementation, token, cache_dir, local_files_only, force_download,
                 trust_remote_code.
         """
-        pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing)
+        pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing, label_map)
         count = len(pool) - 1
         values = _as_thresholds(thresholds, count)
         if values is None:

@@ -42,7 +42,9 @@ class DispatcherSearch:
         dataset: images that no expert was trained on; a `datasets.Dataset` or `LabelledImages`.
         args: settings.
         report_dataset: report images; by default `args.report_fraction` of `dataset` is held out first.
-        image_column, label_column, label_map: see `LabelledImages`.
+        image_column, label_column: see `LabelledImages`.
+        label_map: "by_name": the labels that all experts share are found by their names, and those of the data set
+            among them; default: all have the same labels in the same order.
 
     Examples:
         >>> args = SearchArguments(generations=20, seed=1)
@@ -65,7 +67,7 @@ class DispatcherSearch:
         label_map: str | None = None,
     ):
         self.args = args or SearchArguments()
-        self.references = list_references(experts)
+        self.references, self.label_map = list_references(experts), label_map
         needs_labels = self.args.labels == "given"
         columns = image_column, label_column, label_map
         self.images = labelled(dataset, needs_labels, *columns)
@@ -94,7 +96,7 @@ class DispatcherSearch:
         """
         start, args = time.perf_counter(), self.args
         accelerator = make_accelerator(args.device)
-        pool = load(self.references, args)
+        pool = load(self.references, args, self.label_map)
         settings = self._settings(pool, accelerator)
         with SearchFolder.opened(args.output_dir, settings, args.resume, accelerator) as folder:
             pool = price(pool, partial(self._measured, folder, accelerator))
@@ -128,7 +130,7 @@ class DispatcherSearch:
         accelerator = make_accelerator(self.args.device)
 
         def settings() -> dict[str, Any]:
-            return self._settings(load(self.references, self.args), accelerator)
+            return self._settings(load(self.references, self.args, self.label_map), accelerator)
 
         return holds_result(self.args.output_dir, settings, accelerator)
 

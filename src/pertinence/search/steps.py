@@ -47,9 +47,15 @@ class SearchPool:
         return [expert.entry.name for expert in self.experts]
 
 
-def load(references: Sequence[Any], args: SearchArguments) -> SearchPool:
-    """Load the experts and a separate stem; raises `PertinenceError` if they do not fit together."""
-    experts = load_pool(references, args.load_options, args.preprocessing)
+def load(references: Sequence[Any], args: SearchArguments, label_map: str | None = None) -> SearchPool:
+    """Load the experts and a separate stem; raises `PertinenceError` if they do not fit together.
+
+    Args:
+        references: see `load_pool`.
+        args: settings.
+        label_map: "by_name": the pool has the labels that all experts share.
+    """
+    experts = load_pool(references, args.load_options, args.preprocessing, label_map)
     return SearchPool(experts, None if args.stem is None else load_stem(args.stem, experts, args), args.cost)
 
 

@@ -48,12 +48,20 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def parse_yaml(text: str) -> Any:
-    """Parse YAML into plain values; raises `yaml.YAMLError` if it is damaged, too long, or has aliases."""
+def parse_yaml(text: str, is_own: bool = False) -> Any:
+    """Parse YAML into plain values.
+
+    Args:
+        text: the text.
+        is_own: whether it is a file that the user has written, which may have anchors and aliases.
+
+    Raises:
+        yaml.YAMLError: it is damaged, too long, or has aliases.
+    """
     if len(text) > MAX_YAML:
         raise yaml.YAMLError(f"it has more than {MAX_YAML:,} bytes")
     try:
-        return yaml.load(text, _PlainLoader)
+        return yaml.load(text, yaml.SafeLoader if is_own else _PlainLoader)
     except MALFORMED as error:  # raised for values that do not match their tags
         raise yaml.YAMLError(explain(error)) from error
 
