@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from .predictions.tables import PredictionTable
     from .routing.costs import register_cost
     from .routing.evidence import register_evidence
+    from .search.advice import Advice
+    from .search.advising import advise
     from .search.arguments import SearchArguments
     from .search.registration import register_recipe
     from .search.result import SearchResult
     from .search.search import DispatcherSearch, search_predictions
 
 __all__ = [
+    "Advice",
     "DataArguments",
     "DispatcherSearch",
     "Figures",
@@ -53,6 +56,7 @@ __all__ = [
     "SearchResult",
     "Stage",
     "StreamDispatcher",
+    "advise",
     "calibrate",
     "evaluate_model",
     "register_backend",
@@ -70,6 +74,7 @@ AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageCla
 
 
 _LAZY = {
+    "Advice": "search.advice",
     "DataArguments": "data.arguments",
     "DispatcherSearch": "search.search",
     "LabelledImages": "data.dataset",
@@ -79,6 +84,7 @@ _LAZY = {
     "SearchArguments": "search.arguments",
     "SearchResult": "search.result",
     "StreamDispatcher": "models.streaming",
+    "advise": "search.advising",
     "calibrate": "evaluation.calibration",
     "evaluate_model": "evaluation.evaluate",
     "register_backend": "experts.backends.base",

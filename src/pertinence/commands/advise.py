@@ -1,0 +1,88 @@
+"""`pertinence advise`: says what a search of some experts can be expected to give, before any search."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.arguments import DataArguments
+from ..predictions.arguments import RuntimeArguments
+from ..utils.errors import PertinenceError
+from ..utils.settings import Settings, setting
+from .parser import Command, CommandParser
+
+
+if TYPE_CHECKING:
+    from ..search.advice import Advice
+
+
+@dataclass
+class AdviceInputs(Settings):
+    """The experts to advise on, and where the advice goes."""
+
+    experts: list[str | dict[str, Any]] | None = setting(
+        None, "Hub ids, id@revision or local folders; at least two.", group="experts", metavar="EXPERT", extends=True
+    )
+    predictions: str | None = setting(
+        None, "Table instead of experts and images, as for `pertinence search`.", group="data", metavar="FILE"
+    )
+    costs: str | None = setting(
+        None, "JSON file of GMACs by model name, for --predictions.", group="data", metavar="FILE"
+    )
+    figure: str | None = setting(None, "Picture of accuracy against cost, and the pairs.", group="output")
+    json: bool = setting(False, "Print everything as JSON.", group="output")
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.add_settings(DataArguments, AdviceInputs, RuntimeArguments)
+
+
+def run(data: DataArguments, inputs: AdviceInputs, args: RuntimeArguments) -> None:
+    from accelerate import PartialState
+
+    from ..data.loading import load_images
+    from ..predictions.tables import PredictionTable
+    from ..search.advising import advise
+    from ..utils.io import replaced
+
+    if inputs.predictions is not None:
+        if inputs.experts or data.dataset or inputs.costs is None:
+            raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset")
+        advice = advise(PredictionTable.load(inputs.predictions, inputs.costs, data.split))
+    elif inputs.experts:
+        advice = advise(inputs.experts, load_images(data, args.token), args, label_map=data.label_map)
+    else:
+        raise PertinenceError("advice needs --experts and --dataset, or --predictions and --costs")
+    if not PartialState().is_main_process:
+        return
+    if inputs.figure is not None:
+        with replaced(Path(inputs.figure)) as file:
+            advice.plot(file)
+    if inputs.json:
+        print(json.dumps(advice.to_dict(), indent=1))
+        return
+    print(advice)
+    if not advice.is_one_enough:
+        print(f"Next: {_next_command(advice, data, inputs, args)}")
+    if inputs.figure is not None:
+        print(f"Saved {inputs.figure}")
+
+
+def _next_command(advice: Advice, data: DataArguments, inputs: AdviceInputs, args: RuntimeArguments) -> str:
+    """The search to type; that of a table searches all its models."""
+    words = ["pertinence", "search"]
+    if inputs.predictions is not None:
+        words += ["--predictions", inputs.predictions, "--costs", str(inputs.costs)]
+    else:
+        words += ["--experts", *(str(advice.sources[index]) for index in advice.taken)]
+    for name in ("dataset", "split", "dataset_config", "image_column", "label_column", "label_map", "limit"):
+        if (value := getattr(data, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--trust-remote-code"] if args.trust_remote_code else []
+    return shlex.join([*words, "--output-dir", "RUN"])
+
+
+COMMAND = Command("Say what a search of some experts can be expected to give.", add_arguments, run)

@@ -1,0 +1,201 @@
+"""Advice before any search: is one model enough, which partners pay, and which experts of a large pool to take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from ..data.dataset import LabelledImages, labelled
+from ..data.splits import assign_folds
+from ..evaluation.intervals import paired_difference, wilson_interval
+from ..experts.pool import list_references, load_pool, pool_labels
+from ..predictions.arguments import RuntimeArguments
+from ..predictions.predict import predict
+from ..predictions.predictions import Predictions
+from ..predictions.tables import PredictionTable
+from ..routing.costs import cost_unit
+from ..utils.distributed import make_accelerator, one_thread
+from ..utils.errors import PertinenceError
+from .advice import Advice, ExpertAdvice
+from .nested import AREA, OUTER_FOLDS, SAVINGS
+from .pairs import PairCurve, PairStudy
+from .recipes.chains import DOMINATED_ERRORS, spaced
+
+
+MAX_EXPERTS, MAX_IMAGES, MAX_TAKEN = 16, 5_000, 4
+"""At most so many experts are compared in pairs, on at most so many images, and so many are advised."""
+
+
+def advise(
+    source: Sequence[Any] | PredictionTable,
+    dataset: datasets.Dataset | LabelledImages | None = None,
+    args: RuntimeArguments | None = None,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_map: str | None = None,
+) -> Advice:
+    """Advise on a pool before any search: each expert runs once over the images, the rest takes seconds.
+
+    Args:
+        source: references of at least two experts (see `DispatcherSearch`), or a table of their predictions.
+        dataset: labelled images that no expert was trained on; None for a table.
+        args: how experts run.
+        image_column, label_column, label_map: see `DispatcherSearch`.
+
+    Raises:
+        PertinenceError: the experts do not fit together or do not fit the images, or there are no images.
+
+    Examples:
+        >>> advice = advise(["user/resnet8", "user/resnet20", "user/resnet56"], dataset)
+        >>> advice.is_one_enough
+        False
+        >>> print(advice)  # doctest: +SKIP
+    """
+    args = args or RuntimeArguments()
+    if isinstance(source, PredictionTable):
+        if dataset is not None:
+            raise PertinenceError("a table holds the predictions for its images: leave the data set out")
+        return advise_on(source.names, source.predictions)
+    if dataset is None:
+        raise PertinenceError("advice on experts needs images to run them on: give a data set")
+    pool = load_pool(list_references(source), args.load_options, label_map=label_map)
+    images = labelled(dataset, True, image_column, label_column, label_map)
+    images.match_labels(pool_labels(pool))
+    predictions = predict(pool, images, make_accelerator(args.device), **args.predict_options)
+    advice = advise_on([expert.entry.name for expert in pool], predictions)
+    return replace(advice, sources=tuple(expert.entry.repo_id for expert in pool))
+
+
+@one_thread()
+def advise_on(names: Sequence[str], predictions: Predictions, seed: int = 0) -> Advice:
+    """Advise on a pool, from predictions alone.
+
+    Args:
+        names: names of the experts, by rising cost.
+        predictions: predictions for labelled images that no expert was trained on.
+        seed: random seed of the folds.
+
+    Raises:
+        PertinenceError: there are fewer than two experts.
+    """
+    if len(names) < 2:
+        raise PertinenceError(f"advice needs at least two experts, got {len(names)}")
+    rows = torch.linspace(0, len(predictions) - 1, min(MAX_IMAGES, len(predictions)), dtype=torch.float64)
+    sample, reference = predictions.subset(rows.round().long()), predictions.reference
+    experts = _experts(names, predictions)
+    hopeless = [one.dominated_by is not None and one.clearly for one in experts]
+    among = tuple(index for index in range(len(names)) if index == reference or not hopeless[index])
+    notes = []
+    if len(sample) < len(predictions):
+        notes.append(f"Pairs are compared on {len(sample)} of {len(predictions)} images.")
+    if len(among) > MAX_EXPERTS:
+        among = tuple(sorted({*spaced(among, predictions.costs.of_experts), reference}))
+        notes.append(f"Of the experts that none dominates, {len(among)} of spaced costs are compared in pairs.")
+    study = PairStudy(sample, among, reference)
+    curves = study.curves()
+    if np.ptp(study.confidence(among[0])) < 1e-6:
+        notes.append(
+            "The predictions have no scores: routing by confidence cannot be judged, so pairs look worthless."
+        )
+    values = sorted((study.value(one) for one in curves if len(one.members) == 2), key=lambda one: -one.gain)
+    taken, right = _take(study, curves, assign_folds(sample.targets, OUTER_FOLDS, seed, sample.copies).numpy())
+    difference = right - study.right[:, reference, None]
+    mean, error = difference.mean(0), difference.std(0) / len(difference) ** 0.5
+    lossless = SAVINGS[(mean >= error / 2) & (mean > 0)]
+    return Advice(
+        experts,
+        reference,
+        tuple(values),
+        taken,
+        float(lossless.max(initial=0.0)) if len(taken) > 1 else 0.0,
+        {percent: (float(mean[percent]), float(error[percent])) for percent in (20, 40, 60)},
+        cost_unit(predictions.costs.objective),
+        len(sample),
+        tuple(notes),
+    )
+
+
+def _experts(names: Sequence[str], predictions: Predictions) -> tuple[ExpertAdvice, ...]:
+    correct, costs = predictions.correct(), predictions.costs.of_experts
+    accuracy = correct.double().mean(0).tolist()
+    found = []
+    for index, name in enumerate(names):
+        better = [
+            other for other in range(index) if accuracy[other] >= accuracy[index] and costs[other] < costs[index]
+        ]
+        clearly, dominated_by = False, None
+        if better:
+            best = max(better, key=lambda other: accuracy[other])
+            wins = int((correct[:, best] & ~correct[:, index]).sum())
+            losses = int((correct[:, index] & ~correct[:, best]).sum())
+            difference, error = paired_difference(wins, losses, len(correct))
+            clearly, dominated_by = difference > DOMINATED_ERRORS * error, names[best]
+        interval = wilson_interval(accuracy[index], len(correct))
+        found.append(ExpertAdvice(name, costs[index], accuracy[index], interval, dominated_by, clearly))
+    return tuple(found)
+
+
+def _take(study: PairStudy, curves: Sequence[PairCurve], folds: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+    """The experts to take, and whether each image is right at each saving by what was chosen on the other folds.
+
+    Returns:
+        Pool indices, rising; and float64 (n, S).
+    """
+    count = len(study.right)
+    fold_of = np.empty(count, dtype=int)
+    for fold, rows in enumerate(folds):
+        fold_of[rows[rows >= 0]] = fold
+    right = np.empty((count, len(SAVINGS)))
+    for fold in range(len(folds)):
+        train, held = fold_of != fold, fold_of == fold
+        chosen = _envelope(study, curves, _grow(study, curves, train), train)
+        right[held] = _along(study, curves, chosen, held)
+    return _grow(study, curves, np.ones(count, dtype=bool)), right
+
+
+def _grow(study: PairStudy, curves: Sequence[PairCurve], rows: np.ndarray) -> tuple[int, ...]:
+    """Add to the reference, one by one, the expert that gains most on some images, while it gains more than its paired
+    standard error."""
+    taken: tuple[int, ...] = (study.reference,)
+    area = SAVINGS <= AREA + 1e-9
+
+    def of(members: tuple[int, ...]) -> np.ndarray:
+        return _along(study, curves, _envelope(study, curves, members, rows), rows)[:, area].mean(1)
+
+    current = of(taken)
+    while len(taken) < min(MAX_TAKEN, len(study.among)):
+        candidates = [tuple(sorted((*taken, index))) for index in study.among if index not in taken]
+        values = [of(candidate) for candidate in candidates]
+        best = int(np.argmax([value.mean() for value in values]))
+        difference = values[best] - current
+        if difference.mean() <= difference.std() / len(difference) ** 0.5 + 1e-12:
+            break
+        taken, current = candidates[best], values[best]
+    return taken
+
+
+def _envelope(study: PairStudy, curves: Sequence[PairCurve], members: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
+    """For each saving the best curve of some experts on some images: int64 (S,); -1: random routing among all single
+    experts, which needs no search."""
+    accuracy = np.full((len(curves) + 1, len(SAVINGS)), -1.0)
+    for index, curve in enumerate(curves):
+        if set(curve.members) <= set(members):
+            accuracy[index] = np.where(curve.affordable, curve.right[rows].mean(0), -1.0)
+    accuracy[-1] = study.right[rows].mean(0) @ study.hull_weights.T
+    best = accuracy.argmax(0)
+    return np.where(best == len(curves), -1, best)
+
+
+def _along(study: PairStudy, curves: Sequence[PairCurve], chosen: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Whether some images are right at each saving by the chosen curves: float64 (m, S)."""
+    right = study.right[rows] @ study.hull_weights.T
+    for index in np.unique(chosen[chosen >= 0]).tolist():
+        at = chosen == index
+        right[:, at] = curves[index].right[rows][:, at]
+    return right
