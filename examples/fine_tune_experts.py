@@ -60,8 +60,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", nargs="+", default=CHECKPOINTS, help="Hub ids or folders.")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--population", type=int, default=50)
-    parser.add_argument("--generations", type=int, default=10)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/fine-tuned"))
     options = parser.parse_args()
 
@@ -70,7 +68,7 @@ def main() -> None:
         fine_tune(checkpoint, train, options.epochs, options.output_dir / "experts" / Path(checkpoint).name)
         for checkpoint in options.checkpoints
     ]
-    args = SearchArguments(population=options.population, generations=options.generations)
+    args = SearchArguments()
     result = DispatcherSearch(experts, search, args, report_dataset=unseen).run()
     print(result.evaluation)
     result.save(options.output_dir / "model", save_experts=True)  # the model then needs no other folder

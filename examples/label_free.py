@@ -19,13 +19,11 @@ def main() -> None:
     parser.add_argument("--dataset", default="user/unlabelled", help="Hub name, or a folder of images.")
     parser.add_argument("--split", default="train")
     parser.add_argument("--max-loss", type=float, default=0.02, help="Share of answers that may differ.")
-    parser.add_argument("--population", type=int, default=50)
-    parser.add_argument("--generations", type=int, default=50)
     parser.add_argument("--output-dir", default="runs/label-free")
     options = parser.parse_args()
 
     dataset = load_dataset(options.dataset, split=options.split)
-    args = SearchArguments(labels="agree", population=options.population, generations=options.generations)
+    args = SearchArguments(labels="agree")
     result = DispatcherSearch(options.experts, dataset, args).run()
     print(result.evaluation)
 

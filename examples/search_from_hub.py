@@ -20,8 +20,6 @@ def main() -> None:
     parser.add_argument("--dataset", default="uoft-cs/cifar10")
     parser.add_argument("--split", default="test")
     parser.add_argument("--image-limit", type=int, help="Number of images to use, drawn at random.")
-    parser.add_argument("--population", type=int, default=50)
-    parser.add_argument("--generations", type=int, default=50)
     parser.add_argument("--output-dir", default="runs/from-hub")
     parser.add_argument("--push-to-hub", metavar="REPO", help="Repository that gets model, card and record.")
     parser.add_argument("--trust-remote-code", action="store_true", help="Run the code that experts bring with them.")
@@ -31,8 +29,6 @@ def main() -> None:
     if options.image_limit is not None:
         dataset = dataset.shuffle(seed=0).select(range(min(options.image_limit, len(dataset))))
     args = SearchArguments(
-        population=options.population,
-        generations=options.generations,
         trust_remote_code=options.trust_remote_code,
         output_dir=options.output_dir,  # a killed search continues from here
     )

@@ -20,13 +20,11 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[128, 160], help="Sides in pixels, besides its own.")
     parser.add_argument("--dataset", default="ILSVRC/imagenet-1k")
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--population", type=int, default=50)
-    parser.add_argument("--generations", type=int, default=50)
     parser.add_argument("--output-dir", default="runs/three-resolutions")
     options = parser.parse_args()
 
     smaller = [{"repo_id": options.expert, "image_size": size, "image_size_by": "resize"} for size in options.sizes]
-    args = SearchArguments(population=options.population, generations=options.generations)
+    args = SearchArguments()
     dataset = load_dataset(options.dataset, split=options.split)
     result = DispatcherSearch([*smaller, options.expert], dataset, args).run()
     print(result.evaluation)

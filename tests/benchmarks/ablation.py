@@ -1,6 +1,6 @@
-"""What a cascade gains from its parts: chains and settings apart, over the balanced re-splits of `policy_table.py`.
+"""What a cascade gains from its parts: chains and settings apart, over balanced re-splits (see `pools.py`).
 
-    uv run python tests/benchmarks/ablation.py --pools cifar100:20,32,44,56
+    uv run python tests/benchmarks/ablation.py --pools c100
 
 Each row fits some chains on 5,000 images of each re-split and joins their curves into one front by the out-of-fold
 estimates; everything else is on the other 3,000. "Area" is the mean difference of accuracy to the largest expert over
@@ -13,57 +13,27 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-import torch
-from policy_table import SAVINGS, load_variants, load_zoo_pool, resplits
+from policy_table import SAVINGS, load_variants
+from pools import balanced_splits, load_benchmark_pool
 from transformers.utils import logging
 
-from pertinence.evaluation.intervals import non_dominated
 from pertinence.predictions.predictions import Predictions
-from pertinence.routing.evidence import mix_evidence
-from pertinence.routing.mixing import log_softmax, mix
-from pertinence.search.recipes.cascade_fit import CascadeCurve, CascadeFitter, CascadeSettings
+from pertinence.routing.costs import PoolCosts
+from pertinence.search.recipes.cascade_fit import fit_heads
+from pertinence.search.recipes.curves import HeldOut, front_of
+from pertinence.search.recipes.outputs import FoldedOutputs
 
 
 Chain = tuple[tuple[str, str], ...]
 """Names of the experts, and what each is given: "whole", "crop 28", ..."""
 
 
-class HeldOut:
-    """Images that judge: whole curves at once, by the heads that are saved."""
-
-    def __init__(self, predictions: Predictions):
-        rows = torch.arange(len(predictions))
-        self.log_probs = [log_softmax(predictions.outputs(e, rows)[0]) for e in range(predictions.num_experts)]
-        self.votes = torch.stack([values.argmax(1) for values in self.log_probs], 1)
-        self.targets, self.costs = predictions.targets, np.array(predictions.costs.of_experts)
-        self.largest = (self.votes[:, -1] == self.targets).double().mean().item()
-
-    def measure(self, curve: CascadeCurve) -> tuple[np.ndarray, np.ndarray]:
-        """Difference of accuracy to the largest expert, and cost, for each lambda."""
-        members = curve.point.members
-        ends = torch.full((len(self.targets), curve.weight.shape[1]), len(members) - 1)
-        undecided = torch.ones_like(ends, dtype=torch.bool)
-        right = []
-        for position, stage in enumerate(curve.point.stages):
-            seen = members[: position + 1]
-            answer = mix([self.log_probs[member] for member in seen], stage.mixing)
-            right.append(answer.argmax(1) == self.targets)
-            if position == len(members) - 1:
-                break
-            ran = torch.zeros(1, len(self.costs), dtype=torch.bool).index_fill_(1, torch.tensor(seen), True)
-            evidence = mix_evidence(answer, self.votes, ran.expand(len(answer), -1), curve.knots[position])
-            stops = undecided & (evidence @ curve.weight[position].T + curve.bias[position] <= 0)
-            ends[stops] = position
-            undecided &= ~stops
-        accuracy = torch.stack(right, 1).gather(1, ends).double().mean(0).numpy()
-        return accuracy - self.largest, np.cumsum(self.costs[list(members)])[ends.numpy()].mean(0)
-
-
 class Pool:
     """Every expert on every view of the images: predictions and GMACs."""
 
     def __init__(self, pool: str):
-        self.names, predictions = load_zoo_pool(pool)
+        self.pool = pool
+        self.names, predictions = load_benchmark_pool(pool)
         self.labels = predictions.labels
         whole = zip(self.names, predictions.experts, predictions.costs.of_experts, strict=True)
         self.rungs = {(name, "whole"): (said, gmacs) for name, said, gmacs in whole}
@@ -92,7 +62,6 @@ def rows_of(names: list[str]) -> Iterator[tuple[str, list[Chain], dict]]:
     yield "target: belief alone", plain, {"blend": 0.0}
     yield "ridge 1", plain, {"ridge": 1.0}
     yield "ridge 10,000", plain, {"ridge": 1e4}
-    yield "mixing weights halved", plain, {"scale": 0.5}
     for given, whose in (("crop 28", " (the product's)"), ("crop 24", ""), ("resize 28", "")):
         yield f"every start, its first rung {given}{whose}", [chain(start, given) for start in starts], {}
     one_or_two = [
@@ -113,18 +82,24 @@ def measure(chains: list[Chain], settings: dict, pool: Pool, count: int) -> list
     """Re-split by re-split: saving and difference at the no-loss point, at 40 %, drop, area."""
     used = sorted({rung for chain in chains for rung in chain} | {pool.largest}, key=pool.order)
     predictions = Predictions.of_pool(
-        [pool.rungs[rung][0] for rung in used], pool.labels, [pool.rungs[rung][1] for rung in used]
+        [pool.rungs[rung][0] for rung in used],
+        pool.labels,
+        PoolCosts.in_gmacs([pool.rungs[rung][1] for rung in used]),
     )
     largest, results = predictions.costs.of_experts[-1], []
-    for index, (search, held) in enumerate(list(resplits(len(pool.labels)))[:count]):
-        fitter, judge = CascadeFitter(predictions.subset(search), 5, index), HeldOut(predictions.subset(held))
+    for index, (search, held) in enumerate(balanced_splits(pool.pool, len(pool.labels), count)):
+        last = predictions.num_experts - 1
+        outputs, judge = FoldedOutputs(predictions.subset(search), 5, index, reference=last), predictions.subset(held)
         members = {tuple(sorted(used.index(rung) for rung in chain)) for chain in chains}
-        curves = [fitter.fit(CascadeSettings(chosen, **settings)) for chosen in sorted(members)]
-        gains = np.concatenate([(curve.wins - curve.losses) / curve.samples for curve in curves])
-        costs = np.concatenate([curve.cost for curve in curves])
-        found, spent = (np.concatenate(part) for part in zip(*map(judge.measure, curves), strict=True))
-        front = non_dominated(costs, gains)
-        gains, costs, found, spent = (100 * gains[front], costs[front], 100 * found[front], spent[front])
+        places = front_of([fit_heads(outputs, chosen, **settings) for chosen in sorted(members)], [])
+        right, spent = HeldOut(judge).judge_all(places)
+        found = 100 * (right.double().mean(0).numpy() - judge.correct()[:, -1].double().mean().item())
+        curves = [place.curve for place in places]
+        gains = [
+            100 * (curve.wins[at] - curve.losses[at]) / curve.samples
+            for curve, at in zip(curves, [place.position for place in places], strict=True)
+        ]
+        costs = [place.cost([]) for place in places]
         lossless = next((i for i in range(len(gains)) if gains[i] >= 0), len(gains) - 1)
         budget = max((i for i in range(len(costs)) if costs[i] <= 0.6 * largest), default=0)
         by_cost = np.argsort(-spent)

@@ -82,13 +82,13 @@ def count_costs() -> dict[str, float]:
 
 
 def row(name: str, series: Series, area: float, hull: float, largest_cost: float) -> str:
-    default, versus = series.points[series.default], series.versus_largest[series.default]
+    default, versus = series.points[series.default], series.versus_reference[series.default]
     at = max((i for i, point in enumerate(series.points) if point.select.cost <= 0.6 * largest_cost), default=0)
     cells = [
         name,
         f"{100 * (1 - default.report.cost / largest_cost):.1f} %",
         f"{100 * versus.mean:+.2f} ± {100 * versus.standard_error:.2f}",
-        f"{100 * series.versus_largest[at].mean:+.2f}",
+        f"{100 * series.versus_reference[at].mean:+.2f}",
         f"{100 * (area - hull):+.2f}",
         ", ".join(str(member) for member in default.members),
     ]

@@ -159,7 +159,7 @@ def study(pool: str, options: argparse.Namespace) -> None:
     best = max(chains, key=volumes.get)
 
     def point(form: Measured, series: Series) -> list[str]:
-        one, versus = series.points[series.default].report, series.versus_largest[series.default]
+        one, versus = series.points[series.default].report, series.versus_reference[series.default]
         saved = 100 * (1 - one.cost / form.evaluation.experts[-1].cost)
         return [f"{saved:.1f} %", f"{100 * versus.mean:+.2f} ± {100 * versus.standard_error:.2f}"]
 

@@ -4,7 +4,7 @@
     uv run python tests/benchmarks/zoo_seeds.py --seeds 3 --pools cifar10:resnet56,runs/vit/experts/vit-6m
 
 Searched on `validation`, reported on `test`. Printed: of each method the point that the default rule chooses on the
-search images, its saving and its difference to the largest expert on the same report images; mean and range over
+search images, its saving and its difference to the reference expert on the same report images; mean and range over
 seeds.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=50)
     options = parser.parse_args()
     logging.disable_progress_bar()
-    header = ["pool, method", "saved", "vs largest", "vs random mix", "area, %", "gap closed", "drop"]
+    header = ["pool, method", "saved", "vs reference", "vs random mix", "area, %", "gap closed", "drop"]
     print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
     for pool in options.pools:
         dataset, names = pool.split(":")
@@ -56,7 +56,7 @@ def main() -> None:
                     baselines=name == "cascade",
                 )
                 found = DispatcherSearch(experts, splits[0], args, report_dataset=splits[1]).run().evaluation
-                largest, volumes = found.experts[-1].cost, found.hypervolumes
+                reference, volumes = found.experts[found.reference].cost, found.hypervolumes
                 gap = volumes["oracle"] - volumes["random-mix"]
                 baselines = found.baselines if name == "cascade" else {}
                 for method, series in {name: found.series, **baselines}.items():
@@ -64,8 +64,8 @@ def main() -> None:
                     volume = volumes["front" if method == name else method]
                     rows.setdefault(method, []).append(
                         [
-                            100 * (1 - point.report.cost / largest),
-                            100 * series.versus_largest[series.default].mean,
+                            100 * (1 - point.report.cost / reference),
+                            100 * series.versus_reference[series.default].mean,
                             100 * series.versus_mix[series.default].mean,
                             100 * volume,
                             100 * (volume - volumes["random-mix"]) / gap,

@@ -21,7 +21,6 @@ from pertinence import PertinenceForImageClassification, PertinenceImageProcesso
 ROOT = Path(__file__).resolve().parents[2]
 POOL = {"small": "test_efficientnet", "middle": "test_vit", "large": "test_resnet"}
 EXPERTS = [f"tester/digits-{name}" for name in POOL]
-QUICK = ["--population", "4", "--generations", "1"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +48,7 @@ def experts_on_hub(hub, digit_experts) -> list[str]:
 @pytest.fixture(scope="module")
 def searched(experts_on_hub, images_on_hub, tmp_path_factory) -> tuple[str, str]:
     """Where the example of a search pushed its result to, and what it printed."""
-    arguments = ["--experts", *experts_on_hub, "--dataset", images_on_hub, "--image-limit", "300", *QUICK]
+    arguments = ["--experts", *experts_on_hub, "--dataset", images_on_hub, "--image-limit", "300"]
     folder = tmp_path_factory.mktemp("from-hub") / "run"
     repo_id = "tester/pertinence-digits"
     return repo_id, run_example("search_from_hub", *arguments, "--output-dir", folder, "--push-to-hub", repo_id)
@@ -121,7 +120,7 @@ def test_label_free(experts_on_hub, hub, digits, tmp_path):
     folder.mkdir()
     for index, image in enumerate(digits[1].select(range(200))["image"]):
         image.save(folder / f"{index:03}.png")
-    arguments = ["--experts", *experts_on_hub, "--dataset", folder, "--max-loss", "0.2", *QUICK]
+    arguments = ["--experts", *experts_on_hub, "--dataset", folder, "--max-loss", "0.2"]
     printed = run_example("label_free", *arguments, "--output-dir", tmp_path / "run")
     name, agreement = re.search(r"^(\S+): agrees on (\S+) % of unseen images, saves -?\d+ %", printed, re.M).groups()
     model = PertinenceForImageClassification.from_pretrained(tmp_path / "run")
@@ -132,7 +131,7 @@ def test_label_free(experts_on_hub, hub, digits, tmp_path):
 
 def test_three_resolutions(experts_on_hub, images_on_hub, tmp_path):
     arguments = ["--expert", experts_on_hub[2], "--sizes", 32, 48, "--dataset", images_on_hub, "--split", "test"]
-    printed = run_example("three_resolutions", *arguments, *QUICK, "--output-dir", tmp_path / "run")
+    printed = run_example("three_resolutions", *arguments, "--output-dir", tmp_path / "run")
     model = PertinenceForImageClassification.from_pretrained(tmp_path / "run")
     one = sum(parameter.numel() for parameter in model.experts[0].parameters())
     assert f"3 experts, {one:,} parameters in all" in printed
@@ -146,7 +145,7 @@ def test_fine_tune_experts(hub, make_expert, digits, tmp_path):
     for name, seed in (("test_efficientnet", 1), ("test_resnet", 2)):
         hub.add_model(f"tester/{name}", make_expert(tmp_path / name, name, 32, ["cat", "dog", "ship"], seed))
     checkpoints = ["tester/test_efficientnet", "tester/test_resnet"]
-    printed = run_example("fine_tune_experts", "--checkpoints", *checkpoints, *QUICK, "--output-dir", tmp_path / "run")
+    printed = run_example("fine_tune_experts", "--checkpoints", *checkpoints, "--output-dir", tmp_path / "run")
     assert "test_resnet" in printed
     (tmp_path / "run" / "experts").rename(tmp_path / "elsewhere")  # the model has copies
     model = PertinenceForImageClassification.from_pretrained(tmp_path / "run" / "model")

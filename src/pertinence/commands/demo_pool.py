@@ -67,7 +67,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     ]
 
     saved_to = str(folder / ("model" if seed == 0 else f"model-{seed}"))
-    args = SearchArguments(seed=seed, generations=10, front_size=12, output_dir=saved_to)
+    args = SearchArguments(seed=seed, front_size=12, output_dir=saved_to)
     result = DispatcherSearch(experts, search, args, report_dataset=unseen).run()
     result.save(saved_to)
     print(result.evaluation, "\n")

@@ -178,10 +178,7 @@ class Evaluation:
             "same images, ± standard error.",
         ]
         if self.baselines:
-            notes.append(
-                "Each baseline is shown at the point that the same rule chooses on the search images. Chains are "
-                "tuned and evaluated on the same images there, so that their choice is optimistic."
-            )
+            notes.append("Each baseline is shown at the point that the same rule chooses on the search images.")
         volumes = ", ".join(f"{name} {100 * value:.3f}" for name, value in self.hypervolumes.items())
         notes.append(f"Area under random mixes of points, in % of cost x {measure}: {volumes}.")
         if self.gap_closed is not None:

@@ -58,7 +58,9 @@ class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
         group="recipe",
         choices=RecipeChoices(),
     )
-    population: int = setting(50, "Individuals per generation.", group="search", least=2)
+    population: int = setting(
+        50, "Individuals per generation, of recipes with a genetic algorithm (paper).", group="search", least=2
+    )
     generations: int = setting(50, "Generations of NSGA-II.", group="search", least=1)
     seed: int = setting(
         0, "Random seed of the splits, the genetic algorithm and the training.", group="search", least=0
@@ -97,7 +99,7 @@ class SearchArguments(CascadeArguments, PaperArguments, RuntimeArguments):
         200, "Largest number of operating points of the model.", group="search", least=3, most=MAX_POINTS
     )
     baselines: bool = setting(
-        True, "Also tune confidence cascades with the same search, as baselines.", group="search"
+        True, "Also fit what the front is compared with: tuned confidence cascades, ...", group="search"
     )
     preprocessing: str = setting(
         "exact",

@@ -151,6 +151,8 @@ def fit(
             state=state_dir and state_dir / f"{recipe.name}.safetensors",
         )
 
+    if not any(recipe.space for recipe in recipes):
+        _say_unused(args)
     evolutions = {recipe.name: run(recipe, statics) for recipe in recipes if recipe.space is not None}
     fronts = []
     for recipe in recipes:
@@ -169,6 +171,17 @@ def fit(
         {recipe.name: dict(recipe.record) for recipe in recipes if recipe.record},
         judged.reference,
     )
+
+
+def _say_unused(args: SearchArguments) -> None:
+    """Say which settings of the genetic algorithm were given although there is nothing to search."""
+    defaults = {one.name: one.default for one in args.settings()}
+    given = [name for name in ("population", "generations") if getattr(args, name) != defaults[name]]
+    if given:
+        logger.warning(
+            f"{' and '.join(given)} {'has' if len(given) == 1 else 'have'} no effect: the recipe {args.recipe} leaves "
+            "nothing to a genetic algorithm."
+        )
 
 
 def prepare_recipes(

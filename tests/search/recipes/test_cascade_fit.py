@@ -11,7 +11,7 @@ from pertinence.predictions.tables import PredictionTable
 from pertinence.routing.costs import PoolCosts
 from pertinence.routing.evidence import CONFIDENCE, compute_evidence
 from pertinence.search.recipes.cascade_fit import PRICES, fit_heads
-from pertinence.search.recipes.curves import HeldOut
+from pertinence.search.recipes.curves import HeldOut, Place
 from pertinence.search.recipes.outputs import FoldedOutputs, fit_mixing_weights
 
 
@@ -197,6 +197,24 @@ def test_one_fit_is_the_same_alone_or_after_others_and_on_any_number_of_threads(
         assert torch.equal(alone.bias, expected.bias)
         assert np.array_equal(alone.accuracy, expected.accuracy)
         assert np.array_equal(alone.cost, expected.cost)
+
+
+def test_points_of_several_curves_are_judged_in_their_order(predictions, outputs):
+    """A front goes back and forth between curves and single experts."""
+    unseen = make_predictions(300, seed=1)
+    curves = [fit_heads(outputs, members) for members in (WHOLE, (0, 2), (1, 2))]
+    places = [Place(curves[at % 3], 5 * at) if at % 4 else Place(None, at % 3) for at in range(10)]
+    judge = HeldOut(unseen)
+    right, costs = judge.judge_all(places)
+    for column, place in enumerate(places):
+        if place.curve is None:
+            alone = evaluate_experts(unseen)[place.position]
+            expected, cost = alone.correct, alone.figures.cost
+        else:
+            found, spent = judge.judge(place.curve, [place.position])
+            expected, cost = found[:, 0], spent[0]
+        assert torch.equal(right[:, column], expected)
+        assert costs[column] == pytest.approx(cost)
 
 
 @pytest.mark.parametrize("mixing", [True, False])

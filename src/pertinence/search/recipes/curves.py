@@ -166,18 +166,19 @@ class HeldOut:
         return right, np.stack(shares, 1) @ path_costs(self.outputs, curve.objective, members)
 
     def judge_all(self, places: Sequence[Place]) -> tuple[torch.Tensor, np.ndarray]:
-        """The same for the dispatchers of several curves and for single experts, in any order."""
-        by_curve: dict[int, list[Place]] = {}
-        for place in places:
-            by_curve.setdefault(id(place.curve), []).append(place)
-        judged = []
+        """The same for the dispatchers of several curves and for single experts, in their order."""
+        right, costs = torch.empty(len(self.outputs), len(places), dtype=torch.bool), np.empty(len(places))
+        by_curve: dict[int, list[int]] = {}
+        for at, place in enumerate(places):
+            by_curve.setdefault(id(place.curve), []).append(at)
         for several in by_curve.values():
-            curve, indices = several[0].curve, [place.position for place in several]
+            curve, positions = places[several[0]].curve, [places[at].position for at in several]
             if curve is None:
-                judged.append((self._alone[:, indices], np.array(self.outputs.costs.of_experts)[indices]))
+                right[:, several] = self._alone[:, positions]
+                costs[several] = np.array(self.outputs.costs.of_experts)[positions]
             else:
-                judged.append(self.judge(curve, indices))
-        return torch.cat([right for right, _ in judged], 1), np.concatenate([costs for _, costs in judged])
+                right[:, several], costs[several] = self.judge(curve, positions)
+        return right, costs
 
     def _make_after(self, ran: Members, mixing: tuple[float, ...] | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Evidence after some experts, and whether the answer is right then, bool (n,)."""
