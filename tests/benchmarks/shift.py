@@ -155,7 +155,7 @@ def study(pool: str, options: argparse.Namespace) -> None:
             on(f"{label} {unit} {strength}", corrupted(test, kind, strength, options.seed)) for strength in strengths
         ]
     clean, volumes = forms[0], forms[0].evaluation.hypervolumes
-    chains = [baseline for baseline in clean.evaluation.baselines if "chain" in baseline]
+    chains = [name for name in clean.evaluation.baselines if "without" not in name]
     best = max(chains, key=volumes.get)
 
     def point(form: Measured, series: Series) -> list[str]:

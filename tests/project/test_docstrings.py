@@ -38,6 +38,7 @@ def names(
     }
 
 
+@pytest.mark.usefixtures("registered_recipes")
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_give_what_they_show(
     module: str, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

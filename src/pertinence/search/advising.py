@@ -52,9 +52,9 @@ def advise(
         PertinenceError: the experts do not fit together or do not fit the images, or there are no images.
 
     Examples:
-        >>> advice = advise(["user/resnet8", "user/resnet20", "user/resnet56"], dataset)
-        >>> advice.is_one_enough
-        False
+        >>> advice = advise(["user/resnet8", "user/resnet56"], dataset)
+        >>> advice.names
+        ['resnet8', 'resnet56']
         >>> print(advice)  # doctest: +SKIP
     """
     args = args or RuntimeArguments()

@@ -61,9 +61,24 @@ def parse_yaml(text: str, is_own: bool = False) -> Any:
     if len(text) > MAX_YAML:
         raise yaml.YAMLError(f"it has more than {MAX_YAML:,} bytes")
     try:
-        return yaml.load(text, yaml.SafeLoader if is_own else _PlainLoader)
+        values = yaml.load(text, yaml.SafeLoader if is_own else _PlainLoader)
     except MALFORMED as error:  # raised for values that do not match their tags
         raise yaml.YAMLError(explain(error)) from error
+    if _contains_itself(values, [], set()):
+        raise yaml.YAMLError("an alias (*name) stands for something that contains it")
+    return values
+
+
+def _contains_itself(value: Any, around: list[int], checked: set[int]) -> bool:
+    """Whether a list or mapping contains itself; `around`: what it is in; `checked`: what is known not to."""
+    if not isinstance(value, (dict, list)) or id(value) in checked:
+        return False
+    if id(value) in around:
+        return True
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    found = any(_contains_itself(one, [*around, id(value)], checked) for one in inner)
+    checked.add(id(value))
+    return found
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
