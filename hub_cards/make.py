@@ -8,8 +8,8 @@ It needs the private folder `../shared/zoo`. The pools with vision transformers 
 
     uv run python examples/distill_experts.py --config examples/distill_cifar10.yaml
 
-Pools of CIFAR are searched on `validation` and reported on `test`. Those of ImageNet are searched on one half of its 1,300
-images and reported on the other, and no pictures of them are kept. Predictions are cached.
+Pools of CIFAR are searched on `validation` and reported on `test`. Those of ImageNet are searched on one half of
+the 1,300 images and reported on the other, and no pictures of them are kept. Predictions are cached.
 """
 
 from __future__ import annotations

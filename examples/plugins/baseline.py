@@ -18,12 +18,12 @@ class Pairs:
 
     def fit(self, problem):
         images, archive = problem.predictions, Archive()
-        largest = evaluate_experts(images)[-1]
+        reference = evaluate_experts(images)[images.reference]
         for pair in combinations(range(images.num_experts), 2):
             stage = Stage(after=pair[0])
             point = OperatingPoint("", "pair", pair, (stage,))
             head = threshold_head(point, stage, 0.9, images.num_experts)
-            archive.add([Candidate.measured(point, (head,), images, largest)])
+            archive.add([Candidate.measured(point, (head,), images, reference)])
         return {self.name: archive.candidates}
 
 

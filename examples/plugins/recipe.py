@@ -31,7 +31,7 @@ class MarginRecipe(Recipe):
     def __init__(self, predictions, steps):
         self.predictions, self.steps = predictions, steps
         self.measure, self.images = predictions.measure, {"select": len(predictions)}
-        self.largest = evaluate_experts(predictions)[-1]
+        self.reference = evaluate_experts(predictions)[predictions.reference]
         self.last = predictions.num_experts - 1
         upper = np.array([np.nextafter(self.last, 0.0), *[1.0] * self.last])
         alike = np.array([[i, *[t] * self.last] for t in (0.5, 0.1, 0.9) for i in range(self.last)], dtype=float)
@@ -50,7 +50,7 @@ class MarginRecipe(Recipe):
                 threshold_head(point, stage, float(thresholds[stage.after]), self.last + 1, MARGIN)
                 for stage in point.decisions
             )
-            yield judge(point, heads, self.predictions, self.largest)
+            yield judge(point, heads, self.predictions, self.reference)
 
 
 register_recipe("margin", MarginRecipe, MarginArguments)

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from pertinence.evaluation.candidates import static_candidates
 from pertinence.evaluation.outcomes import evaluate_experts
 from pertinence.search.nested import SAVINGS, _along_savings
-from pertinence.search.pairs import PairCurve, PairStudy, PairValue
+from pertinence.search.pairs import PairStudy, PairValue, RoutingCurve
 from pertinence.search.recipes.cascade_fit import fit_heads
 from pertinence.search.recipes.curves import HeldOut, front_of
 from pertinence.search.recipes.outputs import FoldedOutputs
@@ -35,7 +35,7 @@ def searched(search, held, pair: tuple[int, int], seed: int) -> PairValue:
     right, costs = HeldOut(held).judge_all(places)
     study = PairStudy(held, pair, search.reference)
     saved = 1 - costs / study.costs[search.reference]
-    return study.value(PairCurve(pair, _along_savings(right, saved), study.costs[pair[0]] <= study.budgets))
+    return study.value(RoutingCurve(pair, _along_savings(right, saved), study.costs[pair[0]] <= study.budgets))
 
 
 @one_thread()

@@ -11,9 +11,7 @@ from pertinence.evaluation.candidates import load_candidates, save_candidates, s
 from pertinence.evaluation.outcomes import evaluate_experts, evaluate_point
 from pertinence.predictions.predict import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
-from pertinence.search.evolution import evolve
 from pertinence.search.front_search import prepare_recipes
-from pertinence.utils.distributed import make_accelerator
 
 
 NAMES = ("without search", "tuned cascades", "pairs at 90 %")
@@ -42,16 +40,9 @@ def problem() -> BaselineProblem:
         for skill in (2.0, 3.0, 5.0)
     ]
     predictions = Predictions.of_pool(experts, labels, PoolCosts.in_gmacs((1.0, 3.0, 10.0)))
-    accelerator = make_accelerator("cpu")
     recipes, problem = prepare_recipes(predictions, SearchArguments(), True, "cpu")
     statics = static_candidates(evaluate_experts(predictions), predictions.reference)
-    reference = (statics[-1].cost, statics[0].accuracy)
-
-    def tune(recipe):
-        how = {"population": 4, "generations": 1, "seed": 0, "reference": reference}
-        return evolve(recipe, accelerator, **how).archive.candidates
-
-    return BaselineProblem(predictions, statics, recipes, True, problem, tune)
+    return BaselineProblem(predictions, statics, recipes, problem)
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +69,14 @@ def test_its_candidates_are_dispatchers_of_the_pool(fitted):
 
 
 def test_its_figures_are_what_the_model_does(fitted, problem):
-    largest = evaluate_experts(problem.predictions)[-1]
+    reference = evaluate_experts(problem.predictions)[problem.predictions.reference]
     for candidate in (candidate for several in fitted.values() for candidate in several):
         select = candidate.point.select
         outcome = evaluate_point(candidate.point, candidate.heads, problem.predictions)
         assert outcome.figures.costs == pytest.approx(select.costs, rel=2e-3 if select.estimate else 1e-6)
         assert outcome.figures.accuracy == pytest.approx(select.accuracy, abs=0.1 if select.estimate else 1e-9)
         if not select.estimate:
-            assert candidate.versus_reference == pytest.approx(outcome.versus(largest))
+            assert candidate.versus_reference == pytest.approx(outcome.versus(reference))
 
 
 def test_it_gives_the_same_again(baseline, fitted, problem):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -313,7 +314,7 @@ def test_without_labels_agreement_is_promised(data, digits, digit_experts, tmp_p
     folder = search(digits, digit_experts, tmp_path / "run", labels="agree")
     assert command(folder, data, "--max-accuracy-loss", "0.2") == 0
     printed = capsys.readouterr().out
-    assert "points of agreement against the largest expert" in printed
+    assert "points of agreement against the expert '" in printed
     assert "accuracy" not in printed
     assert LABELS_RIGHT not in printed
     guarantee = PertinenceConfig.from_pretrained(folder).build_guarantee()
@@ -325,7 +326,9 @@ def test_it_says_when_only_the_largest_expert_qualifies(capsys):
     figures = Figures(0.9, (0.8, 1.0), {"gmacs": 1.0}, (0.0, 1.0), 100)
     front = Front([OperatingPoint(name, "static", (index,), (), figures) for index, name in enumerate("ab")], "ab")
     of_largest = make_guarantee(operating_point="b", tested=(Comparison("b", 0, 0, 0.01), Comparison("a", 9, 0, 0.9)))
-    assert "Only the largest expert itself qualifies" in of_largest.describe(front)
+    assert "Only 'b' itself qualifies" in of_largest.describe(front)
+    assert "against the largest expert" in of_largest.sentence, "of a model of the first edition"
+    assert "against the expert 'a'" in replace(of_largest, reference="a").sentence
     of_other = make_guarantee(operating_point="a", tested=(Comparison("b", 0, 0, 0.01), Comparison("a", 1, 0, 0.02)))
     assert "Only" not in of_other.describe(front)
 

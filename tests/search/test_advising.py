@@ -84,6 +84,24 @@ def test_predictions_without_scores_are_called_out():
     assert not advise_on(["small", "big"], scored).notes
 
 
+def test_two_experts_of_the_same_skill_are_not_worth_the_expensive_one():
+    """They differ, but by no more than the noise, and neither knows when the other is right."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 5, (1000,), generator=generator)
+    right = torch.rand(1000, 1, generator=generator) < 0.8
+    wrong = torch.nn.functional.one_hot((labels + 1) % 5, 5)
+    scores = torch.where(right, torch.nn.functional.one_hot(labels, 5), wrong).float()
+    flipped, rows = scores.clone(), right.squeeze(1)
+    flipped[rows.nonzero()[:3, 0]] = wrong[rows.nonzero()[:3, 0]].float()
+    other = (~rows).nonzero()[:2, 0]
+    flipped[other] = torch.nn.functional.one_hot(labels[other], 5).float()
+    experts = [ExpertPredictions.keep(4 * one) for one in (flipped, scores)]
+    advice = advise_on(["cheap", "expensive"], Predictions.of_pool(experts, labels, PoolCosts.in_gmacs((1.0, 5.0))))
+    assert advice.sentence.startswith("One model is enough: cheap.")
+    for pair in advice.pairs:
+        assert pair.saving_interval[0] <= pair.saving
+
+
 def test_it_prints_draws_and_is_plain_values(tmp_path):
     advice = advise_on(["small", "middle", "big"], pool((0.6, 1.0, 1.5), (1.0, 4.0, 10.0)))
     text = repr(advice)
@@ -144,7 +162,10 @@ def test_experts_run_once_over_the_images(digits, digit_experts, tmp_path, capsy
     ("arguments", "words"),
     [
         ([], "advice needs --experts and --dataset, or --predictions and --costs"),
-        (["--predictions", "table.npz"], "--predictions takes --costs, and neither --experts nor --dataset"),
+        (
+            ["--predictions", "table.npz"],
+            "--predictions takes --costs, and neither --experts nor --dataset nor --limit",
+        ),
     ],
 )
 def test_what_is_missing_is_said(arguments, words, capsys):

@@ -49,8 +49,8 @@ def run(data: DataArguments, inputs: AdviceInputs, args: RuntimeArguments) -> No
     from ..utils.io import replaced
 
     if inputs.predictions is not None:
-        if inputs.experts or data.dataset or inputs.costs is None:
-            raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset")
+        if inputs.experts or inputs.costs is None or data.dataset or data.limit:
+            raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset nor --limit")
         advice = advise(PredictionTable.load(inputs.predictions, inputs.costs, data.split))
     elif inputs.experts:
         advice = advise(inputs.experts, load_images(data, args.token), args, label_map=data.label_map)
@@ -78,10 +78,11 @@ def _next_command(advice: Advice, data: DataArguments, inputs: AdviceInputs, arg
         words += ["--predictions", inputs.predictions, "--costs", str(inputs.costs)]
     else:
         words += ["--experts", *(str(advice.sources[index]) for index in advice.taken)]
-    for name in ("dataset", "split", "dataset_config", "image_column", "label_column", "label_map", "limit"):
-        if (value := getattr(data, name)) is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    words += ["--trust-remote-code"] if args.trust_remote_code else []
+    for part in (data, args):
+        for one in part.used():
+            value, flag = getattr(part, one.name), f"--{one.name.replace('_', '-')}"
+            if value != one.default and one.name != "token":
+                words += [flag] if value is True else [flag, str(value)]
     return shlex.join([*words, "--output-dir", "RUN"])
 
 

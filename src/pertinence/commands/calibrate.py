@@ -18,7 +18,7 @@ class GuaranteeArguments(ModelArguments):
 
     max_accuracy_loss: float = setting(
         0.005,
-        "Accuracy (0 to 1) that may be lost against the most accurate expert of the search.",
+        "Accuracy (0 to 1) that may be lost against the reference expert (see info).",
         group="model",
     )
     confidence: float = setting(0.95, "Probability that the guarantee holds.", group="model")

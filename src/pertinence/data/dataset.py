@@ -149,8 +149,7 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
         if self.label_map == "by_name" and self.label_names is not None:
             advice = "rename them as the experts call them, or leave their images out"
             used, which = self.labels.unique(return_inverse=True)  # names that no image has need no match
-            names = {label: self.label_names[label] for label in used.tolist()}
-            places = torch.tensor(places_by_name(names, labels, "the data set", advice))
+            places = torch.tensor(places_by_name(self.label_names, labels, "the data set", advice, used.tolist()))
             self.labels, self.label_names = places[which], dict(labels)
         highest = int(self.labels.max())
         if highest >= len(labels):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, cast
 
 from ..utils.errors import PertinenceError
@@ -123,7 +124,9 @@ def _aliases(names: Labels) -> dict[str, int]:
     return {alias: indices.pop() for alias, indices in owners.items() if len(indices) == 1}
 
 
-def places_by_name(labels: Labels, others: Labels, title: str, advice: str) -> list[int]:
+def places_by_name(
+    labels: Labels, others: Labels, title: str, advice: str, wanted: Sequence[int] | None = None
+) -> list[int]:
     """Find the index of each label among others by its name (see `match_by_name`).
 
     Args:
@@ -131,18 +134,19 @@ def places_by_name(labels: Labels, others: Labels, title: str, advice: str) -> l
         others: where to find them; it may have more labels.
         title: what the labels belong to, for the message.
         advice: what the user can do, for the message.
+        wanted: indices of the labels that must be found; default: all.
 
     Raises:
         PertinenceError: no other label, or several, have the name of a label.
     """
-    found = match_by_name(labels, others)
-    unknown = [name for index, name in labels.items() if index not in found]
+    found, indices = match_by_name(labels, others), list(labels) if wanted is None else wanted
+    unknown = [labels[index] for index in indices if index not in found]
     if unknown:
         raise PertinenceError(
             f"{title}: label_map='by_name' cannot place {len(unknown)} labels, the first of them {unknown[0]!r}: "
             f"{advice}"
         )
-    return [found[index] for index in labels]
+    return [found[index] for index in indices]
 
 
 def resolve_label_map(

@@ -6,7 +6,7 @@ The single experts, random routing among them and the oracle need no fit: every 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,23 +24,19 @@ from .candidates import Candidate, load_candidates
 
 @dataclass(frozen=True)
 class BaselineProblem:
-    """The data and tools for fitting baselines.
+    """The data for fitting baselines.
 
     Attributes:
         predictions: predictions for all search images.
         statics: single experts by rising cost, with their figures on the images that the search evaluates on.
         recipes: prepared recipes of the search (see `search.recipes.base.Recipe`).
-        mixing: whether answers mix the outputs of the experts that have run.
         problem: the problem that the recipes of the search were given (see `search.recipes.base.Problem`).
-        evolve: tunes a recipe with the genetic algorithm of the search, and returns its Pareto front.
     """
 
     predictions: Predictions
     statics: Sequence[Candidate]
     recipes: Sequence[Any]
-    mixing: bool
     problem: Any
-    evolve: Callable[[Any], list[Candidate]]
 
 
 class Baseline(Protocol):

@@ -94,6 +94,7 @@ def calibrate(
         predictions.measure,
         shared,
         _assumptions(model, predictions, approximate),
+        model.config.expert_names[model.config.reference_index],
     )
 
 

@@ -83,6 +83,12 @@ class Candidate:
     def cost(self) -> float:
         return self.figures.cost
 
+    @property
+    def estimate(self) -> float:
+        """The accuracy that chooses among candidates: by out-of-fold decisions if there is such an estimate, else as
+        measured. What is stated (`accuracy`) is smaller, and may be equal for several points."""
+        return self.accuracy if self.figures.out_of_fold is None else self.figures.out_of_fold
+
 
 def static_candidates(outcomes: Sequence[Outcome], reference: int = -1) -> list[Candidate]:
     """Candidates of single experts, by rising cost.
@@ -98,7 +104,7 @@ def static_candidates(outcomes: Sequence[Outcome], reference: int = -1) -> list[
 
 
 class Archive:
-    """The Pareto front of all candidates that were added, by rising cost; of equal ones the first."""
+    """The Pareto front of all candidates that were added, by rising cost and `estimate`; of equal ones the first."""
 
     def __init__(self, candidates: Iterable[Candidate] = ()):
         self.candidates: list[Candidate] = []
@@ -106,14 +112,14 @@ class Archive:
 
     def add(self, candidates: Iterable[Candidate]) -> None:
         merged = [*self.candidates, *candidates]
-        kept = non_dominated([c.cost for c in merged], [c.accuracy for c in merged])
+        kept = non_dominated([c.cost for c in merged], [c.estimate for c in merged])
         self.candidates = [merged[index] for index in kept]
 
     def improvements(self, costs: np.ndarray, accuracy: np.ndarray) -> list[int]:
         """Indices of the points that would enter: those that neither the archive nor another point dominates or
         equals."""
         known_costs = np.array([c.cost for c in self.candidates])
-        known_accuracy = np.array([-math.inf, *(c.accuracy for c in self.candidates)])
+        known_accuracy = np.array([-math.inf, *(c.estimate for c in self.candidates)])
         best = known_accuracy[np.searchsorted(known_costs, costs, side="right")]
         return [index for index in non_dominated(costs, accuracy) if accuracy[index] > best[index]]
 

@@ -14,6 +14,8 @@ from scipy.stats import norm, rankdata
 
 BOOTSTRAP_DRAWS = 2000
 LEVEL = 0.95
+Z = float(norm.ppf((1 + LEVEL) / 2))
+"""Half the width of an interval of this level, in standard errors."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Difference:
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """95 % Wilson interval of a share of `count` images (Wilson 1927), which has a width even if all or none are
     right."""
-    share, z2 = min(max(share, 0.0), 1.0), norm.ppf((1 + LEVEL) / 2) ** 2
+    share, z2 = min(max(share, 0.0), 1.0), Z**2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
     # Rounding must not exclude the share itself.

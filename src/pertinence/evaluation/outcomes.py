@@ -175,23 +175,28 @@ def reference_warnings(names: Sequence[str], outcomes: Sequence[Outcome], refere
         outcomes: outcome of each on the search images.
         reference: the most accurate one (see `Predictions.reference`).
     """
-    best, warnings = outcomes[reference], []
+    best, warnings, name = outcomes[reference], [], names[reference]
     for index in range(reference + 1, len(names)):
         difference, error = best.versus(outcomes[index])
+        worse = "right on the same images" if not error else f"{_points(difference, error)} less accurate"
+        more = "more" if outcomes[index].figures.cost > best.figures.cost else "as much"
         warnings.append(
-            f"Expert {names[index]!r} costs more than {names[reference]!r}, and is {100 * difference:.2f} ± "
-            f"{100 * error:.2f} points less accurate on the search images: it is dominated, and losses and savings "
-            f"refer to {names[reference]!r}."
+            f"Losses and savings refer to {name!r}, the most accurate expert on the search images. {names[index]!r} "
+            f"is {worse}, and costs {more}."
         )
     for index in range(reference):
         difference, error = best.versus(outcomes[index])
         if difference <= error:
             warnings.append(
-                f"Expert {names[index]!r} costs less than {names[reference]!r}, and is not measurably less accurate "
-                f"on the search images ({100 * difference:.2f} ± {100 * error:.2f} points)."
+                f"{names[index]!r} costs less than {name!r}, and is not measurably less accurate on the search images "
+                f"({_points(difference, error)})."
             )
             break
     return warnings
+
+
+def _points(difference: float, error: float) -> str:
+    return f"{100 * difference:.2f} ± {100 * error:.2f} points"
 
 
 def leak_warnings(

@@ -233,14 +233,7 @@ def evaluate_front(
     }
     figures = tuple(one.figures for one in experts)
     oracle = evaluate_oracle(predictions).figures
-    corner = (figures[-1].cost, figures[0].accuracy)
-    reports = {name: measured.figures for name, measured in {"front": series, **compared}.items()}
-    reports |= {"random-mix": figures, "oracle": (oracle, *figures)}
-    volumes = {
-        name: hull_hypervolume([f.cost for f in several], [f.accuracy for f in several], corner)
-        for name, several in reports.items()
-    }
-    volumes["static"] = hypervolume([f.cost for f in figures], [f.accuracy for f in figures], corner)
+    volumes = _volumes({"front": series, **compared}, figures, oracle)
     chosen = front.find(default)
     auroc = routing_auroc(chosen, heads.get(default, ()), predictions)
     selected = select_experts[reference] if len(select_experts) else None
@@ -261,6 +254,18 @@ def evaluate_front(
         reference,
         tuple(warnings),
     )
+
+
+def _volumes(series: Mapping[str, Series], experts: Sequence[Figures], oracle: Figures) -> dict[str, float]:
+    """The areas of `Evaluation.hypervolumes`."""
+    corner = (experts[-1].cost, experts[0].accuracy)
+    reports = {name: measured.figures for name, measured in series.items()}
+    reports |= {"random-mix": tuple(experts), "oracle": (oracle, *experts)}
+    volumes = {
+        name: hull_hypervolume([f.cost for f in several], [f.accuracy for f in several], corner)
+        for name, several in reports.items()
+    }
+    return volumes | {"static": hypervolume([f.cost for f in experts], [f.accuracy for f in experts], corner)}
 
 
 def _measure(

@@ -112,7 +112,7 @@ def _aligned_by_name(references: Sequence[ExpertReference], experts: Sequence[Ex
         raise PertinenceError(
             f"the experts share {len(shared)} labels by their names: {experts[0].entry.name!r} has "
             f"{shown(list(own[0].values())[:3])}, and {experts[1].entry.name!r} {shown(list(own[1].values())[:3])}; "
-            "give each a label_map as a list of indices"
+            "leave by_name out and give the experts lists of indices as label_map"
         )
     aligned = []
     for expert, found in zip(experts, [{index: index for index in own[0]}, *matches], strict=True):
@@ -137,7 +137,7 @@ def _known_labels(expert: Expert) -> Labels:
         PertinenceError: they are unknown: `LABEL_0`, or guessed from their number.
     """
     config, labels = expert.checkpoint.model.config, expert.checkpoint.labels
-    advice = "name them in its config.json, or give it a label_map as a list of indices"
+    advice = "name them in its config.json, or leave by_name out and give the experts lists of indices as label_map"
     if is_generic(labels):
         raise PertinenceError(f"the labels of expert {expert.entry.name!r} have no names (LABEL_0, ...): {advice}")
     if config.model_type == "timm_wrapper" and getattr(config, "label_names", None) is None:

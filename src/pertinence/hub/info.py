@@ -39,10 +39,11 @@ def describe_model(
         f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
         format_table(header, rows),
         repr(front),
-        f"Default operating point: {config.operating_point}",
+        f"Default operating point: {config.operating_point}; losses and savings refer to "
+        f"{config.expert_names[config.reference_index]}.",
         *([] if guarantee is None else [guarantee.describe(front)]),
     ]
-    keys = ("experts", "stem", "front", "operating_point", "preprocessing", "guarantee", "format_version")
+    keys = ("experts", "stem", "front", "operating_point", "preprocessing", "guarantee", "reference", "format_version")
     names = cast("dict[int, str]", config.id2label)
     labels = [names[index] for index in range(len(names))]
     return {"labels": labels, **{key: getattr(config, key) for key in keys}}, "\n\n".join(parts)

@@ -12,11 +12,11 @@ from .metrics import ACCURACY, AGREEMENT, as_plain, format_table
 
 @dataclass(frozen=True)
 class Comparison:
-    """An operating point compared with the largest expert on the same images.
+    """An operating point compared with the reference expert on the same images.
 
     Attributes:
         operating_point: name of the point.
-        losses, wins: number of images that only the largest expert gets right, and that only the point gets right.
+        losses, wins: number of images that only the reference expert gets right, and that only the point gets right.
         p_value: p-value of the null hypothesis that the point loses at least as much as the limit.
     """
 
@@ -28,8 +28,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """A non-inferiority guarantee: an operating point loses less than a limit against the largest expert, with a given
-    confidence.
+    """A non-inferiority guarantee: an operating point loses less than a limit against the reference expert, with a
+    given confidence.
 
     Attributes:
         operating_point: name of the cheapest point that qualified.
@@ -42,6 +42,7 @@ class Guarantee:
         measure: "accuracy", or "agreement" if right means to predict what the largest expert predicts.
         shared: share of the images that were left out because the search or its report had used them; None: unknown.
         assumptions: the assumptions of the guarantee, as sentences.
+        reference: name of the reference expert; None: the largest one.
     """
 
     operating_point: str
@@ -53,6 +54,7 @@ class Guarantee:
     measure: str = ACCURACY
     shared: float | None = None
     assumptions: tuple[str, ...] = ()
+    reference: str | None = None
 
     def __post_init__(self) -> None:
         if not (0 < self.max_accuracy_loss < 1 and 0 < self.confidence < 1):
@@ -105,6 +107,7 @@ class Guarantee:
                 values.get("measure", ACCURACY),
                 None if shared is None else float(shared),
                 tuple(map(str, values.get("assumptions", ()))),
+                None if values.get("reference") is None else str(values["reference"]),
             )
         except MALFORMED as error:
             if isinstance(error, PertinenceError):
@@ -114,9 +117,10 @@ class Guarantee:
     @property
     def sentence(self) -> str:
         """The promise as a sentence."""
+        against = "the largest expert" if self.reference is None else f"the expert {self.reference!r}"
         return (
             f"Guarantee: {self.operating_point!r} loses less than {100 * self.max_accuracy_loss:g} points of "
-            f"{self.measure} against the largest expert, with {100 * self.confidence:g} % confidence."
+            f"{self.measure} against {against}, with {100 * self.confidence:g} % confidence."
         )
 
     def describe(self, front: Front) -> str:
@@ -141,8 +145,9 @@ class Guarantee:
                 ]
             )
         notes = [f"{self.samples} calibration images; * guaranteed, the cheapest that qualifies."]
-        if front.find(self.operating_point).members == (len(front.expert_names) - 1,):
-            notes.append("Only the largest expert itself qualifies: nothing is saved.")
+        reference = front.expert_names[-1] if self.reference is None else self.reference
+        if [front.expert_names[index] for index in front.find(self.operating_point).members] == [reference]:
+            notes.append(f"Only {reference!r} itself qualifies: nothing is saved.")
         if self.shared:
             notes.append(
                 f"Left out, as the search or its report has seen them: {100 * self.shared:.2f} % of the split."

@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from ..routing.metrics import format_table
 from .pairs import PairValue
 
@@ -83,7 +81,7 @@ class Advice:
         if self.is_one_enough:
             return (
                 f"One model is enough: {names[self.taken[0]]}. No pair of these experts gains more than the noise of "
-                f"{self.samples} images over running it alone."
+                f"{self.samples} images."
             )
         taken = ", ".join(names[index] for index in self.taken)
         expected = "; ".join(
@@ -167,6 +165,8 @@ class Advice:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw accuracy against cost, and the pairs worth having, to a file in the format of its suffix."""
+        from matplotlib.figure import Figure  # which only a picture needs
+
         figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
         axes = figure.subplots()
         for pair in [pair for pair in self.pairs if pair.is_worth_having][:SHOWN_PAIRS]:
@@ -185,7 +185,7 @@ class Advice:
                           ha="center")  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlabel(f"{self.unit} per image")
-        axes.set_ylabel(f"accuracy on {self.samples} images, %")
+        axes.set_ylabel("accuracy, %")
         axes.set_title("Experts to take (blue) and pairs worth having (thicker: more gain)", fontsize=10)
         axes.margins(0.12)
         axes.grid(alpha=0.25)

@@ -12,7 +12,8 @@ import torch
 
 from ..data.dataset import LabelledImages, labelled
 from ..data.splits import assign_folds
-from ..evaluation.intervals import paired_difference, wilson_interval
+from ..evaluation.intervals import wilson_interval
+from ..experts.entry import ExpertEntry
 from ..experts.pool import list_references, load_pool, pool_labels
 from ..predictions.arguments import RuntimeArguments
 from ..predictions.predict import predict
@@ -21,10 +22,14 @@ from ..predictions.tables import PredictionTable
 from ..routing.costs import cost_unit
 from ..utils.distributed import make_accelerator, one_thread
 from ..utils.errors import PertinenceError
+from ..utils.validation import is_commit
 from .advice import Advice, ExpertAdvice
-from .nested import AREA, OUTER_FOLDS, SAVINGS
-from .pairs import PairCurve, PairStudy
-from .recipes.chains import DOMINATED_ERRORS, spaced
+from .arguments import SearchArguments
+from .nested import IN_AREA, OUTER_FOLDS, SAVINGS
+from .pairs import PairStudy, RoutingCurve
+from .recipes.chains import dominated, spaced
+from .settings import pinned
+from .steps import hold_out
 
 
 MAX_EXPERTS, MAX_IMAGES, MAX_TAKEN = 16, 5_000, 4
@@ -39,6 +44,7 @@ def advise(
     image_column: str | None = None,
     label_column: str | None = None,
     label_map: str | None = None,
+    report_fraction: float = 0.2,
 ) -> Advice:
     """Advise on a pool before any search: each expert runs once over the images, the rest takes seconds.
 
@@ -47,6 +53,8 @@ def advise(
         dataset: labelled images that no expert was trained on; None for a table.
         args: how experts run.
         image_column, label_column, label_map: see `DispatcherSearch`.
+        report_fraction: share of the images that the advice leaves out: those that a search on the same images holds
+            out for its report, as they must not choose the experts. 0: none, if the search reports on others.
 
     Raises:
         PertinenceError: the experts do not fit together or do not fit the images, or there are no images.
@@ -61,15 +69,33 @@ def advise(
     if isinstance(source, PredictionTable):
         if dataset is not None:
             raise PertinenceError("a table holds the predictions for its images: leave the data set out")
-        return advise_on(source.names, source.predictions)
+        return _without_report(source.names, source.predictions, report_fraction)
     if dataset is None:
         raise PertinenceError("advice on experts needs images to run them on: give a data set")
     pool = load_pool(list_references(source), args.load_options, label_map=label_map)
     images = labelled(dataset, True, image_column, label_column, label_map)
     images.match_labels(pool_labels(pool))
     predictions = predict(pool, images, make_accelerator(args.device), **args.predict_options)
-    advice = advise_on([expert.entry.name for expert in pool], predictions)
-    return replace(advice, sources=tuple(expert.entry.repo_id for expert in pool))
+    advice = _without_report([expert.entry.name for expert in pool], predictions, report_fraction)
+    return replace(advice, sources=tuple(_reference_of(expert.entry) for expert in pool))
+
+
+def _reference_of(entry: ExpertEntry) -> str | None:
+    """How a user names an expert: the folder, or the Hub id at the loaded commit; None for a loaded model."""
+    commit = entry.revision if is_commit(entry.revision) else None
+    return None if entry.repo_id is None else pinned(entry.repo_id, commit)
+
+
+def _without_report(names: Sequence[str], predictions: Predictions, report_fraction: float) -> Advice:
+    if not 0 <= report_fraction < 1:
+        raise PertinenceError(f"report_fraction must lie between 0 and 1, got {report_fraction:g}")
+    if not report_fraction:
+        return advise_on(names, predictions)
+    args = SearchArguments(report_fraction=report_fraction)
+    kept, left_out = hold_out(predictions, args)
+    note = f"The {len(left_out)} images that a search on these images holds out for its report were left out."
+    advice = advise_on(names, kept)
+    return replace(advice, notes=(note, *advice.notes))
 
 
 @one_thread()
@@ -95,7 +121,7 @@ def advise_on(names: Sequence[str], predictions: Predictions, seed: int = 0) -> 
     if len(sample) < len(predictions):
         notes.append(f"Pairs are compared on {len(sample)} of {len(predictions)} images.")
     if len(among) > MAX_EXPERTS:
-        among = tuple(sorted({*spaced(among, predictions.costs.of_experts), reference}))
+        among = tuple(sorted({*spaced(among, predictions.costs.of_experts, MAX_EXPERTS - 1), reference}))
         notes.append(f"Of the experts that none dominates, {len(among)} of spaced costs are compared in pairs.")
     study = PairStudy(sample, among, reference)
     curves = study.curves()
@@ -105,6 +131,8 @@ def advise_on(names: Sequence[str], predictions: Predictions, seed: int = 0) -> 
         )
     values = sorted((study.value(one) for one in curves if len(one.members) == 2), key=lambda one: -one.gain)
     taken, right = _take(study, curves, assign_folds(sample.targets, OUTER_FOLDS, seed, sample.copies).numpy())
+    if (alone := _enough(study, taken, right)) is not None:
+        taken = (alone,)
     difference = right - study.right[:, reference, None]
     mean, error = difference.mean(0), difference.std(0) / len(difference) ** 0.5
     lossless = SAVINGS[(mean >= error / 2) & (mean > 0)]
@@ -123,25 +151,19 @@ def advise_on(names: Sequence[str], predictions: Predictions, seed: int = 0) -> 
 
 def _experts(names: Sequence[str], predictions: Predictions) -> tuple[ExpertAdvice, ...]:
     correct, costs = predictions.correct(), predictions.costs.of_experts
-    accuracy = correct.double().mean(0).tolist()
+    accuracy, clearly = correct.double().mean(0).tolist(), dominated(predictions, range(len(names)))
     found = []
     for index, name in enumerate(names):
         better = [
             other for other in range(index) if accuracy[other] >= accuracy[index] and costs[other] < costs[index]
         ]
-        clearly, dominated_by = False, None
-        if better:
-            best = max(better, key=lambda other: accuracy[other])
-            wins = int((correct[:, best] & ~correct[:, index]).sum())
-            losses = int((correct[:, index] & ~correct[:, best]).sum())
-            difference, error = paired_difference(wins, losses, len(correct))
-            clearly, dominated_by = difference > DOMINATED_ERRORS * error, names[best]
+        dominated_by = names[max(better, key=lambda other: accuracy[other])] if better else None
         interval = wilson_interval(accuracy[index], len(correct))
-        found.append(ExpertAdvice(name, costs[index], accuracy[index], interval, dominated_by, clearly))
+        found.append(ExpertAdvice(name, costs[index], accuracy[index], interval, dominated_by, index in clearly))
     return tuple(found)
 
 
-def _take(study: PairStudy, curves: Sequence[PairCurve], folds: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+def _take(study: PairStudy, curves: Sequence[RoutingCurve], folds: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
     """The experts to take, and whether each image is right at each saving by what was chosen on the other folds.
 
     Returns:
@@ -154,19 +176,38 @@ def _take(study: PairStudy, curves: Sequence[PairCurve], folds: np.ndarray) -> t
     right = np.empty((count, len(SAVINGS)))
     for fold in range(len(folds)):
         train, held = fold_of != fold, fold_of == fold
-        chosen = _envelope(study, curves, _grow(study, curves, train), train)
-        right[held] = _along(study, curves, chosen, held)
+        hull = study.hull_weights(train)
+        chosen = _envelope(study, curves, _grow(study, curves, train), train, hull)
+        right[held] = _along(study, curves, chosen, held, hull)
     return _grow(study, curves, np.ones(count, dtype=bool)), right
 
 
-def _grow(study: PairStudy, curves: Sequence[PairCurve], rows: np.ndarray) -> tuple[int, ...]:
+def _enough(study: PairStudy, taken: tuple[int, ...], right: np.ndarray) -> int | None:
+    """The expert that does alone what was found, up to the noise of the images; None if there is none.
+
+    It is the cheapest one that is at most one paired standard error less accurate than the reference, if what was
+    found (`right`, on images that did not choose it) gains no more than one over it wherever it saves no more.
+    """
+    count = len(right)
+    for expert in study.among:
+        behind = study.right[:, study.reference].astype(float) - study.right[:, expert]
+        if behind.mean() > behind.std() / count**0.5:
+            continue
+        at = study.budgets >= study.costs[expert]
+        gain = (right[:, at] - study.right[:, expert, None]).mean(1)
+        is_enough = len(taken) == 1 or gain.mean() <= gain.std() / count**0.5
+        return expert if is_enough else None
+    return None
+
+
+def _grow(study: PairStudy, curves: Sequence[RoutingCurve], rows: np.ndarray) -> tuple[int, ...]:
     """Add to the reference, one by one, the expert that gains most on some images, while it gains more than its paired
     standard error."""
     taken: tuple[int, ...] = (study.reference,)
-    area = SAVINGS <= AREA + 1e-9
+    hull = study.hull_weights(rows)
 
     def of(members: tuple[int, ...]) -> np.ndarray:
-        return _along(study, curves, _envelope(study, curves, members, rows), rows)[:, area].mean(1)
+        return _along(study, curves, _envelope(study, curves, members, rows, hull), rows, hull)[:, IN_AREA].mean(1)
 
     current = of(taken)
     while len(taken) < min(MAX_TAKEN, len(study.among)):
@@ -180,21 +221,25 @@ def _grow(study: PairStudy, curves: Sequence[PairCurve], rows: np.ndarray) -> tu
     return taken
 
 
-def _envelope(study: PairStudy, curves: Sequence[PairCurve], members: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
+def _envelope(
+    study: PairStudy, curves: Sequence[RoutingCurve], members: tuple[int, ...], rows: np.ndarray, hull: np.ndarray
+) -> np.ndarray:
     """For each saving the best curve of some experts on some images: int64 (S,); -1: random routing among all single
     experts, which needs no search."""
     accuracy = np.full((len(curves) + 1, len(SAVINGS)), -1.0)
     for index, curve in enumerate(curves):
         if set(curve.members) <= set(members):
             accuracy[index] = np.where(curve.affordable, curve.right[rows].mean(0), -1.0)
-    accuracy[-1] = study.right[rows].mean(0) @ study.hull_weights.T
+    accuracy[-1] = study.right[rows].mean(0) @ hull.T
     best = accuracy.argmax(0)
     return np.where(best == len(curves), -1, best)
 
 
-def _along(study: PairStudy, curves: Sequence[PairCurve], chosen: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _along(
+    study: PairStudy, curves: Sequence[RoutingCurve], chosen: np.ndarray, rows: np.ndarray, hull: np.ndarray
+) -> np.ndarray:
     """Whether some images are right at each saving by the chosen curves: float64 (m, S)."""
-    right = study.right[rows] @ study.hull_weights.T
+    right = study.right[rows] @ hull.T
     for index in np.unique(chosen[chosen >= 0]).tolist():
         at = chosen == index
         right[:, at] = curves[index].right[rows][:, at]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..evaluation.baselines import BASELINES, BaselineProblem
 from ..evaluation.candidates import Candidate
+from .recipes.cascade import CascadeRecipe
 from .recipes.families import THRESHOLDS
 from .recipes.study import LONGEST, CascadeStudy
 
@@ -26,8 +27,8 @@ class TunedCascades:
     name = "tuned cascades"
 
     def fit(self, problem: BaselineProblem) -> dict[str, list[Candidate]]:
-        studies = (getattr(recipe, "study", None) for recipe in problem.recipes)
-        study = next(filter(None, studies), None) or CascadeStudy(problem.problem)
+        studies = (recipe.study for recipe in problem.recipes if isinstance(recipe, CascadeRecipe))
+        study = next(studies, None) or CascadeStudy(problem.problem)
         return {"confidence cascades": study.front_of(THRESHOLDS), LONGEST: study.front_of(LONGEST)}
 
 

@@ -137,7 +137,7 @@ def fit(
     mixing = args.mixing if args.mixing is not None else search.measure == ACCURACY
     recipes, problem = prepare_recipes(search, args, mixing, accelerator.device, smaller, accelerator.is_main_process)
     judged = problem.judged
-    statics = static_candidates(experts if judged is search else evaluate_experts(judged), judged.reference)
+    statics = static_candidates(experts if judged is search else evaluate_experts(judged), search.reference)
 
     def run(recipe: Recipe, initial: Sequence[Candidate] = ()) -> Evolution:
         return evolve(
@@ -158,9 +158,7 @@ def fit(
     for recipe in recipes:
         found = evolutions[recipe.name].archive.candidates if recipe.name in evolutions else statics
         fronts += broadcast_object_list([list(recipe.conclude(found))])  # processors may differ in the last bit
-    compared = BaselineProblem(
-        search, statics, recipes, mixing, problem, lambda recipe: run(recipe).archive.candidates
-    )
+    compared = BaselineProblem(search, statics, recipes, problem)
     return FittedFront(
         fronts[0] if len(fronts) == 1 else Archive([*statics, *itertools.chain(*fronts)]).candidates,
         statics,
@@ -169,7 +167,7 @@ def fit(
         {name: evolution.hypervolumes for name, evolution in evolutions.items()},
         {key: count for recipe in recipes for key, count in recipe.images.items()},
         {recipe.name: dict(recipe.record) for recipe in recipes if recipe.record},
-        judged.reference,
+        search.reference,
     )
 
 
@@ -212,6 +210,7 @@ def prepare_recipes(
         seed=args.seed,
         device=device,
         division=division,
+        reference=search.reference,
         smaller=smaller or {},
         shows_progress=shows_progress,
     )

@@ -23,8 +23,8 @@ SAVINGS = np.arange(100) / 100
 OUTER_FOLDS = 5
 WINDOW = 0.15
 """Fronts are compared by the mean over savings that differ by up to this much."""
-AREA = 0.8
-"""The area of a front is its mean accuracy over savings up to this."""
+IN_AREA = SAVINGS <= 0.8 + 1e-9
+"""The area of a front is its mean accuracy over these savings, up to 80 %."""
 MARGIN = 0.5
 """A front other than the first one is taken where it is better by this many paired standard errors."""
 ROWS_AT_ONCE = 2**16
@@ -60,7 +60,7 @@ class NestedCurve:
     @property
     def area(self) -> float:
         """Mean accuracy over savings up to 80 %."""
-        return float(self.accuracy[_in_area()].mean())
+        return float(self.accuracy[IN_AREA].mean())
 
 
 @one_thread()
@@ -80,7 +80,7 @@ def nested_curves(
     if judged is not None:
         is_judged = torch.zeros_like(is_judged).index_fill_(0, judged, True)
     near = np.abs(SAVINGS[:, None] - SAVINGS) <= WINDOW + 1e-9
-    weights = np.column_stack([near, _in_area()]).astype(float)
+    weights = np.column_stack([near, IN_AREA]).astype(float)
     weights /= weights.sum(0)
     # Sums over images: float64 (fronts, S), and (fronts, S + 1) for each set of weights.
     accuracy = gains = squares = np.zeros(())
@@ -91,6 +91,8 @@ def nested_curves(
             is_left_out = torch.zeros(len(predictions), dtype=torch.bool).index_fill_(0, left_out, True)
             judge = fit(predictions.subset((~is_left_out).nonzero().squeeze(1)))
             for rows in left_out[is_judged[left_out]].split(ROWS_AT_ONCE):
+                if not len(rows):  # of few images none may count here
+                    continue
                 held = predictions.subset(rows)
                 right, chosen = [], []
                 for hits, costs, default in judge(held):
@@ -120,10 +122,6 @@ def choose_by_cost(curves: Sequence[NestedCurve]) -> np.ndarray:
     worth = np.where((gain > 0) & (gain >= MARGIN * error), gain, -np.inf)
     worth[0] = 0.0
     return worth.argmax(0)
-
-
-def _in_area() -> np.ndarray:
-    return SAVINGS <= AREA + 1e-9
 
 
 def _along_savings(right: torch.Tensor, saved: np.ndarray) -> np.ndarray:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 
-from ..evaluation.intervals import random_mix_hull
+from ..evaluation.intervals import Z, random_mix_hull
 from ..predictions.predictions import Predictions
 from ..routing.evidence import TOP_PROBABILITY
 from .nested import SAVINGS
@@ -23,12 +22,10 @@ from .recipes.outputs import PoolOutputs, fit_mixing_weights
 
 WEIGHT_ROWS = 5_000
 """Largest number of images to fit two mixing weights to."""
-Z = 1.96
-"""Half the width of a 95 % interval, in standard errors."""
 
 
 @dataclass(frozen=True)
-class PairCurve:
+class RoutingCurve:
     """The untuned routing of a pair, or a single expert, at each saving.
 
     Attributes:
@@ -86,10 +83,10 @@ class PairStudy:
         self._outputs = PoolOutputs(predictions)
         self.right = (self._outputs.votes == self._outputs.targets.unsqueeze(1)).numpy()
 
-    @cached_property
-    def hull_weights(self) -> np.ndarray:
-        """Random routing among single experts: float64 (S, N), the share of each at each saving."""
-        accuracy = self.right.mean(0)
+    def hull_weights(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Random routing among single experts, as is best on some of the images: float64 (S, N), the share of each at
+        each saving."""
+        accuracy = self.right[rows].mean(0)
         best = random_mix_hull(self.costs, accuracy, self.budgets)
         weights = np.zeros((len(SAVINGS), len(self.costs)))
         for at, (budget, target) in enumerate(zip(self.budgets, best, strict=True)):
@@ -100,11 +97,11 @@ class PairStudy:
         """The largest probability of an expert alone: float32 (n,)."""
         return self._outputs.evidence((expert,), None)[:, TOP_PROBABILITY].numpy()
 
-    def single(self, expert: int) -> PairCurve:
+    def single(self, expert: int) -> RoutingCurve:
         right = np.broadcast_to(self.right[:, expert, None], (len(self.right), len(SAVINGS)))
-        return PairCurve((expert,), right, self.costs[expert] <= self.budgets)
+        return RoutingCurve((expert,), right, self.costs[expert] <= self.budgets)
 
-    def pair(self, small: int, big: int) -> PairCurve:
+    def pair(self, small: int, big: int) -> RoutingCurve:
         """The untuned routing of two experts."""
         outputs, members, count = self._outputs, (small, big), len(self.right)
         rows = torch.linspace(0, count - 1, min(count, WEIGHT_ROWS), dtype=torch.float64).round().long()
@@ -115,14 +112,14 @@ class PairStudy:
         place[np.argsort(self.confidence(small), kind="stable")] = (np.arange(count) + 0.5) / count
         deferred = np.clip((self.budgets - self.costs[small]) / self.costs[big], 0, 1)
         right = np.where(place[:, None] < deferred, mixed[:, None], self.right[:, small, None])
-        return PairCurve(members, right, self.costs[small] <= self.budgets)
+        return RoutingCurve(members, right, self.costs[small] <= self.budgets)
 
-    def value(self, curve: PairCurve) -> PairValue:
+    def value(self, curve: RoutingCurve) -> PairValue:
         """What a pair is worth, on these images."""
         small, big = curve.members
         choice = curve.affordable & (self.budgets <= self.costs[small] + self.costs[big])
         # Where the first expert alone costs as much as the reference, there is nothing to choose.
-        over_hull = (curve.right - self.right @ self.hull_weights.T) @ (choice / max(choice.sum(), 1))
+        over_hull = (curve.right - self.right @ self.hull_weights().T) @ (choice / max(choice.sum(), 1))
         difference = curve.right - self.right[:, self.reference, None].astype(float)
         count = len(difference)
         mean, error = difference.mean(0), difference.std(0) / count**0.5
@@ -132,18 +129,18 @@ class PairStudy:
             return float(SAVINGS[kept & usable].max(initial=0.0))
 
         at = {}
-        for percent in (20, 40, 60):
+        for percent in (20, 40, 60):  # as `SAVINGS` has one value for each per cent
             at[percent] = (float(mean[percent]), float(error[percent])) if usable[percent] else None
         return PairValue(
             (small, big),
             float(over_hull.mean()),
             float(over_hull.std() / count**0.5),
             largest((mean >= error / 2) & (mean > 0)),
-            (largest(mean >= Z * error), largest(mean >= -Z * error)),
+            (largest((mean >= Z * error) & (mean > 0)), largest(mean >= -Z * error)),
             at,
         )
 
-    def curves(self) -> list[PairCurve]:
+    def curves(self) -> list[RoutingCurve]:
         """Every single expert and every pair."""
         pairs = itertools.combinations(self.among, 2)
         return [*map(self.single, self.among), *(self.pair(*pair) for pair in pairs)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..evaluation.candidates import Candidate
 from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
-from ..routing.names import BEST_BELOW_LARGEST, CHEAPEST_LOSSLESS, FASTEST, MOST_ACCURATE
+from ..routing.names import BEST_BELOW_REFERENCE, CHEAPEST_LOSSLESS, FASTEST, MOST_ACCURATE
 
 
 def build_front(
@@ -23,7 +23,7 @@ def build_front(
     candidates, default = thinned(candidates, reference_cost, size)
     names = [f"point-{position:02d}" for position in range(len(candidates))]
     names[0], names[-1] = FASTEST, MOST_ACCURATE
-    names[default] = CHEAPEST_LOSSLESS if is_lossless else BEST_BELOW_LARGEST
+    names[default] = CHEAPEST_LOSSLESS if is_lossless else BEST_BELOW_REFERENCE
     points: list[OperatingPoint] = [
         replace(candidate.point, name=name) for candidate, name in zip(candidates, names, strict=True)
     ]
@@ -43,15 +43,15 @@ def default_point(candidates: Sequence[Candidate], reference_cost: float) -> tup
     lossless.
 
     Lossless means: cheaper than the reference expert, and more accurate on the same images by at least half a paired
-    standard error, by out-of-fold decisions. If no point is lossless, the default is the most accurate one that is
-    cheaper.
+    standard error. If no point is lossless, the default is the most accurate one that is cheaper. Both go by the
+    estimate that chooses, not by what is stated.
     """
     cheaper = [index for index, candidate in enumerate(candidates) if candidate.cost < reference_cost]
     for index in cheaper:
         difference, error = candidates[index].versus_reference
         if difference > 0 and difference >= error / 2:
             return index, True
-    return max(cheaper, key=lambda index: candidates[index].accuracy, default=0), False
+    return max(cheaper, key=lambda index: candidates[index].estimate, default=0), False
 
 
 def thin(costs: Sequence[float], size: int, needed: int) -> list[int]:

@@ -82,6 +82,7 @@ class Problem:
         division: int64, the images that fit and those that choose, if a recipe of this search divides them (see
             `Recipe.divides`); None: all images do both, and estimates must be out-of-fold.
         smaller: for some experts the index of their variant with a smaller input.
+        reference: pool index of the expert that others are compared with; None: the most accurate one on these images.
         shows_progress: whether this process shows progress bars.
     """
 
@@ -92,7 +93,13 @@ class Problem:
     device: torch.device | str = "cpu"
     division: tuple[torch.Tensor, torch.Tensor] | None = None
     smaller: Mapping[int, int] = field(default_factory=dict)
+    reference: int | None = None
     shows_progress: bool = False
+
+    @property
+    def compared_with(self) -> int:
+        """Pool index of the expert that others are compared with."""
+        return self.predictions.reference if self.reference is None else self.reference
 
     @property
     def judged(self) -> Predictions:
@@ -139,8 +146,9 @@ class Recipe(Protocol):
         ...
 
     def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
-        """Fit and evaluate a population: genomes (P, G) to P individuals, one after the other."""
-        ...
+        """Fit and evaluate a population: genomes (P, G) to P individuals, one after the other; by default none, for a
+        recipe with nothing to search."""
+        return iter(())
 
     def conclude(self, found: Sequence[Candidate]) -> Sequence[Candidate]:
         """The candidates of the recipe after its search, which found a Pareto front; by default that front."""
@@ -148,8 +156,9 @@ class Recipe(Protocol):
 
     def unsearched(self, statics: Sequence[Candidate]) -> Sequence[Candidate]:
         """The front of the recipe without a search: by default that of the neutral genomes of its space and of single
-        experts."""
-        assert self.space is not None
+        experts; that of `conclude` if there is nothing to search."""
+        if self.space is None:
+            return self.conclude(statics)
         archive = Archive(statics)
         for individual in self.evaluate(self.space.neutral):
             entering = archive.improvements(individual.costs, individual.accuracy)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ...evaluation.candidates import Candidate
-from .arguments import CascadeArguments
-from .base import Individual, Problem, Recipe
+from .base import Problem, Recipe
 from .families import STARTS
 from .outputs import EVIDENCE
 from .study import CascadeStudy
@@ -18,8 +15,8 @@ from .study import CascadeStudy
 class CascadeRecipe(Recipe):
     """The front of the families of cascades that are worth most on images that they were not fitted to.
 
-    Nothing is left to a genetic algorithm where the families can be enumerated: which family makes the front at which
-    cost is chosen by nested cross-validation (see `search.nested`), and the chosen ones are fitted to all images.
+    Nothing is left to a genetic algorithm: which family makes the front at which cost is chosen by nested
+    cross-validation (see `search.nested`), and the chosen ones are fitted to all images.
 
     Args:
         study: the families on the images of the search.
@@ -37,19 +34,8 @@ class CascadeRecipe(Recipe):
         }
 
     @classmethod
-    def features_of(cls, settings: CascadeArguments) -> Sequence[int]:
-        return []
-
-    @classmethod
-    def divides(cls, settings: CascadeArguments) -> None:
-        return None
-
-    @classmethod
     def prepare(cls, problem: Problem) -> CascadeRecipe:
         return cls(CascadeStudy(problem, problem.settings.folds))
-
-    def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
-        return iter(())
 
     def conclude(self, found: Sequence[Candidate]) -> list[Candidate]:
         return self.study.front(self.study.choice)

@@ -26,15 +26,16 @@ def rungs_of(predictions: Predictions, among: Sequence[int]) -> tuple[int, ...]:
     return (*(index for index in among[:-1] if index not in hopeless), among[-1])
 
 
-def spaced(rungs: Sequence[int], costs: Sequence[float]) -> tuple[int, ...]:
-    """At most eight of the rungs, so that the cost of each is a multiple of that of the one before; the last is kept.
+def spaced(rungs: Sequence[int], costs: Sequence[float], size: int = MAX_MEMBERS) -> tuple[int, ...]:
+    """At most `size` of the rungs, so that the cost of each is a multiple of that of the one before; the last is kept.
 
     Args:
         rungs: pool indices, rising.
         costs: cost of each expert of the pool.
+        size: how many are kept.
     """
     chosen, spacing = list(rungs), 1.0
-    while len(chosen) > MAX_MEMBERS:
+    while len(chosen) > size:
         spacing *= 1.05
         chosen = [rungs[0]]
         for rung in rungs[1:]:

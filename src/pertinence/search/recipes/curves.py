@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from ...evaluation.intervals import non_dominated
 from ...predictions.predictions import Predictions
 from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import Head
-from .outputs import EVIDENCE, ROWS_AT_ONCE, FoldedOutputs, Members, PoolOutputs
+from .outputs import EVIDENCE, ROWS_AT_ONCE, FoldedOutputs, Members, PoolOutputs, Recent
 
 
 TOLERATED_MISMATCH, TOLERATED_IMAGES = 0.01, 25
@@ -145,7 +145,7 @@ class HeldOut:
         self.outputs = PoolOutputs(predictions)
         self._alone = self.outputs.votes == self.outputs.targets.unsqueeze(1)
         bytes_each = 4 * len(predictions) * (self.outputs.width + 1)
-        self._after = lru_cache(max(1, 2**28 // bytes_each))(self._make_after)
+        self._after: Recent[tuple[torch.Tensor, torch.Tensor]] = Recent(2**28 // max(bytes_each, 1))
 
     def judge(self, curve: Curve, indices: Sequence[int]) -> tuple[torch.Tensor, np.ndarray]:
         """Whether some dispatchers of a curve are right on each image, bool (n, P); their mean costs, float64 (P,)."""
@@ -155,7 +155,8 @@ class HeldOut:
         for position in range(len(members)):
             stage = curve.point.stage_after.get(members[position])
             weights = None if stage is None else stage.mixing
-            evidence, correct = self._after(members[: position + 1], weights)
+            ran = members[: position + 1]
+            evidence, correct = self._after.get((ran, weights), partial(self._make_after, ran, weights))
             exits = undecided
             if position < len(members) - 1:
                 goes_on = evidence @ curve.weight[position, chosen].T + curve.bias[position, chosen] > 0

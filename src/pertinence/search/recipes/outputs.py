@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,8 +27,31 @@ ROWS_AT_ONCE = 4096
 CACHED_BYTES = 2**30
 """Size of a cache of evidence."""
 
+T = TypeVar("T")
 Members = tuple[int, ...]
 """Pool indices, rising."""
+
+
+class Recent(Generic[T]):
+    """The results that were asked for last. Unlike `lru_cache` around a method it holds no reference to its owner, so
+    that the owner's memory is free as soon as nothing else uses it.
+
+    Args:
+        size: how many are kept, at least one.
+    """
+
+    def __init__(self, size: int):
+        self._size = max(size, 1)
+        self._kept: OrderedDict[Any, T] = OrderedDict()
+
+    def get(self, key: Any, make: Callable[[], T]) -> T:
+        """The result of a key, which is made if it is not kept."""
+        if key not in self._kept:
+            self._kept[key] = make()
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
 
 class PoolOutputs:
@@ -153,7 +176,7 @@ class FoldedOutputs:
         self._mixing: dict[Members, torch.Tensor] = {}
         self._results: dict[Members, tuple[torch.Tensor, torch.Tensor]] = {}
         bytes_each = 8 * rows.numel() * (self.of_images.width + 1)
-        self.evidence = lru_cache(max(1, CACHED_BYTES // bytes_each))(self._make_evidence)
+        self._evidence: Recent[FoldEvidence] = Recent(CACHED_BYTES // bytes_each)
         everyone = tuple(range(self.num_experts))
         weights = self._by_row(everyone)
         # The probability that the whole pool gives to every label.
@@ -195,6 +218,10 @@ class FoldedOutputs:
             belief = self._belief.gather(1, answers.unsqueeze(1)).squeeze(1)
             self._results[ran] = answers == self.of_images.targets, belief
         return self._results[ran]
+
+    def evidence(self, ran: Members) -> FoldEvidence:
+        """The evidence after some experts."""
+        return self._evidence.get(ran, lambda: self._make_evidence(ran))
 
     def _make_evidence(self, ran: Members) -> FoldEvidence:
         out_of_fold = self.of_images.evidence(ran, self._by_row(ran) if self.mixing else None)

@@ -138,6 +138,7 @@ class PaperRecipe(Recipe):
         fit_rows, select_rows: int64, the images that train heads and those that evaluate them.
         arguments: settings of the recipe.
         seed: random seed of the order in which images train heads.
+        reference: pool index of the expert that dispatchers are compared with.
         device: device to train heads on.
     """
 
@@ -150,6 +151,7 @@ class PaperRecipe(Recipe):
         select_rows: torch.Tensor,
         arguments: PaperArguments,
         seed: int,
+        reference: int,
         device: torch.device | str = "cpu",
     ):
         self.arguments, self.seed, self.device = arguments, seed, device
@@ -169,7 +171,7 @@ class PaperRecipe(Recipe):
         self._data = FitData(torch.from_numpy(evidence)[used].to(device), classes[used].to(device), self.num_experts)
         self._evidence = self._evidence_of(self.select)
         self._correct = self.select.correct()
-        self._reference = evaluate_experts(self.select)[self.select.reference]
+        self._reference = evaluate_experts(self.select)[reference]
 
     @classmethod
     def features_of(cls, settings: PaperArguments) -> Sequence[int]:
@@ -184,7 +186,15 @@ class PaperRecipe(Recipe):
     def prepare(cls, problem: Problem) -> PaperRecipe:
         assert problem.division is not None  # asked for by `divides`
         fit_rows, select_rows = problem.division
-        return cls(problem.predictions, fit_rows, select_rows, problem.settings, problem.seed, problem.device)
+        return cls(
+            problem.predictions,
+            fit_rows,
+            select_rows,
+            problem.settings,
+            problem.seed,
+            problem.compared_with,
+            problem.device,
+        )
 
     def _evidence_of(self, predictions: Predictions) -> np.ndarray:
         stage = self.point.stages[0]

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from scipy.optimize import isotonic_regression
 
 from ...evaluation.candidates import Candidate, static_candidates
@@ -62,17 +63,19 @@ class CascadeStudy:
         """The search images, prepared for fits."""
         problem, judged = self.problem, None if self.problem.division is None else self.problem.division[1]
         # With a division another seed than its own, so that the images of both parts are spread over all folds.
-        return self._prepare(self.predictions, problem.seed + (judged is not None), judged, problem.judged.reference)
+        return self._prepare(self.predictions, problem.seed + (judged is not None), judged)
 
-    def _prepare(self, predictions: Predictions, seed: int, judged: Any = None, reference: int | None = None) -> Any:
+    def _prepare(self, predictions: Predictions, seed: int, judged: torch.Tensor | None = None) -> FoldedOutputs:
         problem = self.problem
-        return FoldedOutputs(predictions, self.folds, seed, problem.mixing, judged, reference, problem.device)
+        return FoldedOutputs(
+            predictions, self.folds, seed, problem.mixing, judged, problem.compared_with, problem.device
+        )
 
     @cached_property
     def statics(self) -> list[Candidate]:
         """Every expert alone, on the images that count."""
         judged = self.problem.judged
-        return static_candidates(evaluate_experts(judged), judged.reference)
+        return static_candidates(evaluate_experts(judged), self.problem.compared_with)
 
     @cached_property
     def nested(self) -> dict[str, NestedCurve]:
@@ -85,10 +88,11 @@ class CascadeStudy:
     def _fit_all(self, train: Predictions) -> Callable[[Predictions], Iterator[Judgement]]:
         """Fit the front of each family to a part of the images; see `nested.Fit`."""
         outputs = self._prepare(train, self.problem.seed)
-        statics = static_candidates(evaluate_experts(train), train.reference)
+        reference = self.problem.compared_with
+        statics = static_candidates(evaluate_experts(train), reference)
         fitted: dict[Chain, Curve] = {}
         fronts = [front_of(family.fit(outputs, fitted), statics) for family in [*self.families, self.longest]]
-        cost = statics[train.reference].cost
+        cost = statics[reference].cost
         defaults = [default_point([self._candidate(p, None, statics) for p in front], cost)[0] for front in fronts]
 
         def judge(held: Predictions) -> Iterator[Judgement]:
@@ -104,7 +108,7 @@ class CascadeStudy:
 
     def front_of(self, name: str) -> list[Candidate]:
         """The front of one family, by rising cost."""
-        index = next((index for index, family in enumerate(self.families) if family.name == name), -1)
+        index = [*(family.name for family in self.families), LONGEST].index(name)
         return self.front(np.full(len(SAVINGS), index))
 
     def front(self, choice: np.ndarray) -> list[Candidate]:
@@ -114,12 +118,12 @@ class CascadeStudy:
         is that of the nested curve at their cost, made monotone; so it may be equal for points of different costs.
 
         Args:
-            choice: for each of `SAVINGS` the index of a family; -1: the longest chain alone.
+            choice: for each of `SAVINGS` the index of a family; the last one is the longest chain alone.
         """
         taken = []
         for index in np.unique(choice).tolist():
-            family = self.longest if index == -1 else self.families[index]
-            for place in self._front(family):
+            family = [*self.families, self.longest][index]
+            for place in self._places_of(family):
                 saved = 1 - place.cost(self.statics) / self.predictions.costs.of_experts[-1]
                 if choice[np.abs(SAVINGS - saved).argmin()] == index:
                     taken.append(_Taken(saved, place, self.nested[family.name]))
@@ -133,7 +137,7 @@ class CascadeStudy:
         alone = np.array([one.place.curve is None for one in taken])
         known = np.where(alone, [one.accuracy for one in candidates], [one.accuracy for one in taken])
         stated = _monotone(known, alone)
-        default, _ = default_point(candidates, self.statics[self.problem.judged.reference].cost)
+        default, _ = default_point(candidates, self.statics[self.problem.compared_with].cost)
         if not alone[default]:
             # The images that chose it are among those that draw the curve. Nothing cheaper is stated to be better.
             up_to = slice(default + 1)
@@ -141,7 +145,7 @@ class CascadeStudy:
             stated[up_to] = np.minimum(stated[up_to], max(honest, np.where(alone, known, 0.0)[up_to].max()))
         return stated.tolist()
 
-    def _front(self, family: Family) -> list[Place]:
+    def _places_of(self, family: Family) -> list[Place]:
         if family.name not in self._fronts:
             self._fronts[family.name] = front_of(family.fit(self.outputs, self._fitted), self.statics)
         return self._fronts[family.name]
