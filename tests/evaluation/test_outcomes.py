@@ -12,11 +12,13 @@ from sklearn.metrics import roc_auc_score
 
 from pertinence import Figures, OperatingPoint, PertinenceError, Stage
 from pertinence.evaluation.outcomes import (
+    Outcome,
     check_better_than_chance,
     evaluate_experts,
     evaluate_oracle,
     evaluate_point,
     leak_warnings,
+    reference_warnings,
     routing_auroc,
 )
 from pertinence.predictions.predictions import ExpertPredictions, Predictions
@@ -387,3 +389,38 @@ def test_an_expert_that_may_be_weak_is_not_taken_for_one_that_guesses():
     (warning,) = check_better_than_chance(["a", "b"], [figures(0.9, 40), figures(0.6, 40)], 2)
     assert "'b' is right on 60.00 % of 40 images" in warning
     assert warning.endswith("more images would tell.")
+
+
+# The reference expert
+
+
+def outcomes_of(*correct: list[int], costs: tuple[float, ...]) -> list[Outcome]:
+    found = []
+    for right, cost in zip(correct, costs, strict=True):
+        flags = torch.tensor(right, dtype=torch.bool)
+        accuracy = flags.double().mean().item()
+        figures = Figures(accuracy, (0.0, 1.0), {"gmacs": cost}, (1.0,), len(flags))
+        found.append(Outcome(flags, torch.full((len(flags),), cost), figures))
+    return found
+
+
+def test_a_dominated_expensive_expert_is_named():
+    outcomes = outcomes_of([1, 0] * 50, [1] * 90 + [0] * 10, [1] * 80 + [0] * 20, costs=(1.0, 2.0, 5.0))
+    (warning,) = reference_warnings(["a", "b", "c"], outcomes, 1)
+    assert warning.startswith("Losses and savings refer to 'b', the most accurate expert on the search images. 'c' is")
+    assert warning.endswith("is dominated: it is 10.00 ± 3.00 points less accurate, and costs more.")
+
+
+def test_equal_experts_are_said_to_be_equal():
+    outcomes = outcomes_of([1, 0] * 50, [1, 0] * 50, costs=(2.0, 2.0))
+    (warning,) = reference_warnings(["a", "b"], outcomes, 0)
+    assert warning.endswith("'b' is dominated: it is right on the same images, and costs as much.")
+
+
+def test_a_cheaper_expert_that_is_not_measurably_worse_is_named():
+    outcomes = outcomes_of([1] * 97 + [0] * 3, [1] * 95 + [0] * 2 + [1] * 3, costs=(1.0, 5.0))
+    (warning,) = reference_warnings(["a", "b"], outcomes, 1)
+    assert warning == (
+        "'a' costs less than 'b', and is not measurably less accurate on the search images (1.00 ± 2.23 points)."
+    )
+    assert reference_warnings(["a", "b"], outcomes_of([1, 0] * 50, [1] * 100, costs=(1.0, 5.0)), 1) == []

@@ -182,7 +182,7 @@ def reference_warnings(names: Sequence[str], outcomes: Sequence[Outcome], refere
         more = "more" if outcomes[index].figures.cost > best.figures.cost else "as much"
         warnings.append(
             f"Losses and savings refer to {name!r}, the most accurate expert on the search images. {names[index]!r} "
-            f"is {worse}, and costs {more}."
+            f"is dominated: it is {worse}, and costs {more}."
         )
     for index in range(reference):
         difference, error = best.versus(outcomes[index])
