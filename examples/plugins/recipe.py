@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pertinence import OperatingPoint, Stage, register_recipe
+from pertinence.evaluation.candidates import Candidate
 from pertinence.evaluation.outcomes import evaluate_experts
 from pertinence.routing.evidence import MARGIN
 from pertinence.routing.heads import threshold_head
-from pertinence.search.recipes.base import Box, Recipe, judge
+from pertinence.search.recipes.base import Box, Recipe
 
 
 @dataclass
@@ -50,7 +51,7 @@ class MarginRecipe(Recipe):
                 threshold_head(point, stage, float(thresholds[stage.after]), self.last + 1, MARGIN)
                 for stage in point.decisions
             )
-            yield judge(point, heads, self.predictions, self.reference)
+            yield Candidate.measured(point, heads, self.predictions, self.reference)
 
 
 register_recipe("margin", MarginRecipe, MarginArguments)

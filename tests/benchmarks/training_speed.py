@@ -82,7 +82,7 @@ def main() -> None:
     start = time.perf_counter()
     alone = [train_one(recipe, genome) for genome in genomes]
     one_by_one = options.sample / (time.perf_counter() - start)
-    together = [individual.candidate(0).heads[0] for individual in recipe.evaluate(genomes)]
+    together = [candidate.heads[0] for candidate in recipe.evaluate(genomes)]
     apart = max((head.weight - weight).abs().max().item() for head, (weight, _) in zip(together, alone, strict=True))
 
     start = time.perf_counter()

@@ -161,8 +161,7 @@ def paper(predictions: Predictions, evidence) -> tuple:
 
 
 def one_candidate(recipe):
-    individual = next(iter(recipe.evaluate(recipe.space.neutral[:1])))
-    return individual.candidate(individual.own)
+    return next(iter(recipe.evaluate(recipe.space.neutral[:1])))
 
 
 def test_heads_are_fitted_to_it_and_judged_as_the_model_decides(evidence, predictions):

@@ -11,9 +11,10 @@ from pertinence.evaluation.candidates import static_candidates
 from pertinence.evaluation.outcomes import evaluate_experts, evaluate_point
 from pertinence.predictions.predict import ExpertPredictions, Predictions
 from pertinence.routing.costs import PoolCosts
-from pertinence.search.front_search import prepare_recipes
+from pertinence.search.front_search import prepare_recipes, search_front
 from pertinence.search.recipes.base import Recipe, Space
 from pertinence.search.recipes.registry import RECIPES
+from pertinence.utils.distributed import make_accelerator
 
 
 RECIPE_NAMES = ("paper", "cascade", "margin")
@@ -75,24 +76,16 @@ def genomes(space) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def individuals(recipe, genomes):
+def population(recipe, genomes):
     return list(recipe.evaluate(genomes))
 
 
-def candidates(individual) -> list:
-    return [individual.candidate(index) for index in range(len(individual.costs))]
-
-
 def assert_same(ours, theirs) -> None:
-    """Two individuals of the same genome, bit by bit."""
-    assert ours.own == theirs.own
-    assert np.array_equal(ours.accuracy, theirs.accuracy)
-    assert np.array_equal(ours.costs, theirs.costs)
-    for mine, yours in zip(candidates(ours), candidates(theirs), strict=True):
-        assert (mine.point, mine.versus_reference) == (yours.point, yours.versus_reference)
-        for a, b in zip(mine.heads, yours.heads, strict=True):
-            assert torch.equal(a.weight, b.weight)
-            assert torch.equal(a.bias, b.bias)
+    """Two candidates of the same genome, bit by bit."""
+    assert (ours.point, ours.versus_reference) == (theirs.point, theirs.versus_reference)
+    for a, b in zip(ours.heads, theirs.heads, strict=True):
+        assert torch.equal(a.weight, b.weight)
+        assert torch.equal(a.bias, b.bias)
 
 
 def test_the_example_is_short(example):
@@ -117,35 +110,29 @@ def test_genomes_that_it_proposes_lie_within_its_bounds(space):
         assert ((space.lower <= proposed) & (proposed <= space.upper)).all()
 
 
-def test_every_genome_becomes_an_individual(individuals, genomes):
-    assert len(individuals) == len(genomes)
-    for individual in individuals:
-        assert individual.accuracy.shape == individual.costs.shape
-        assert 0 <= individual.own < len(individual.costs)
+def test_every_genome_becomes_a_candidate(population, genomes):
+    assert len(population) == len(genomes)
 
 
-def test_it_gives_the_same_again(name, predictions, individuals, genomes):
+def test_it_gives_the_same_again(name, predictions, population, genomes):
     again = prepared(name, predictions)[0].evaluate(genomes)
-    for ours, theirs in zip(individuals, again, strict=True):
+    for ours, theirs in zip(population, again, strict=True):
         assert_same(ours, theirs)
 
 
-def test_an_individual_does_not_depend_on_its_neighbours(recipe, individuals, genomes):
-    for ours, genome in zip(individuals, genomes, strict=True):
+def test_a_candidate_does_not_depend_on_its_neighbours(recipe, population, genomes):
+    for ours, genome in zip(population, genomes, strict=True):
         assert_same(ours, *recipe.evaluate(genome[None]))
 
 
-def test_its_candidates_are_dispatchers_of_the_pool(name, individuals):
-    for individual in individuals:
-        for candidate in candidates(individual):
-            candidate.check(3, dict.fromkeys(range(3), FEATURES))
-            assert candidate.point.recipe == name
+def test_its_candidates_are_dispatchers_of_the_pool(name, population):
+    for candidate in population:
+        candidate.check(3, dict.fromkeys(range(3), FEATURES))
+        assert candidate.point.recipe == name
 
 
-def test_its_figures_are_what_the_model_does(individuals, judged):
-    for individual in individuals:
-        candidate, own = individual.candidate(individual.own), individual.own
-        assert (individual.accuracy[own], individual.costs[own]) == (candidate.accuracy, candidate.cost)
+def test_its_figures_are_what_the_model_does(population, judged):
+    for candidate in population:
         assert_measured(candidate, judged)
 
 
@@ -187,6 +174,32 @@ def test_its_fronts_do_what_they_state(front, judged):
         assert_measured(candidate, judged)
 
 
+class OnlyTheCheapest(Recipe):
+    """Nothing to search, and no more than the protocol asks for."""
+
+    name, space = "only-the-cheapest", None
+
+    def __init__(self, measure):
+        self.measure = measure
+
+    @classmethod
+    def prepare(cls, problem):
+        return cls(problem.predictions.measure)
+
+    def conclude(self, found):
+        return found[:1]
+
+
+def test_a_recipe_may_have_nothing_to_search(predictions, statics, registered_recipes):
+    register_recipe("only-the-cheapest", OnlyTheCheapest)
+    recipe, judged = prepared("only-the-cheapest", predictions)
+    assert list(recipe.evaluate(np.empty((0, 0)))) == []
+    assert [one.point.members for one in recipe.unsearched(statics)] == [(0,)]
+    args = SearchArguments(recipe="only-the-cheapest", device="cpu")
+    found = search_front("abc", predictions, predictions, args, make_accelerator("cpu"))
+    assert [point.members for point in found.evaluation.front] == [(0,)]
+
+
 # From outside the package
 
 
@@ -210,7 +223,7 @@ def test_its_points_are_saved_loaded_and_evaluated_without_it(record, evaluated)
 def test_its_settings_are_obeyed(example, predictions):
     coarse = SearchArguments(recipe="margin", margin_steps=1)
     (recipe,), _ = prepare_recipes(predictions, coarse, True, "cpu")
-    heads = [one.candidate(0).heads[0] for one in recipe.evaluate(np.array([[0, 0.3, 0.7], [0, 0.6, 0.2]]))]
+    heads = [one.heads[0] for one in recipe.evaluate(np.array([[0, 0.3, 0.7], [0, 0.6, 0.2]]))]
     assert [head.bias[1].item() for head in heads] == [0.0, 1.0]
     with pytest.raises(PertinenceError, match="margin_steps must be at least 1"):
         SearchArguments(recipe="margin", margin_steps=0)

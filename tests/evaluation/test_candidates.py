@@ -155,19 +155,13 @@ def test_the_archive_keeps_what_nothing_dominates_and_of_equals_the_first(seed):
 
 @pytest.mark.parametrize("known", [0, 1, 12])
 @pytest.mark.parametrize("seed", range(5))
-def test_improvements_are_what_would_enter(seed, known):
+def test_an_improvement_is_what_would_enter(seed, known):
     candidates = random_candidates(known + 30, seed)
     archive, new = Archive(candidates[:known]), candidates[known:]
-    costs, accuracy = np.array([c.cost for c in new]), np.array([c.accuracy for c in new])
-    expected = [
-        index
-        for index, one in enumerate(new)
-        if not any(dominates(other, one) for other in [*archive.candidates, *new])
-        and not any(equal(other, one) for other in [*archive.candidates, *new[:index]])
-    ]
-    found = archive.improvements(costs, accuracy)
-    assert found == sorted(expected, key=lambda index: costs[index])
-
-    everything = Archive(candidates)
-    archive.add(new[index] for index in found)
-    assert list(map(id, archive.candidates)) == list(map(id, everything.candidates))
+    for one in new:
+        worse = any(dominates(other, one) or equal(other, one) for other in archive.candidates)
+        assert archive.is_improved_by(one) is not worse
+        before = archive.candidates
+        archive.add([one])
+        assert (archive.candidates != before) is not worse
+    assert list(map(id, archive.candidates)) == list(map(id, Archive(candidates).candidates))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -115,13 +114,9 @@ class Archive:
         kept = non_dominated([c.cost for c in merged], [c.estimate for c in merged])
         self.candidates = [merged[index] for index in kept]
 
-    def improvements(self, costs: np.ndarray, accuracy: np.ndarray) -> list[int]:
-        """Indices of the points that would enter: those that neither the archive nor another point dominates or
-        equals."""
-        known_costs = np.array([c.cost for c in self.candidates])
-        known_accuracy = np.array([-math.inf, *(c.estimate for c in self.candidates)])
-        best = known_accuracy[np.searchsorted(known_costs, costs, side="right")]
-        return [index for index in non_dominated(costs, accuracy) if accuracy[index] > best[index]]
+    def is_improved_by(self, candidate: Candidate) -> bool:
+        """Whether a candidate would enter: no known one is at least as good and costs no more."""
+        return not any(c.cost <= candidate.cost and c.estimate >= candidate.estimate for c in self.candidates)
 
 
 def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state: Any = None) -> None:

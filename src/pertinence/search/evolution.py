@@ -144,17 +144,9 @@ def _evaluate(
     """
     mine = np.array_split(np.arange(len(genomes)), accelerator.num_processes)[accelerator.process_index]
     results = []
-    for index, individual in zip(mine.tolist(), recipe.evaluate(genomes[mine]) if len(mine) else (), strict=True):
-        entering = archive.improvements(individual.costs, individual.accuracy)
-        own = individual.own
-        results.append(
-            (
-                index,
-                float(individual.accuracy[own]),
-                float(individual.costs[own]),
-                [individual.candidate(i) for i in entering],
-            )
-        )
+    for index, candidate in zip(mine.tolist(), recipe.evaluate(genomes[mine]) if len(mine) else (), strict=True):
+        entering = [candidate] if archive.is_improved_by(candidate) else []
+        results.append((index, candidate.accuracy, candidate.cost, entering))
     return sorted(gather_object(results), key=lambda result: result[0])
 
 

@@ -39,7 +39,7 @@ def with_stem(predictions: Predictions) -> Predictions:
 def individuals(recipe, count: int = 6):
     space = recipe.space
     genomes = np.random.default_rng(0).uniform(space.lower, space.upper, (count, len(space.lower)))
-    return [individual.candidate(individual.own) for individual in recipe.evaluate(genomes)]
+    return list(recipe.evaluate(genomes))
 
 
 def assert_same(candidate, predictions: Predictions) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,31 +10,7 @@ import numpy as np
 import torch
 
 from ...evaluation.candidates import Archive, Candidate
-from ...evaluation.outcomes import Outcome
 from ...predictions.predictions import Predictions
-from ...routing.front import OperatingPoint
-from ...routing.heads import Head
-
-
-@dataclass(frozen=True)
-class Individual:
-    """A fitted genome: one candidate, or a whole curve of them.
-
-    Attributes:
-        accuracy, costs: float64 (L,), estimates of each candidate.
-        own: index of the candidate whose estimates are the objectives of the genome.
-        candidate: makes the candidate of an index.
-    """
-
-    accuracy: np.ndarray
-    costs: np.ndarray
-    own: int
-    candidate: Callable[[int], Candidate]
-
-    @classmethod
-    def of(cls, candidate: Candidate) -> Individual:
-        """The individual of a genome with a single candidate."""
-        return cls(np.array([candidate.accuracy]), np.array([candidate.cost]), 0, lambda _: candidate)
 
 
 class Space(Protocol):
@@ -145,8 +121,8 @@ class Recipe(Protocol):
         """Make the recipe for the images of a search."""
         ...
 
-    def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
-        """Fit and evaluate a population: genomes (P, G) to P individuals, one after the other; by default none, for a
+    def evaluate(self, genomes: np.ndarray) -> Iterator[Candidate]:
+        """Fit and evaluate a population: genomes (P, G) to P candidates, one after the other; by default none, for a
         recipe with nothing to search."""
         return iter(())
 
@@ -159,14 +135,4 @@ class Recipe(Protocol):
         experts; that of `conclude` if there is nothing to search."""
         if self.space is None:
             return self.conclude(statics)
-        archive = Archive(statics)
-        for individual in self.evaluate(self.space.neutral):
-            entering = archive.improvements(individual.costs, individual.accuracy)
-            archive.add([individual.candidate(index) for index in entering])
-        return archive.candidates
-
-
-def judge(point: OperatingPoint, heads: tuple[Head, ...], predictions: Predictions, reference: Outcome) -> Individual:
-    """The individual of an operating point, measured with the code that the model runs; the arguments are those of
-    `Candidate.measured`."""
-    return Individual.of(Candidate.measured(point, heads, predictions, reference))
+        return Archive([*statics, *self.evaluate(self.space.neutral)]).candidates

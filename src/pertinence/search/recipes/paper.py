@@ -20,7 +20,7 @@ from ...routing.policy import allowed_actions, brought, choose
 from ...routing.registry import EVIDENCE
 from ...utils.errors import PertinenceError
 from .arguments import PaperArguments
-from .base import Individual, Problem, Recipe
+from .base import Problem, Recipe
 from .paper_training import FitData, routing_classes, train_paper_heads
 
 
@@ -218,7 +218,7 @@ class PaperRecipe(Recipe):
             )
         return evidence
 
-    def evaluate(self, genomes: np.ndarray) -> Iterator[Individual]:
+    def evaluate(self, genomes: np.ndarray) -> Iterator[Candidate]:
         heads = train_paper_heads(
             self._data,
             self.space.decode(genomes, self._data.counts.cpu()).to(self.device),
@@ -233,7 +233,7 @@ class PaperRecipe(Recipe):
         for weight, bias in zip(weights, biases, strict=True):
             yield self._judge(Head(weight.clone(), bias.clone(), self.statistics))
 
-    def _judge(self, head: Head) -> Individual:
+    def _judge(self, head: Head) -> Candidate:
         stage, select = self.point.stages[0], self.select
         allowed = allowed_actions(self.point, stage, self.num_experts)
         choice = torch.from_numpy(choose(head.scores(self._evidence), allowed))
@@ -252,4 +252,4 @@ class PaperRecipe(Recipe):
         costs = {unit: cost(unit) for unit in select.costs.values}
         outcome = summarise(select, right, costs, shares, select.candidates is not None)
         point = replace(self.point, select=outcome.figures)
-        return Individual.of(Candidate(point, (head,), outcome.versus(self._reference)))
+        return Candidate(point, (head,), outcome.versus(self._reference))
