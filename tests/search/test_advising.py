@@ -44,6 +44,13 @@ def test_a_small_expert_that_knows_when_it_is_right_is_taken():
     assert "Search with small, big. Expected without any tuning, against big: it saves" in advice.sentence
 
 
+def test_experts_far_below_the_reference_may_be_worth_taking():
+    """No point is lossless for certain, but the pairs gain: one model is not enough."""
+    advice = advise_on(["small", "middle", "big"], pool((0.5, 0.8, 1.5), (1.0, 3.0, 10.0)))
+    assert any(pair.is_worth_having for pair in advice.pairs)
+    assert not advice.is_one_enough
+
+
 def test_an_expert_that_a_cheaper_one_beats_is_left_out():
     advice = advise_on(["small", "bad", "big"], pool((0.9, 0.3, 1.5), (1.0, 5.0, 10.0)))
     assert advice.experts[1].dominated_by == "small"
@@ -161,6 +168,7 @@ def test_experts_run_once_over_the_images(digits, digit_experts, tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--figure", "advice"], "figure='advice' must end in .png, .svg, .pdf, .jpg"),
         ([], "advice needs --experts and --dataset, or --predictions and --costs"),
         (
             ["--predictions", "table.npz"],

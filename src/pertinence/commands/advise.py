@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..search.advice import Advice
 
 
+PICTURES = (".png", ".svg", ".pdf", ".jpg")
+
+
 @dataclass
 class AdviceInputs(Settings):
     """The experts to advise on, and where the advice goes."""
@@ -48,6 +51,8 @@ def run(data: DataArguments, inputs: AdviceInputs, args: RuntimeArguments) -> No
     from ..search.advising import advise
     from ..utils.io import replaced
 
+    if inputs.figure is not None and Path(inputs.figure).suffix.lower() not in PICTURES:
+        raise PertinenceError(f"figure={inputs.figure!r} must end in {', '.join(PICTURES)}")
     if inputs.predictions is not None:
         if inputs.experts or inputs.costs is None or data.dataset or data.limit:
             raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset nor --limit")

@@ -13,6 +13,7 @@ from ..predictions.predictions import Predictions
 from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
 from ..routing.metrics import Figures, as_plain, figure_cells, figure_header, format_table
+from ..routing.names import BEST_BELOW_REFERENCE
 from .candidates import Candidate
 from .intervals import Bootstrap, Difference, hull_hypervolume, hypervolume, random_mix_hull
 from .outcomes import evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
@@ -172,7 +173,7 @@ class Evaluation:
         return "\n".join([format_table(header, rows), *hidden, *self._notes()])
 
     def _notes(self) -> list[str]:
-        measure = self.experts[0].measure
+        measure, reference = self.experts[0].measure, self.expert_names[self.reference]
         notes = [
             f"{self.experts[0].samples} images; * default operating point; differences in points of {measure} on the "
             "same images, ± standard error.",
@@ -187,9 +188,12 @@ class Evaluation:
             values = ", ".join(f"{name} {value:.3f}" for name, value in self.auroc.items())
             notes.append(f"Routing AUROC of {self.default}: {values}.")
         if self.drop is not None:
+            gap = f"{100 * abs(self.drop):.2f} points {'smaller' if self.drop >= 0 else 'larger'}"
+            notes.append(f"The lead over {reference} is {gap} on these images than stated, as a mean over the front.")
+        if self.default == BEST_BELOW_REFERENCE:
             notes.append(
-                f"The lead over {self.expert_names[self.reference]} is {100 * self.drop:.2f} points smaller on these "
-                "images than the search stated, as a mean over the front."
+                f"No point is lossless on the search images: the default, {self.default}, is the most accurate one "
+                f"that is cheaper than {reference}."
             )
         if self.below_mix:
             notes.append(f"Below a random mix of experts at the same cost: {', '.join(self.below_mix)}.")

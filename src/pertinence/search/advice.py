@@ -80,8 +80,8 @@ class Advice:
         names, reference = self.names, self.names[self.reference]
         if self.is_one_enough:
             return (
-                f"One model is enough: {names[self.taken[0]]}. No pair of these experts gains more than the noise of "
-                f"{self.samples} images."
+                f"One model is enough: {names[self.taken[0]]}. What the others add, on images that did not choose "
+                f"them, is not above the noise of {self.samples} images; more images may show more."
             )
         taken = ", ".join(names[index] for index in self.taken)
         expected = "; ".join(
@@ -129,7 +129,7 @@ class Advice:
         }
 
     def __repr__(self) -> str:
-        names = self.names
+        names, reference = self.names, self.names[self.reference]
         rows = [
             [
                 one.name,
@@ -157,9 +157,10 @@ class Advice:
             header = ["pair, * best partner", "gain", "no loss", "95 %", "20 %", "40 %", "60 %"]
             parts += ["", format_table(header, cells)]
             parts.append(
-                f"{len(self.pairs)} pairs, the best {len(shown)} are shown. Gain: points of accuracy over random "
-                "routing among single experts. No loss: what the pair saves then. 20, 40, 60 %: difference at that "
-                f"saving. All against {names[self.reference]}, on {self.samples} images, without any tuning."
+                f"{len(self.pairs)} pairs, the best {len(shown)} are shown, on {self.samples} images, without any "
+                "tuning. Gain: points of accuracy over random routing among single experts. No loss: the largest "
+                f"saving at which the difference to {reference} is at least half its standard error. 20, 40, 60 %: "
+                "the difference at that saving."
             )
         return "\n".join([*parts, "", *(f"Note: {note}" for note in self.notes), self.sentence])
 

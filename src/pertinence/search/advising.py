@@ -185,19 +185,22 @@ def _take(study: PairStudy, curves: Sequence[RoutingCurve], folds: np.ndarray) -
 def _enough(study: PairStudy, taken: tuple[int, ...], right: np.ndarray) -> int | None:
     """The expert that does alone what was found, up to the noise of the images; None if there is none.
 
-    It is the cheapest one that is at most one paired standard error less accurate than the reference, if what was
-    found (`right`, on images that did not choose it) gains no more than one over it wherever it saves no more.
+    It is the cheapest one (if several were taken, the cheapest of these) that is at most one paired standard error
+    less accurate than the reference, if what was found (`right`, on images that did not choose it) gains no more than
+    one over it where it saves less.
     """
-    count = len(right)
-    for expert in study.among:
-        behind = study.right[:, study.reference].astype(float) - study.right[:, expert]
-        if behind.mean() > behind.std() / count**0.5:
-            continue
-        at = study.budgets >= study.costs[expert]
-        gain = (right[:, at] - study.right[:, expert, None]).mean(1)
-        is_enough = len(taken) == 1 or gain.mean() <= gain.std() / count**0.5
-        return expert if is_enough else None
+    reference = study.right[:, study.reference].astype(float)
+    for expert in study.among if len(taken) == 1 else taken[:1]:
+        alone = study.right[:, expert]
+        gain = (right[:, study.budgets >= study.costs[expert]] - alone[:, None]).mean(1)
+        if _is_noise(reference - alone) and (len(taken) == 1 or _is_noise(gain)):
+            return expert
     return None
+
+
+def _is_noise(values: np.ndarray) -> bool:
+    """Whether a mean is at most its standard error."""
+    return bool(values.mean() <= values.std() / len(values) ** 0.5)
 
 
 def _grow(study: PairStudy, curves: Sequence[RoutingCurve], rows: np.ndarray) -> tuple[int, ...]:
@@ -215,7 +218,7 @@ def _grow(study: PairStudy, curves: Sequence[RoutingCurve], rows: np.ndarray) ->
         values = [of(candidate) for candidate in candidates]
         best = int(np.argmax([value.mean() for value in values]))
         difference = values[best] - current
-        if difference.mean() <= difference.std() / len(difference) ** 0.5 + 1e-12:
+        if _is_noise(difference - 1e-12):
             break
         taken, current = candidates[best], values[best]
     return taken
