@@ -59,11 +59,11 @@ def search(data, digit_experts, tmp_path_factory):
     """A function: runs a small search from the command line, and returns its exit status."""
     cache = tmp_path_factory.mktemp("cache")
 
-    def run(output_dir: Path, cache_dir: Path = cache) -> int:
+    def run(output_dir: Path, cache_dir: Path = cache, options: tuple[str, ...] = ()) -> int:
         return main([
             "search", "--experts", *map(str, digit_experts), "--dataset", str(data), "--split", "validation",
             "--report-split", "test", "--output-dir", str(output_dir), "--cache-dir", str(cache_dir), "--population",
-            "4", "--generations", "1", "--no-baselines", "--device", "cpu", "--recipe", "paper", "--epochs", "1",
+            "4", "--generations", "1", "--no-baselines", "--device", "cpu", *options,
         ])  # fmt: skip
 
     return run
@@ -108,11 +108,13 @@ def test_disk_full_of_predictions(search, expected, small_disk, tmp_path, capsys
 
 
 @pytest.mark.parametrize(("left", "stands"), [(12_000, "settings"), (200_000, "generations")])
-def test_disk_full_of_a_search(search, expected, small_disk, capsys, left, stands):
-    """While the search notes its first generation, and while the result is saved."""
-    output = small_disk.path / "run"
+def test_disk_full_of_a_search(search, small_disk, tmp_path, capsys, left, stands):
+    """While the search notes its first generation, and while the result is saved; `cascade` has no generations."""
+    options, output = ("--recipe", "paper", "--epochs", "1"), small_disk.path / "run"
+    assert search(tmp_path / "expected", options=options) == 0
+    capsys.readouterr()
     small_disk.leave(left)
-    assert search(output) == 1
+    assert search(output, options=options) == 1
     error = only_error(capsys)
     assert f"written to {output}" in error
     assert "(No space left on device): free some space, or choose another" in error
@@ -122,9 +124,9 @@ def test_disk_full_of_a_search(search, expected, small_disk, capsys, left, stand
     assert any(name.endswith(".safetensors") for name in kept) is (stands == "generations")
     assert not any(name.startswith(".") for name in kept)
     small_disk.leave(None)
-    assert search(output) == 0
-    assert record(output) == record(expected)
-    assert names(output) == names(expected)
+    assert search(output, options=options) == 0
+    assert record(output) == record(tmp_path / "expected")
+    assert names(output) == names(tmp_path / "expected")
 
 
 @pytest.mark.filterwarnings("ignore:Not enough free disk space")  # of the Hub's client, which goes on
