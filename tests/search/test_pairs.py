@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
+from graded_pool import make_predictions
 
 from pertinence.evaluation.intervals import random_mix_hull
-from pertinence.predictions.predictions import ExpertPredictions, Predictions
-from pertinence.routing.costs import PoolCosts
+from pertinence.predictions.predictions import Predictions
 from pertinence.search.nested import SAVINGS
 from pertinence.search.pairs import PairStudy
 from pertinence.search.recipes.outputs import fit_mixing_weights
@@ -17,15 +16,7 @@ COSTS = (1.0, 3.0, 10.0)
 
 @pytest.fixture(scope="module")
 def predictions() -> Predictions:
-    """Three experts of rising skill, who find the same images hard."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 4, (800,), generator=generator)
-    ease = torch.rand(800, 1, generator=generator) * torch.nn.functional.one_hot(labels, 4)
-    experts = [
-        ExpertPredictions.keep(6 * skill * ease + torch.randn(800, 4, generator=generator))
-        for skill in (0.5, 0.8, 1.2)
-    ]
-    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs(COSTS))
+    return make_predictions(800)
 
 
 @pytest.fixture(scope="module")

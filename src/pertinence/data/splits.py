@@ -73,3 +73,8 @@ def _without_copies(labels: torch.Tensor, digests: torch.Tensor | None) -> tuple
     _, first, found = np.unique(digests.numpy(), return_index=True, return_inverse=True)
     order = np.argsort(first)
     return first[order], np.argsort(order)[found]
+
+
+def evenly_spaced(count: int, most: int) -> torch.Tensor:
+    """At most so many of `count` rows, evenly spaced from the first to the last: int64."""
+    return torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).round().long()

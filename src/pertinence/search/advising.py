@@ -8,10 +8,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 
 from ..data.dataset import LabelledImages, labelled
-from ..data.splits import assign_folds
+from ..data.splits import assign_folds, evenly_spaced
 from ..evaluation.intervals import wilson_interval
 from ..experts.entry import ExpertEntry
 from ..experts.pool import list_references, load_pool, pool_labels
@@ -112,8 +111,8 @@ def advise_on(names: Sequence[str], predictions: Predictions, seed: int = 0) -> 
     """
     if len(names) < 2:
         raise PertinenceError(f"advice needs at least two experts, got {len(names)}")
-    rows = torch.linspace(0, len(predictions) - 1, min(MAX_IMAGES, len(predictions)), dtype=torch.float64)
-    sample, reference = predictions.subset(rows.round().long()), predictions.reference
+    sample = predictions.subset(evenly_spaced(len(predictions), MAX_IMAGES))
+    reference = predictions.reference
     experts = _experts(names, predictions)
     hopeless = [one.dominated_by is not None and one.clearly for one in experts]
     among = tuple(index for index in range(len(names)) if index == reference or not hopeless[index])

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import torch
 
+from ..data.splits import evenly_spaced
 from ..evaluation.intervals import Z, random_mix_hull
 from ..predictions.predictions import Predictions
 from ..routing.evidence import TOP_PROBABILITY
@@ -81,7 +82,7 @@ class PairStudy:
         self.costs = predictions.costs.of_experts
         self.budgets = (1 - SAVINGS) * self.costs[reference]
         self._outputs = PoolOutputs(predictions)
-        self.right = (self._outputs.votes == self._outputs.targets.unsqueeze(1)).numpy()
+        self.right = self._outputs.right.numpy()
 
     def hull_weights(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Random routing among single experts, as is best on some of the images: float64 (S, N), the share of each at
@@ -92,6 +93,11 @@ class PairStudy:
         for at, (budget, target) in enumerate(zip(self.budgets, best, strict=True)):
             weights[at] = _shares(self.costs, accuracy, budget, target)
         return weights
+
+    @cached_property
+    def _at_random(self) -> np.ndarray:
+        """Whether each image is right by the best random routing among single experts: float64 (n, S)."""
+        return self.right @ self.hull_weights().T
 
     def confidence(self, expert: int) -> np.ndarray:
         """The largest probability of an expert alone: float32 (n,)."""
@@ -104,7 +110,7 @@ class PairStudy:
     def pair(self, small: int, big: int) -> RoutingCurve:
         """The untuned routing of two experts."""
         outputs, members, count = self._outputs, (small, big), len(self.right)
-        rows = torch.linspace(0, count - 1, min(count, WEIGHT_ROWS), dtype=torch.float64).round().long()
+        rows = evenly_spaced(count, WEIGHT_ROWS)
         log_probs = [outputs.log_probs[member][rows] for member in members]
         weights = fit_mixing_weights(log_probs, outputs.targets[rows], outputs.tail)
         mixed = (outputs.answers(members, weights) == outputs.targets).numpy()
@@ -119,7 +125,7 @@ class PairStudy:
         small, big = curve.members
         choice = curve.affordable & (self.budgets <= self.costs[small] + self.costs[big])
         # Where the first expert alone costs as much as the reference, there is nothing to choose.
-        over_hull = (curve.right - self.right @ self.hull_weights().T) @ (choice / max(choice.sum(), 1))
+        over_hull = (curve.right - self._at_random) @ (choice / max(choice.sum(), 1))
         difference = curve.right - self.right[:, self.reference, None].astype(float)
         count = len(difference)
         mean, error = difference.mean(0), difference.std(0) / count**0.5

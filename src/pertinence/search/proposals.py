@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data.dataset import LabelledImages
+from ..data.splits import evenly_spaced
 from ..evaluation.intervals import paired_difference
 from ..experts.backends.base import BACKENDS
 from ..experts.entry import TORCH
@@ -85,8 +86,7 @@ def propose_variants(
         arguments: settings of the search.
         measure: returns the expert with the minimised cost in its entry.
     """
-    spaced = torch.linspace(0, len(search) - 1, min(TRIED_IMAGES, len(search)), dtype=torch.float64).round().long()
-    sample = search.subset(spaced)
+    sample = search.subset(evenly_spaced(len(search), TRIED_IMAGES))
     tried = images.select(sample.rows)
     options = {key: getattr(arguments, key) for key in ("batch_size", "num_workers", "cache_dir")}
     right = sample.correct()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from graded_pool import make_predictions
 
 from pertinence.data.splits import assign_folds
 from pertinence.evaluation.outcomes import evaluate_experts, evaluate_point
@@ -18,18 +19,6 @@ from pertinence.search.recipes.outputs import FoldedOutputs, fit_mixing_weights
 GMACS = (1.0, 3.0, 10.0)
 FOLDS = 4
 WHOLE = (0, 1, 2)
-
-
-def make_predictions(count: int = 600, num_labels: int = 4, seed: int = 0) -> Predictions:
-    """Three experts of rising skill, who find the same images hard."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, num_labels, (count,), generator=generator)
-    ease = torch.rand(count, 1, generator=generator) * torch.nn.functional.one_hot(labels, num_labels)
-    experts = [
-        ExpertPredictions.keep(6 * skill * ease + torch.randn(count, num_labels, generator=generator))
-        for skill in (0.5, 0.8, 1.2)
-    ]
-    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs(GMACS))
 
 
 @pytest.fixture(scope="module")

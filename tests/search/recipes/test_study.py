@@ -2,26 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
+from graded_pool import make_predictions
 
 from pertinence.evaluation.outcomes import evaluate_experts, evaluate_point
-from pertinence.predictions.predictions import ExpertPredictions, Predictions
-from pertinence.routing.costs import PoolCosts
 from pertinence.search.nested import SAVINGS
 from pertinence.search.recipes.base import Problem
 from pertinence.search.recipes.families import STARTS, THRESHOLDS
 from pertinence.search.recipes.study import LONGEST, CascadeStudy, _monotone
-
-
-def make_predictions(count: int, seed: int = 0, skills=(0.5, 0.8, 1.2), costs=(1.0, 3.0, 10.0)) -> Predictions:
-    """Experts of some skill, who find the same images hard."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 4, (count,), generator=generator)
-    ease = torch.rand(count, 1, generator=generator) * torch.nn.functional.one_hot(labels, 4)
-    experts = [
-        ExpertPredictions.keep(6 * skill * ease + torch.randn(count, 4, generator=generator)) for skill in skills
-    ]
-    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs(costs))
 
 
 @pytest.fixture(scope="module")

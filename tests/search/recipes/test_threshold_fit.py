@@ -4,11 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
+from graded_pool import make_predictions
 
 from pertinence.evaluation.outcomes import evaluate_point
-from pertinence.predictions.predictions import ExpertPredictions, Predictions
-from pertinence.routing.costs import PoolCosts
+from pertinence.predictions.predictions import Predictions
 from pertinence.search.recipes.outputs import FoldedOutputs
 from pertinence.search.recipes.threshold_fit import _sum_over_exits, fit_thresholds
 
@@ -18,15 +17,7 @@ GMACS = (1.0, 3.0, 10.0)
 
 @pytest.fixture(scope="module")
 def predictions() -> Predictions:
-    """Three experts of rising skill, who find the same images hard."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 4, (500,), generator=generator)
-    ease = torch.rand(500, 1, generator=generator) * torch.nn.functional.one_hot(labels, 4)
-    experts = [
-        ExpertPredictions.keep(6 * skill * ease + torch.randn(500, 4, generator=generator))
-        for skill in (0.5, 0.8, 1.2)
-    ]
-    return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs(GMACS))
+    return make_predictions(500)
 
 
 @pytest.mark.parametrize("latency", [False, True])

@@ -78,9 +78,14 @@ class Problem:
         return self.predictions.reference if self.reference is None else self.reference
 
     @property
+    def judged_rows(self) -> torch.Tensor | None:
+        """int64, the images that all recipes of this search are evaluated on; None: all."""
+        return None if self.division is None else self.division[1]
+
+    @property
     def judged(self) -> Predictions:
-        """Predictions for the images that all recipes of this search are evaluated on."""
-        return self.predictions if self.division is None else self.predictions.subset(self.division[1])
+        """Predictions for these images."""
+        return self.predictions if self.judged_rows is None else self.predictions.subset(self.judged_rows)
 
 
 class Recipe(Protocol):

@@ -90,8 +90,7 @@ class Curve:
             exits: int8 (n, L), the stage at which each image exits out-of-fold, and with the saved heads.
         """
         right = torch.stack([outputs.result(members[: count + 1])[0] for count in range(len(members))], 1)
-        ours = _count(exits[0], right, outputs)
-        accuracy, wins, losses = ours
+        accuracy, wins, losses = _count(exits[0], right, outputs)
         shares, estimated = (_shares(part, outputs, members) for part in exits[::-1])
         costs = {unit: shares[:, list(members)] @ path_costs(outputs, unit, members) for unit in outputs.costs.values}
         objective = outputs.costs.objective
@@ -143,7 +142,7 @@ class HeldOut:
 
     def __init__(self, predictions: Predictions):
         self.outputs = PoolOutputs(predictions)
-        self._alone = self.outputs.votes == self.outputs.targets.unsqueeze(1)
+        self._alone = self.outputs.right
         bytes_each = 4 * len(predictions) * (self.outputs.width + 1)
         self._after: Recent[tuple[torch.Tensor, torch.Tensor]] = Recent(2**28 // max(bytes_each, 1))
 

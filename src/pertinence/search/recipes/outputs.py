@@ -76,6 +76,11 @@ class PoolOutputs:
         return len(self.targets)
 
     @property
+    def right(self) -> torch.Tensor:
+        """bool (n, N), whether each expert alone is right."""
+        return self.votes == self.targets.unsqueeze(1)
+
+    @property
     def width(self) -> int:
         """Number of columns of the evidence, E."""
         return EVIDENCE.width(self.num_experts, 0)
@@ -170,9 +175,8 @@ class FoldedOutputs:
             is_judged = torch.zeros_like(is_judged).index_fill_(0, judged, True)
         self.judged = is_judged[slots] & self.filled
         self.samples = int(self.judged.sum())
-        votes, targets = self.of_images.votes, self.of_images.targets
         reference = predictions.reference if reference is None else reference
-        self.reference_right = votes[:, reference] == targets
+        self.reference_right = self.of_images.right[:, reference]
         self._mixing: dict[Members, torch.Tensor] = {}
         self._results: dict[Members, tuple[torch.Tensor, torch.Tensor]] = {}
         bytes_each = 8 * rows.numel() * (self.of_images.width + 1)

@@ -54,14 +54,14 @@ class CascadeStudy:
         whole = [index for index in range(self.predictions.num_experts) if index not in problem.smaller.values()]
         rungs = rungs_of(problem.judged, whole)
         self.families = families_of(rungs, problem.smaller, self.predictions.costs.of_experts)
-        self.longest = Family(LONGEST, self.families[0].chains[:1])
+        self.compared = [*self.families, Family(LONGEST, self.families[0].chains[:1])]
         self._fitted: dict[Chain, Curve] = {}
         self._fronts: dict[str, list[Place]] = {}
 
     @cached_property
     def outputs(self) -> FoldedOutputs:
         """The search images, prepared for fits."""
-        problem, judged = self.problem, None if self.problem.division is None else self.problem.division[1]
+        problem, judged = self.problem, self.problem.judged_rows
         # With a division another seed than its own, so that the images of both parts are spread over all folds.
         return self._prepare(self.predictions, problem.seed + (judged is not None), judged)
 
@@ -81,9 +81,10 @@ class CascadeStudy:
     def nested(self) -> dict[str, NestedCurve]:
         """The nested curve of each family, by name."""
         problem = self.problem
-        judged = None if problem.division is None else problem.division[1]
-        curves = nested_curves(self.predictions, self._fit_all, problem.seed + 1, judged, problem.shows_progress)
-        return {family.name: curve for family, curve in zip([*self.families, self.longest], curves, strict=True)}
+        curves = nested_curves(
+            self.predictions, self._fit_all, problem.seed + 1, problem.judged_rows, problem.shows_progress
+        )
+        return {family.name: curve for family, curve in zip(self.compared, curves, strict=True)}
 
     def _fit_all(self, train: Predictions) -> Callable[[Predictions], Iterator[Judgement]]:
         """Fit the front of each family to a part of the images; see `nested.Fit`."""
@@ -91,7 +92,7 @@ class CascadeStudy:
         reference = self.problem.compared_with
         statics = static_candidates(evaluate_experts(train), reference)
         fitted: dict[Chain, Curve] = {}
-        fronts = [front_of(family.fit(outputs, fitted), statics) for family in [*self.families, self.longest]]
+        fronts = [front_of(family.fit(outputs, fitted), statics) for family in self.compared]
         cost = statics[reference].cost
         defaults = [default_point([self._candidate(p, None, statics) for p in front], cost)[0] for front in fronts]
 
@@ -108,7 +109,7 @@ class CascadeStudy:
 
     def front_of(self, name: str) -> list[Candidate]:
         """The front of one family, by rising cost."""
-        index = [*(family.name for family in self.families), LONGEST].index(name)
+        index = [family.name for family in self.compared].index(name)
         return self.front(np.full(len(SAVINGS), index))
 
     def front(self, choice: np.ndarray) -> list[Candidate]:
@@ -122,7 +123,7 @@ class CascadeStudy:
         """
         taken = []
         for index in np.unique(choice).tolist():
-            family = [*self.families, self.longest][index]
+            family = self.compared[index]
             for place in self._places_of(family):
                 saved = 1 - place.cost(self.statics) / self.predictions.costs.of_experts[-1]
                 if choice[np.abs(SAVINGS - saved).argmin()] == index:
