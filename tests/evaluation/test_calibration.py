@@ -352,7 +352,7 @@ def test_config_refuses_a_guarantee_of_something_else(copied):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--max-accuracy-loss", "0"], "max_accuracy_loss must lie between 0 and 1"),
+        (["--max-accuracy-loss", "0"], "max_accuracy_loss=0 can never be guaranteed"),
         (["--confidence", "1"], "confidence must lie between 0 and 0.999"),
     ],
 )

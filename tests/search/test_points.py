@@ -5,7 +5,7 @@ from dataclasses import replace
 from pertinence.evaluation.candidates import Archive, Candidate
 from pertinence.routing.front import OperatingPoint
 from pertinence.routing.metrics import Figures
-from pertinence.search.points import build_front, default_point
+from pertinence.search.points import build_front, default_point, names_by_saving
 
 
 def candidate(cost: float, stated: float, out_of_fold: float | None, lead: float = -0.1) -> Candidate:
@@ -36,3 +36,19 @@ def test_fronts_of_several_recipes_are_merged_by_the_estimate_that_chooses():
     paper = [replace(one) for one in (candidate(1.5, 0.82, None), candidate(4.0, 0.83, None))]
     kept = Archive([*cascade, *paper]).candidates
     assert [one.cost for one in kept] == [1.0, 1.5, 2.0, 3.0]
+
+
+def test_points_are_named_by_what_they_save():
+    costs = [1.0, 3.80, 3.81, 3.82, 9.9999, 10.0, 11.2]
+    assert names_by_saving(costs, 10.0) == [
+        *("saves-90", "saves-62", "saves-62-b", "saves-62-c"),
+        *("saves-0", "saves-0-b", "adds-12"),
+    ]
+    many = names_by_saving([1.0] * 60, 10.0)
+    assert len(set(many)) == 60
+    assert many[25:28] == ["saves-90-z", "saves-90-aa", "saves-90-ab"]
+
+
+def test_a_point_prints_as_one_line():
+    front, _, default = build_front([candidate(1.0, 0.8, None), candidate(3.0, 0.9, None)], ("a", "b"), 4.0, 10)
+    assert str(front.find("fastest")) == "fastest: 80.00 % accuracy at 1 GMACs on 100 search images"

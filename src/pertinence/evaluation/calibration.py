@@ -21,6 +21,7 @@ from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..models.pretrained import commit_of
 from ..predictions.arguments import RuntimeArguments
 from ..predictions.predictions import Predictions
+from ..routing.budgets import check_loss
 from ..routing.front import Front, OperatingPoint
 from ..routing.guarantee import Comparison, Guarantee
 from ..routing.metrics import ACCURACY
@@ -65,8 +66,11 @@ def calibrate(
         PertinenceError: no point qualifies (the message estimates how many images would be needed); or the search has
             seen the images.
     """
-    if not 0 < max_accuracy_loss < 1:
-        raise PertinenceError(f"max_accuracy_loss must lie between 0 and 1, got {max_accuracy_loss}")
+    check_loss(max_accuracy_loss)
+    if max_accuracy_loss <= 0:
+        raise PertinenceError(
+            f"max_accuracy_loss={max_accuracy_loss:g} can never be guaranteed: give a share above 0, such as 0.005"
+        )
     if not 0 < confidence <= MAX_CONFIDENCE:
         raise PertinenceError(f"confidence must lie between 0 and {MAX_CONFIDENCE}, got {confidence}")
     args = args or RuntimeArguments()

@@ -22,6 +22,7 @@ from ..experts.reference import LoadOptions
 from ..experts.transforms import UnfitImage
 from ..hub.configuration import FORMAT_VERSION, PertinenceConfig
 from ..hub.reference import FORMER, Reference
+from ..routing.budgets import check_loss
 from ..routing.costs import GMACS, STEM, PoolCosts
 from ..routing.front import Front, OperatingPoint, Stage
 from ..routing.heads import Dispatcher, Head, threshold_head
@@ -215,11 +216,11 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             gmacs: choose the most accurate point whose mean cost is at most this.
             latency_ms: the same for milliseconds per image, as measured by `pertinence benchmark` or the search.
             accuracy: choose the cheapest point whose accuracy (0 to 1) is at least this.
-            max_accuracy_loss: choose the cheapest point whose accuracy is at most this much (0 to 1) below that of the
-                reference expert, the most accurate one on the search images.
+            max_accuracy_loss: choose the cheapest point whose accuracy is at most this much (a share up to 0.2) below
+                that of the reference expert, the most accurate one on the search images.
             operating_point: choose the point of this name.
             costs: choose the most accurate point whose mean costs are at most these, by unit.
-            device, batch_size: which measured milliseconds to use, if there are several (`point.latency`).
+            device, batch_size: which measured milliseconds to use (`point.latency`); default: of the smallest batch.
 
         Returns:
             The chosen point.
@@ -237,6 +238,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         if sum(value is not None for value in (max_accuracy_loss, *budget.values())) != 1:
             raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss")
         if max_accuracy_loss is not None:
+            check_loss(max_accuracy_loss)
             entries = self.config.expert_entries
             reference = entries[self.config.reference_index].select if entries else None
             if not reference:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -10,7 +9,8 @@ from typing import Any, overload
 
 from ..utils.errors import MALFORMED, PertinenceError, explain, shown
 from ..utils.validation import is_name, is_number
-from .costs import GMACS, LATENCY, STEM, cost_title
+from .budgets import choose_point
+from .costs import STEM
 from .metrics import Figures, Latency, figure_cells, figure_header, format_table
 from .names import FASTEST, MAX_POINTS, MOST_ACCURATE
 from .registry import EVIDENCE
@@ -111,12 +111,18 @@ class OperatingPoint:
         """The experts (or `STEM`) whose pooled features a decision reads."""
         return tuple(stage.after for stage in self.decisions if "features" in stage.reads)
 
+    @property
+    def figures(self) -> dict[str, Figures]:
+        """What was measured, by the kind of the images: "search" (`select`), which chose it, and "report"."""
+        known = {"search": self.select, "report": self.report}
+        return {kind: figures for kind, figures in known.items() if figures is not None}
+
     def validate(self, num_experts: int) -> None:
         """Raise `PertinenceError` if this cannot be an operating point of a pool of `num_experts`."""
         where = f"operating point {shown(self.name)}"
         if not is_name(self.name) or not is_name(self.recipe):
             raise PertinenceError(f"{where}: name and recipe must be a line of text, got recipe {shown(self.recipe)}")
-        for figures in filter(None, (self.select, self.report)):
+        for figures in self.figures.values():
             figures.check(where, num_experts)
         for latency in self.latency:
             latency.check(where)
@@ -180,6 +186,11 @@ class OperatingPoint:
             **latency,
         }
 
+    def __str__(self) -> str:
+        """One line: its name, and what was measured on which images."""
+        measured = [f"{one} on {one.samples} {kind} images" for kind, one in self.figures.items()]
+        return f"{self.name}: {'; '.join(measured) or 'not measured'}"
+
     def replaced_latency(self, measured: Sequence[Latency]) -> OperatingPoint:
         """A copy with new measurements, which replace those of the same device and batch size."""
         new = {(entry.device, entry.batch_size) for entry in measured}
@@ -201,7 +212,7 @@ class Front(Sequence[OperatingPoint]):
             if point.name in self._by_name:
                 raise PertinenceError(f"two operating points are called {point.name!r}: names must be unique")
             self._by_name[point.name] = point
-        figures = [one for point in self._points for one in (point.select, point.report) if one is not None]
+        figures = [one for point in self._points for one in point.figures.values()]
         if len({(one.measure, one.objective, *sorted(one.costs)) for one in figures}) > 1:
             raise PertinenceError("all figures of a front must have one measure, and the same kinds of cost")
 
@@ -256,7 +267,10 @@ class Front(Sequence[OperatingPoint]):
             operating_point: choose the point of this name.
             costs: choose the most accurate point whose mean costs are at most these, by unit ("gmacs", or the unit
                 that the search minimised).
-            device, batch_size: which measured milliseconds to use, if there are several.
+            device, batch_size: which measured milliseconds to use, if there are several; default: the smallest batch.
+
+        Raises:
+            PertinenceError: no point meets the budget, or it is no number in its range.
         """
         given = {
             "gmacs": gmacs,
@@ -271,49 +285,15 @@ class Front(Sequence[OperatingPoint]):
             raise PertinenceError("`device` and `batch_size` say which milliseconds: give `latency_ms` with them")
         if operating_point is not None:
             return self.find(operating_point)
-        measured = [(point, point.select) for point in self._points if point.select is not None]
-        if not measured:
-            raise PertinenceError("no operating point was measured: search, or choose one with `operating_point=`")
-        if accuracy is not None:
-            return _cheapest_reaching(measured, accuracy)
-        if latency_ms is not None:
-            return _most_accurate_within(measured, self._milliseconds(device, batch_size), latency_ms, LATENCY)
-        limits = costs if gmacs is None else {GMACS: gmacs}
-        if not limits:
-            raise PertinenceError("`costs` is empty, expected a limit for at least one unit, such as {'gmacs': 1.5}")
-        for unit, limit in limits.items():
-            spent = {point.name: figures.costs[unit] for point, figures in measured if unit in figures.costs}
-            if not spent:
-                known = ", ".join(measured[0][1].costs)
-                raise PertinenceError(f"no operating point was measured in {shown(unit)}, only in {known}")
-            best = _most_accurate_within(measured, spent, limit, unit)
-            measured = [(point, figures) for point, figures in measured if spent.get(point.name, math.inf) <= limit]
-        return best
-
-    def _milliseconds(self, device: str | None, batch_size: int | None) -> dict[str, float]:
-        """Milliseconds per image by name of the point: as measured for a device and batch size, else as estimated by
-        the search."""
-        settings = sorted({(entry.device, entry.batch_size) for point in self for entry in point.latency})
-        wanted = [(d, b) for d, b in settings if device in (None, d) and batch_size in (None, b)]
-        known = "; ".join(f"device={d!r}, batch_size={b}" for d, b in settings)
-        if len(wanted) > 1:
-            raise PertinenceError(f"latency was measured for {known}: say which")
-        if settings and not wanted:
-            raise PertinenceError(f"latency was not measured for that, only for {known}: run `pertinence benchmark`")
-        costs = {
-            point.name: entry.milliseconds
-            for point in self
-            for entry in point.latency
-            if (entry.device, entry.batch_size) in wanted
-        }
-        if not settings and device is None and batch_size is None:
-            costs = {p.name: p.select.costs[LATENCY] for p in self if p.select and LATENCY in p.select.costs}
-        if not costs:
-            raise PertinenceError(
-                "no operating point has a latency: run `pertinence benchmark`, search with cost='latency', or give "
-                "`gmacs=`"
-            )
-        return costs
+        return choose_point(
+            self,
+            gmacs=gmacs,
+            latency_ms=latency_ms,
+            accuracy=accuracy,
+            costs=costs,
+            device=device,
+            batch_size=batch_size,
+        )
 
     def to_list(self) -> list[dict[str, Any]]:
         return [point.to_dict() for point in self._points]
@@ -335,32 +315,3 @@ class Front(Sequence[OperatingPoint]):
         if any(kind == "report" for _, kind in shown):
             table += "\nBudgets are met by the figures on the search images (`point.select`), which these are not."
         return table
-
-
-_Measured = Sequence[tuple[OperatingPoint, Figures]]
-"""Operating points with their figures on the search images."""
-
-
-def _cheapest_reaching(measured: _Measured, accuracy: float) -> OperatingPoint:
-    reaching = [(point, figures) for point, figures in measured if figures.accuracy >= accuracy]
-    if not reaching:
-        best, of_best = max(measured, key=lambda one: one[1].accuracy)
-        raise PertinenceError(
-            f"no operating point reaches an {of_best.measure} of {accuracy:g} on the search images; the "
-            f"best, {best.name!r}, reaches {of_best.accuracy:.4f}"
-        )
-    return min(reaching, key=lambda one: (one[1].cost, -one[1].accuracy))[0]
-
-
-def _most_accurate_within(measured: _Measured, spent: Mapping[str, float], limit: float, unit: str) -> OperatingPoint:
-    """The most accurate point whose cost is known (`spent`, by name) and at most `limit`."""
-    known = [(point, figures) for point, figures in measured if point.name in spent]
-    within = [(point, figures) for point, figures in known if spent[point.name] <= limit]
-    if not within:
-        least, _ = min(known, key=lambda one: spent[one[0].name])
-        raise PertinenceError(
-            f"no operating point costs at most {limit:g} {cost_title(unit)} on the search images; the cheapest, "
-            f"{least.name!r}, costs {spent[least.name]:.4g}"
-        )
-    # Where equal accuracy is stated, the estimate that chose the points tells them apart.
-    return max(within, key=lambda one: (one[1].accuracy, one[1].out_of_fold or 0.0, -one[1].cost))[0]

@@ -51,6 +51,10 @@ class Figures:
         """Mean cost per image in the unit that the search minimised."""
         return self.costs[self.objective]
 
+    def __str__(self) -> str:
+        spent = ", ".join(f"{cost:.4g} {cost_title(unit)}" for unit, cost in self.costs.items())
+        return f"{100 * self.accuracy:.2f} % {self.measure} at {spent}"
+
     @property
     def gmacs(self) -> float:
         """Mean GMACs (10^9 multiply-adds) per image."""
