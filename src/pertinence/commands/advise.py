@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..data.arguments import DataArguments
 from ..predictions.arguments import RuntimeArguments
 from ..utils.errors import PertinenceError
-from ..utils.settings import Settings, setting
+from ..utils.settings import setting
+from .output import JsonArguments, next_line, print_result
 from .parser import Command, CommandParser
 
 
@@ -23,7 +22,7 @@ PICTURES = (".png", ".svg", ".pdf", ".jpg")
 
 
 @dataclass
-class AdviceInputs(Settings):
+class AdviceInputs(JsonArguments):
     """The experts to advise on, and where the advice goes."""
 
     experts: list[str | dict[str, Any]] | None = setting(
@@ -36,7 +35,6 @@ class AdviceInputs(Settings):
         None, "JSON file of GMACs by model name, for --predictions.", group="data", metavar="FILE"
     )
     figure: str | None = setting(None, "Picture of accuracy against cost, and the pairs.", group="output")
-    json: bool = setting(False, "Print everything as JSON.", group="output")
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -66,17 +64,16 @@ def run(data: DataArguments, inputs: AdviceInputs, args: RuntimeArguments) -> No
     if inputs.figure is not None:
         with replaced(Path(inputs.figure)) as file:
             advice.plot(file)
-    if inputs.json:
-        print(json.dumps(advice.to_dict(), indent=1))
-        return
-    print(advice)
-    if not advice.is_one_enough:
-        print(f"Next: {_next_command(advice, data, inputs, args)}")
-    if inputs.figure is not None:
-        print(f"Saved {inputs.figure}")
+    print_result(
+        advice.to_dict(),
+        str(advice),
+        *([] if advice.is_one_enough else [next_line(*_next_command(advice, data, inputs, args))]),
+        *([] if inputs.figure is None else [f"Saved {inputs.figure}"]),
+        as_json=inputs.json,
+    )
 
 
-def _next_command(advice: Advice, data: DataArguments, inputs: AdviceInputs, args: RuntimeArguments) -> str:
+def _next_command(advice: Advice, data: DataArguments, inputs: AdviceInputs, args: RuntimeArguments) -> list[str]:
     """The search to type; that of a table searches all its models."""
     words = ["pertinence", "search"]
     if inputs.predictions is not None:
@@ -88,7 +85,7 @@ def _next_command(advice: Advice, data: DataArguments, inputs: AdviceInputs, arg
             value, flag = getattr(part, one.name), f"--{one.name.replace('_', '-')}"
             if value != one.default and one.name != "token":
                 words += [flag] if value is True else [flag, str(value)]
-    return shlex.join([*words, "--output-dir", "RUN"])
+    return [*words, "--output-dir", "RUN"]
 
 
 COMMAND = Command("Say what a search of some experts can be expected to give.", add_arguments, run)

@@ -9,11 +9,12 @@ from ..data.arguments import DataArguments
 from ..predictions.arguments import RuntimeArguments
 from ..utils.settings import setting
 from .models import MODEL, ModelArguments
+from .output import JsonArguments, print_result
 from .parser import Command, CommandParser
 
 
 @dataclass
-class GuaranteeArguments(ModelArguments):
+class GuaranteeArguments(ModelArguments, JsonArguments):
     """What to guarantee."""
 
     max_accuracy_loss: float = setting(
@@ -40,16 +41,16 @@ def run(model: str, data: DataArguments, args: RuntimeArguments, promise: Guaran
     if not PartialState().is_main_process:
         return
     config = PertinenceConfig.from_pretrained(model, token=args.token, revision=promise.revision)
-    print(guarantee.describe(config.build_front()))
     if Path(model).is_dir():
         store_guarantee(model, guarantee)
-        print(f"Stored in {model}, whose default operating point is now {guarantee.operating_point}.")
+        stored = f"Stored in {model}, whose default operating point is now {guarantee.operating_point}."
     else:
         at = f" --revision {promise.revision}" if promise.revision else ""
-        print(
+        stored = (
             f"Not stored, as {model} is not a local folder: get it with `hf download {model}{at} --local-dir "
             f"FOLDER`, calibrate FOLDER, and push it with `pertinence push FOLDER {model} --replace-card`."
         )
+    print_result(guarantee.to_dict(), guarantee.describe(config.build_front()), stored, as_json=promise.json)
 
 
 COMMAND = Command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..utils.errors import PertinenceError, shown
 from ..utils.parsing import parse_yaml, read_text
 from ..utils.registry import import_plugins
 from ..utils.validation import is_name
-from .parser import add_plugins, spelt_with_dashes
+from .parser import add_plugins, nearest, spelt_with_dashes
 
 
 SHOWN_SETTINGS = 20
@@ -23,7 +23,9 @@ SHOWN_SETTINGS = 20
 
 def read_early(command: str, words: Sequence[str]) -> argparse.Namespace:
     """The values of `--plugins`, `--config` and `--recipe` of a command; None for those that are not given."""
-    parser = argparse.ArgumentParser(f"pertinence {command}", usage="%(prog)s [settings]", add_help=False)
+    parser = argparse.ArgumentParser(
+        f"pertinence {command}", usage="%(prog)s [settings]", add_help=False, allow_abbrev=False
+    )
     add_plugins(parser)
     parser.add_argument("--config")
     parser.add_argument("--recipe")
@@ -64,10 +66,12 @@ def read_config(path: str, known: set[str] | None = None) -> dict[str, Any]:
     return values
 
 
-def check_known(path: str, values: Iterable[str], known: Container[str]) -> None:
+def check_known(path: str, values: Iterable[str], known: Collection[str]) -> None:
     """Raise `PertinenceError` if a file names settings that do not exist."""
     if unknown := sorted(name for name in values if name not in known):
-        named = ", ".join(name if is_name(name) else shown(name) for name in unknown[:SHOWN_SETTINGS])
+        named = ", ".join(
+            f"{name}{nearest(name, known)}" if is_name(name) else shown(name) for name in unknown[:SHOWN_SETTINGS]
+        )
         raise PertinenceError(f"{path} has unknown settings: {named}; see `pertinence search --help`")
 
 

@@ -11,6 +11,7 @@ from ..predictions.arguments import RuntimeArguments
 from ..utils.errors import PertinenceError
 from ..utils.settings import setting
 from .models import MODEL, ModelArguments
+from .output import OutputArguments, next_line, print_result
 from .parser import Command, CommandParser
 
 
@@ -24,10 +25,12 @@ class EvaluationOutputs(ModelArguments):
 
 def add_arguments(parser: CommandParser) -> None:
     parser.add_positional("model", MODEL)
-    parser.add_settings(DataArguments, RuntimeArguments, EvaluationOutputs)
+    parser.add_settings(DataArguments, RuntimeArguments, EvaluationOutputs, OutputArguments)
 
 
-def run(model: str, data: DataArguments, args: RuntimeArguments, outputs: EvaluationOutputs) -> None:
+def run(
+    model: str, data: DataArguments, args: RuntimeArguments, outputs: EvaluationOutputs, output: OutputArguments
+) -> None:
     from accelerate import PartialState
 
     from ..evaluation.evaluate import evaluate_model
@@ -47,9 +50,13 @@ def run(model: str, data: DataArguments, args: RuntimeArguments, outputs: Evalua
             file.write_text(json.dumps(evaluation.to_dict(), indent=1))
         plot_front(evaluation, folder / FRONT_FIGURE)
         plot_shares(evaluation, folder / SHARES_FIGURE)
-    print(evaluation)
-    if folder is not None:
-        print(f"Saved to {folder}")
+    print_result(
+        evaluation.to_dict(),
+        repr(evaluation) if output.verbose else str(evaluation),
+        *([] if folder is None else [f"Saved to {folder}"]),
+        next_line("pertinence", "benchmark", model),
+        as_json=output.json,
+    )
 
 
 COMMAND = Command("Measure a searched model and its baselines on other images.", add_arguments, run)

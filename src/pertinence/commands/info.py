@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
-from ..utils.settings import Settings, setting
+from ..utils.settings import setting
 from .models import MODEL
+from .output import OutputArguments, print_result
 from .parser import Command, CommandParser
 
 
 @dataclass
-class InfoArguments(Settings):
+class InfoArguments(OutputArguments):
     """How to find a model."""
 
     token: str | None = setting(None, "Hub token; default: that of `hf auth login`.", group="model")
     revision: str | None = setting(None, "Branch, tag or commit on the Hub.", group="model")
-    json: bool = setting(False, "Print everything as JSON.", group="output")
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -27,8 +26,8 @@ def add_arguments(parser: CommandParser) -> None:
 def run(model: str, access: InfoArguments) -> None:
     from ..hub.info import describe_model
 
-    described, text = describe_model(model, access.token, access.revision)
-    print(json.dumps(described, indent=1) if access.json else text)
+    described, text = describe_model(model, access.token, access.revision, access.verbose)
+    print_result(described, text, as_json=access.json)
 
 
 COMMAND = Command(

@@ -67,7 +67,9 @@ def load_package() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser that finds the command; the parser of that command parses the rest."""
-    parser = argparse.ArgumentParser("pertinence", description="The cheapest of your classifiers, for each image.")
+    parser = argparse.ArgumentParser(
+        "pertinence", description="The cheapest of your classifiers, for each image.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"pertinence {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", title="commands")
     for name, command in COMMANDS.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,6 +55,7 @@ class CommandParser(argparse.ArgumentParser):
             prog=f"pertinence {name}",
             description=command.summary,
             formatter_class=partial(argparse.HelpFormatter, max_help_position=30),
+            allow_abbrev=False,  # an abbreviation would change its meaning when a flag is added
             argument_default=argparse.SUPPRESS,  # to distinguish flags that are given from those that are not
         )
         self.recipe = recipe
@@ -90,7 +92,12 @@ class CommandParser(argparse.ArgumentParser):
         Raises:
             SystemExit: it is invalid, or asks for help; the text has been printed.
         """
-        return vars(self.parse_args(self._as_in_help(words)))
+        given, unknown = self.parse_known_args(self._as_in_help(words))
+        if unknown:
+            flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+            hints = [hint for flag in flags if (hint := nearest(flag, map(flag_of, self.settings)))]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
+        return vars(given)
 
     def make_arguments(self, values: Mapping[str, Any]) -> list[Any]:
         """The positional arguments and an object of each class of settings.
@@ -129,6 +136,12 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="Your own modules to import first, which register recipes, costs, ...",
     )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that is most like another one; empty if none is."""
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def flag_of(name: str) -> str:

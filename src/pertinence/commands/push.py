@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from ..utils.settings import setting
 from .models import MODEL, ModelArguments
+from .output import JsonArguments, print_result
 from .parser import Command, CommandParser
 
 
 @dataclass
-class PushArguments(ModelArguments):
+class PushArguments(ModelArguments, JsonArguments):
     """What to push, and how."""
 
     private: bool = setting(False, "Make the repository private if it is created.", group="output")
@@ -43,7 +44,8 @@ def run(model: str, repo_id: str, args: PushArguments) -> None:
         token=args.token,
         expert_paths=args.expert_folders,
     )
-    print(f"Pushed to {pushed.pr_url or pushed.commit_url}")
+    url = pushed.pr_url or pushed.commit_url
+    print_result({"repo_id": repo_id, "url": url, "commit": pushed.oid}, f"Pushed to {url}", as_json=args.json)
 
 
 COMMAND = Command(

@@ -12,6 +12,7 @@ from ..data.arguments import DataArguments
 from ..search.arguments import SearchArguments, SearchInputs, check_recipe
 from ..search.recipes.registry import RecipeChoices, recipe_names, recipe_settings, registered_recipes
 from ..utils.errors import PertinenceError
+from .output import OutputArguments, next_line, print_result
 from .parser import Command, CommandParser
 from .push import PushArguments
 from .push import run as push
@@ -25,10 +26,10 @@ def add_arguments(parser: CommandParser) -> None:
         chosen = recipe_names(SearchArguments().recipe)
     others = [name for name in registered_recipes() if name not in chosen]
     hidden = {setting.name for name in others for setting in recipe_settings(name)}
-    parser.add_settings(DataArguments, SearchInputs, SearchArguments, hidden=hidden)
+    parser.add_settings(DataArguments, SearchInputs, SearchArguments, OutputArguments, hidden=hidden)
 
 
-def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments) -> None:
+def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments, output: OutputArguments) -> None:
     from accelerate import PartialState
 
     from ..hub.push import check_pushable
@@ -48,8 +49,11 @@ def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments) -> Non
         )
     if args.resume and prepared.is_finished():
         if PartialState().is_main_process:
-            print(
-                f"{args.output_dir} holds the result of this very search: nothing to do (--no-resume searches again)"
+            print_result(
+                _found_before(args.output_dir) if output.json else {},
+                f"{args.output_dir} holds the result of this very search: nothing to do (--no-resume searches again)",
+                next_line("pertinence", "info", args.output_dir),
+                as_json=output.json,
             )
             _push_result(args.output_dir, args, inputs)
         return
@@ -58,8 +62,13 @@ def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments) -> Non
     result = replace(result, config=anchored(settings, result.model.config if result.model else None))
     result.save(args.output_dir, save_experts=inputs.save_experts)
     if result.is_main_process:
-        print(result.evaluation)
-        print(f"Saved to {args.output_dir}")
+        print_result(
+            {"output_dir": args.output_dir, **result.evaluation.to_dict()},
+            repr(result.evaluation) if output.verbose else str(result.evaluation),
+            f"Saved to {args.output_dir}",
+            next_line("pertinence", "info" if result.model is None else "benchmark", args.output_dir),
+            as_json=output.json,
+        )
         _push_result(args.output_dir, args, inputs)
 
 
@@ -117,6 +126,15 @@ def _prepare_table(path: str, data: DataArguments, args: SearchArguments, inputs
     return Prepared(
         partial(is_searched, table, args, report), partial(search_predictions, table, args, report), data, inputs
     )
+
+
+def _found_before(folder: str) -> dict[str, Any]:
+    """What a finished search has printed as JSON."""
+    from ..hub.layout import RECORD
+    from ..utils.parsing import parse_json, read_text
+
+    record = parse_json(read_text(Path(folder) / RECORD))
+    return {"output_dir": folder, **record["report"], "baselines": record["baselines"]}
 
 
 def _push_result(folder: str, args: SearchArguments, inputs: SearchInputs) -> None:

@@ -14,9 +14,11 @@ from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
 from ..routing.metrics import Figures, as_plain, figure_cells, figure_header, format_table
 from ..routing.names import BEST_BELOW_REFERENCE
+from ..utils.tables import Tabular, evenly_spaced
 from .candidates import Candidate
 from .intervals import Bootstrap, Difference, hull_hypervolume, hypervolume, random_mix_hull
 from .outcomes import evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
+from .summary import sentences, short_table
 
 
 ROUNDING = 1e-9
@@ -65,8 +67,8 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A front and its baselines, measured on the same images.
+class Evaluation(Tabular):
+    """A front and its baselines, measured on the same images; prints as a summary, and its `repr` has everything.
 
     Attributes:
         series: the operating points.
@@ -97,7 +99,7 @@ class Evaluation:
 
     @property
     def front(self) -> Front:
-        return Front(self.series.points, self.expert_names)
+        return Front(self.series.points, self.expert_names, self.default, self.experts[self.reference].cost)
 
     @property
     def default(self) -> str:
@@ -137,6 +139,36 @@ class Evaluation:
             "warnings": list(self.warnings),
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each expert alone, the oracle, and each point of the front and of each baseline."""
+        kinds: list[tuple[str, str, Figures, Difference | None]] = [
+            ("expert", name, figures, None) for name, figures in zip(self.expert_names, self.experts, strict=True)
+        ]
+        kinds.append(("oracle", "oracle", self.oracle, None))
+        for kind, series in {"front": self.series, **self.baselines}.items():
+            for point, versus in zip(series.points, series.versus_reference, strict=True):
+                kinds.append((kind, point.name, cast(Figures, point.report), versus))
+        cost = self.experts[self.reference].cost
+        return [
+            {
+                "kind": kind,
+                "name": name,
+                figures.measure: figures.accuracy,
+                "low": figures.interval[0],
+                "high": figures.interval[1],
+                **figures.costs,
+                "saved": 1 - figures.cost / cost,
+                "difference": versus and versus.mean,
+                "standard_error": versus and versus.standard_error,
+                "images": figures.samples,
+            }
+            for kind, name, figures, versus in kinds
+        ]
+
+    def __str__(self) -> str:
+        warnings = [f"Warning: {warning}" for warning in self.warnings]
+        return "\n".join([short_table(self), "", *warnings, *sentences(self)])
+
     def __repr__(self) -> str:
         reference, name_of_it = self.experts[self.reference], self.expert_names[self.reference]
         header = ["", *figure_header(reference), *self.expert_names]
@@ -164,8 +196,8 @@ class Evaluation:
         rows.append(["oracle", *figure_cells(self.oracle), saved(self.oracle), "", "", ""])
         rows += [cells(name, series, series.default) for name, series in self.baselines.items()]
         points = self.series.points
-        shown = {*np.linspace(0, len(points) - 1, min(len(points), SHOWN)).round().astype(int), self.series.default}
-        for index, point in ((index, points[index]) for index in sorted(shown)):
+        shown = evenly_spaced(len(points), SHOWN, [self.series.default])
+        for index, point in ((index, points[index]) for index in shown):
             rows.append(cells(f"{point.name}{' *' if point.name == self.default else ''}", self.series, index))
         hidden = (
             [f"{len(points)} operating points, of which {len(shown)} are shown."] if len(shown) < len(points) else []

@@ -156,7 +156,10 @@ class PertinenceConfig(PreTrainedConfig):
 
     def build_front(self) -> Front:
         """The front as an object; raises `PertinenceError` if an entry is malformed."""
-        return Front([OperatingPoint.from_dict(values) for values in self.front or []], self.expert_names)
+        points = [OperatingPoint.from_dict(values) for values in self.front or []]
+        reference = (self.experts or [{}])[self.reference_index].get("select") if self.experts else None
+        cost = Figures.from_dict(reference).cost if reference else None
+        return Front(points, self.expert_names, self.operating_point, cost)
 
     def build_guarantee(self) -> Guarantee | None:
         """The guarantee as an object; None if there is none. Raises `PertinenceError` if it is malformed."""

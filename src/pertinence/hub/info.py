@@ -6,19 +6,29 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+from ..routing.costs import cost_unit
 from ..routing.front import Front, OperatingPoint
-from ..routing.metrics import format_table
+from ..routing.metrics import FEW_IMAGES, Figures, format_table
 from ..utils.errors import MALFORMED, PertinenceError
 from ..utils.parsing import parse_json, read_text
 from ..utils.validation import is_name
-from .configuration import open_config
+from .configuration import PertinenceConfig, open_config
 from .layout import find_table_record
 
 
 def describe_model(
-    model: str | os.PathLike, token: str | bool | None = None, revision: str | None = None
+    model: str | os.PathLike,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    verbose: bool = False,
 ) -> tuple[dict[str, Any], str]:
     """Describe a model, or the result of a search on a table of predictions.
+
+    Args:
+        model: folder or Hub id.
+        token: Hub token.
+        revision: branch, tag or commit on the Hub.
+        verbose: whether the text has all operating points, with the share of each expert.
 
     Returns:
         The description as plain values, and as text.
@@ -27,7 +37,7 @@ def describe_model(
         PertinenceError: there is neither, or it is damaged.
     """
     if (path := find_table_record(model)) is not None:
-        return _describe_table_record(path)
+        return _describe_table_record(path, verbose)
     config = open_config(model, token, revision)
     header = ["expert", "GMACs", "parameters", "licence", "revision", "from"]
     rows = []
@@ -38,10 +48,9 @@ def describe_model(
     parts = [
         f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
         format_table(header, rows),
-        repr(front),
-        f"Default operating point: {config.operating_point}; losses and savings refer to "
-        f"{config.expert_names[config.reference_index]}.",
+        repr(front) if verbose else str(front),
         *([] if guarantee is None else [guarantee.describe(front)]),
+        "\n".join(_about_default(config, front, model)),
     ]
     keys = ("experts", "stem", "front", "operating_point", "preprocessing", "guarantee", "reference", "format_version")
     names = cast("dict[int, str]", config.id2label)
@@ -49,20 +58,47 @@ def describe_model(
     return {"labels": labels, **{key: getattr(config, key) for key in keys}}, "\n\n".join(parts)
 
 
-def _describe_table_record(path: Path) -> tuple[dict[str, Any], str]:
+def _about_default(config: PertinenceConfig, front: Front, model: str | os.PathLike) -> list[str]:
+    """What the default operating point gives, what speaks against it, and what to type next."""
+    if not len(front):
+        return ["It has no operating points."]
+    default, reference = front.find(config.operating_point), config.expert_entries[config.reference_index]
+    lines = [f"Default operating point: {default.name}; losses and savings refer to {reference.name}."]
+    known = {"report": (default.report, reference.report), "search": (default.select, reference.select)}
+    kind = next((kind for kind, pair in known.items() if all(pair)), None)
+    if kind is not None:
+        ours, alone = known[kind]
+        assert ours is not None
+        assert alone is not None  # as all of the pair are there
+        theirs = Figures.from_dict(alone)
+        lines[0] = (
+            f"The default point, {default.name}, saves {100 * (1 - ours.cost / theirs.cost):.1f} % of the "
+            f"{cost_unit(ours.objective)} of {reference.name}, the reference, at "
+            f"{100 * (ours.accuracy - theirs.accuracy):+.2f} points of {ours.measure} on {ours.samples} {kind} images."
+        )
+    if default.select is not None and default.select.samples < FEW_IMAGES:
+        lines.append(
+            f"Against it: only {default.select.samples} search images chose it (take {FEW_IMAGES:,} or more)."
+        )
+    return [*lines, f"Next: pertinence evaluate {model} --dataset OTHER-IMAGES"]
+
+
+def _describe_table_record(path: Path, verbose: bool) -> tuple[dict[str, Any], str]:
     try:
         record = parse_json(read_text(path))
         experts = record["settings"]["experts"]
         names = [entry["name"] for entry in experts]
-        front = Front([OperatingPoint.from_dict(point) for point in record["front"]], names)
         default = record["report"]["operating_point"]
+        cost = {entry["name"]: Figures.from_dict(entry).cost for entry in record["report"]["experts"]}
+        reference = cost.get(record["report"].get("reference", names[-1]))
+        front = Front([OperatingPoint.from_dict(point) for point in record["front"]], names, default, reference)
         if not all(map(is_name, [*names, default])):
             raise ValueError("a name is not text")
     except MALFORMED as error:
         raise PertinenceError(f"{path} is damaged: search again") from error
     parts = [
         f"{len(names)} models, known by a table of their predictions",
-        repr(front),
+        repr(front) if verbose else str(front),
         f"Default operating point: {default}",
     ]
     return {"experts": experts, "front": front.to_list(), "operating_point": default}, "\n\n".join(parts)

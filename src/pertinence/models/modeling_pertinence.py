@@ -183,7 +183,9 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
 
     @property
     def front(self) -> Front:
-        """The operating points by rising cost; prints as a table."""
+        """The operating points by rising cost; prints as a table that marks the default."""
+        if len(self._front):
+            self._front = self._front.marked(self.config.operating_point)
         return self._front
 
     @property

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
 from ..utils.errors import MALFORMED, PertinenceError, explain, shown
+from ..utils.tables import Tabular
 from ..utils.validation import is_name, is_number
 from .budgets import choose_point
 from .costs import STEM
-from .metrics import Figures, Latency, figure_cells, figure_header, format_table
+from .front_table import front_rows, short_table, whole_table
+from .metrics import Figures, Latency
 from .names import FASTEST, MAX_POINTS, MOST_ACCURATE
 from .registry import EVIDENCE
 
@@ -198,12 +201,26 @@ class OperatingPoint:
         return replace(self, latency=(*kept, *measured))
 
 
-class Front(Sequence[OperatingPoint]):
-    """The Pareto front: operating points by rising cost; prints as a table."""
+class Front(Tabular, Sequence[OperatingPoint]):
+    """The Pareto front: operating points by rising cost; prints as a table of a few of them, and its `repr` has all.
 
-    def __init__(self, points: Iterable[OperatingPoint], expert_names: Sequence[str]):
+    Args:
+        points: operating points of different names.
+        expert_names: names of the experts of the pool.
+        default: name of the default operating point, which the table marks.
+        reference_cost: mean cost of the reference expert, of which the table shows what is saved.
+    """
+
+    def __init__(
+        self,
+        points: Iterable[OperatingPoint],
+        expert_names: Sequence[str],
+        default: str | None = None,
+        reference_cost: float | None = None,
+    ):
         self._points = tuple(points)
         self.expert_names = tuple(expert_names)
+        self.reference_cost = reference_cost
         if len(self._points) > MAX_POINTS:
             raise PertinenceError(f"a front has at most {MAX_POINTS} operating points, got {len(self._points)}")
         self._by_name: dict[str, OperatingPoint] = {}
@@ -215,6 +232,7 @@ class Front(Sequence[OperatingPoint]):
         figures = [one for point in self._points for one in point.figures.values()]
         if len({(one.measure, one.objective, *sorted(one.costs)) for one in figures}) > 1:
             raise PertinenceError("all figures of a front must have one measure, and the same kinds of cost")
+        self.default = self.find(default).name if default is not None else None
 
     @overload
     def __getitem__(self, index: int) -> OperatingPoint: ...
@@ -227,6 +245,12 @@ class Front(Sequence[OperatingPoint]):
 
     def __len__(self) -> int:
         return len(self._points)
+
+    def marked(self, default: str | None) -> Front:
+        """The same front with another default; None: the last point."""
+        twin = copy.copy(self)
+        twin.default = self.find(default).name
+        return twin
 
     def find(self, name: str | None) -> OperatingPoint:
         """The operating point of a name; `fastest` and `most-accurate` always exist. None: the last point.
@@ -298,20 +322,12 @@ class Front(Sequence[OperatingPoint]):
     def to_list(self) -> list[dict[str, Any]]:
         return [point.to_dict() for point in self._points]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each point, with its figures on the search images (`select_`) and on the report images."""
+        return front_rows(self)
+
+    def __str__(self) -> str:
+        return short_table(self)
+
     def __repr__(self) -> str:
-        if not self._points:
-            return "Front(empty)"
-        shown = [(point.report, "report") if point.report else (point.select, "select") for point in self._points]
-        some = next((figures for figures, _ in shown if figures), None)
-        header = ["operating point", "recipe", *figure_header(some), *self.expert_names, "images"]
-        rows = []
-        for point, (figures, kind) in zip(self._points, shown, strict=True):
-            if figures is None:
-                rows.append([point.name, point.recipe] + [""] * (len(header) - 2))
-                continue
-            kind = f"{kind}, estimate" if figures.estimate else kind
-            rows.append([point.name, point.recipe, *figure_cells(figures), f"{figures.samples} ({kind})"])
-        table = format_table(header, rows)
-        if any(kind == "report" for _, kind in shown):
-            table += "\nBudgets are met by the figures on the search images (`point.select`), which these are not."
-        return table
+        return whole_table(self)

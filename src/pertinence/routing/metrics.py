@@ -12,6 +12,8 @@ from .costs import GMACS, LATENCY, cost_title
 
 
 ACCURACY, AGREEMENT = "accuracy", "agreement"
+FEW_IMAGES = 1000
+"""With fewer search images, what chooses the default point is uncertain by about a point of accuracy."""
 _STORED_APART = (GMACS, LATENCY)
 """The units whose figures have their own key in format 1; the others are stored under `costs`."""
 
