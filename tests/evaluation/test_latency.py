@@ -50,8 +50,11 @@ def test_it_times_every_point_and_notes_it(folder, images, tmp_path, capsys):
     given = ["--dataset", str(tmp_path / "images"), "--split", "train", "--rounds", "2"]
     assert main(["benchmark", str(folder), "--batch-size", "16", "1", *given]) == 0
     shown = capsys.readouterr().out
-    for words in ("small", "chain", "cpu, batch 1", "cpu, batch 16", "ms ["):
-        assert words in shown
+    assert "On cpu, " in shown
+    assert (folder / "latency.png").stat().st_size > 5000
+    table = shown.splitlines()[2:10]
+    assert [line.split("  ")[0] for line in table[:2]] == ["small", "chain"]
+    assert sum(" alone " in line for line in table) == 4, "two experts, each in batches of 1 and of 16"
     for entries in latencies(folder).values():
         assert [(e.device, e.batch_size, e.images) for e in entries] == [("cpu", 1, "given"), ("cpu", 16, "given")]
         assert all(0 < e.low <= e.milliseconds <= e.high and math.isfinite(e.high) for e in entries)
@@ -67,6 +70,26 @@ def test_measuring_again_replaces_only_what_was_measured(folder):
     assert after["chain"][0] == before["chain"][0]
     assert after["chain"][1] != before["chain"][1]
     assert {entry.images for entry in after["chain"]} == {"synthetic"}
+
+
+def test_the_result_as_json_has_points_experts_quantiles_and_speed_ups(folder, capsys):
+    flags = ["--batch-size", "1", "4", "--rounds", "2", "--operating-point", "small", "chain", "--json"]
+    assert main(["benchmark", str(folder), *flags]) == 0
+    result = json.loads(capsys.readouterr().out)
+    names = json.loads((folder / "config.json").read_text())["experts"]
+    alone = [f"{expert['name']} alone" for expert in names]
+    assert [row["name"] for row in result["latency"]] == ["small", "chain", *alone] * 2
+    for row in result["latency"]:
+        assert row["p50"] <= row["p95"]
+        assert row["threads"] >= 1
+        assert row["speed_up"] > 0
+        if row["name"] == f"{result['reference']} alone":
+            assert row["speed_up"] == 1
+
+
+def test_all_points_are_timed_on_request(folder, capsys):
+    assert main(["benchmark", str(folder), "--batch-size", "1", "--rounds", "1", "--operating-point", "all"]) == 0
+    assert all(latencies(folder).values())
 
 
 def test_a_budget_of_milliseconds_goes_by_what_was_measured(folder):

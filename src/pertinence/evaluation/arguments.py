@@ -12,11 +12,15 @@ from ..utils.settings import setting
 class BenchmarkArguments(RuntimeArguments):
     """What to time, and how."""
 
-    batch_size: list[int] = setting([1, 32, 256], "Images per call; one or several values.", group="hardware", least=1)  # type: ignore[assignment]
+    batch_size: list[int] = setting([1, 32], "Images per call; one or several values.", group="hardware", least=1)  # type: ignore[assignment]
     rounds: int = setting(
-        5, "Number of timings of each point, of which the median is stored.", group="hardware", least=1
+        5, "Timings of each point and expert, of which the median is stored.", group="hardware", least=1
     )
-    operating_point: str | None = setting(None, "Time only the point of this name.", group="output")
+    operating_point: list[str] | None = setting(
+        None,
+        'Points to time, or "all"; default: the default point, the fastest and the most accurate one.',
+        group="output",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,11 +1,14 @@
-"""Measured latency of operating points by device and batch size, stored with their figures."""
+"""Measured latency of operating points and of experts alone, by device and batch size, stored with their figures."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +18,86 @@ from ..data.dataset import raise_or
 from ..data.loading import load_images
 from ..hub.layout import update_config
 from ..models.modeling_pertinence import PertinenceForImageClassification
-from ..routing.front import OperatingPoint
+from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import Latency, format_table
+from ..routing.names import FASTEST, MOST_ACCURATE
 from ..utils.distributed import device_name, make_accelerator
 from ..utils.errors import PertinenceError
 from ..utils.progress import progress_bar
+from ..utils.tables import Tabular, shortened
 from .arguments import BenchmarkArguments
 from .evaluate import open_model
 
 
 TIMED_IMAGES = 128
 """Least number of images per round, even with smaller batches, as images are routed differently."""
+ALL = "all"
+NAME_WIDTH = 28
+
+Call = Callable[[Sequence[torch.Tensor]], Any]
+"""Answers a batch of images."""
+
+
+@dataclass(frozen=True)
+class Benchmark(Tabular):
+    """What was timed on one device.
+
+    Attributes:
+        front: the whole front; the points that were timed have their `latency`.
+        timed: names of these points.
+        experts: what was measured of each expert alone, by its name.
+        reference: name of the expert that speed-ups refer to.
+    """
+
+    front: Front
+    timed: tuple[str, ...]
+    experts: Mapping[str, tuple[Latency, ...]]
+    reference: str
+
+    @property
+    def measured(self) -> dict[str, tuple[Latency, ...]]:
+        """What was measured now, by name: of points by rising cost, then of experts."""
+        settings = {(one.device, one.batch_size) for one in self.experts[self.reference]}
+        points = {
+            point.name: tuple(one for one in point.latency if (one.device, one.batch_size) in settings)
+            for point in self.front
+            if point.name in self.timed
+        }
+        return points | {f"{name} alone": several for name, several in self.experts.items()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each batch size of each point and expert; `speed_up` is against the reference expert."""
+        alone = {one.batch_size: one.milliseconds for one in self.experts[self.reference]}
+        return [
+            {"name": name, **one.to_dict(), "speed_up": alone[one.batch_size] / one.milliseconds}
+            for size in sorted(alone)
+            for name, several in self.measured.items()
+            for one in several
+            if one.batch_size == size
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"reference": self.reference, "latency": self.rows()}
+
+    def __str__(self) -> str:
+        header = ["", "batch", "ms an image", "quartiles", "ms a call: p50", "p95", "speed-up"]
+        cells = [
+            [
+                shortened(row["name"], NAME_WIDTH),
+                str(row["batch_size"]),
+                f"{row['milliseconds']:.4g}",
+                f"{row['low']:.3g} .. {row['high']:.3g}",
+                f"{row['p50']:.3g}",
+                f"{row['p95']:.3g}",
+                f"{row['speed_up']:.2f}",
+            ]
+            for row in self.rows()
+        ]
+        some = self.experts[self.reference][0]
+        threads = f", {some.threads} thread{'s' * (some.threads > 1)}" if some.threads else ""
+        note = f"On {some.device}{threads}, {some.images} images; speed-up against {self.reference} alone."
+        return f"{format_table(header, cells)}\n{note}"
 
 
 def benchmark(
@@ -34,71 +106,82 @@ def benchmark(
     args: BenchmarkArguments,
     expert_paths: dict[str, str] | None = None,
     revision: str | None = None,
-) -> list[OperatingPoint]:
-    """Time the operating points of a saved model.
+) -> Benchmark:
+    """Time operating points of a saved model, and each of its experts alone.
 
     Args:
         model_path: folder or Hub id.
         data: images to time on, of which evenly spaced rows are used; without a data set images are synthetic.
-        args: device, dtype, batch sizes, rounds.
+        args: device, dtype, batch sizes, rounds, points.
         expert_paths: new folders of local experts that have moved, by expert name.
         revision: branch, tag or commit on the Hub.
 
-    Returns:
-        The points of the front, the timed ones with their `latency`.
-
     Raises:
-        PertinenceError: there is no model, or no images.
+        PertinenceError: there is no model, no such point, or no images.
     """
     device = make_accelerator(args.device).device
     model = open_model(model_path, args, expert_paths, revision).to(device)
-    timed = list(model.front) if args.operating_point is None else [model.front.find(args.operating_point)]
+    names = args.operating_point or [model.front.find(model.config.operating_point).name, FASTEST, MOST_ACCURATE]
+    chosen = list(model.front) if ALL in names else map(model.front.find, names)
+    timed = list({point.name: point for point in chosen}.values())
+    images, kind = _images(model, data, args)
+    calls: list[Call] = [*(partial(model, operating_point=point.name) for point in timed), *model.pool]
+    with progress_bar(args.rounds * len(calls) * len(args.batch_size), "Latency", "round") as bar:
+        seconds = time_calls(calls, images, args.batch_size, args.rounds, device, bar.update)
+    threads = torch.get_num_threads() if device.type == "cpu" else None
+    found = [
+        tuple(_summarise(rounds, size, device_name(device), kind, threads) for size, rounds in by_size.items())
+        for by_size in seconds
+    ]
+    measured = {point.name: latency for point, latency in zip(timed, found[: len(timed)], strict=True)}
+    points = [point.replaced_latency(measured.get(point.name, ())) for point in model.front]
+    experts = dict(zip(model.front.expert_names, found[len(timed) :], strict=True))
+    reference = model.config.expert_names[model.config.reference_index]
+    return Benchmark(Front(points, model.front.expert_names), tuple(measured), experts, reference)
+
+
+def _images(
+    model: PertinenceForImageClassification, data: DataArguments, args: BenchmarkArguments
+) -> tuple[list[torch.Tensor], str]:
+    """Images to time on, and whether they are "given" or "synthetic"."""
     count = max(TIMED_IMAGES, *args.batch_size)
     if data.dataset is None:
-        images, kind = synthetic_images(count, model.pool[-1].entry.transform.size), "synthetic"
-    else:
-        source = load_images(data, args.token, needs_labels=False)
-        rows = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-        given = [source[row] for row in rows]
-        if args.on_bad_image == "skip":
-            given = [image for image in given if not isinstance(image, PertinenceError)] or given
-        images, kind = raise_or(given), "given"
-    with progress_bar(args.rounds * len(timed) * len(args.batch_size), "Latency", "round") as bar:
-        seconds = time_points(model, timed, images, args.batch_size, args.rounds, bar.update)
-    name = device_name(device)
-    measured = {
-        point.name: [_summarise(name, size, rounds, kind) for size, rounds in by_size.items()]
-        for point, by_size in zip(timed, seconds, strict=True)
-    }
-    return [point.replaced_latency(measured.get(point.name, ())) for point in model.front]
+        return synthetic_images(count, model.pool[-1].entry.transform.size), "synthetic"
+    source = load_images(data, args.token, needs_labels=False)
+    rows = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    given = [source[row] for row in rows]
+    if args.on_bad_image == "skip":
+        given = [image for image in given if not isinstance(image, PertinenceError)] or given
+    return raise_or(given), "given"
 
 
-def time_points(
-    model: PertinenceForImageClassification,
-    points: Sequence[OperatingPoint],
+def time_calls(
+    calls: Sequence[Call],
     images: Sequence[torch.Tensor],
     batch_sizes: Sequence[int],
     rounds: int,
+    device: torch.device,
     on_round: Callable[[], object] = lambda: None,
-) -> list[dict[int, list[float]]]:
-    """Measure seconds per image at each point, by batch size, for each round.
+) -> list[dict[int, np.ndarray]]:
+    """Measure seconds of each call, by batch size: float64 (rounds, calls).
 
-    Points take turns within a round, so that a machine that slows down slows all of them.
+    All take turns within a round, so that a machine that slows down slows all of them.
     """
-    seconds: list[dict[int, list[float]]] = [{size: [] for size in batch_sizes} for _ in points]
+    seconds: list[dict[int, np.ndarray]] = [{} for _ in calls]
     for size in batch_sizes:
         used = images[: max(size, TIMED_IMAGES // size * size)]
         batches = [used[start : start + size] for start in range(0, len(used), size)]
-        for point in points:
-            model(batches[0], operating_point=point.name)  # the first call makes buffers and kernels
-        for _ in range(rounds):
-            for point, by_size in zip(points, seconds, strict=True):
-                _wait_for(model.device)
-                start = time.perf_counter()
-                for batch in batches:
-                    model(batch, operating_point=point.name)
-                _wait_for(model.device)
-                by_size[size].append((time.perf_counter() - start) / len(used))
+        for call, by_size in zip(calls, seconds, strict=True):
+            call(batches[0])  # the first call makes buffers and kernels
+            by_size[size] = np.empty((rounds, len(batches)))
+        for turn in range(rounds):
+            for call, by_size in zip(calls, seconds, strict=True):
+                for index, batch in enumerate(batches):
+                    _wait_for(device)
+                    start = time.perf_counter()
+                    call(batch)
+                    _wait_for(device)
+                    by_size[size][turn, index] = time.perf_counter() - start
                 on_round()
     return seconds
 
@@ -117,25 +200,11 @@ def store_latency(folder: str | os.PathLike, points: Sequence[OperatingPoint]) -
     update_config(path, {"front": [point.to_dict() for point in points]})
 
 
-def latency_table(points: Sequence[OperatingPoint]) -> str:
-    """A table of the milliseconds per image at each point, with the quartiles of the rounds."""
-    settings = list(dict.fromkeys((entry.device, entry.batch_size) for point in points for entry in point.latency))
-    header = ["operating point", "GMACs", *(f"{device}, batch {size}" for device, size in settings)]
-    rows = []
-    for point in points:
-        cells = {
-            (entry.device, entry.batch_size): f"{entry.milliseconds:.4g} ms [{entry.low:.4g} .. {entry.high:.4g}]"
-            for entry in point.latency
-        }
-        gmacs = f"{point.select.gmacs:.4g}" if point.select else ""
-        rows.append([point.name, gmacs, *(cells.get(setting, "") for setting in settings)])
-    return format_table(header, rows)
-
-
-def _summarise(device: str, batch_size: int, rounds: Sequence[float], images: str) -> Latency:
-    """The median and the quartiles of rounds, in seconds, as milliseconds."""
-    median, low, high = (1000 * np.quantile(rounds, [0.5, 0.25, 0.75])).tolist()
-    return Latency(device, batch_size, median, low, high, images)
+def _summarise(seconds: np.ndarray, batch_size: int, device: str, images: str, threads: int | None) -> Latency:
+    """The median and the quartiles of rounds as milliseconds an image, and quantiles of calls."""
+    median, low, high = (1000 * np.quantile(seconds.mean(1) / batch_size, [0.5, 0.25, 0.75])).tolist()
+    p50, p95 = (1000 * np.quantile(seconds, [0.5, 0.95])).tolist()
+    return Latency(device, batch_size, median, low, high, images, p50, p95, threads)
 
 
 def _wait_for(device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,6 +15,10 @@ from ..routing.costs import cost_unit
 from ..routing.metrics import Figures
 from .intervals import non_dominated
 from .report import Evaluation, Series
+
+
+if TYPE_CHECKING:
+    from .latency import Benchmark
 
 
 DPI = 150
@@ -101,6 +106,27 @@ def plot_convergence(hypervolumes: Mapping[str, Sequence[float]], path: str | os
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
+    figure.savefig(path)
+
+
+def plot_latency(benchmark: Benchmark, path: str | os.PathLike) -> None:
+    """Plot the milliseconds an image of points and of experts alone, with the 95 % quantile of calls; one panel for
+    each batch size."""
+    measured = benchmark.measured
+    sizes = sorted({one.batch_size for several in measured.values() for one in several})
+    figure = Figure(figsize=(1.5 + 4.0 * len(sizes), 1.2 + 0.35 * len(measured)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
+    for axes, size in zip(panels, sizes, strict=True):
+        shown = [next(one for one in several if one.batch_size == size) for several in measured.values()]
+        colors = ["C0" if index < len(benchmark.timed) else "0.7" for index in range(len(shown))]
+        axes.barh(range(len(shown)), [one.milliseconds for one in shown], color=colors)
+        axes.plot([(one.p95 or 0.0) / size for one in shown], range(len(shown)), "k|", ms=10, label="p95 of calls")
+        axes.set_title(f"batch size {size}", fontsize=10)
+        axes.set_xlabel(f"ms an image on {shown[0].device}")
+        axes.set_yticks(range(len(shown)), list(measured))
+        axes.grid(axis="x", alpha=0.25)
+    panels[0].invert_yaxis()
+    panels[-1].legend(loc="lower right", fontsize=8)
     figure.savefig(path)
 
 

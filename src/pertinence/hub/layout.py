@@ -30,6 +30,8 @@ STATE = "search_state"
 """Folder, within that of the result, of a search that has not finished."""
 SETTINGS = "search.yaml"
 BASELINES = "baselines.safetensors"
+LATENCY_FIGURE = "latency.png"
+"""The figure of a benchmark, which is not of the search."""
 FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE = (
     "front.png",
     "shares.png",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -178,7 +178,7 @@ class OperatingPoint:
             raise PertinenceError(f"an entry of `front` is malformed ({explain(error)})") from error
 
     def to_dict(self) -> dict[str, Any]:
-        latency = {"latency": [asdict(entry) for entry in self.latency]} if self.latency else {}
+        latency = {"latency": [entry.to_dict() for entry in self.latency]} if self.latency else {}
         return {
             "name": self.name,
             "recipe": self.recipe,

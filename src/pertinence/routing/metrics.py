@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..utils.errors import PertinenceError, shown
@@ -132,6 +132,8 @@ class Latency:
         milliseconds: milliseconds per image, the median of several rounds.
         low, high: quartiles of the rounds.
         images: "given", or "synthetic": random images, which may be routed unlike real ones.
+        p50, p95: quantiles of the milliseconds of a call; None in files of older versions.
+        threads: number of threads of the CPU; None on other devices, and in files of older versions.
     """
 
     device: str
@@ -140,12 +142,24 @@ class Latency:
     low: float
     high: float
     images: str = "given"
+    p50: float | None = None
+    p95: float | None = None
+    threads: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; those that are None are left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     def check(self, where: str) -> None:
         """Raise `PertinenceError` unless this can be a measurement."""
-        times = self.milliseconds, self.low, self.high
+        times = [self.milliseconds, self.low, self.high, *(t for t in (self.p50, self.p95) if t is not None)]
         texts = self.device, self.images
-        if not (is_whole(self.batch_size, 1) and all(is_number(t, 0) for t in times) and all(map(is_name, texts))):
+        counts = [self.batch_size, *([] if self.threads is None else [self.threads])]
+        if not (
+            all(is_whole(count, 1) for count in counts)
+            and all(is_number(t, 0) for t in times)
+            and all(map(is_name, texts))
+        ):
             raise PertinenceError(
                 f"{where}: a latency must name device, batch size and milliseconds, got {shown(self)}"
             )
