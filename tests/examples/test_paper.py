@@ -1,4 +1,4 @@
-"""The paper's searches in `examples/paper`: a small part of each is run, with small experts and images in their places."""
+"""The searches in `examples/paper`: a small part of each is run, with small experts and few images."""
 
 from __future__ import annotations
 
