@@ -136,14 +136,10 @@ def in_order(model: nn.Module, pixels: torch.Tensor, *kinds: type) -> list[nn.Mo
     return ran
 
 
-def normalised(pictures: np.ndarray, mean: list[float], std: list[float]) -> torch.Tensor:
-    scaled = (torch.from_numpy(pictures).float() / 255 - torch.tensor(mean)) / torch.tensor(std)
-    return scaled.permute(0, 3, 1, 2)
-
-
 def logits(model: nn.Module, expert: dict[str, Any], pictures: np.ndarray) -> torch.Tensor:
+    mean, std = (torch.tensor(expert["normalisation"][name]) for name in ("mean", "std"))
     with torch.no_grad():
-        return model(normalised(pictures, **expert["normalisation"])).logits
+        return model(((torch.from_numpy(pictures).float() / 255 - mean) / std).permute(0, 3, 1, 2)).logits
 
 
 def accuracy(answers: torch.Tensor) -> float:
