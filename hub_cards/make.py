@@ -4,7 +4,8 @@ search of each pool, without the experts' own files.
     uv run python hub_cards/make.py
     uv run python hub_cards/make.py cifar10 imagenet-mobile
 
-It needs the private folder `../shared/zoo`. The pools with vision transformers also need what this command makes:
+It reads the folder `../shared/zoo`, which examples/zoo builds. The pools with vision transformers also need what this
+command makes:
 
     uv run python examples/distill_experts.py --config examples/distill_cifar10.yaml
 
