@@ -18,6 +18,7 @@ from ..data.batches import Images, chunks, sorted_by_shape
 from ..data.labels import resolve_label_map
 from ..routing.costs import GMACS
 from ..utils.errors import PertinenceError, explain, shown
+from ..utils.graphs import outside_graphs
 from ..utils.validation import is_commit, is_name
 from .backends.base import BACKENDS, Backend, backend_of, check_device, moving
 from .cards import read_licence
@@ -116,13 +117,17 @@ class Expert(nn.Module):
         """Move and cast the expert, as far as its backend allows."""
         return super()._apply(moving(self.entry, self.device, fn), recurse)
 
+    @outside_graphs
     @torch.no_grad()
-    def forward(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, images: Images, max_batch: int | None = None, check: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Classify uint8 images.
 
         Args:
             images: see `Images`.
             max_batch: largest number of images per call of the network; default: what suits its device (`chunk_size`).
+            check: whether to check the scores, which waits for all work queued on the device.
 
         Returns:
             Logits (B, C) in the pool's label order, and features (B, F): the input of the final classification layer,
@@ -131,12 +136,6 @@ class Expert(nn.Module):
         Raises:
             PertinenceError: its scores are NaN or infinite.
         """
-        logits, features = self.run(images, max_batch)
-        self.check(logits.sum())
-        return logits, features
-
-    def run(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """`forward` without the check of the scores, which would wait for all work queued on the device."""
         network = self.network
         device, outputs = network.device, []
         images, order = sorted_by_shape(images)
@@ -149,12 +148,18 @@ class Expert(nn.Module):
             outputs.append((logits, logits if features is None else features))
         logits, features = outputs[0] if len(outputs) == 1 else map(torch.cat, zip(*outputs, strict=True))
         if order is not None:
-            back = torch.tensor(order).argsort().to(device, non_blocking=True)
+            back = torch.tensor(order, device="cpu").argsort().to(device, non_blocking=True)
             logits, features = logits[back], features[back]
         logits, features = logits.float(), features.float()
         if self.entry.label_map is not None:
             logits = logits[:, self.entry.label_map]
+        if check:
+            self.check(logits.sum())
         return logits, features
+
+    def run(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """`forward` without the check of the scores; a call, so that hooks run."""
+        return self(images, max_batch, check=False)
 
     def check(self, total: torch.Tensor | float) -> None:
         """Raise `PertinenceError` unless the sum of the scores from `run` is finite, as then all scores are."""
@@ -264,7 +269,7 @@ def measured_expert(
     gmacs = count_gmacs(model, transform.size, checkpoint.call_options(transform))
     entry = entry.replace(costs={GMACS: gmacs}, transform=transform, backend=backend)
     expert = Expert(checkpoint, entry, preprocessing)
-    probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8)
+    probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8, device="cpu")
     logits, features = expert(probe)
     if not is_stem and logits.shape != (1, model.config.num_labels):
         raise PertinenceError(

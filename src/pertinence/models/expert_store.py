@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -26,6 +26,7 @@ from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import find_folder, locate, move_entries
 from ..routing.costs import STEM
 from ..utils.errors import PertinenceError
+from ..utils.graphs import outside_graphs
 from ..utils.validation import is_commit
 
 
@@ -275,8 +276,20 @@ class ExpertStore:
         return {first} | ({STEM} & set(self.pool.entries))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExpertStore:
-        store = memo[id(self)] = ExpertStore(copy.deepcopy(self.pool, memo), self.max_memory)
-        store._dtypes, store._sizes = self._dtypes.copy(), self._sizes
+        store = memo[id(self)] = self._restored(copy.deepcopy(self.pool, memo), self.max_memory, self._dtypes)
+        return store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, which stores no weights, and no token."""
+        pool, token = copy.copy(self.pool), self.pool.options.token
+        pool.options = replace(pool.options, token=None if isinstance(token, str) else token)
+        return self._restored, (pool, self.max_memory, self._dtypes)
+
+    @classmethod
+    def _restored(cls, pool: SavedPool, max_memory: int | None, dtypes: dict[int, torch.dtype]) -> ExpertStore:
+        store = cls(pool, max_memory)
+        store._dtypes = dtypes.copy()
+        store._sizes = store._measure(dtypes)
         return store
 
 
@@ -325,17 +338,15 @@ class LazyExpert(nn.Module):
         """See `Expert.find_revision`; it reads the files as they are now."""
         return self.entry.revision if self.entry.is_on_hub else hash_folder(self.find_folder())
 
-    def forward(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    @outside_graphs
+    def forward(
+        self, images: Images, max_batch: int | None = None, check: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Expert.forward`."""
         with self._borrow() as expert:
-            return expert(images, max_batch)
+            return expert(images, max_batch, check)
 
-    def run(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Expert.run`."""
-        with self._borrow() as expert:
-            return expert.run(images, max_batch)
-
-    check = Expert.check
+    run, check = Expert.run, Expert.check
 
     def train(self, mode: bool = True) -> LazyExpert:
         return super().train(False)

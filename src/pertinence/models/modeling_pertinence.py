@@ -29,6 +29,7 @@ from ..routing.heads import Dispatcher, Head, threshold_head
 from ..routing.metrics import Figures
 from ..routing.policy import Outputs, Routing, route
 from ..utils.errors import PertinenceError, shown
+from ..utils.graphs import outside_graphs, untraceable, without_gradient
 from .pretrained import PertinencePreTrainedModel
 
 
@@ -253,12 +254,28 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
     def compile_experts(self, **options: Any) -> None:
         """Compile every expert's network with `torch.compile`, lazy ones when they are loaded; decisions stay eager.
 
+        `torch.compile(model)` compiles nothing of the model, and warns.
+
         Args:
             options: options of `torch.compile`; the default is `dynamic=True`, as routing divides every batch anew.
         """
         for expert in filter(None, [*self.pool, self.stem]):
             expert.compile_network({"dynamic": True, **options})
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """The same as `compile_experts`, under the name that every `torch.nn.Module` has for it."""
+        self.compile_experts(*args, **options)
+
+    def __prepare_scriptable__(self) -> Any:
+        raise untraceable()  # to `torch.jit.script`
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise PertinenceError(
+            "torch.nn.DataParallel would cut each image of a list into parts: run one process for each device "
+            "(`torchrun`), or show this process one device (CUDA_VISIBLE_DEVICES)"
+        )
+
+    @outside_graphs
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers gives it no types
     def forward(
         self,
@@ -278,8 +295,9 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             return_dict: False for a plain tuple, as in transformers.
 
         Raises:
-            PertinenceError: there are no images, they have another form, the operating point is unknown, or the scores
-                of an expert are NaN or infinite.
+            PertinenceError: there are no images, they have another form, the operating point is unknown, the scores of
+                an expert are NaN or infinite, or the call is traced or exported. The `backward` of the loss raises it,
+                too: experts are frozen, and a search fits the dispatcher.
         """
         if not len(self.experts):
             raise PertinenceError(
@@ -287,7 +305,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             )
         if (images is None) == (pixel_values is None):
             raise PertinenceError("give the images once, as `images` or as `pixel_values`")
-        batch = as_images(pixel_values if images is None else images)
+        given = pixel_values if images is None else images
+        batch = as_images(given)
         if not len(self._front):
             raise PertinenceError("this model has no operating points: its config.json lists no `front`")
         point = self._front.find(operating_point or self.config.operating_point)
@@ -296,21 +315,25 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         except UnfitImage as error:
             index = next(index for index, image in enumerate(batch) if tuple(image.shape[-2:]) == error.size)
             raise PertinenceError(f"image {index} of {len(batch)}: {error}") from error
-        loss = None
+        logits, loss = routing.logits, None
+        if isinstance(given, torch.Tensor) and given.requires_grad:
+            logits = without_gradient(logits)
         if labels is not None:
-            loss = self.loss_function(labels.to(routing.logits.device), routing.logits, self.config)
+            loss = without_gradient(self.loss_function(labels.to(logits.device), logits, self.config))
         return PertinenceOutput(
             loss=loss,
-            logits=routing.logits,
+            logits=logits,
             expert_indices=routing.expert_indices,
             experts_run=routing.experts_run,
-            gmacs=routing.gmacs.float().to(routing.logits.device),
+            gmacs=routing.gmacs.float().to(logits.device),
             dispatcher_logits=routing.scores,
         )
 
     def _route(self, point: OperatingPoint, images: Images) -> Routing:
-        batch, device, heads = stacked(images), self.device, self.dispatcher.heads(point)
-        pool = self.pool
+        device, pool = self.device, self.pool
+        if device.type == "meta":
+            raise PertinenceError("this model is on the meta device, which holds no weights: load it again")
+        batch, heads = stacked(images), self.dispatcher.heads(point)
         unchecked: list[tuple[ExpertLike, torch.Tensor]] = []
 
         def run(index: int, rows: torch.Tensor) -> Outputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,13 +75,14 @@ def threshold_head(
             probability exceeds the second largest.
     """
     evidence = EVIDENCE.require(stage.evidence, "a stage")
-    weight = torch.zeros(num_experts, evidence.width(num_experts, 0))
-    bias = torch.full((num_experts,), -1.0)
+    weight = torch.zeros(num_experts, evidence.width(num_experts, 0), dtype=torch.float32)
+    bias = torch.full((num_experts,), -1.0, dtype=torch.float32)
     following = min(member for member in point.members if member > stage.after)
     bias[stage.after] = 0.0
     weight[following, position] = -1.0
     bias[following] = threshold
-    return Head(weight, bias, torch.zeros(evidence.num_statistics) if evidence.num_statistics else None)
+    count = evidence.num_statistics
+    return Head(weight, bias, torch.zeros(count, dtype=torch.float32) if count else None)
 
 
 class Dispatcher(nn.Module):
@@ -114,7 +115,7 @@ class Dispatcher(nn.Module):
             self.stages[_stack_name(*key)] = _StackedHeads(
                 len(names), num_experts, widths[key], kinds[key].num_statistics
             )
-        self._heads: dict[str, list[Head]] = {}
+        self._heads: dict[str, _Cached] = {}
         self.register_load_state_dict_post_hook(_forget_heads)
 
     def check(self, source: str) -> None:
@@ -125,14 +126,16 @@ class Dispatcher(nn.Module):
 
     def heads(self, point: OperatingPoint) -> list[Head]:
         """The heads of one point, one for each of its decisions, in float32 on the CPU, where decisions are made."""
-        heads = self._heads.get(point.name)
-        if heads is None:
+        stacks = [self._stack(stage) for stage in point.decisions]
+        state = [stack.state() for stack in stacks]
+        cached = self._heads.get(point.name)
+        if cached is None or cached.state != state:
+            rows = [self.rows[point.name, stage.after, stage.evidence] for stage in point.decisions]
             with torch.inference_mode(False):
-                heads = [
-                    self._stack(stage)[self.rows[point.name, stage.after, stage.evidence]] for stage in point.decisions
-                ]
-            self._heads[point.name] = heads
-        return heads
+                heads = [stack(row) for stack, row in zip(stacks, rows, strict=True)]
+            values = [parameter.data for stack in stacks for parameter in stack.parameters()]
+            cached = self._heads[point.name] = _Cached(heads, state, values)
+        return cached.heads
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_heads": {}}
@@ -155,8 +158,16 @@ class Dispatcher(nn.Module):
         return stack
 
 
+class _Cached(NamedTuple):
+    """The heads of a point, the state of the stacks that they were read from, and the values of these, which are kept
+    so that no others can have their addresses."""
+
+    heads: list[Head]
+    state: list[list[tuple[int, int]]]
+    values: list[torch.Tensor]
+
+
 def _forget_heads(dispatcher: Dispatcher, *_: Any) -> None:
-    """Drop the cached heads: they are copies, and do not change with the stacks."""
     dispatcher._heads.clear()
 
 
@@ -167,14 +178,23 @@ def _stack_name(after: int, evidence: str) -> str:
 class _StackedHeads(nn.Module):
     def __init__(self, count: int, num_experts: int, size: int, num_statistics: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(count, num_experts, size), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(count, num_experts), requires_grad=False)
+        self.weight = _zeros(count, num_experts, size)
+        self.bias = _zeros(count, num_experts)
         # Format 1 calls them `knots`: at that time no other evidence had statistics.
-        self.knots = nn.Parameter(torch.zeros(count, num_statistics), requires_grad=False) if num_statistics else None
+        self.knots = _zeros(count, num_statistics) if num_statistics else None
 
-    def __getitem__(self, row: int) -> Head:
-        statistics = None if self.knots is None else _copied(self.knots[row])
-        return Head(_copied(self.weight[row]), _copied(self.bias[row]), statistics)
+    def state(self) -> list[tuple[int, int]]:
+        """Another value if parameters were replaced or changed in place."""
+        return [
+            (values.data_ptr(), 0 if values.is_inference() else values._version)
+            for values in self._parameters.values()
+            if values is not None
+        ]
+
+    def forward(self, row: int) -> Head:
+        """The head of one row; a call, so that offloaded weights are fetched before."""
+        statistics = None if self.knots is None else _on_host(self.knots, row)
+        return Head(_on_host(self.weight, row), _on_host(self.bias, row), statistics)
 
     def store(self, row: int, head: Head, name: str) -> None:
         if head.weight.shape != self.weight.shape[1:] or head.bias.shape != self.bias.shape[1:]:
@@ -188,5 +208,9 @@ class _StackedHeads(nn.Module):
             self.knots[row] = head.statistics
 
 
-def _copied(values: torch.Tensor) -> torch.Tensor:
-    return values.to("cpu", torch.float32, copy=True)
+def _zeros(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(*shape, dtype=torch.float32), requires_grad=False)
+
+
+def _on_host(values: torch.Tensor, row: int) -> torch.Tensor:
+    return values.data[row].to("cpu", torch.float32)

@@ -194,8 +194,11 @@ class _Sweep:
         # A matrix product, so that the order of summation does not depend on how many members ran on an image.
         ones = np.ones(self.costs.num_experts)
         costs = {unit: torch.from_numpy(steps @ ones + self.before[unit]) for unit, steps in self.steps.items()}
-        logits, last, ran = map(torch.as_tensor, (self.logits, self.last, self.ran))
-        return Routing(logits, last, ran, costs, torch.as_tensor(self.scores))
+        # Not `torch.as_tensor`, which puts an array where the default device is.
+        last, ran, scores = map(torch.from_numpy, (self.last, self.ran, self.scores))
+        assert self.logits is not None  # some member answered
+        logits = self.logits if isinstance(self.logits, torch.Tensor) else torch.from_numpy(self.logits)
+        return Routing(logits, last, ran, costs, scores)
 
 
 def is_host(device: torch.device | str) -> bool:

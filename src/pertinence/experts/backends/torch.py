@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...utils.errors import PertinenceError
+from ...utils.modules import execution_device, first_parameter
 from ..entry import ExpertEntry
 from ..features import FeatureTap
 from ..loading import Checkpoint, Classifier
@@ -39,9 +40,6 @@ class TorchBackend(nn.Module):
         self.model = self.prepared(checkpoint.model)
         self._options = checkpoint.call_options(entry.transform)
         self._features = FeatureTap.of(self.model)
-        # Read for every batch: `model.device` would walk over all modules. The tuple hides the parameter from torch.
-        some = (parameter for parameter in self.model.parameters() if parameter.is_floating_point())
-        self._parameter = (next(some, torch.empty(0, dtype=torch.float32)),)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -58,11 +56,11 @@ class TorchBackend(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self._parameter[0].device
+        return _place(self.model)[0]
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._parameter[0].dtype
+        return _place(self.model)[1]
 
     @property
     def memory(self) -> int:
@@ -74,7 +72,12 @@ class TorchBackend(nn.Module):
         return sum(found.values())
 
     def run(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pixel_values = pixel_values.to(self.device, self.dtype, memory_format=self.memory_format)
+        if self.model.training:
+            raise PertinenceError(
+                f"an expert ({type(self.model).__name__}) is in training mode, where a network answers differently: "
+                "call its eval()"
+            )
+        pixel_values = pixel_values.to(*_place(self.model), memory_format=self.memory_format)
         return self._features.run(self.model, pixel_values, **self._options)
 
     def compile(self, **options: Any) -> None:
@@ -114,6 +117,12 @@ def is_convolutional(model: nn.Module) -> bool:
     """Whether a network has convolutions that run faster in the channels-last format; those that only cut an image
     into patches do not count."""
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+
+
+def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where and in which dtype a network computes now: its parameters may have been replaced."""
+    found = first_parameter(model)
+    return (torch.device("cpu"), torch.float32) if found is None else (execution_device(*found), found[1].dtype)
 
 
 def _linear_layers(model: Classifier) -> list[str]:
