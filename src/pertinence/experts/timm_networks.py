@@ -33,7 +33,7 @@ from .weight_matching import (
 
 RECORDED = {"gp": "global_pool", "bn_eps": "bn_eps"}
 """Settings of timm's train script that change the network, and the options of timm that they set."""
-MOST_TRIED = 24
+MOST_TRIED = 12
 """How many similar architectures are compared with weights that do not fit."""
 
 
@@ -90,7 +90,9 @@ def recorded_options(file: TrainingFile, architecture: str) -> dict[str, Any]:
         return {}
     found = file.settings.get("model_kwargs")
     options = {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
-    options |= {ours: file.settings.get(theirs) for theirs, ours in RECORDED.items()}
+    options |= {
+        ours: file.settings[theirs] for theirs, ours in RECORDED.items() if file.settings.get(theirs) is not None
+    }
     channels = options.pop("in_chans", None) or file.settings.get("in_chans")
     if channels not in (None, 3):
         raise PertinenceError(f"{file.path} takes images of {shown(channels)} channels, expected 3 (RGB)")
@@ -138,8 +140,10 @@ def find_network(
         _load(module, renamed, file.path)
         return TimmNetwork(module, base_name(name), options, defaults, origin, beside)
     check_counts(file.path, own, wanted, _classifiers(module), num_classes)
-    message = explain_mismatch(file.path, name, own, wanted)
-    raise PertinenceError(f"{message}; {_suggest(file, name, num_classes)}")
+    message = explain_mismatch(file.path, base_name(name), own, wanted)
+    raise PertinenceError(
+        f"{message}; {_suggest(file, name, num_classes, is_near=bool(own.items() & wanted.items()))}"
+    )
 
 
 def _pretrained_cfg(name: str) -> dict[str, Any]:
@@ -177,7 +181,8 @@ def _load(module: nn.Module, weights: Weights, path: Path) -> None:
     for name in own.keys() & weights.keys():
         if own[name].is_floating_point() and not weights[name].is_floating_point():
             raise PertinenceError(f"{path} holds whole numbers ({weights[name].dtype}) as {name}: it is quantized")
-    module.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
+        own[name] = weights[name]
+    module.load_state_dict(own)
 
 
 def _compare_twin(
@@ -260,17 +265,15 @@ def _classifiers(module: nn.Module) -> set[str]:
     return {[name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1:][0]}
 
 
-def _suggest(file: TrainingFile, name: str, num_classes: int) -> str:
-    """Name another architecture whose weights a file may hold."""
+def _suggest(file: TrainingFile, name: str, num_classes: int, is_near: bool) -> str:
+    """Name another architecture whose weights a file may hold; one of a similar name, if some weights fit."""
     recorded = file.architecture
     if recorded is not None and timm.is_model(base_name(recorded)) and base_name(recorded) != base_name(name):
         return f"the file records the architecture {shown(recorded)}"
-    known = timm.list_models()
-    near = difflib.get_close_matches(base_name(name), known, n=MOST_TRIED, cutoff=0.5)
-    fitting = [other for other in near if other != base_name(name) and _fits(file.weights, other, num_classes)]
-    if fitting:
-        return f"they are those of {' or '.join(fitting[:3])}"
-    return "give the --architecture that was trained"
+    near = difflib.get_close_matches(base_name(name), timm.list_models(), n=MOST_TRIED, cutoff=0.5) if is_near else []
+    others = (other for other in near if other != base_name(name))
+    fitting = next((other for other in others if _fits(file.weights, other, num_classes)), None)
+    return f"they are those of {fitting}" if fitting else "give the --architecture that was trained"
 
 
 def _fits(weights: Weights, name: str, num_classes: int) -> bool:
