@@ -90,9 +90,8 @@ def recorded_options(file: TrainingFile, architecture: str) -> dict[str, Any]:
         return {}
     found = file.settings.get("model_kwargs")
     options = {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
-    options |= {
-        ours: file.settings[theirs] for theirs, ours in RECORDED.items() if file.settings.get(theirs) is not None
-    }
+    recorded = {ours: file.settings.get(theirs) for theirs, ours in RECORDED.items()}
+    options |= {name: value for name, value in recorded.items() if value is not None}
     channels = options.pop("in_chans", None) or file.settings.get("in_chans")
     if channels not in (None, 3):
         raise PertinenceError(f"{file.path} takes images of {shown(channels)} channels, expected 3 (RGB)")

@@ -27,6 +27,8 @@ _REGNETS = {
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (other, {}) for name, other in _REGNETS.items()},
     "regnet_x_400mf": ("regnetx_004_tv", {}),
+    "regnet_y_800mf": ("regnety_008_tv", {}),
+    "regnet_y_8gf": ("regnety_080_tv", {}),
     "mobilenet_v2": ("mobilenetv2_100", {}),
     "mobilenet_v3_large": ("mobilenetv3_large_100", _EPS),
     "mobilenet_v3_small": ("mobilenetv3_small_100", _EPS),
