@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from .evaluation.calibration import calibrate, store_guarantee
     from .evaluation.evaluate import evaluate_model
     from .evaluation.monitoring import RoutingMonitor
+    from .experts.arguments import ConversionArguments
     from .experts.backends.base import register_backend
+    from .experts.conversion import Conversion, convert_checkpoint
     from .models.streaming import StreamDispatcher
     from .predictions.arguments import RuntimeArguments
     from .predictions.tables import PredictionTable
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Advice",
+    "Conversion",
+    "ConversionArguments",
     "DataArguments",
     "DispatcherSearch",
     "Figures",
@@ -58,6 +62,7 @@ __all__ = [
     "StreamDispatcher",
     "advise",
     "calibrate",
+    "convert_checkpoint",
     "evaluate_model",
     "register_backend",
     "register_baseline",
@@ -75,6 +80,8 @@ AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageCla
 
 _LAZY = {
     "Advice": "search.advice",
+    "Conversion": "experts.conversion",
+    "ConversionArguments": "experts.arguments",
     "DataArguments": "data.arguments",
     "DispatcherSearch": "search.search",
     "LabelledImages": "data.dataset",
@@ -86,6 +93,7 @@ _LAZY = {
     "StreamDispatcher": "models.streaming",
     "advise": "search.advising",
     "calibrate": "evaluation.calibration",
+    "convert_checkpoint": "experts.conversion",
     "evaluate_model": "evaluation.evaluate",
     "register_backend": "experts.backends.base",
     "register_baseline": "evaluation.baselines",

@@ -13,7 +13,7 @@ from typing import Any
 from .._version import __version__
 from ..utils.errors import PertinenceError, first_line
 from ..utils.processes import quiet_other_processes
-from . import advise, benchmark, calibrate, demo, evaluate, info, push, search
+from . import advise, benchmark, calibrate, convert, demo, evaluate, info, push, search
 from .config import check_known, import_user_plugins, pop_plugins, read_config, read_early
 from .parser import Command, CommandParser
 
@@ -21,6 +21,7 @@ from .parser import Command, CommandParser
 logger = logging.getLogger(__name__)
 
 COMMANDS: dict[str, Command] = {
+    "convert": convert.COMMAND,
     "advise": advise.COMMAND,
     "search": search.COMMAND,
     "evaluate": evaluate.COMMAND,

@@ -24,7 +24,7 @@ from .audit import check_checkpoint
 from .building import building_from
 from .checkpoint_files import CHECKPOINT_FILES, LEGAL_FILES, hash_folder
 from .entry import CONFIG
-from .reference import ExpertReference, LoadOptions
+from .reference import CONVERT, ExpertReference, LoadOptions
 from .transforms import Transform
 
 
@@ -133,7 +133,10 @@ def _find_files(repo_id: str, revision: str | None, options: LoadOptions) -> tup
     folder = Path(repo_id)
     if folder.is_absolute():
         if not (folder / CONFIG).is_file():
-            raise PertinenceError(f"the folder {folder} has no {CONFIG}, so it is not a checkpoint")
+            raise PertinenceError(
+                f"the folder {folder} has no {CONFIG}, so it is not a checkpoint; a file of weights becomes one with "
+                f"{CONVERT}"
+            )
         return folder, hash_folder(folder)
     commit = pin(repo_id, revision, CONFIG, **options.hub)
     return fetch(repo_id, commit, CHECKPOINT_FILES + LEGAL_FILES, **options.hub), commit
@@ -224,7 +227,7 @@ def _explain(title: str, repo_id: str, revision: str | None, error: Exception) -
     if any("model.safetensors" in str(cause) for cause in causes):
         return (
             f"{title}: {repo_id} has no weights in safetensors; pickles (pytorch_model.bin) are "
-            "never opened: convert them"
+            f"never opened: convert them, networks of timm with {CONVERT}"
         )
     if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
         return f"{title}: weights and config.json of {repo_id} do not have the same shapes"

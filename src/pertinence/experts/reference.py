@@ -14,6 +14,11 @@ from ..utils.validation import split_revision
 from .entry import QUANTIZATIONS, TORCH, backend_name
 
 
+WEIGHTS = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+"""What names of files of weights end with."""
+CONVERT = "`pertinence convert FILE --architecture NAME --labels FILE --image-size N --output-dir D`"
+
+
 @dataclass(frozen=True)
 class LoadOptions:
     """How experts are loaded; each field has the meaning of the argument of transformers' `from_pretrained`.
@@ -104,6 +109,8 @@ class ExpertReference:
         text = str(reference)
         if Path(text).is_dir():
             return cls(repo_id=str(Path(text).resolve()))
+        if Path(text).is_file() or (text.lower().endswith(WEIGHTS) and text.count("/") != 1):
+            raise PertinenceError(f"expert {text!r} is a file, expected a folder or a Hub id: convert it, {CONVERT}")
         if isinstance(reference, Path) or text.startswith((".", "/", "~")):
             raise PertinenceError(f"expert {text!r}: there is no such folder")
         repo_id, revision = split_revision(text)

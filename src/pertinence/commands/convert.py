@@ -1,0 +1,29 @@
+"""`pertinence convert`: makes an expert of a file of weights."""
+
+from __future__ import annotations
+
+from ..experts.arguments import ConversionArguments
+from .parser import Command, CommandParser
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.add_positional(
+        "file",
+        "File of weights: of timm's train script, Lightning or torchvision, or a state dict (.safetensors, ...).",
+    )
+    parser.add_settings(ConversionArguments)
+
+
+def run(file: str, args: ConversionArguments) -> None:
+    from ..experts.conversion import convert_checkpoint
+
+    converted = convert_checkpoint(file, args)
+    print(converted)
+    print(f"Next: pertinence advise --experts {args.output_dir} OTHER --dataset IMAGES --split SPLIT")
+
+
+COMMAND = Command(
+    "Make an expert of a file of weights (.pth.tar, .pth, .ckpt, .safetensors) of timm, torchvision or Lightning.",
+    add_arguments,
+    run,
+)
