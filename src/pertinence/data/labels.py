@@ -84,8 +84,8 @@ def in_same_order(labels: Labels, others: Labels) -> bool | None:
     """Whether two label spaces have the same order, by their names.
 
     Returns:
-        False if their sizes differ, or a name stands in the place of another one that stands elsewhere, too, or most
-        names that both have stand elsewhere; None if the names do not tell: they are generic, or too many differ.
+        False if their sizes differ, or a name stands in the place of another one that stands elsewhere, too, or more
+        than a few names stand elsewhere; None if the names do not tell: they are generic, or too many differ.
     """
     if is_generic(labels) or is_generic(others):
         return None
@@ -97,7 +97,8 @@ def in_same_order(labels: Labels, others: Labels) -> bool | None:
     found = match_by_name(labels, others)
     # A single name may have two meanings, as that of the crane which one list of ImageNet calls "crane bird".
     moved = {index: other for index, other in found.items() if index != other}
-    if 2 * len(moved) > len(found) or moved.keys() & set(moved.values()):
+    is_more = len(moved) > min(DIFFERING * len(ours), len(found) / 2)
+    if is_more or moved.keys() & set(moved.values()):
         return False
     differing = [
         index for index in ours if found.get(index) != index and not _parts(ours[index]) & _parts(theirs[index])

@@ -17,12 +17,11 @@ import transformers
 
 from ..utils.errors import PertinenceError, printable, shown
 from ..utils.validation import is_number
-from .checkpoint_files import DTYPES, Tensors, find_weights, read_json
+from .checkpoint_files import DTYPES, PROCESSORS, Tensors, find_weights, read_json
 from .entry import ATTENTION, CONFIG, MAX_LABELS, MEANINGLESS, MODEL_TYPE
 from .transforms import MAX_RESIZED_PIXELS, MAX_SIDE
 
 
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 LEAST_CROP = 0.05
 MOST_LAYERS = 1000
 """Largest number of layers that a setting may give, unless the checkpoint has as many tensors."""

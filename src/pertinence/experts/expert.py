@@ -21,6 +21,7 @@ from ..utils.errors import PertinenceError, explain, shown
 from ..utils.validation import is_commit, is_name
 from .backends.base import BACKENDS, Backend, backend_of, check_device, moving
 from .cards import read_licence
+from .checkpoint_files import is_content
 from .costs import count_gmacs
 from .entry import TORCH, ExpertEntry
 from .loading import Checkpoint, open_checkpoint
@@ -297,7 +298,8 @@ def reload_expert(
     if options.dtype is None:
         options = replace(options, dtype=entry.dtype)
     checkpoint = open_checkpoint(reference, options, is_stem, opened)
-    if is_folder and not is_commit(entry.revision) and checkpoint.revision != entry.revision:
+    is_pinned = not is_folder or is_commit(entry.revision)
+    if not is_pinned and not is_content(entry.revision, checkpoint.revision, Path(repo_id)):
         logger.warning(
             f"Expert {entry.name!r} in {repo_id} has changed since this model was made: its figures no longer "
             "hold. Search again, or restore the folder."
