@@ -7,7 +7,7 @@ from timm.data import ImageNetInfo
 from torchvision.models import ResNet18_Weights
 
 from pertinence import PertinenceError
-from pertinence.data.labels import in_same_order, match_by_name, places_by_name
+from pertinence.data.labels import in_same_order, match_by_name, places_by_name, read_names
 
 
 def named(*names: str) -> dict[int, str]:
@@ -75,6 +75,7 @@ def test_what_is_not_found_is_said():
         (("cat", "dog"), ("Katze", "Hund"), None),
         (("label 0", "LABEL_1"), ("cat", "dog"), None),
         (("n01440764", "n01443537"), ("tench", "goldfish, Carassius auratus"), True),
+        (("-1", "0", "1"), ("1", "0", "-1"), False),
         (("n01443537", "n01440764"), ("tench", "goldfish, Carassius auratus"), False),
     ],
 )
@@ -96,3 +97,14 @@ def test_the_lists_of_imagenet_agree():
     for names in (info.label_names(), info.label_descriptions()):
         assert in_same_order(named(*names), named(*others)) is True
         assert in_same_order(named(*names[1:], names[0]), named(*others)) is False
+
+
+def test_names_in_a_config_are_text_by_rising_index():
+    assert list(read_names({"10": "k", **{str(index): index for index in range(10)}}, 11).items()) == [
+        *((index, str(index)) for index in range(10)),
+        (10, "k"),
+    ]
+    assert read_names({1: None, 0: "cat"}, 2) == {0: "cat", 1: "LABEL_1"}
+    assert read_names(["cat", "dog"], 2) == {0: "cat", 1: "dog"}
+    assert read_names(None, 2) == read_names({}, 2) == {0: "LABEL_0", 1: "LABEL_1"}
+    assert set(read_names({"one": "cat", "1": "dog"}, 2)) == {"one", 1}

@@ -74,10 +74,10 @@ def _describe_map(labels: Labels, others: Labels) -> str:
             f"name); that is list(range({len(others)})) if the order is the same in spite of the names"
         )
     order = [found[index] for index in sorted(others)]
-    shown = str(order) if len(order) <= 20 else f"[{', '.join(map(str, order[:8]))}, ...]"
+    text = str(order) if len(order) <= 20 else f"[{', '.join(map(str, order[:8]))}, ...]"
     names = _places({index: _normal(name) for index, name in labels.items()})
     twice = "; of labels with one name, the first is taken for the first" if len(names) < len(labels) else ""
-    return f"label_map={shown}, which is what label_map='by_name' computes{twice}"
+    return f"label_map={text}, which is what label_map='by_name' computes{twice}"
 
 
 def in_same_order(labels: Labels, others: Labels) -> bool | None:
@@ -134,9 +134,10 @@ def match_by_name(labels: Labels, others: Labels) -> dict[int, int]:
     if any(all(map(_is_wordnet_id, part.values())) for part in (ours, theirs)):
         (our_ids, ours), (their_ids, theirs) = _with_wordnet_ids(ours), _with_wordnet_ids(theirs)
         found = _paired(our_ids, their_ids)
+    taken = set(found.values())
     found |= _paired(
         {index: name for index, name in ours.items() if index not in found},
-        {index: name for index, name in theirs.items() if index not in found.values()},
+        {index: name for index, name in theirs.items() if index not in taken},
     )
     other_alias, matches = _aliases(theirs), dict[int, set[int]]()
     for alias, index in _aliases(ours).items():
@@ -249,15 +250,18 @@ def resolve_label_map(
     return list(label_map)
 
 
-def read_names(id2label: Mapping[Any, Any] | None, count: int | None) -> Labels:
-    """The names of a classifier's outputs by index: those of its config, else generic ones (`LABEL_3`).
+def read_names(id2label: Mapping[Any, Any] | Sequence[Any] | None, count: int | None) -> Labels:
+    """The names of a classifier's outputs by rising index: those of its config, else generic ones (`LABEL_3`).
 
     Args:
         id2label: names in the config.
         count: number of outputs.
     """
-    names = dict(id2label) if id2label else dict.fromkeys(range(count or 0))
-    return {index: f"LABEL_{index}" if name is None else str(name) for index, name in names.items()}
+    given = id2label.items() if isinstance(id2label, Mapping) else enumerate(id2label or ())
+    names = {int(index) if str(index).isdecimal() else index: name for index, name in given}
+    names = names or dict.fromkeys(range(count or 0))
+    known = range(len(names)) if names.keys() == set(range(len(names))) else list(names)
+    return {index: f"LABEL_{index}" if names[index] is None else str(names[index]) for index in known}
 
 
 def contradiction(labels: Labels, label2id: Any) -> str | None:
@@ -274,8 +278,9 @@ def is_generic(labels: Labels) -> bool:
 
 
 def _normal(name: Any) -> str:
-    """A name without what spellings differ in: case, separators, and how Unicode composes its characters."""
-    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", str(name)).casefold()).strip()
+    """A name without what spellings differ in: case, separators of words, and how Unicode composes its characters."""
+    words = unicodedata.normalize("NFC", str(name)).casefold().replace("_", " ")
+    return " ".join(re.sub(r"(?<=\w)-(?=\w)", " ", words).split())
 
 
 def first_difference(labels: Labels, other_labels: Labels) -> str:

@@ -330,7 +330,7 @@ def _check_single_label(name: str, checkpoint: Checkpoint) -> None:
         )
     if set(labels) != set(range(count)):
         raise PertinenceError(
-            f"expert {name!r} numbers its labels {shown(sorted(labels))}, expected 0 to {count - 1}: correct "
+            f"expert {name!r} numbers its labels {shown(list(labels))}, expected 0 to {count - 1}: correct "
             "`id2label` in its config.json"
         )
     if (trouble := contradiction(labels, config.label2id)) is not None:
