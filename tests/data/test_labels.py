@@ -90,6 +90,7 @@ def test_one_name_of_two_meanings_is_no_other_order():
     ours, theirs = [*names, "crane", "crane machine"], [*names, "crane bird", "crane"]
     assert in_same_order(named(*ours), named(*theirs)) is True
     assert in_same_order(named(*ours[-30:]), named(*theirs[-30:])) is None
+    assert in_same_order(named(*names), named(names[1], names[0], *names[2:])) is False, "two that change places"
 
 
 def test_the_lists_of_imagenet_agree():
