@@ -83,6 +83,30 @@ def test_data_set_with_its_labels_in_another_order_is_refused():
         LabelledImages(make_dataset()).match_labels({0: "dog", 1: "cat"})
 
 
+@pytest.mark.parametrize(
+    ("feature", "pool", "words"),
+    [
+        (datasets.ClassLabel(num_classes=2), ["cat", "dog"], "label 0 is '0' here and 'cat' there"),
+        (datasets.ClassLabel(names=["Katze", "Hund"]), ["cat", "dog"], "label 0 is 'Katze' here and 'cat' there"),
+        (datasets.ClassLabel(names=["cat", "dog"]), ["LABEL_0", "LABEL_1"], "those of the experts are generic"),
+        (datasets.Value("int64"), ["cat", "dog"], "cannot be told, as they have no names"),
+        (datasets.ClassLabel(names=["CAT", "dog"]), ["cat", "dog"], ""),
+    ],
+    ids=["numbers", "other-language", "generic-pool", "no-names", "known"],
+)
+def test_an_order_that_names_do_not_tell_is_said(caplog, feature, pool, words):
+    dataset = make_dataset(own=(feature, [0, 1] * 3))
+    LabelledImages(dataset, label_column="own").match_labels(dict(enumerate(pool)))
+    assert words in caplog.text
+    assert bool(caplog.text) is bool(words)
+
+
+def test_a_repeated_name_of_the_pool_does_not_hide_another_order():
+    images = LabelledImages(make_dataset(names=("cat", "dog", "crane", "cow")))
+    with pytest.raises(PertinenceError, match="another order: label 0 is 'cat' here and 'dog' there"):
+        images.match_labels(dict(enumerate(["dog", "cat", "crane", "crane"])))
+
+
 POOL = {0: "Dog", 1: "tabby_cat", 2: "cow"}
 
 

@@ -4,9 +4,10 @@ import random
 
 import pytest
 from timm.data import ImageNetInfo
+from torchvision.models import ResNet18_Weights
 
 from pertinence import PertinenceError
-from pertinence.data.labels import match_by_name, places_by_name
+from pertinence.data.labels import in_same_order, match_by_name, places_by_name, read_names
 
 
 def named(*names: str) -> dict[int, str]:
@@ -59,3 +60,52 @@ def test_what_is_not_found_is_said():
     with pytest.raises(PertinenceError, match="the pets: .* cannot place 1 labels, .* .cow.: mend it"):
         places_by_name(named("dog", "cow"), named("dog", "cat"), "the pets", "mend it")
     assert places_by_name({3: "cat", 7: "dog"}, named("dog", "cat"), "the pets", "mend it") == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        (("Cat", "big_dog"), ("cat ", "big-dog"), True),
+        (("cat", "dog", "cow"), ("cat, Felis catus", "dog", "cow"), True),
+        (("cat", "dog", "cow"), ("dog, Canis lupus", "cat", "cow"), False),
+        (("crane", "dog", "crane"), ("crane", "crane", "dog"), False),
+        (("cat", "dog"), ("cat", "dog", "cow"), False),
+        (("cat", "dog"), ("dog", "cow"), False),
+        (("0", "1", "10", "2"), ("0", "1", "2", "10"), False),
+        (("cat", "dog"), ("Katze", "Hund"), None),
+        (("label 0", "LABEL_1"), ("cat", "dog"), None),
+        (("n01440764", "n01443537"), ("tench", "goldfish, Carassius auratus"), True),
+        (("-1", "0", "1"), ("1", "0", "-1"), False),
+        (("n01443537", "n01440764"), ("tench", "goldfish, Carassius auratus"), False),
+    ],
+)
+def test_what_names_tell_of_an_order(ours, theirs, expected):
+    assert in_same_order(named(*ours), named(*theirs)) is expected
+    assert in_same_order(named(*theirs), named(*ours)) is expected
+
+
+def test_one_name_of_two_meanings_is_no_other_order():
+    """As the crane of ImageNet, which is a bird in one list and a machine in the other."""
+    names = [f"animal {index}" for index in range(100)]
+    ours, theirs = [*names, "crane", "crane machine"], [*names, "crane bird", "crane"]
+    assert in_same_order(named(*ours), named(*theirs)) is True
+    assert in_same_order(named(*ours[-30:]), named(*theirs[-30:])) is None
+    assert in_same_order(named(*names), named(names[1], names[0], *names[2:])) is False, "two that change places"
+
+
+def test_the_lists_of_imagenet_agree():
+    info, others = ImageNetInfo(), ResNet18_Weights.DEFAULT.meta["categories"]
+    for names in (info.label_names(), info.label_descriptions()):
+        assert in_same_order(named(*names), named(*others)) is True
+        assert in_same_order(named(*names[1:], names[0]), named(*others)) is False
+
+
+def test_names_in_a_config_are_text_by_rising_index():
+    assert list(read_names({"10": "k", **{str(index): index for index in range(10)}}, 11).items()) == [
+        *((index, str(index)) for index in range(10)),
+        (10, "k"),
+    ]
+    assert read_names({1: None, 0: "cat"}, 2) == {0: "cat", 1: "LABEL_1"}
+    assert read_names(["cat", "dog"], 2) == {0: "cat", 1: "dog"}
+    assert read_names(None, 2) == read_names({}, 2) == {0: "LABEL_0", 1: "LABEL_1"}
+    assert set(read_names({"one": "cat", "1": "dog"}, 2)) == {"one", 1}

@@ -264,7 +264,8 @@ def test_a_backbone_leads_to_no_other_repository(changed, hub, kind):
         "/somewhere/../else",
         "https://example.org/model",
         "file:///somewhere",
-        "C:\\somewhere",
+        "C:\\somewhere\\..\\else",
+        "C:somewhere",
         "someone/model@main",
         "a\x00b",
         "\x1b[2Jmodel",
@@ -315,7 +316,7 @@ def test_a_link_takes_no_file_of_this_machine_along(changed, tmp_path, place):
         collect(folder, tmp_path / "work")
 
 
-@pytest.mark.parametrize("place", ["LICENSE", "extra.json", "extra.safetensors"])
+@pytest.mark.parametrize("place", ["LICENSE", "config.json"])
 @pytest.mark.parametrize("within", ["", "snapshots", "models--a/snapshots"])
 @pytest.mark.parametrize("of_a_path", [False, True])
 def test_a_link_in_an_experts_folder_takes_no_file_along(whole, tmp_path, place, within, of_a_path):
@@ -324,7 +325,8 @@ def test_a_link_in_an_experts_folder_takes_no_file_along(whole, tmp_path, place,
     if of_a_path:  # which a push takes out, in a copy
         values = json.loads((expert / "config.json").read_text()) | {"_name_or_path": "/somewhere"}
         (expert / "config.json").write_text(json.dumps(values))
-    (tmp_path / "secret").write_text("{}")
+    (tmp_path / "secret").write_text((expert / place).read_text() if (expert / place).is_file() else "{}")
+    (expert / place).unlink(missing_ok=True)
     (expert / place).symlink_to(tmp_path / "secret")
     model = PertinenceForImageClassification.from_experts([expert, whole / "experts" / "1"], 0.6)
     with pytest.raises(PertinenceError, match="is a link that leads out of"):
@@ -332,6 +334,20 @@ def test_a_link_in_an_experts_folder_takes_no_file_along(whole, tmp_path, place,
     model.save_pretrained(tmp_path / "referring")
     with pytest.raises(PertinenceError, match="is a link that leads out of"):
         collect(tmp_path / "referring", tmp_path / "work", save_experts=True)
+
+
+def test_a_link_beside_an_expert_takes_no_file_along(whole, tmp_path):
+    expert = tmp_path / "expert"
+    shutil.copytree(whole / "experts" / "0", expert)
+    (tmp_path / "secret").write_text("{}")
+    for name in ("extra.json", "extra.safetensors", "extra.py"):
+        (expert / name).symlink_to(tmp_path / "secret")
+    model = PertinenceForImageClassification.from_experts([expert, whole / "experts" / "1"], 0.6)
+    model.save_pretrained(tmp_path / "copied", save_experts=True)
+    assert not list((tmp_path / "copied").rglob("extra*"))
+    model.save_pretrained(tmp_path / "referring")
+    bundle = collect(tmp_path / "referring", tmp_path / "work", save_experts=True)
+    assert not [path for path in bundle.files if "extra" in path]
 
 
 def test_weights_that_are_none_are_not_taken_along(whole, tmp_path):

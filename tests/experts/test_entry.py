@@ -91,3 +91,21 @@ def test_where_it_lies(values, repo_id, kind):
     copy = entry.copied_to("1")
     assert copy.repo_id == "./experts/1"
     assert (copy.origin, copy.origin_revision) == ((repo_id, "1" * 40) if kind == "is_on_hub" else (None, None))
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "is_local"),
+    [
+        ("C:\\models\\vit", True), ("d:/models/vit", True), ("\\\\server\\share\\vit", True), ("/models/vit", True),
+        ("user/vit", False), ("./experts/0", False),
+    ],
+)  # fmt: skip
+def test_a_reference_is_the_same_on_every_operating_system(values, repo_id, is_local):
+    entry = ExpertEntry.from_dict({**values, "repo_id": repo_id})
+    assert (entry.is_local, entry.is_on_hub) == (is_local, repo_id == "user/vit")
+
+
+@pytest.mark.parametrize("repo_id", ["C:\\models\\..\\vit", "/models/../vit", "C:vit", "models\\vit", "C:\\a\nb"])
+def test_other_paths_are_no_reference(values, repo_id):
+    with pytest.raises(PertinenceError, match="expected a Hub id, an absolute folder, or ./experts/<i>"):
+        ExpertEntry.from_dict({**values, "repo_id": repo_id})

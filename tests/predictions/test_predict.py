@@ -60,6 +60,27 @@ def test_second_search_runs_no_expert(pool, images, tmp_path, runs):
     assert all(torch.equal(a.scores, b.scores) for a, b in zip(first.experts, second.experts, strict=True))
 
 
+def test_an_expert_that_was_evaluated_again_does_not_run_again(digit_experts, images, tmp_path, runs):
+    folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in digit_experts[:2]]
+    predict_all(load_pool(folders, LoadOptions()), images, tmp_path / "cache")
+    for folder in folders:
+        (folder / "eval_results.json").write_text("{}")
+    same = load_pool(folders, LoadOptions())
+    (folders[1] / "config.json").write_text((folders[1] / "config.json").read_text() + "\n")
+    other = load_pool(folders, LoadOptions())
+    runs.clear()
+    predict_all(same, images, tmp_path / "cache")
+    assert not runs
+    predict_all(other, images, tmp_path / "cache")
+    assert set(runs) == {folders[1].name}
+
+
+def test_any_name_of_an_expert_is_the_name_of_a_folder(pool, images, tmp_path):
+    named = [pool[0].with_entry(pool[0].entry.replace(name='C:\\a "cheap" one?')), *pool[1:]]
+    predict_all(named, images, tmp_path)
+    assert {path.name[:-17] for path in stores(tmp_path)} >= {"C----a --cheap-- one--"}
+
+
 def test_one_more_expert_runs_that_expert_only(pool, images, tmp_path, runs):
     predict_all(pool[:2], images, tmp_path)
     runs.clear()

@@ -14,13 +14,16 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from transformers.utils import logging
 
 from ..utils.errors import PertinenceError, explain, first_line, shown
 from ..utils.validation import is_commit
 from .columns import find_column, read_labels
 from .decoding import decode_image, open_row
-from .labels import BY_NAME, first_difference, in_another_order, is_generic, places_by_name
+from .labels import BY_NAME, describe_doubt, first_difference, in_same_order, places_by_name
 
+
+logger = logging.get_logger(__name__)
 
 HASHED_IMAGES = 20_000
 """Approximate upper limit on the number of images of a split that are hashed."""
@@ -157,14 +160,21 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
                 f"the images have label {highest}, but the experts know only {len(labels)} labels (0 to "
                 f"{len(labels) - 1})"
             )
-        own = self.label_names
-        if own is None or is_generic(own) or is_generic(labels):
+        if self.label_names is None:
+            logger.warning(
+                "Whether the labels of the data set are in the order of those of the experts cannot be told, as they "
+                "have no names: the same order is assumed."
+            )
             return
-        if len(own) != len(labels) or in_another_order(own, labels):
+        own = self.label_names
+        order = in_same_order(own, labels)
+        if order is False:
             raise PertinenceError(
                 "the data set has other labels than the experts, or in another order: "
                 f"{first_difference(own, labels)}. Have its labels found by their names, {BY_NAME}"
             )
+        if order is None:
+            logger.warning(describe_doubt("the data set", own, "the experts", labels))
 
 
 def labelled(

@@ -3,53 +3,118 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
+
+from transformers.utils import logging
 
 from ..utils.errors import PertinenceError
 
+
+logger = logging.get_logger(__name__)
 
 Labels = dict[int, str]
 """Names by index."""
 BY_NAME = "label_map='by_name' (--label-map by_name)"
 """How the user asks for labels to be matched by name, in Python and as a flag."""
+DIFFERING = 0.05
+"""Share of names that may differ where the others tell that the order is the same."""
 
 
 def check_same_labels(
-    name: str, labels: Labels, other_name: str, other_labels: Labels, label_map: list[int] | None = None
-) -> None:
+    name: str, labels: Labels, other_name: str, other_labels: Labels, is_mapped: bool = False
+) -> bool:
     """Refuse two label spaces that cannot be the same: different counts, or the same names in another order.
 
     Names that merely differ pass, since checkpoints spell them differently ("tench" and "tench, Tinca tinca"), and so
     do generic ones (`LABEL_3`).
 
+    Args:
+        name, labels: an expert and its names of the pool's labels.
+        other_name, other_labels: another one.
+        is_mapped: whether the user gave a `label_map` for the first, which counts more than names: another order is
+            then a warning.
+
+    Returns:
+        Whether the names tell that the order is the same.
+
     Raises:
         PertinenceError: the label spaces differ; the message names the first difference and, for another order, the
             `label_map` that corrects it.
     """
-    if label_map is None and len(labels) != len(other_labels):
+    difference = first_difference(labels, other_labels)
+    if len(labels) != len(other_labels):
         raise PertinenceError(
-            f"{name!r} has {len(labels)} labels and {other_name!r} has {len(other_labels)}: "
-            f"{first_difference(labels, other_labels)}. Experts must share one label space: have the labels that all "
-            f"share found by their names, {BY_NAME}, or give a `label_map` to the one with more labels (in Python, or "
-            "in the mapping of an expert in a --config file)"
+            f"{name!r} has {len(labels)} labels and {other_name!r} has {len(other_labels)}: {difference}. Experts "
+            f"must share one label space: have the labels that all share found by their names, {BY_NAME}, or give a "
+            "`label_map` to the one with more labels (in Python, or in the mapping of an expert in a --config file)"
         )
-    if label_map is not None or is_generic(labels) or is_generic(other_labels):
-        return
-    if in_another_order(labels, other_labels):
-        ours = _normalised(labels)
-        order = [ours.index(label) for label in _normalised(other_labels)]
-        shown = str(order) if len(order) <= 20 else f"[{', '.join(map(str, order[:8]))}, ...]"
+    order = in_same_order(labels, other_labels)
+    if order is False and is_mapped:
+        logger.warning(
+            f"By their names, {name!r} has the labels of {other_name!r} in another order: {difference}. Its label_map "
+            "is used all the same."
+        )
+    elif order is False:
         raise PertinenceError(
-            f"{name!r} has the labels of {other_name!r} in another order: {first_difference(labels, other_labels)}. "
-            f"Give {name!r} label_map={shown}, which is what label_map='by_name' computes"
+            f"{name!r} has the labels of {other_name!r} in another order: {difference}. "
+            f"Give {name!r} {_describe_map(labels, other_labels)}"
         )
+    return order is True
 
 
-def in_another_order(labels: Labels, other_labels: Labels) -> bool:
-    """Whether two label spaces have the same names in different orders."""
-    ours, theirs = _normalised(labels), _normalised(other_labels)
-    return ours != theirs and sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours)
+def _describe_map(labels: Labels, others: Labels) -> str:
+    """The `label_map` that brings labels into the order of others, as far as their names tell it."""
+    found = match_by_name(others, labels)
+    if len(found) < len(others):
+        unknown = next(others[index] for index in sorted(others) if index not in found)
+        return (
+            f"a label_map, for each label of the pool its index in the expert's own ({unknown!r} is not found by its "
+            f"name); that is list(range({len(others)})) if the order is the same in spite of the names"
+        )
+    order = [found[index] for index in sorted(others)]
+    text = str(order) if len(order) <= 20 else f"[{', '.join(map(str, order[:8]))}, ...]"
+    names = _places({index: _normal(name) for index, name in labels.items()})
+    twice = "; of labels with one name, the first is taken for the first" if len(names) < len(labels) else ""
+    return f"label_map={text}, which is what label_map='by_name' computes{twice}"
+
+
+def in_same_order(labels: Labels, others: Labels) -> bool | None:
+    """Whether two label spaces have the same order, by their names.
+
+    Returns:
+        False if their sizes differ, or a name stands in the place of another one that stands elsewhere, too, or more
+        than a few names stand elsewhere; None if the names do not tell: they are generic, or too many differ.
+    """
+    if is_generic(labels) or is_generic(others):
+        return None
+    if len(labels) != len(others):
+        return False
+    ours, theirs = ({index: _normal(name) for index, name in part.items()} for part in (labels, others))
+    if ours == theirs:
+        return True
+    found = match_by_name(labels, others)
+    # A single name may have two meanings, as that of the crane which one list of ImageNet calls "crane bird".
+    moved = {index: other for index, other in found.items() if index != other}
+    is_more = len(moved) > min(DIFFERING * len(ours), len(found) / 2)
+    if is_more or moved.keys() & set(moved.values()):
+        return False
+    differing = [
+        index for index in ours if found.get(index) != index and not _parts(ours[index]) & _parts(theirs[index])
+    ]
+    # If all names but one are the same, that one is known, too.
+    return True if len(differing) <= max(1, DIFFERING * len(ours)) else None
+
+
+def describe_doubt(title: str, labels: Labels, other_title: str, others: Labels) -> str:
+    """Say why names do not tell whether two label spaces have the same order."""
+    generic = [owner for owner, part in ((title, labels), (other_title, others)) if is_generic(part)]
+    reason = f"those of {' and '.join(generic)} are generic, LABEL_0, ..." if generic else None
+    return (
+        f"Whether the labels of {title} are in the order of those of {other_title} cannot be told from their names "
+        f"({reason or first_difference(labels, others)}): the same order is assumed."
+    )
 
 
 def match_by_name(labels: Labels, others: Labels) -> dict[int, int]:
@@ -69,15 +134,20 @@ def match_by_name(labels: Labels, others: Labels) -> dict[int, int]:
     if any(all(map(_is_wordnet_id, part.values())) for part in (ours, theirs)):
         (our_ids, ours), (their_ids, theirs) = _with_wordnet_ids(ours), _with_wordnet_ids(theirs)
         found = _paired(our_ids, their_ids)
+    taken = set(found.values())
     found |= _paired(
         {index: name for index, name in ours.items() if index not in found},
-        {index: name for index, name in theirs.items() if index not in found.values()},
+        {index: name for index, name in theirs.items() if index not in taken},
     )
-    by_alias, other_alias = _aliases(ours), _aliases(theirs)
-    for index in ours.keys() - found.keys():
-        matches = {other_alias[alias] for alias, owner in by_alias.items() if owner == index and alias in other_alias}
-        if len(matches) == 1 and not matches & set(found.values()):
-            found[index] = matches.pop()
+    other_alias, matches = _aliases(theirs), dict[int, set[int]]()
+    for alias, index in _aliases(ours).items():
+        if index not in found and alias in other_alias:
+            matches.setdefault(index, set()).add(other_alias[alias])
+    taken = set(found.values())
+    for index in sorted(matches):
+        if len(matches[index]) == 1 and not matches[index] & taken:
+            found[index] = matches[index].pop()
+            taken.add(found[index])
     return dict(sorted(found.items()))
 
 
@@ -115,11 +185,15 @@ def _places(names: Labels) -> dict[str, list[int]]:
     return places
 
 
+def _parts(name: str) -> set[str]:
+    return {part.strip() for part in name.split(",")}
+
+
 def _aliases(names: Labels) -> dict[str, int]:
     """The index of each alias that only one label has."""
     owners: dict[str, set[int]] = {}
     for index, name in names.items():
-        for alias in {part.strip() for part in name.split(",")}:
+        for alias in _parts(name):
             owners.setdefault(alias, set()).add(index)
     return {alias: indices.pop() for alias, indices in owners.items() if len(indices) == 1}
 
@@ -176,16 +250,37 @@ def resolve_label_map(
     return list(label_map)
 
 
+def read_names(id2label: Mapping[Any, Any] | Sequence[Any] | None, count: int | None) -> Labels:
+    """The names of a classifier's outputs by rising index: those of its config, else generic ones (`LABEL_3`).
+
+    Args:
+        id2label: names in the config.
+        count: number of outputs.
+    """
+    given = id2label.items() if isinstance(id2label, Mapping) else enumerate(id2label or ())
+    names = {int(index) if str(index).isdecimal() else index: name for index, name in given}
+    names = names or dict.fromkeys(range(count or 0))
+    known = range(len(names)) if names.keys() == set(range(len(names))) else list(names)
+    return {index: f"LABEL_{index}" if names[index] is None else str(names[index]) for index in known}
+
+
+def contradiction(labels: Labels, label2id: Any) -> str | None:
+    """The first name that a config's `label2id` gives another index than `id2label` does; None if there is none."""
+    places = _places(labels)
+    for name, index in label2id.items() if isinstance(label2id, dict) else ():
+        if str(name) in places and str(index) not in map(str, places[str(name)]):
+            return f"{str(name)!r} is label {places[str(name)][0]} by id2label and {index!r} by label2id"
+    return None
+
+
 def is_generic(labels: Labels) -> bool:
-    return all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values())
-
-
-def _normalised(labels: Labels) -> list[str]:
-    return [_normal(labels[index]) for index in range(len(labels))]
+    return all(re.fullmatch(r"label \d+", _normal(label)) for label in labels.values())
 
 
 def _normal(name: Any) -> str:
-    return str(name).casefold().replace("_", " ").strip()
+    """A name without what spellings differ in: case, separators of words, and how Unicode composes its characters."""
+    words = unicodedata.normalize("NFC", str(name)).casefold().replace("_", " ")
+    return " ".join(re.sub(r"(?<=\w)-(?=\w)", " ", words).split())
 
 
 def first_difference(labels: Labels, other_labels: Labels) -> str:

@@ -17,12 +17,11 @@ import transformers
 
 from ..utils.errors import PertinenceError, printable, shown
 from ..utils.validation import is_number
-from .checkpoint_files import DTYPES, Tensors, find_weights, read_json
+from .checkpoint_files import DTYPES, PROCESSORS, Tensors, find_weights, read_json
 from .entry import ATTENTION, CONFIG, MAX_LABELS, MEANINGLESS, MODEL_TYPE
 from .transforms import MAX_RESIZED_PIXELS, MAX_SIDE
 
 
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 LEAST_CROP = 0.05
 MOST_LAYERS = 1000
 """Largest number of layers that a setting may give, unless the checkpoint has as many tensors."""
@@ -69,6 +68,7 @@ def check_checkpoint(folder: Path, trust_remote_code: bool = False) -> Tensors |
     paths = find_weights(folder)
     tensors = Tensors.of(*paths) if paths else None
     _check_sizes(config, tensors)
+    _check_labels(config)
     if not runs_code:
         _check_processors(config, processors)
     unknown = sorted(set(tensors.dtypes.values()) - DTYPES) if tensors else []
@@ -102,6 +102,15 @@ def _check_sizes(config: dict[str, Any], tensors: Tensors | None) -> None:
             f"its config.json cuts images of {shown(side)} pixels a side into patches of {shown(min(patches))}, "
             f"expected at most {MOST_PATCHES:,} patches"
         )
+
+
+def _check_labels(config: dict[str, Any]) -> None:
+    """Refuse names of labels that transformers could not read, or would read wrongly."""
+    names, listed = config.get("id2label"), config.get("label_names")
+    if names is not None and not (isinstance(names, dict) and all(re.fullmatch(r"\d+", index) for index in names)):
+        raise PertinenceError(f"its config.json has id2label {shown(names)}, expected a mapping of indices to names")
+    if listed is not None and not isinstance(listed, list):
+        raise PertinenceError(f"its config.json has label_names {shown(listed)}, expected a list")
 
 
 def _check_code(values: dict[str, Any], name: str, runs_code: bool) -> None:

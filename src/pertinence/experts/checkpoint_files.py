@@ -5,23 +5,29 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_imports
 
 from ..utils.errors import PertinenceError, explain
 from ..utils.parsing import parse_json, read_text
+from .entry import CONFIG
 
 
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.py")
-"""Patterns of the files that an expert is loaded from; the content hash of a folder covers these."""
+"""Patterns of the files that an expert may be loaded from; see `checkpoint_files` for those that it is loaded from."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 LEGAL_FILES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
 """Patterns of the files that are copied with an expert, as most licences require."""
 
+BY_NAME = attrgetter("name")
+"""The order of files whatever the operating system: paths of Windows, as they are, ignore case."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -59,13 +65,66 @@ class Tensors:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The files in a folder that an expert is loaded from, sorted."""
-    return sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.is_file())
+    """The files in a folder that an expert is loaded from, sorted by name: its config, that of its image processor,
+    its weights and its own code.
+
+    They are what the expert is: what else lies beside them, such as results and logs of a trainer, is no part of it.
+
+    Raises:
+        PertinenceError: one that names others of them is damaged.
+    """
+    settings = [folder / name for name in (CONFIG, *PROCESSORS) if (folder / name).is_file()]
+    index = [] if (folder / SINGLE).is_file() else [folder / INDEX]
+    found = {*settings, *index, *find_weights(folder), *_find_code(folder, settings)}
+    return sorted((path for path in found if path.is_file()), key=BY_NAME)
+
+
+def _find_code(folder: Path, settings: Iterable[Path]) -> set[Path]:
+    """The modules in a folder that the `auto_map` of its settings names, and those that these import."""
+    waiting = [name for path in settings for name in _named_modules(read_json(path))]
+    found: set[Path] = set()
+    while waiting:
+        name = waiting.pop()
+        path = folder / f"{name}.py"
+        if re.fullmatch(r"[\w-]+", name) and path not in found and path.is_file():
+            found.add(path)
+            try:
+                waiting += get_relative_imports(path)
+            except (OSError, UnicodeDecodeError) as error:
+                raise PertinenceError(f"its {path.name} cannot be read ({explain(error)})") from error
+    return found
+
+
+def _named_modules(settings: dict[str, Any]) -> Iterator[str]:
+    """The modules beside a file that its `auto_map` names; `a/b--module.Class` is one of another repository."""
+    auto_map = settings.get("auto_map")
+    for classes in auto_map.values() if isinstance(auto_map, dict) else ():
+        for name in classes if isinstance(classes, list) else [classes]:
+            if isinstance(name, str):
+                yield name.split(".")[0]
 
 
 def hash_folder(folder: Path) -> str:
     """Content hash of a checkpoint: SHA-256 over the names and bytes of the files that it is loaded from."""
-    found = [(path, path.stat()) for path in checkpoint_files(folder)]
+    return _hash(checkpoint_files(folder))
+
+
+def is_content(revision: str, content: str, folder: Path) -> bool:
+    """Whether a recorded content hash is that of a checkpoint.
+
+    Args:
+        revision: the recorded hash; earlier versions hashed every file at the top that matches `CHECKPOINT_FILES`.
+        content: hash of the files that were read.
+        folder: the folder that they were read from.
+    """
+    if revision == content:
+        return True
+    former = (path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.is_file())
+    return revision == _hash(sorted(former, key=BY_NAME)) and content == hash_folder(folder)
+
+
+def _hash(files: Iterable[Path]) -> str:
+    found = [(path, path.stat()) for path in files]
     return _hash_files(tuple((path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for path, s in found))
 
 
@@ -74,7 +133,7 @@ def _hash_files(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
     """Hash files; the cache helps lazy experts, which are loaded repeatedly, as long as the files do not change."""
     digest = hashlib.sha256()
     for path, size, *_ in files:
-        digest.update(f"{path.name}\0{size}\0".encode())
+        digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape"))
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return f"sha256:{digest.hexdigest()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import PureWindowsPath
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..routing.costs import GMACS, LATENCY
 from ..utils.errors import PertinenceError, shown
-from ..utils.validation import is_name, is_number, is_whole
+from ..utils.validation import is_absolute, is_name, is_number, is_whole
 from .transforms import Transform
 
 
@@ -174,8 +174,8 @@ class ExpertEntry:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder on this machine."""
-        return self.repo_id is not None and Path(self.repo_id).is_absolute()
+        """Whether it is a folder, on this machine or on another one that the model was saved on."""
+        return self.repo_id is not None and is_absolute(self.repo_id)
 
     @property
     def checkpoint_key(self) -> tuple[str | None, str]:
@@ -195,7 +195,7 @@ def is_embedded(repo_id: str | None) -> bool:
 
 def is_on_hub(repo_id: str | None) -> bool:
     """Whether a reference points to a repository on the Hub."""
-    return repo_id is not None and not Path(repo_id).is_absolute() and not is_embedded(repo_id)
+    return repo_id is not None and not is_absolute(repo_id) and not is_embedded(repo_id)
 
 
 def check_values(values: Any, where: str) -> None:
@@ -214,7 +214,8 @@ def check_values(values: Any, where: str) -> None:
 def _is_reference(value: Any) -> bool:
     if not isinstance(value, str) or not value.isprintable():
         return False
-    if EMBEDDED.fullmatch(value) or (Path(value).is_absolute() and ".." not in Path(value).parts):
+    # Windows has both separators.
+    if EMBEDDED.fullmatch(value) or (is_absolute(value) and ".." not in PureWindowsPath(value).parts):
         return True
     return _is_hub_id(value)
 

@@ -15,13 +15,14 @@ from torch import nn
 from transformers.utils import logging
 
 from ..data.batches import Images, chunks, sorted_by_shape
-from ..data.labels import resolve_label_map
+from ..data.labels import contradiction, resolve_label_map
 from ..routing.costs import GMACS
 from ..utils.errors import PertinenceError, explain, shown
 from ..utils.graphs import outside_graphs
 from ..utils.validation import is_commit, is_name
 from .backends.base import BACKENDS, Backend, backend_of, check_device, moving
 from .cards import read_licence
+from .checkpoint_files import is_content
 from .costs import count_gmacs
 from .entry import TORCH, ExpertEntry
 from .loading import Checkpoint, open_checkpoint
@@ -222,7 +223,7 @@ def load_expert(
     checkpoint = open_checkpoint(reference, options, is_stem, opened)
     model = checkpoint.model
     if not is_stem:
-        _check_single_label(name, model.config)
+        _check_single_label(name, checkpoint)
     _check_channels(name, model.config)
     with _naming(name):
         transform = resolve_transform(checkpoint.processor)
@@ -302,7 +303,8 @@ def reload_expert(
     if options.dtype is None:
         options = replace(options, dtype=entry.dtype)
     checkpoint = open_checkpoint(reference, options, is_stem, opened)
-    if is_folder and not is_commit(entry.revision) and checkpoint.revision != entry.revision:
+    is_pinned = not is_folder or is_commit(entry.revision)
+    if not is_pinned and not is_content(entry.revision, checkpoint.revision, Path(repo_id)):
         logger.warning(
             f"Expert {entry.name!r} in {repo_id} has changed since this model was made: its figures no longer "
             "hold. Search again, or restore the folder."
@@ -320,18 +322,24 @@ def reload_expert(
     return Expert(checkpoint, entry, preprocessing)
 
 
-def _check_single_label(name: str, config: Any) -> None:
-    if config.problem_type in ("multi_label_classification", "regression") or config.num_labels < 2:
-        kind = config.problem_type or f"{config.num_labels} output(s)"
+def _check_single_label(name: str, checkpoint: Checkpoint) -> None:
+    config, labels = checkpoint.model.config, checkpoint.labels
+    count = config.num_labels
+    if count is None:
+        raise PertinenceError(f"the labels of expert {name!r} are unknown: name them by `id2label` in its config")
+    if config.problem_type in ("multi_label_classification", "regression") or count < 2:
+        kind = config.problem_type or f"{count} output(s)"
         raise PertinenceError(
             f"expert {name!r} is not a single-label classifier ({kind.replace('_', ' ')}): pertinence routes only "
             "classifiers that choose one of at least two labels"
         )
-    if set(config.id2label) != set(range(config.num_labels)):
+    if set(labels) != set(range(count)):
         raise PertinenceError(
-            f"expert {name!r} numbers its labels {shown(sorted(config.id2label))}, expected 0 to "
-            f"{config.num_labels - 1}: correct `id2label` in its config.json"
+            f"expert {name!r} numbers its labels {shown(list(labels))}, expected 0 to {count - 1}: correct "
+            "`id2label` in its config.json"
         )
+    if (trouble := contradiction(labels, config.label2id)) is not None:
+        logger.warning(f"The config.json of expert {name!r} contradicts itself ({trouble}): id2label is used.")
 
 
 def _check_channels(name: str, config: Any) -> None:

@@ -10,13 +10,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..data.labels import Labels, read_names
 from ..utils.downloads import fetch, pin
 from ..utils.errors import PertinenceError, causes_of, explain
 from ..utils.hub_errors import explain_hub
@@ -65,9 +66,9 @@ class Checkpoint:
     folder: Path | None
 
     @property
-    def labels(self) -> dict[int, str]:
-        """The names of its outputs."""
-        return cast(dict[int, str], self.model.config.id2label)
+    def labels(self) -> Labels:
+        """The names of its outputs (see `read_names`)."""
+        return read_names(self.model.config.id2label, self.model.config.num_labels)
 
     def call_options(self, transform: Transform) -> dict[str, bool]:
         """Arguments of the model's call besides pixels (see `size_options`)."""

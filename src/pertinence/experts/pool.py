@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..data.labels import Labels, check_same_labels, is_generic, match_by_name, resolve_label_map
+from ..data.labels import Labels, check_same_labels, describe_doubt, is_generic, match_by_name, resolve_label_map
 from ..utils.errors import PertinenceError, shown
 from ..utils.validation import is_commit
 from .expert import Expert, load_expert
@@ -82,12 +82,20 @@ def _aligned(references: Sequence[ExpertReference], experts: Sequence[Expert]) -
         size = len(chosen) if isinstance(chosen, (list, tuple)) else len(own)
         label_map = resolve_label_map(chosen, own, dict.fromkeys(range(size), ""), first.entry.name)
         first = first.with_entry(first.entry.replace(label_map=label_map))
-    labels, aligned = first.labels, [first]
+    aligned, doubtful = [first], []
     for reference, expert in zip(references[1:], experts[1:], strict=True):
-        name, names = expert.entry.name, expert.checkpoint.labels
-        label_map = resolve_label_map(reference.label_map, names, labels, name)
-        check_same_labels(name, names, first.entry.name, labels, label_map)
-        aligned.append(expert.with_entry(expert.entry.replace(label_map=label_map)))
+        name = expert.entry.name
+        label_map = resolve_label_map(reference.label_map, expert.checkpoint.labels, pool_labels(aligned), name)
+        is_mapped, expert = label_map is not None, expert.with_entry(expert.entry.replace(label_map=label_map))
+        # With all others, as the first may have no names.
+        told = [check_same_labels(name, expert.labels, one.entry.name, one.labels, is_mapped) for one in aligned]
+        if not is_mapped and not any(told):
+            doubtful.append(expert)
+        aligned.append(expert)
+    if doubtful:
+        names = " and ".join(repr(expert.entry.name) for expert in doubtful)
+        doubt = describe_doubt(names, doubtful[0].labels, repr(first.entry.name), first.labels)
+        logger.warning(f"{doubt} Name them in config.json (id2label), or give a label_map, to be sure.")
     return aligned
 
 

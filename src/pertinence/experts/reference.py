@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..utils.errors import PertinenceError
-from ..utils.validation import split_revision
+from ..utils.validation import is_absolute, split_revision
 from .entry import QUANTIZATIONS, TORCH, backend_name
 
 
@@ -111,7 +111,7 @@ class ExpertReference:
             return cls(repo_id=str(Path(text).resolve()))
         if Path(text).is_file() or (text.lower().endswith(WEIGHTS) and text.count("/") != 1):
             raise PertinenceError(f"expert {text!r} is a file, expected a folder or a Hub id: convert it, {CONVERT}")
-        if isinstance(reference, Path) or text.startswith((".", "/", "~")):
+        if isinstance(reference, Path) or text.startswith((".", "~")) or "\\" in text or is_absolute(text):
             raise PertinenceError(f"expert {text!r}: there is no such folder")
         repo_id, revision = split_revision(text)
         return cls(repo_id=repo_id, revision=revision)

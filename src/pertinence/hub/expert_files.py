@@ -17,6 +17,7 @@ from ..experts.checkpoint_files import (
     checkpoint_files,
     find_weights,
     hash_folder,
+    is_content,
 )
 from ..experts.entry import CONFIG, ExpertEntry, is_on_hub
 from ..experts.expert import Expert
@@ -69,10 +70,11 @@ def locate(entry: ExpertEntry, source: str, revision: str | None, options: LoadO
                 root = fetch(source, revision, [f"{home.as_posix()}/*"], **options.hub)
             check_contained([root / home, *(root / home).glob("*")], root)
         return str((root / home).resolve())
-    if entry.is_local and not Path(repo_id).is_dir():
+    # A path of another operating system is relative here.
+    if entry.is_local and not (Path(repo_id).is_absolute() and Path(repo_id).is_dir()):
         raise PertinenceError(
             f"expert {name!r} was in the folder {repo_id}, which does not exist: say where it has moved to with "
-            f"expert_paths={{{name!r}: folder}}"
+            f"expert_paths={{{name!r}: folder}} (--expert-paths)"
         )
     return repo_id
 
@@ -113,14 +115,15 @@ def naming(name: str, source: str, revision: str | None) -> Iterator[None]:
         raise PertinenceError(f"expert {name!r}: {reason}") from error
 
 
-def check_unchanged(entry: ExpertEntry, revision: str) -> None:
+def check_unchanged(entry: ExpertEntry, revision: str, folder: Path) -> None:
     """Raise `PertinenceError` if the files of an expert are not those that its figures were measured with.
 
     Args:
         entry: entry in the model's config.
         revision: content hash of the files.
+        folder: the folder that they come from.
     """
-    if not is_commit(entry.revision) and revision != entry.revision:
+    if not is_commit(entry.revision) and not is_content(entry.revision, revision, folder):
         raise PertinenceError(
             f"expert {entry.name!r} in {entry.repo_id} has changed since this model was made: its figures no "
             "longer hold, so restore the folder or search again"
@@ -189,5 +192,5 @@ def find_copies(
             continue
         folders[home] = find_folder(entry, source, None, options)
         if not entry.is_on_hub:
-            check_unchanged(entry, hash_folder(folders[home]))
+            check_unchanged(entry, hash_folder(folders[home]), folders[home])
     return copies, folders

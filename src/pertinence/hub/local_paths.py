@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ..utils.errors import PertinenceError
+from ..utils.validation import is_absolute
 from .layout import NOT_STORED
 
 
@@ -30,13 +32,13 @@ def without_paths(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
             return [named(item, setting) for item in value]
         if not is_path(value):
             return value
-        names.setdefault(setting, []).append(Path(value).name)
-        return Path(value).name
+        names.setdefault(setting, []).append(_last_part(value))
+        return _last_part(value)
 
     private = (*NOT_STORED, "cache_dir")
     changed = {name: named(value, name) for name, value in settings.items() if name not in private}
     if "output_dir" in changed:  # the path is useless to others, but a search requires one
-        changed["output_dir"] = Path(str(changed["output_dir"])).name
+        changed["output_dir"] = _last_part(str(changed["output_dir"]))
         names.pop("output_dir", None)
     return changed, names
 
@@ -59,11 +61,18 @@ def check_no_paths(files: Mapping[str, Path | bytes], folders: Sequence[Path] = 
             with content.open("rb") as file:
                 content = file.read(HEADER_SEARCHED if content.suffix == ".safetensors" else -1)
         for path in paths:
+            spellings = {path, json.dumps(path)[1:-1], Path(path).as_posix()}
             # Do not match the end of a longer path or of a URL, or the beginning of a longer name.
-            if re.search(rb"(?<![\w.:/-])" + re.escape(path.encode()) + rb"(?![\w.-])", content):
+            found = b"|".join(re.escape(spelling.encode()) for spelling in sorted(spellings))
+            if re.search(rb"(?<![\w.:/-])(" + found + rb")(?![\w.-])", content):
                 raise PertinenceError(f"{name} names a folder of this machine, {path}: take that out, then push again")
 
 
 def is_path(value: Any) -> bool:
     """Whether a value is the path of a folder or file on this machine."""
-    return isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("./", "../", "~")))
+    return isinstance(value, str) and (is_absolute(value) or value.startswith(("./", "../", ".\\", "..\\", "~")))
+
+
+def _last_part(path: str) -> str:
+    """The last part of a path of any operating system."""
+    return Path(path).name if path.startswith("/") else PureWindowsPath(path).name

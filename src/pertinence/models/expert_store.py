@@ -17,7 +17,7 @@ from torch import nn
 
 from ..data.batches import Images
 from ..experts.backends.base import backend_of, moving
-from ..experts.checkpoint_files import hash_folder
+from ..experts.checkpoint_files import hash_folder, is_content
 from ..experts.entry import ExpertEntry
 from ..experts.expert import Expert, reload_expert
 from ..experts.loading import Checkpoint
@@ -82,7 +82,8 @@ class SavedPool:
         entry = self.entries[index]
         place = locate(entry, self.source, self.revision, self.options, self.subfolder)
         expert = reload_expert(entry, place, self.options, self.config.preprocessing, index == STEM, opened)
-        if entry.is_embedded and not is_commit(entry.revision) and expert.find_revision() != entry.revision:
+        is_pinned = not entry.is_embedded or is_commit(entry.revision)
+        if not is_pinned and not is_content(entry.revision, expert.find_revision(), Path(place)):
             raise PertinenceError(
                 f"the copy of expert {entry.name!r} in {self.source} does not belong to config.json: it has "
                 "changed, or was read while another model was saved there; load it again, or save or copy it anew"

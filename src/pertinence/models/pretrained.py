@@ -285,7 +285,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 copy = entry.copied_to(name)
                 revision = hash_folder((folder if here else staged) / cast(str, copy.repo_id))
                 if isinstance(expert, LazyExpert):  # other experts were checked when they were loaded
-                    check_unchanged(entry, revision)
+                    check_unchanged(entry, revision, expert.find_folder())
                 entry = copy.replace(revision=revision)
             elif entry.is_embedded:
                 entry = entry.replace(repo_id=str(expert.find_folder()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ ADVICE = "free some space, or choose another --cache-dir; what is finished is ke
 
 
 def store_folder(root: Path, expert: ExpertLike, identity: dict[str, Any]) -> Path:
-    return root / f"{expert.entry.name.replace('/', '--')}-{_digest(identity)[:16]}"
+    name = re.sub(r'[\\/:*?"<>|]', "--", expert.entry.name)  # as Windows allows none of these in a name
+    return root / f"{name}-{_digest(identity)[:16]}"
 
 
 def identify(expert: ExpertLike, images: LabelledImages, device: torch.device) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .errors import PertinenceError
@@ -26,6 +27,11 @@ def is_number(value: Any, least: float = -LARGEST, most: float = LARGEST) -> boo
 def is_name(value: Any) -> bool:
     """Whether a value is one line of printable text, of at most `LONGEST_NAME` characters."""
     return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+
+
+def is_absolute(path: str) -> bool:
+    """Whether a path is absolute on some operating system: files may come from another machine."""
+    return PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
 
 
 def split_revision(reference: str) -> tuple[str, str | None]:
