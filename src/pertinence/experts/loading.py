@@ -24,6 +24,8 @@ from .audit import check_checkpoint
 from .building import building_from
 from .checkpoint_files import CHECKPOINT_FILES, LEGAL_FILES, hash_folder
 from .entry import CONFIG
+from .given import check_processor, check_weights
+from .prefixes import load_unwrapped
 from .reference import ExpertReference, LoadOptions
 from .transforms import Transform
 
@@ -110,6 +112,8 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
                 f"{title} is a loaded model without an image processor: pass "
                 '{"model": model, "processor": processor}'
             )
+        check_processor(processor, title)
+        check_weights(reference.model, title)
         return Checkpoint(reference.model, processor, _hash_tensors(reference.model), None)
     repo_id = reference.repo_id
     assert repo_id is not None  # every reference without a loaded model has one
@@ -165,21 +169,25 @@ def _load_folder(
         **options.weights,
         **shared,
     )
+    load = partial(_load_as_asked, partial(_load_for_any_size, load, config), options.attn_implementation)
     with nullcontext() if tensors is None else building_from(tensors):
-        model, info = _load_as_asked(partial(_load_for_any_size, load, config), options.attn_implementation)
+        model, info = load()
+    if info["missing_keys"] and tensors is not None:
+        with building_from(tensors):
+            model, info = load_unwrapped(load, tensors.shapes, model, info)
     processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(folder, **shared)
     return Backbone(model) if is_headless else model, processor, info["missing_keys"]
 
 
-def _load_as_asked(load: Callable[..., Any], attention: str | None) -> Any:
+def _load_as_asked(load: Callable[..., Any], attention: str | None, **options: Any) -> Any:
     """Load a model with an attention implementation, or with its own if it does not support that one."""
     if attention is not None:
         try:
-            return load(attn_implementation=attention)
+            return load(attn_implementation=attention, **options)
         except ValueError as error:  # raised before anything is loaded
             if "does not support" not in str(error):
                 raise
-    return load()
+    return load(**options)
 
 
 def _load_for_any_size(load: Callable[..., Any], config: Any, **options: Any) -> Any:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..experts.base import ExpertLike
 from ..experts.checkpoint_files import (
     CHECKPOINT_FILES,
@@ -20,9 +22,9 @@ from ..experts.checkpoint_files import (
 )
 from ..experts.entry import CONFIG, ExpertEntry, is_on_hub
 from ..experts.expert import Expert
-from ..experts.loading import Backbone
+from ..experts.loading import Backbone, open_checkpoint
 from ..experts.preprocessing import is_timm_processor
-from ..experts.reference import LoadOptions
+from ..experts.reference import ExpertReference, LoadOptions
 from ..utils.downloads import fetch
 from ..utils.errors import PertinenceError, first_line
 from ..utils.hub_errors import explain_hub
@@ -145,9 +147,36 @@ def _save_expert(expert: ExpertLike, folder: Path) -> None:
             give_usual_mode(path)
         if not is_timm_processor(expert.checkpoint.processor):  # that of timm is a part of config.json
             expert.checkpoint.processor.save_pretrained(folder)
+        _check_saved(expert, folder)
         return
     for path in files_to_copy(source):
         shutil.copyfile(path, folder / path.name)
+
+
+def _check_saved(expert: Expert, folder: Path) -> None:
+    """Raise `PertinenceError` unless the files of an expert that was given loaded answer as it does.
+
+    What its classes do not save, such as a changed `forward` or layers that the config does not describe, would be lost
+    without a word.
+    """
+    name, entry = expert.entry.name, expert.entry
+    # Its code, if it has any of its own, runs in this process already.
+    options = LoadOptions(dtype=expert.dtype, trust_remote_code=True)
+    image = torch.randint(256, (1, 3, *entry.transform.size), generator=torch.Generator().manual_seed(0))
+    try:
+        checkpoint = open_checkpoint(ExpertReference(str(folder.resolve()), name=name), options)
+        again = Expert(checkpoint, entry, expert.preprocessing).to(expert.device)
+        answers = [one(image.to(torch.uint8))[0] for one in (expert, again)]
+    except PertinenceError as error:
+        raise PertinenceError(
+            f"expert {name!r} cannot be saved, as its files do not load ({error}): save the model so that transformers "
+            "loads it from a folder, and give that folder"
+        ) from error
+    if not torch.allclose(*answers, rtol=1e-2, atol=1e-3):
+        raise PertinenceError(
+            f"expert {name!r} cannot be saved, as its files answer otherwise than the model that was given: it has "
+            "something that its class does not save, such as a replaced `forward`"
+        )
 
 
 def files_to_copy(folder: Path) -> list[Path]:
