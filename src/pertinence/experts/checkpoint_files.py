@@ -54,6 +54,10 @@ class Tensors:
                         part = file.get_slice(name)
                         shapes[name], dtypes[name] = tuple(part.get_shape()), part.get_dtype()
             except (SafetensorError, OSError) as error:
+                if path.is_file() and path.read_bytes()[:20] == b"version https://git-":
+                    raise PertinenceError(
+                        f"{path} is a pointer of git-lfs, not the weights: fetch them, `git lfs pull`"
+                    ) from error
                 raise PertinenceError(f"{path} is damaged ({explain(error)}): fetch it again") from error
         return cls(shapes, dtypes)
 
@@ -111,6 +115,22 @@ def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
     if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
         raise PertinenceError(f"its {index} names files that are no safetensors files beside it")
     return [folder / name for name in sorted(set(names))]
+
+
+def find_variant(folder: Path) -> str | None:
+    """The variant that a checkpoint has instead of weights under the usual name, such as "fp16"; None if it has those,
+    or several variants, of which only the user can choose."""
+    if (folder / SINGLE).exists() or (folder / INDEX).exists():
+        return None
+    names = re.compile(r"model\.([\w-]+)\.safetensors|model\.safetensors\.index\.([\w-]+)\.json")
+    found = {match[1] or match[2] for path in folder.iterdir() if (match := names.fullmatch(path.name))}
+    shards = {name for name in found if re.search(r"-\d{5}-of-\d{5}$", name)}
+    return min(found - shards) if len(found - shards) == 1 else None
+
+
+def expert_weights(folder: Path) -> list[Path]:
+    """The safetensors files that an expert is loaded from, see `find_weights` and `find_variant`."""
+    return find_weights(folder, find_variant(folder))
 
 
 def check_contained(paths: Iterable[Path], root: Path) -> None:

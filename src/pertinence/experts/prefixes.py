@@ -15,7 +15,7 @@ from ..utils.errors import PertinenceError, printable
 logger = logging.get_logger(__name__)
 
 INNER = r"(?<=\.)(?:(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
-"""What wrappers of torch add within a name, where they wrap a layer: `torch.compile`, DataParallel, FSDP, checkpoints."""
+"""What wrappers of torch add within a name, where they wrap a layer: compiled, parallel, sharded, checkpointed."""
 TWICE = rf"{INNER}(?=.)"
 """The same pattern in another spelling: transformers replaces only the first match of each."""
 
@@ -42,7 +42,10 @@ def load_unwrapped(load: Callable[..., Any], names: Collection[str], model: Any,
         )
     base = f"{model.base_model_prefix}."
     expected = info["missing_keys"] | {name.removeprefix(base) for name in info["missing_keys"]}
-    raw, inner = _count_prefixes(names, expected), _count_prefixes([re.sub(INNER, "", name) for name in names], expected)
+    raw, inner = (
+        _count_prefixes(names, expected),
+        _count_prefixes([re.sub(INNER, "", name) for name in names], expected),
+    )
     is_inner = inner.total() > raw.total()
     counts = inner if is_inner else raw
     found = [prefix for prefix, count in counts.most_common() if 2 * count >= max(counts.values())]
@@ -62,8 +65,8 @@ def load_unwrapped(load: Callable[..., Any], names: Collection[str], model: Any,
             "with its classification head, and not what it is wrapped in"
         )
     logger.warning_once(
-        f"The weights of a {type(model).__name__} have {prefix}, as they were saved from a wrapped model, and are loaded "
-        "without it: what transformers reports as missing is there. Save the model itself to be rid of this."
+        f"The weights of a {type(model).__name__} have {prefix}, as they were saved from a wrapped model, and are "
+        "loaded without it: what transformers reports as missing is there. Save the model itself to be rid of this."
     )
     return model, info
 

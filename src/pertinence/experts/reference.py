@@ -106,6 +106,8 @@ class ExpertReference:
         text = str(reference)
         if Path(text).is_dir():
             return cls(repo_id=str(Path(text).resolve()))
+        if Path(text).is_file():
+            raise PertinenceError(f"expert {text!r} is a file: give the folder of a checkpoint, with its config.json")
         if isinstance(reference, Path) or text.startswith((".", "/", "~")):
             raise PertinenceError(f"expert {text!r}: there is no such folder")
         repo_id, revision = split_revision(text)

@@ -17,7 +17,7 @@ from ..experts.checkpoint_files import (
     Tensors,
     check_contained,
     checkpoint_files,
-    find_weights,
+    expert_weights,
     hash_folder,
 )
 from ..experts.entry import CONFIG, ExpertEntry, is_on_hub
@@ -25,6 +25,7 @@ from ..experts.expert import Expert
 from ..experts.loading import Backbone, open_checkpoint
 from ..experts.preprocessing import is_timm_processor
 from ..experts.reference import ExpertReference, LoadOptions
+from ..experts.remote_code import write_with_code
 from ..utils.downloads import fetch
 from ..utils.errors import PertinenceError, first_line
 from ..utils.hub_errors import explain_hub
@@ -88,7 +89,7 @@ def find_folder(
     with naming(entry.name, where, entry.revision):
         if is_on_hub(where):
             folder = fetch(where, entry.revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
-        weights = find_weights(folder)
+        weights = expert_weights(folder)
         # Offline, the client does not notice that only a part of a repository is cached.
         if not weights or not all(path.is_file() for path in (folder / CONFIG, *weights)):
             raise PertinenceError(
@@ -149,15 +150,28 @@ def _save_expert(expert: ExpertLike, folder: Path) -> None:
             expert.checkpoint.processor.save_pretrained(folder)
         _check_saved(expert, folder)
         return
-    for path in files_to_copy(source):
+    copy_files(source, folder, expert.find_code())
+
+
+def copy_files(source: Path, folder: Path, code: Mapping[str, Path]) -> None:
+    """Copy the files of an expert to an existing folder, and its code in other repositories beside them.
+
+    Args:
+        source: folder of the expert.
+        folder: folder to write to.
+        code: folders of its code in other repositories, see `fetch_code`.
+    """
+    files = files_to_copy(source)
+    for path in files:
         shutil.copyfile(path, folder / path.name)
+    if code:
+        write_with_code(source, code, folder)
 
 
 def _check_saved(expert: Expert, folder: Path) -> None:
     """Raise `PertinenceError` unless the files of an expert that was given loaded answer as it does.
 
-    What its classes do not save, such as a changed `forward` or layers that the config does not describe, would be lost
-    without a word.
+    What its classes do not save, such as a changed `forward`, would be lost without a word.
     """
     name, entry = expert.entry.name, expert.entry
     # Its code, if it has any of its own, runs in this process already.
@@ -169,10 +183,10 @@ def _check_saved(expert: Expert, folder: Path) -> None:
         answers = [one(image.to(torch.uint8))[0] for one in (expert, again)]
     except PertinenceError as error:
         raise PertinenceError(
-            f"expert {name!r} cannot be saved, as its files do not load ({error}): save the model so that transformers "
-            "loads it from a folder, and give that folder"
+            f"expert {name!r} cannot be saved, as its files do not load ({error}): save the model so that "
+            "transformers loads it from a folder, and give that folder"
         ) from error
-    if not torch.allclose(*answers, rtol=1e-2, atol=1e-3):
+    if not torch.allclose(answers[0], answers[1], rtol=1e-2, atol=1e-3):
         raise PertinenceError(
             f"expert {name!r} cannot be saved, as its files answer otherwise than the model that was given: it has "
             "something that its class does not save, such as a replaced `forward`"
@@ -186,7 +200,7 @@ def files_to_copy(folder: Path) -> list[Path]:
         PertinenceError: one of them is a link that leads out of the folder, or the weights are damaged.
     """
     legal = {path for pattern in LEGAL_FILES for path in folder.glob(pattern) if path.is_file()}
-    files, weights = [*checkpoint_files(folder), *sorted(legal)], find_weights(folder)
+    files, weights = [*checkpoint_files(folder), *sorted(legal)], expert_weights(folder)
     # Valid weights may be links to other folders, as is usual on clusters; other files may not.
     Tensors.of(*weights)
     check_contained((path for path in files if path not in weights), folder)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from ..experts.entry import ExpertEntry
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import format_table
 from ..utils.errors import MALFORMED, PertinenceError
@@ -38,6 +40,7 @@ def describe_model(
     parts = [
         f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
         format_table(header, rows),
+        *_code_lines(config.entries),
         repr(front),
         f"Default operating point: {config.operating_point}; losses and savings refer to "
         f"{config.expert_names[config.reference_index]}.",
@@ -47,6 +50,15 @@ def describe_model(
     names = cast("dict[int, str]", config.id2label)
     labels = [names[index] for index in range(len(names))]
     return {"labels": labels, **{key: getattr(config, key) for key in keys}}, "\n\n".join(parts)
+
+
+def _code_lines(entries: Sequence[ExpertEntry]) -> list[str]:
+    """Which other repositories the code of experts is from, at which commits."""
+    return [
+        f"The code of {entry.name} is from {repo_id}, at {commit[:14]}; it runs only with --trust-remote-code."
+        for entry in entries
+        for repo_id, commit in (entry.code or {}).items()
+    ]
 
 
 def _describe_table_record(path: Path) -> tuple[dict[str, Any], str]:
