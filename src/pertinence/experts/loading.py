@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +29,7 @@ from .given import check_processor, check_weights
 from .mending import explain_no_config, explain_no_weights
 from .prefixes import load_unwrapped
 from .reference import ExpertReference, LoadOptions
-from .remote_code import described_in, fetch_code
+from .remote_code import code_references, described_in, fetch_code
 from .transforms import Transform
 
 
@@ -127,6 +126,7 @@ def _load_checkpoint(
         return Checkpoint(reference.model, processor, _hash_tensors(reference.model), None)
     repo_id = reference.repo_id
     assert repo_id is not None  # every reference without a loaded model has one
+    folder = None
     try:
         folder, revision = _find_files(repo_id, reference.revision, options)
         if not expert_weights(folder):
@@ -136,7 +136,7 @@ def _load_checkpoint(
     except PertinenceError as error:
         raise PertinenceError(f"{title}: {error}") from error
     except Exception as error:  # a faulty checkpoint may raise anything
-        raise PertinenceError(_explain(title, repo_id, reference.revision, options, error)) from error
+        raise PertinenceError(_explain(title, repo_id, reference.revision, options, folder, error)) from error
     if missing:
         raise PertinenceError(
             f"{title} lacks weights ({', '.join(sorted(missing)[:3])}): it is a backbone without a trained "
@@ -243,14 +243,15 @@ def _is_headless(config: Any) -> bool:
     return config.num_labels == 0 or any(name.endswith("Model") for name in config.architectures or ())
 
 
-def _explain(title: str, repo_id: str, revision: str | None, options: LoadOptions, error: Exception) -> str:
+def _explain(
+    title: str, repo_id: str, revision: str | None, options: LoadOptions, folder: Path | None, error: Exception
+) -> str:
     """Explain why a checkpoint does not load, by the text of errors, as transformers and timm raise general types."""
     causes = causes_of(error)
     if any("trust_remote_code" in str(cause) for cause in causes):
-        elsewhere = re.search(r"custom code contained in (\S+) which", " ".join(map(str, causes)))
-        place = repo_id if elsewhere is None else printable(elsewhere[1])
+        elsewhere = {printable(repository): None for repository, _ in code_references(folder)} if folder else {}
         return (
-            f"{title} needs code of its own from {place}: read it, and if you trust it pass "
+            f"{title} needs code of its own from {', '.join(elsewhere) or repo_id}: read it, and if you trust it pass "
             "--trust-remote-code (in Python trust_remote_code=True)"
         )
     if any(isinstance(cause, RemoteEntryNotFoundError) for cause in causes):
