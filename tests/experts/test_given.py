@@ -8,9 +8,9 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import prune
 from transformers import (
     AutoImageProcessor,
-    AutoModelForImageClassification,
     ImageClassificationPipeline,
     ViTConfig,
     ViTForImageClassification,
@@ -20,6 +20,8 @@ from transformers import (
 from pertinence import PertinenceError, PertinenceForImageClassification
 
 
+# peft asks transformers for it.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 from_experts = PertinenceForImageClassification.from_experts
 
 
@@ -49,7 +51,7 @@ def injected() -> nn.Module:
 
 def pruned() -> nn.Module:
     model = vit()
-    nn.utils.prune.l1_unstructured(model.classifier, "weight", 0.5)
+    prune.l1_unstructured(model.classifier, "weight", 0.5)
     return model
 
 
@@ -215,5 +217,7 @@ def test_a_class_that_transformers_does_not_know_is_not_saved(other, tmp_path):
 def test_networks_of_timm_load_by_the_advice(other, tmp_path, images):
     network = timm.create_model("test_vit", num_classes=10, img_size=32).eval()
     timm.models.save_for_hf(network, tmp_path / "timm", model_args={"img_size": 32}, safe_serialization=True)
-    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "timm").eval()
-    torch.testing.assert_close(loaded(images(2, 32) / 255).logits, network(images(2, 32) / 255))
+    pool = from_experts([tmp_path / "timm", other], 0.5)
+    expert = next(expert for expert in pool.experts if expert.entry.name == "timm")
+    pixels = expert.preprocess(images(2, 32))
+    torch.testing.assert_close(expert.model(pixels).logits, network(pixels))

@@ -92,6 +92,7 @@ def test_pickles_are_converted_by_the_command(original, folder, other, images, n
     torch.testing.assert_close(answers(folder, other, images(4, 40)), expected)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
 @pytest.mark.parametrize("kind", ["alone", "beside its base"])
 def test_an_adapter_is_merged_by_the_command(original, other, tmp_path, monkeypatch, images, kind):
     folder = tmp_path / "adapter"
@@ -123,6 +124,7 @@ def test_an_adapter_on_the_hub(hub, original, other, tmp_path):
     assert "it is an adapter of another model, someone/base" in refusal("mending/adapter", other)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_shards_of_distributed_training(original, folder, other, tmp_path):
     distributed.save(load_file(folder / WEIGHTS), checkpoint_id=folder / "pytorch_model_fsdp_0", no_dist=True)
     (folder / WEIGHTS).unlink()
@@ -157,7 +159,7 @@ def test_a_pickle_on_the_hub(hub, folder, other):
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "has no preprocessor_config.json: save the"),
         (lambda folder: (folder / "config.json").unlink(), "has weights, but no config.json"),
         (lambda folder: (folder / WEIGHTS).rename(folder / "other.safetensors"), "it has other.safetensors: rename"),
-        (lambda folder: (folder / WEIGHTS).unlink(), "there is nothing to convert either"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "there is nothing else to convert"),
         (
             lambda folder: (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"),
             "is a pointer of git-lfs, .*git lfs pull",

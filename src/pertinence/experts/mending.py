@@ -10,7 +10,7 @@ from shlex import quote
 from huggingface_hub import HfApi
 
 from ..utils.downloads import fetch_file
-from ..utils.errors import PertinenceError, printable, shown
+from ..utils.errors import printable, shown
 from .checkpoint_files import INDEX, SINGLE, read_json
 from .entry import CONFIG
 from .reference import LoadOptions
@@ -83,7 +83,7 @@ def explain_no_weights(place: str, revision: str | None, options: LoadOptions) -
         command = f"`hf download {place} --local-dir FOLDER`, then {command}, and give FOLDER"
     return (
         f"{place} has no weights in safetensors under the usual names; pickles (pytorch_model.bin) are never opened"
-        + (f": {command}" if command else ", and there is nothing else to convert")
+        f"{f': {command}' if command else ', and there is nothing else to convert'}"
     )
 
 
@@ -96,7 +96,7 @@ def explain_adapter(place: str, revision: str | None, options: LoadOptions) -> s
             else fetch_file(place, ADAPTER, revision=revision, **options.hub)
         )
         base = read_json(path).get("base_model_name_or_path")
-    except PertinenceError:
+    except Exception:  # it only makes a message more helpful
         base = None
     if not isinstance(base, str) or not PLAIN.fullmatch(base):  # it goes into a command
         base = "BASE"
