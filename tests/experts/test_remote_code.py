@@ -143,6 +143,28 @@ def test_code_in_a_local_folder_with_the_code_of_another_repository(coded, other
     assert torch.equal(load(tmp_path / "whole", trust_remote_code=True)(images(8, 32)).logits, expected)
 
 
+@pytest.mark.parametrize("place", ["own", "another"])
+def test_code_in_a_subfolder_is_copied(other, hub, tmp_path, images, place):
+    folder = save_coded_expert(tmp_path / "tuned")
+    code = folder if place == "own" else tmp_path / "code"
+    (code / "src").mkdir(parents=True)
+    for name in ("configuration_patches.py", "modeling_patches.py"):
+        (folder / name).rename(code / "src" / name)
+    if place == "another":
+        hub.add_model("nested/code", code)
+    values = json.loads((folder / "config.json").read_text())
+    prefix = "src/" if place == "own" else "nested/code--src/"
+    values["auto_map"] = {auto: prefix + name for auto, name in values["auto_map"].items()}
+    (folder / "config.json").write_text(json.dumps(values))
+    model = from_experts([folder, other], 0.5, trust_remote_code=True)
+    model.save_pretrained(tmp_path / "model")
+    lazy = load(tmp_path / "model", trust_remote_code=True, lazy=True)
+    lazy.save_pretrained(tmp_path / "whole", save_experts=True)
+    shutil.rmtree(folder)
+    again = load(tmp_path / "whole", trust_remote_code=True)
+    assert torch.equal(again(images(8, 32)).logits, model(images(8, 32)).logits)
+
+
 @pytest.mark.parametrize(
     ("repository", "words"),
     [

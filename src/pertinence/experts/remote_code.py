@@ -95,6 +95,11 @@ def described_in(folder: Path, code: Mapping[str, Path]) -> Iterator[Path]:
         yield target
 
 
+def is_scattered(folder: Path, code: Mapping[str, Path]) -> bool:
+    """Whether not all code of a checkpoint lies beside its files: some is in another repository, or in a subfolder."""
+    return bool(code) or any("/" in match["module"] for match in _classes(folder))
+
+
 def write_with_code(folder: Path, code: Mapping[str, Path], target: Path, others: Sequence[Path] = ()) -> None:
     """Write a copy of a checkpoint's files in which its code lies beside them.
 
@@ -150,4 +155,4 @@ def _beside(values: Any) -> Any:
     if isinstance(values, list):
         return list(map(_beside, values))
     match = CLASS.fullmatch(values) if isinstance(values, str) else None
-    return f"{match['module'].rpartition('/')[2]}.{match['name']}" if match and match["repository"] else values
+    return f"{match['module'].rpartition('/')[2]}.{match['name']}" if match else values

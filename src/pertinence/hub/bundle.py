@@ -16,7 +16,7 @@ from ..data.seen import SEEN
 from ..experts.checkpoint_files import check_contained, hash_folder, read_json
 from ..experts.entry import CONFIG
 from ..experts.reference import LoadOptions
-from ..experts.remote_code import commits_of, fetch_code
+from ..experts.remote_code import commits_of, fetch_code, is_scattered
 from ..utils.errors import MALFORMED, PertinenceError, explain
 from ..utils.parsing import parse_json, parse_yaml, read_mapping
 from ..utils.tensors import hash_tensors
@@ -192,7 +192,8 @@ def _collect_experts(
             )
     copies, folders = find_copies(copied, str(folder), options)
     for home, source in folders.items():
-        if code := fetch_code(source, copies[home].code or {}, options):
+        code = fetch_code(source, copies[home].code or {}, options)
+        if is_scattered(source, code):
             whole = work / f"{home}-with-code"
             whole.mkdir()
             copy_files(source, whole, code)

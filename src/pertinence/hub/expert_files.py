@@ -25,7 +25,7 @@ from ..experts.expert import Expert
 from ..experts.loading import Backbone, open_checkpoint
 from ..experts.preprocessing import is_timm_processor
 from ..experts.reference import ExpertReference, LoadOptions
-from ..experts.remote_code import write_with_code
+from ..experts.remote_code import is_scattered, write_with_code
 from ..utils.downloads import fetch
 from ..utils.errors import PertinenceError, first_line
 from ..utils.hub_errors import explain_hub
@@ -164,7 +164,7 @@ def copy_files(source: Path, folder: Path, code: Mapping[str, Path]) -> None:
     files = files_to_copy(source)
     for path in files:
         shutil.copyfile(path, folder / path.name)
-    if code:
+    if is_scattered(source, code):
         write_with_code(source, code, folder)
 
 

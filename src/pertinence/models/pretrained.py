@@ -287,8 +287,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 copy = entry.copied_to(name)
                 revision = hash_folder((folder if here else staged) / cast(str, copy.repo_id))
                 if isinstance(expert, LazyExpert):  # other experts were checked when they were loaded
-                    # With code from elsewhere beside it, the copy is not what it is a copy of.
-                    check_unchanged(entry, expert.find_revision() if entry.code else revision)
+                    # The copy itself may differ: it has all code beside it.
+                    check_unchanged(entry, expert.find_revision())
                 entry = copy.replace(revision=revision)
             elif entry.is_embedded:
                 entry = entry.replace(repo_id=str(expert.find_folder()))
