@@ -49,7 +49,7 @@ def test_reading_an_attribute_loads_nothing(lazy, hub, monkeypatch):
             assert getattr(expert, name) is not None
         for name in ("model", "preprocess", "labels", "checkpoint", "network"):
             assert not hasattr(expert, name), "only a loaded expert has it"
-        expert.find_folder(), expert.find_revision()
+        expert.find_folder(), expert.find_code(), expert.find_revision()
         assert expert.store.loads == 0
     assert not hub.requests
 
@@ -104,7 +104,7 @@ def test_compiled(experts, batch):
 
 def test_it_has_what_the_protocol_asks(experts):
     methods = {name: value for name, value in vars(ExpertLike).items() if inspect.isfunction(value) and name[0] != "_"}
-    assert {"run", "check", "find_folder", "find_revision", "compile_network", "to"} == set(methods)
+    assert {"run", "check", "find_folder", "find_code", "find_revision", "compile_network", "to"} == set(methods)
     for expert in experts:
         for name, method in methods.items():
             if name != "to":  # of torch, which takes more

@@ -233,6 +233,9 @@ def test_a_processor_that_gives_no_pixels_is_said(changed, kind):
 def test_code_that_is_trusted_may_have_settings_of_its_own(changed):
     changed("experts/1/preprocessor_config.json", max_pixels=10**6, auto_map={"AutoImageProcessor": "a.B"})
     folder = changed("experts/1/config.json", backbone="resnet18") / "experts" / "1"
+    with pytest.raises(PertinenceError, match="has backbone"):  # transformers reads that, not the processor's code
+        check_checkpoint(folder, trust_remote_code=True)
+    changed("experts/1/config.json", auto_map={"AutoModelForImageClassification": "a.C"})
     assert check_checkpoint(folder, trust_remote_code=True) is not None
     with pytest.raises(PertinenceError, match="has backbone"):
         check_checkpoint(folder)

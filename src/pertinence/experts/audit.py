@@ -17,8 +17,10 @@ import transformers
 
 from ..utils.errors import PertinenceError, printable, shown
 from ..utils.validation import is_number
-from .checkpoint_files import DTYPES, PROCESSORS, Tensors, find_weights, read_json
+from .checkpoint_files import DTYPES, PROCESSORS, Tensors, expert_weights, read_json
 from .entry import ATTENTION, CONFIG, MAX_LABELS, MEANINGLESS, MODEL_TYPE
+from .mending import ADAPTER, explain_adapter
+from .reference import LoadOptions
 from .transforms import MAX_RESIZED_PIXELS, MAX_SIDE
 
 
@@ -42,7 +44,7 @@ OF_FACTORY = {
 """Arguments of `timm.create_model` that do not describe the network but make it read other files."""
 
 
-def check_checkpoint(folder: Path, trust_remote_code: bool = False) -> Tensors | None:
+def check_checkpoint(folder: Path, trust_remote_code: bool = False) -> Tensors:
     """Check the files of a checkpoint without building anything; only the headers of the weights are read.
 
     Args:
@@ -50,7 +52,7 @@ def check_checkpoint(folder: Path, trust_remote_code: bool = False) -> Tensors |
         trust_remote_code: whether code in the checkpoint may run; it may then have settings of its own.
 
     Returns:
-        The headers of the weights; None if there are no weights in safetensors.
+        The headers of the weights.
 
     Raises:
         PertinenceError: the checkpoint refers to code or to other files, or its numbers cannot be those of an image
@@ -60,24 +62,23 @@ def check_checkpoint(folder: Path, trust_remote_code: bool = False) -> Tensors |
     processors = {name: read_json(folder / name) for name in PROCESSORS if (folder / name).is_file()}
     if config.get("model_type") == MODEL_TYPE:
         raise PertinenceError("it is itself a pertinence model: give its experts instead")
-    if (folder / "adapter_config.json").exists():
-        raise PertinenceError("it is an adapter of another model: merge it into that, and save the whole")
+    if (folder / ADAPTER).exists():
+        raise PertinenceError(explain_adapter(str(folder.resolve()), None, LoadOptions()))
     runs_code = trust_remote_code and any("auto_map" in values for values in (config, *processors.values()))
     for name, values in {CONFIG: config, **processors}.items():
-        _check_code(values, name, runs_code)
-    paths = find_weights(folder)
-    tensors = Tensors.of(*paths) if paths else None
+        _check_code(values, name, trust_remote_code and "auto_map" in values)
+    tensors = Tensors.of(*expert_weights(folder))
     _check_sizes(config, tensors)
     _check_labels(config)
     if not runs_code:
         _check_processors(config, processors)
-    unknown = sorted(set(tensors.dtypes.values()) - DTYPES) if tensors else []
+    unknown = sorted(set(tensors.dtypes.values()) - DTYPES)
     if unknown:
         raise PertinenceError(f"its weights are {shown(unknown)}, expected floating-point numbers")
     return tensors
 
 
-def _check_sizes(config: dict[str, Any], tensors: Tensors | None) -> None:
+def _check_sizes(config: dict[str, Any], tensors: Tensors) -> None:
     """Refuse numbers in a config that do not fit an image classifier with these weights."""
     for key in LABELS:
         if isinstance(config.get(key), (dict, list)) and len(config[key]) > MAX_LABELS:
@@ -85,7 +86,7 @@ def _check_sizes(config: dict[str, Any], tensors: Tensors | None) -> None:
     for key in COUNTS:
         if config.get(key) is not None and not is_number(config[key], 0, MAX_LABELS):
             raise PertinenceError(f"its config.json claims {shown(config[key])} labels, more than {MAX_LABELS}")
-    most = max(MOST_LAYERS, len(tensors.shapes) if tensors else 0)
+    most = max(MOST_LAYERS, len(tensors.shapes))
     numbers = list(_numbers({key: value for key, value in config.items() if key not in LABELS}))
     for key, value in numbers:
         if LAYERS.search(key) and not WIDTHS.search(key) and value > most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -63,6 +64,9 @@ class ExpertLike(Protocol):
 
     def find_folder(self) -> Path | None:
         """The folder of its files, which are downloaded if necessary; None for a model that was given loaded."""
+
+    def find_code(self) -> Mapping[str, Path]:
+        """The folders of its code in other repositories, which is downloaded if necessary; see `fetch_code`."""
 
     def find_revision(self) -> str:
         """Commit or content hash of the files it runs; `entry` records those that its figures were measured with."""

@@ -60,6 +60,10 @@ class Tensors:
                         part = file.get_slice(name)
                         shapes[name], dtypes[name] = tuple(part.get_shape()), part.get_dtype()
             except (SafetensorError, OSError) as error:
+                if path.is_file() and path.read_bytes()[:20] == b"version https://git-":
+                    raise PertinenceError(
+                        f"{path} is a pointer of git-lfs, not the weights: fetch them, `git lfs pull`"
+                    ) from error
                 raise PertinenceError(f"{path} is damaged ({explain(error)}): fetch it again") from error
         return cls(shapes, dtypes)
 
@@ -74,8 +78,9 @@ def checkpoint_files(folder: Path) -> list[Path]:
         PertinenceError: one that names others of them is damaged.
     """
     settings = [folder / name for name in (CONFIG, *PROCESSORS) if (folder / name).is_file()]
-    index = [] if (folder / SINGLE).is_file() else [folder / INDEX]
-    found = {*settings, *index, *find_weights(folder), *_find_code(folder, settings)}
+    single, index = _weight_names(find_variant(folder))
+    listing = set() if (folder / single).is_file() else {folder / index}
+    found = {*settings, *listing, *expert_weights(folder), *_find_code(folder, settings)}
     return sorted((path for path in found if path.is_file()), key=BY_NAME)
 
 
@@ -158,9 +163,7 @@ def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
     Raises:
         PertinenceError: its index names anything other than safetensors files beside it.
     """
-    single, index = SINGLE, INDEX
-    if variant is not None:
-        single, index = f"model.{variant}.safetensors", f"{INDEX.removesuffix('json')}{variant}.json"
+    single, index = _weight_names(variant)
     if (folder / single).is_file():
         return [folder / single]
     if not (folder / index).is_file():
@@ -170,6 +173,29 @@ def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
     if not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
         raise PertinenceError(f"its {index} names files that are no safetensors files beside it")
     return [folder / name for name in sorted(set(names))]
+
+
+def _weight_names(variant: str | None) -> tuple[str, str]:
+    """The names of the file of all weights, and of the index of shards."""
+    if variant is None:
+        return SINGLE, INDEX
+    return f"model.{variant}.safetensors", f"{INDEX.removesuffix('json')}{variant}.json"
+
+
+def find_variant(folder: Path) -> str | None:
+    """The variant that a checkpoint has instead of weights under the usual name, such as "fp16"; None if it has those,
+    or several variants, of which only the user can choose."""
+    if (folder / SINGLE).exists() or (folder / INDEX).exists():
+        return None
+    names = re.compile(r"model\.([\w-]+)\.safetensors|model\.safetensors\.index\.([\w-]+)\.json")
+    found = {match[1] or match[2] for path in folder.iterdir() if (match := names.fullmatch(path.name))}
+    shards = {name for name in found if re.search(r"-\d{5}-of-\d{5}$", name)}
+    return min(found - shards) if len(found - shards) == 1 else None
+
+
+def expert_weights(folder: Path) -> list[Path]:
+    """The safetensors files that an expert is loaded from, see `find_weights` and `find_variant`."""
+    return find_weights(folder, find_variant(folder))
 
 
 def check_contained(paths: Iterable[Path], root: Path) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..routing.costs import GMACS, LATENCY
 from ..utils.errors import PertinenceError, shown
-from ..utils.validation import is_absolute, is_name, is_number, is_whole
+from ..utils.validation import is_absolute, is_commit, is_name, is_number, is_whole
 from .transforms import Transform
 
 
@@ -46,7 +46,7 @@ QUANTIZATIONS = {TORCH_INT8: "int8"}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 UNITS = (GMACS, LATENCY)
 """Units of cost that have their own key in a file; all others are in a mapping under the key `costs`."""
-OPTIONAL_KEYS = ("latency", "origin", "origin_revision", "costs", "backend")
+OPTIONAL_KEYS = ("latency", "origin", "origin_revision", "code", "costs", "backend")
 """Keys that are written only if they have a value."""
 
 
@@ -64,6 +64,7 @@ class ExpertEntry:
         features: width of the pooled features.
         transform: its preprocessing.
         origin, origin_revision: Hub id and commit that a copy inside the model was made from.
+        code: commits of the other repositories that its code is from, by Hub id.
         dtype: the dtype that its figures were measured in, and that it is loaded in unless another one is requested.
         backend: name of the backend that runs its network.
         label_map: index of each label of the pool in the expert's own outputs; None: the same order.
@@ -81,6 +82,7 @@ class ExpertEntry:
     transform: Transform
     origin: str | None = None
     origin_revision: str | None = None
+    code: Mapping[str, str] | None = None
     dtype: str | None = None
     backend: str = TORCH
     label_map: list[int] | None = None
@@ -132,6 +134,7 @@ class ExpertEntry:
             "latency": self.costs.get(LATENCY),
             "origin": self.origin,
             "origin_revision": self.origin_revision,
+            "code": dict(self.code) if self.code else None,
             "costs": {unit: cost for unit, cost in self.costs.items() if unit not in UNITS} or None,
             "backend": None if self.is_of_torch else self.backend,
         }
@@ -242,11 +245,16 @@ def _are_costs(value: Any) -> bool:
     return isinstance(value, dict) and all(is_name(unit) and is_number(cost, 0) for unit, cost in value.items())
 
 
+def _are_commits(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_hub_id(key) and is_commit(commit) for key, commit in value.items())
+
+
 EXPERT_VALUES = {
     "name": (is_name, "a line of text"),
     "repo_id": (_is_reference, "a Hub id, an absolute folder, or ./experts/<i>"),
     "origin": (_is_hub_id, "a Hub id"),
     "origin_revision": (_is_revision, "a commit"),
+    "code": (_are_commits, "a mapping of Hub ids to commits"),
     "revision": (_is_revision, "a commit, or sha256: and a content hash"),
     "gmacs": (lambda value: is_number(value, 0), "a number that is not negative"),
     "latency": (lambda value: is_number(value, 0), "a number that is not negative"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from .entry import TORCH, ExpertEntry
 from .loading import Checkpoint, open_checkpoint
 from .preprocessing import Preprocessor, resolve_transform
 from .reference import ExpertReference, LoadOptions
+from .remote_code import commits_of
 from .variants import smaller_transform
 
 
@@ -99,6 +100,10 @@ class Expert(nn.Module):
     def find_revision(self) -> str:
         """Commit or content hash of the loaded files; `entry` records those that its figures were measured with."""
         return self.checkpoint.revision
+
+    def find_code(self) -> Mapping[str, Path]:
+        """The folders of its code in other repositories, see `fetch_code`."""
+        return self.checkpoint.code
 
     def with_entry(self, entry: ExpertEntry) -> Expert:
         """The same expert with another entry; its network is shared.
@@ -235,6 +240,7 @@ def load_expert(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         features=0,
         transform=transform,
+        code=commits_of(checkpoint.code),
         dtype=str(model.dtype).removeprefix("torch."),
         licence=read_licence(checkpoint, name),
     )
@@ -302,7 +308,12 @@ def reload_expert(
     reference = ExpertReference(repo_id, None if is_folder else entry.revision, entry.name)
     if options.dtype is None:
         options = replace(options, dtype=entry.dtype)
-    checkpoint = open_checkpoint(reference, options, is_stem, opened)
+    checkpoint = open_checkpoint(reference, options, is_stem, opened, entry.code)
+    if unpinned := sorted(set(checkpoint.code) - set(entry.code or {})):
+        logger.warning(
+            f"The code of expert {entry.name!r} in {', '.join(unpinned)} is not pinned, as this model was saved by an "
+            "earlier version: its newest commit runs, and its answers may change. Save the model again to pin it."
+        )
     is_pinned = not is_folder or is_commit(entry.revision)
     if not is_pinned and not is_content(entry.revision, checkpoint.revision, Path(repo_id)):
         logger.warning(

@@ -5,27 +5,32 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..data.labels import Labels, read_names
 from ..utils.downloads import fetch, pin
-from ..utils.errors import PertinenceError, causes_of, explain
+from ..utils.errors import PertinenceError, causes_of, explain, printable
 from ..utils.hub_errors import explain_hub
 from .audit import check_checkpoint
 from .building import building_from
-from .checkpoint_files import CHECKPOINT_FILES, LEGAL_FILES, hash_folder
+from .checkpoint_files import CHECKPOINT_FILES, LEGAL_FILES, expert_weights, find_variant, hash_folder
 from .entry import CONFIG
-from .reference import CONVERT, ExpertReference, LoadOptions
+from .given import check_processor, check_weights
+from .mending import explain_no_config, explain_no_weights
+from .prefixes import load_unwrapped
+from .reference import ExpertReference, LoadOptions
+from .remote_code import code_references, described_in, fetch_code
 from .transforms import Transform
 
 
@@ -58,12 +63,14 @@ Classifier = PreTrainedModel | Backbone
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint: classifier, image processor, pinned revision (commit or content hash), and folder."""
+    """A loaded checkpoint: classifier, image processor, pinned revision (commit or content hash), folder, and folders
+    of its code in other repositories (see `fetch_code`)."""
 
     model: Classifier
     processor: Any
     revision: str
     folder: Path | None
+    code: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def labels(self) -> Labels:
@@ -80,6 +87,7 @@ def open_checkpoint(
     options: LoadOptions,
     is_stem: bool = False,
     opened: dict[Any, Checkpoint] | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Load the checkpoint of a reference, or take it from `opened`.
 
@@ -89,6 +97,7 @@ def open_checkpoint(
         is_stem: whether it may lack a classification head.
         opened: checkpoints that are already loaded, so that experts that differ only in their input share weights; a
             newly loaded one is added.
+        code: commits of other repositories that its code is in; others are pinned to their newest one.
 
     Raises:
         PertinenceError: it cannot be found or loaded, or lacks weights.
@@ -97,11 +106,13 @@ def open_checkpoint(
     key = (id(reference.model), id(reference.processor)) if given else (reference.repo_id, reference.revision)
     opened = {} if opened is None else opened
     if key not in opened:
-        opened[key] = _load_checkpoint(reference, options, is_stem)
+        opened[key] = _load_checkpoint(reference, options, is_stem, code or {})
     return opened[key]
 
 
-def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: bool) -> Checkpoint:
+def _load_checkpoint(
+    reference: ExpertReference, options: LoadOptions, is_stem: bool, pinned: Mapping[str, str]
+) -> Checkpoint:
     """Load the checkpoint of a reference, see `open_checkpoint`."""
     title = f"{'stem' if is_stem else 'expert'} {reference.display_name!r}"
     if reference.model is not None:
@@ -111,22 +122,28 @@ def _load_checkpoint(reference: ExpertReference, options: LoadOptions, is_stem: 
                 f"{title} is a loaded model without an image processor: pass "
                 '{"model": model, "processor": processor}'
             )
+        check_processor(processor, title)
+        check_weights(reference.model, title)
         return Checkpoint(reference.model, processor, _hash_tensors(reference.model), None)
     repo_id = reference.repo_id
     assert repo_id is not None  # every reference without a loaded model has one
+    folder = None
     try:
         folder, revision = _find_files(repo_id, reference.revision, options)
-        model, processor, missing = _load_folder(folder, options, is_stem)
+        if not expert_weights(folder):
+            raise PertinenceError(explain_no_weights(repo_id, revision, options))
+        code = fetch_code(folder, pinned, options) if options.trust_remote_code else {}
+        model, processor, missing = _load_folder(folder, options, is_stem, code)
     except PertinenceError as error:
         raise PertinenceError(f"{title}: {error}") from error
     except Exception as error:  # a faulty checkpoint may raise anything
-        raise PertinenceError(_explain(title, repo_id, reference.revision, error)) from error
+        raise PertinenceError(_explain(title, repo_id, reference.revision, options, folder, error)) from error
     if missing:
         raise PertinenceError(
             f"{title} lacks weights ({', '.join(sorted(missing)[:3])}): it is a backbone without a trained "
             "classification head; fine-tune it first"
         )
-    return Checkpoint(model, processor, revision, folder)
+    return Checkpoint(model, processor, revision, folder, code)
 
 
 def _find_files(repo_id: str, revision: str | None, options: LoadOptions) -> tuple[Path, str]:
@@ -134,17 +151,14 @@ def _find_files(repo_id: str, revision: str | None, options: LoadOptions) -> tup
     folder = Path(repo_id)
     if folder.is_absolute():
         if not (folder / CONFIG).is_file():
-            raise PertinenceError(
-                f"the folder {folder} has no {CONFIG}, so it is not a checkpoint; a file of weights becomes one with "
-                f"{CONVERT}"
-            )
+            raise PertinenceError(explain_no_config(repo_id, None, options))
         return folder, hash_folder(folder)
     commit = pin(repo_id, revision, CONFIG, **options.hub)
     return fetch(repo_id, commit, CHECKPOINT_FILES + LEGAL_FILES, **options.hub), commit
 
 
 def _load_folder(
-    folder: Path, options: LoadOptions, is_stem: bool
+    folder: Path, options: LoadOptions, is_stem: bool, code: Mapping[str, Path]
 ) -> tuple[PreTrainedModel | Backbone, Any, set[str]]:
     """Check and load a checkpoint from its folder.
 
@@ -156,34 +170,51 @@ def _load_folder(
     """
     tensors = check_checkpoint(folder, options.trust_remote_code)
     shared = {**options.hub, "trust_remote_code": options.trust_remote_code}
-    config = AutoConfig.from_pretrained(folder, **shared)
-    if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
-        # timm >= 1.0.31 records `num_classes`, and TimmWrapper then passes it to timm twice.
-        config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
-    is_headless = is_stem and _is_headless(config)
-    load = partial(
-        (AutoModel if is_headless else AutoModelForImageClassification).from_pretrained,
-        folder,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options.weights,
-        **shared,
-    )
-    with nullcontext() if tensors is None else building_from(tensors):
-        model, info = _load_as_asked(partial(_load_for_any_size, load, config), options.attn_implementation)
-    processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(folder, **shared)
+    with described_in(folder, code) as described:
+        config = AutoConfig.from_pretrained(described, **shared)
+        if (getattr(config, "model_args", None) or {}).get("num_classes") is not None:
+            # timm >= 1.0.31 records `num_classes`, and TimmWrapper then passes it to timm twice.
+            config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
+        is_headless = is_stem and _is_headless(config)
+        load = partial(
+            _model_class(AutoModel if is_headless else AutoModelForImageClassification, config, described, code),
+            folder,
+            use_safetensors=True,
+            variant=find_variant(folder),
+            output_loading_info=True,
+            **options.weights,
+            **shared,
+        )
+        load = partial(_load_as_asked, partial(_load_for_any_size, load, config), options.attn_implementation)
+        with building_from(tensors):
+            model, info = load()
+            if info["missing_keys"]:
+                model, info = load_unwrapped(load, tensors.shapes, model, info)
+        processor = _timm_processor(config) or AutoImageProcessor.from_pretrained(described, **shared)
     return Backbone(model) if is_headless else model, processor, info["missing_keys"]
 
 
-def _load_as_asked(load: Callable[..., Any], attention: str | None) -> Any:
+def _model_class(auto: Any, config: Any, described: Path, code: Mapping[str, Path]) -> Callable[..., Any]:
+    """The function that loads a model: that of an Auto class, which looks for code beside the weights, or of the class
+    in code from another repository."""
+    reference = (getattr(config, "auto_map", None) or {}).get(auto.__name__)
+    # A class that this process registered has precedence, as in transformers.
+    is_registered = not type(config).__module__.startswith(("transformers.", "transformers_modules."))
+    if not code or reference is None or is_registered:
+        return auto.from_pretrained
+    own: Any = get_class_from_dynamic_module(reference, str(described))
+    return own.from_pretrained
+
+
+def _load_as_asked(load: Callable[..., Any], attention: str | None, **options: Any) -> Any:
     """Load a model with an attention implementation, or with its own if it does not support that one."""
     if attention is not None:
         try:
-            return load(attn_implementation=attention)
+            return load(attn_implementation=attention, **options)
         except ValueError as error:  # raised before anything is loaded
             if "does not support" not in str(error):
                 raise
-    return load()
+    return load(**options)
 
 
 def _load_for_any_size(load: Callable[..., Any], config: Any, **options: Any) -> Any:
@@ -213,22 +244,27 @@ def _is_headless(config: Any) -> bool:
     return config.num_labels == 0 or any(name.endswith("Model") for name in config.architectures or ())
 
 
-def _explain(title: str, repo_id: str, revision: str | None, error: Exception) -> str:
+def _explain(
+    title: str, repo_id: str, revision: str | None, options: LoadOptions, folder: Path | None, error: Exception
+) -> str:
     """Explain why a checkpoint does not load, by the text of errors, as transformers and timm raise general types."""
     causes = causes_of(error)
     if any("trust_remote_code" in str(cause) for cause in causes):
+        elsewhere = {printable(repository): None for repository, _ in code_references(folder)} if folder else {}
         return (
-            f"{title} needs code of its own from {repo_id}: read it, and if you trust it pass "
+            f"{title} needs code of its own from {', '.join(elsewhere) or repo_id}: read it, and if you trust it pass "
             "--trust-remote-code (in Python trust_remote_code=True)"
         )
+    if any(isinstance(cause, RemoteEntryNotFoundError) for cause in causes):
+        return f"{title}: {explain_no_config(repo_id, revision, options)}"
     if (trouble := explain_hub(repo_id, revision, error)) is not None:
         return f"{title}: {trouble}"
     if any("no classifier head" in str(cause) for cause in causes):
         return f"{title} is a backbone without a trained classification head; fine-tune it first"
-    if any("model.safetensors" in str(cause) for cause in causes):
+    if any("Can't load image processor" in str(cause) for cause in causes):
         return (
-            f"{title}: {repo_id} has no weights in safetensors; pickles (pytorch_model.bin) are "
-            f"never opened: convert them, networks of timm with {CONVERT}"
+            f"{title}: {repo_id} has no preprocessor_config.json: save the image processor that it was trained with "
+            "beside the weights, `AutoImageProcessor.from_pretrained(BASE).save_pretrained(FOLDER)`"
         )
     if any("ignore_mismatched_sizes" in str(cause) for cause in causes):
         return f"{title}: weights and config.json of {repo_id} do not have the same shapes"

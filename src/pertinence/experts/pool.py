@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import nn
 from transformers.utils import logging
 
 from ..data.labels import Labels, check_same_labels, describe_doubt, is_generic, match_by_name, resolve_label_map
@@ -67,7 +67,7 @@ def load_pool(
 
 def list_references(references: Sequence[Any]) -> list[Any]:
     """The references as a list; a single reference is refused, not iterated over."""
-    if isinstance(references, (str, Path, dict, PreTrainedModel)):
+    if isinstance(references, (str, Path, dict, nn.Module)) or not isinstance(references, Iterable):
         raise PertinenceError(f"experts come as a list of at least two, got one {type(references).__name__}")
     return list(references)
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..utils.errors import PertinenceError
 from ..utils.validation import is_absolute, split_revision
 from .entry import QUANTIZATIONS, TORCH, backend_name
+from .given import given_model
 
 
 WEIGHTS = (".pth.tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
@@ -69,8 +71,8 @@ class ExpertReference:
         image_size_by: "crop": the centre of the original input; "resize": all of it, smaller.
         quantization: "int8": linear layers compute in 8 bits (torch's dynamic quantization, on the CPU).
         backend: name of the backend that runs its network; default: torch.
-        model, processor: a loaded model and its image processor, instead of `repo_id`; the model is put into
-            evaluation mode and frozen.
+        model, processor: a loaded model and its image processor, instead of `repo_id`; the model is freed from
+            wrappers such as `DataParallel`, put into evaluation mode and frozen.
     """
 
     repo_id: str | None = None
@@ -88,9 +90,9 @@ class ExpertReference:
     def parse(cls, reference: Any) -> ExpertReference:
         """Parse a Hub id, `id@revision`, a local folder, a mapping of this class's fields, or a loaded model."""
         if isinstance(reference, cls):
-            return reference
-        if isinstance(reference, PreTrainedModel):
-            return cls(model=reference)
+            return reference._checked()
+        if isinstance(reference, (nn.Module, type)) or hasattr(reference, "model"):
+            return cls(model=reference)._checked()
         if isinstance(reference, dict):
             try:
                 parsed = cls(**reference)
@@ -101,7 +103,7 @@ class ExpertReference:
                 ) from error
             if (parsed.repo_id is None) == (parsed.model is None):
                 raise PertinenceError("an expert's mapping needs either `repo_id` or `model`")
-            return cls.parse(parsed.repo_id)._updated(reference) if parsed.repo_id else parsed
+            return cls.parse(parsed.repo_id)._updated(reference)._checked() if parsed.repo_id else parsed._checked()
         if not isinstance(reference, (str, Path)) or not str(reference):
             raise PertinenceError(
                 f"an expert is a Hub id, a local folder, a mapping or a loaded model, got {type(reference).__name__}"
@@ -115,6 +117,22 @@ class ExpertReference:
             raise PertinenceError(f"expert {text!r}: there is no such folder")
         repo_id, revision = split_revision(text)
         return cls(repo_id=repo_id, revision=revision)
+
+    def _checked(self) -> ExpertReference:
+        """The reference with its model freed from wrappers; raises `PertinenceError` if one part rules out another."""
+        title = f"expert {self.name or self._own_name!r}"
+        if self.model is None:
+            if self.processor is not None:
+                raise PertinenceError(
+                    f"{title} has a processor beside `repo_id`, which brings its own: leave it out, or give a loaded "
+                    "`model` with it"
+                )
+            if self.revision is not None and self.is_folder:
+                raise PertinenceError(f"{title} is a folder, which has no revisions: leave the revision out")
+            return self
+        if self.revision is not None:
+            raise PertinenceError(f"{title} is a loaded model, which has no revisions: leave the revision out")
+        return replace(self, model=given_model(self.model, self.name))
 
     def _updated(self, values: dict[str, Any]) -> ExpertReference:
         values = {key: value for key, value in values.items() if key != "repo_id" and value is not None}

@@ -16,11 +16,12 @@ from ..data.seen import SEEN
 from ..experts.checkpoint_files import check_contained, hash_folder, read_json
 from ..experts.entry import CONFIG
 from ..experts.reference import LoadOptions
+from ..experts.remote_code import commits_of, fetch_code, is_scattered
 from ..utils.errors import MALFORMED, PertinenceError, explain
 from ..utils.parsing import parse_json, parse_yaml, read_mapping
 from ..utils.tensors import hash_tensors
 from .configuration import PertinenceConfig, open_config
-from .expert_files import files_to_copy, find_copies, move_entries
+from .expert_files import copy_files, files_to_copy, find_copies, move_entries
 from .layout import (
     BASELINES,
     CONVERGENCE_FIGURE,
@@ -191,13 +192,19 @@ def _collect_experts(
             )
     copies, folders = find_copies(copied, str(folder), options)
     for home, source in folders.items():
+        code = fetch_code(source, copies[home].code or {}, options)
+        if is_scattered(source, code):
+            whole = work / f"{home}-with-code"
+            whole.mkdir()
+            copy_files(source, whole, code)
+            source = whole
         files = files_to_copy(source)
         source = _without_own_path(source, files, work / home)
         revision = hash_folder(source)
         bundle.files |= {f"experts/{home}/{path.name}": source / path.name for path in files}
         for name, copy in copies.items():
             if copy.repo_id == f"./experts/{home}":
-                copies[name] = copy.replace(revision=revision)
+                copies[name] = copy.replace(revision=revision, code=commits_of(code) or copy.code)
                 if any(path.suffix == ".py" for path in files):
                     bundle.needs_code.append(copy.name)
     config.set_entries(list((entries | copies).values()))

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..experts.base import ExpertLike
 from ..experts.checkpoint_files import (
     CHECKPOINT_FILES,
@@ -15,15 +17,16 @@ from ..experts.checkpoint_files import (
     Tensors,
     check_contained,
     checkpoint_files,
-    find_weights,
+    expert_weights,
     hash_folder,
     is_content,
 )
 from ..experts.entry import CONFIG, ExpertEntry, is_on_hub
 from ..experts.expert import Expert
-from ..experts.loading import Backbone
+from ..experts.loading import Backbone, open_checkpoint
 from ..experts.preprocessing import is_timm_processor
-from ..experts.reference import LoadOptions
+from ..experts.reference import ExpertReference, LoadOptions
+from ..experts.remote_code import is_scattered, write_with_code
 from ..utils.downloads import fetch
 from ..utils.errors import PertinenceError, first_line
 from ..utils.hub_errors import explain_hub
@@ -88,7 +91,7 @@ def find_folder(
     with naming(entry.name, where, entry.revision):
         if is_on_hub(where):
             folder = fetch(where, entry.revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
-        weights = find_weights(folder)
+        weights = expert_weights(folder)
         # Offline, the client does not notice that only a part of a repository is cached.
         if not weights or not all(path.is_file() for path in (folder / CONFIG, *weights)):
             raise PertinenceError(
@@ -148,9 +151,49 @@ def _save_expert(expert: ExpertLike, folder: Path) -> None:
             give_usual_mode(path)
         if not is_timm_processor(expert.checkpoint.processor):  # that of timm is a part of config.json
             expert.checkpoint.processor.save_pretrained(folder)
+        _check_saved(expert, folder)
         return
-    for path in files_to_copy(source):
+    copy_files(source, folder, expert.find_code())
+
+
+def copy_files(source: Path, folder: Path, code: Mapping[str, Path]) -> None:
+    """Copy the files of an expert to an existing folder, and its code in other repositories beside them.
+
+    Args:
+        source: folder of the expert.
+        folder: folder to write to.
+        code: folders of its code in other repositories, see `fetch_code`.
+    """
+    files = files_to_copy(source)
+    for path in files:
         shutil.copyfile(path, folder / path.name)
+    if is_scattered(source, code):
+        write_with_code(source, code, folder)
+
+
+def _check_saved(expert: Expert, folder: Path) -> None:
+    """Raise `PertinenceError` unless the files of an expert that was given loaded answer as it does.
+
+    What its classes do not save, such as a changed `forward`, would be lost without a word.
+    """
+    name, entry = expert.entry.name, expert.entry
+    # Its code, if it has any of its own, runs in this process already.
+    options = LoadOptions(dtype=expert.dtype, trust_remote_code=True)
+    image = torch.randint(256, (1, 3, *entry.transform.size), generator=torch.Generator().manual_seed(0))
+    try:
+        checkpoint = open_checkpoint(ExpertReference(str(folder.resolve()), name=name), options)
+        again = Expert(checkpoint, entry, expert.preprocessing).to(expert.device)
+        answers = [one(image.to(torch.uint8))[0] for one in (expert, again)]
+    except PertinenceError as error:
+        raise PertinenceError(
+            f"expert {name!r} cannot be saved, as its files do not load ({error}): save the model so that "
+            "transformers loads it from a folder, and give that folder"
+        ) from error
+    if not torch.allclose(answers[0], answers[1], rtol=1e-2, atol=1e-3):
+        raise PertinenceError(
+            f"expert {name!r} cannot be saved, as its files answer otherwise than the model that was given: it has "
+            "something that its class does not save, such as a replaced `forward`"
+        )
 
 
 def files_to_copy(folder: Path) -> list[Path]:
@@ -160,7 +203,7 @@ def files_to_copy(folder: Path) -> list[Path]:
         PertinenceError: one of them is a link that leads out of the folder, or the weights are damaged.
     """
     legal = {path for pattern in LEGAL_FILES for path in folder.glob(pattern) if path.is_file()}
-    files, weights = [*checkpoint_files(folder), *sorted(legal)], find_weights(folder)
+    files, weights = [*checkpoint_files(folder), *sorted(legal)], expert_weights(folder)
     # Valid weights may be links to other folders, as is usual on clusters; other files may not.
     Tensors.of(*weights)
     check_contained((path for path in files if path not in weights), folder)

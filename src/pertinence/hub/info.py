@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from ..experts.entry import ExpertEntry
 from ..routing.costs import cost_unit
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import FEW_IMAGES, Figures, format_table
@@ -48,6 +50,7 @@ def describe_model(
     parts = [
         f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
         format_table(header, rows),
+        *_code_lines(config.entries),
         repr(front) if verbose else str(front),
         *([] if guarantee is None else [guarantee.describe(front)]),
         "\n".join(_about_default(config, front, model)),
@@ -81,6 +84,15 @@ def _about_default(config: PertinenceConfig, front: Front, model: str | os.PathL
             f"Against it: only {default.select.samples} search images chose it (take {FEW_IMAGES:,} or more)."
         )
     return [*lines, f"Next: pertinence evaluate {model} --dataset OTHER-IMAGES"]
+
+
+def _code_lines(entries: Sequence[ExpertEntry]) -> list[str]:
+    """Which other repositories the code of experts is from, at which commits."""
+    return [
+        f"The code of {entry.name} is from {repo_id}, at {commit[:14]}; it runs only with --trust-remote-code."
+        for entry in entries
+        for repo_id, commit in (entry.code or {}).items()
+    ]
 
 
 def _describe_table_record(path: Path, verbose: bool) -> tuple[dict[str, Any], str]:

@@ -157,9 +157,8 @@ def look_up_experts(bundle: Bundle, api: HfApi) -> None:
             )
         if found.gated or found.private:
             bundle.guarded[entry.name] = "gated" if found.gated else "private"
-        if entry.name not in bundle.needs_code and any(
-            file.rfilename.endswith(".py") and "/" not in file.rfilename for file in found.siblings or ()
-        ):
+        brings = any(file.rfilename.endswith(".py") and "/" not in file.rfilename for file in found.siblings or ())
+        if entry.name not in bundle.needs_code and (brings or entry.code):
             bundle.needs_code.append(entry.name)
 
 

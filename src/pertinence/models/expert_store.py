@@ -22,6 +22,7 @@ from ..experts.entry import ExpertEntry
 from ..experts.expert import Expert, reload_expert
 from ..experts.loading import Checkpoint
 from ..experts.reference import LoadOptions
+from ..experts.remote_code import fetch_code
 from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import find_folder, locate, move_entries
 from ..routing.costs import STEM
@@ -334,6 +335,10 @@ class LazyExpert(nn.Module):
     def find_folder(self) -> Path:
         """See `Expert.find_folder`; files of the Hub are downloaded, but no network is built."""
         return self.store.pool.folder(self.index)
+
+    def find_code(self) -> dict[str, Path]:
+        """See `Expert.find_code`; nothing runs."""
+        return fetch_code(self.find_folder(), self.entry.code or {}, self.store.pool.options)
 
     def find_revision(self) -> str:
         """See `Expert.find_revision`; it reads the files as they are now."""

@@ -18,7 +18,9 @@ from transformers import PreTrainedModel
 from ..experts.base import ExpertLike
 from ..experts.checkpoint_files import FLOATS, Tensors, find_weights, hash_folder
 from ..experts.entry import CONFIG, ExpertEntry
+from ..experts.expert import Expert
 from ..experts.reference import LoadOptions
+from ..experts.remote_code import commits_of
 from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import check_unchanged, save_components
 from ..hub.layout import WEIGHT_PATTERNS, check_same_search, update_config
@@ -285,10 +287,13 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 copy = entry.copied_to(name)
                 revision = hash_folder((folder if here else staged) / cast(str, copy.repo_id))
                 if isinstance(expert, LazyExpert):  # other experts were checked when they were loaded
-                    check_unchanged(entry, revision, expert.find_folder())
+                    # The copy itself may differ: it has all code beside it.
+                    check_unchanged(entry, expert.find_revision(), expert.find_folder())
                 entry = copy.replace(revision=revision)
             elif entry.is_embedded:
                 entry = entry.replace(repo_id=str(expert.find_folder()))
+            if isinstance(expert, Expert) and (code := commits_of(expert.checkpoint.code)):
+                entry = entry.replace(code=code)
             saved.append(entry)
         return saved
 

@@ -47,6 +47,7 @@ def identify(expert: ExpertLike, images: LabelledImages, device: torch.device) -
         "store_version": STORE_VERSION,
         "expert": {
             "revision": expert.find_revision(),
+            **({"code": dict(expert.entry.code)} if expert.entry.code else {}),
             "transform": entry.transform.to_dict(),
             "quantization": entry.quantization,
             "label_map": entry.label_map,

@@ -92,7 +92,7 @@ def pin(repo_id: str, revision: str | None, name: str, **options: Any) -> str:
         options: passed to `hf_hub_download`.
     """
     # The cache keeps a file under its commit, so one look-up pins everything that follows, online and offline.
-    return fetch_file(repo_id, name, revision=revision, **options).parent.name
+    return fetch_file(repo_id, name, revision=revision, **options).parents[name.count("/")].name
 
 
 def find_file(

@@ -1,0 +1,190 @@
+"""Code that lies in another repository than the weights: pinned, copied, and never run unasked."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from coded_expert import save_coded_expert, write_code
+
+from pertinence import PertinenceError, PertinenceForImageClassification
+from pertinence.hub.info import describe_model
+from pertinence.hub.push import push_folder
+
+
+from_experts = PertinenceForImageClassification.from_experts
+load = PertinenceForImageClassification.from_pretrained
+
+
+@pytest.fixture(scope="module")
+def other(make_expert, tmp_path_factory):
+    return make_expert(tmp_path_factory.mktemp("other") / "other")
+
+
+@pytest.fixture
+def coded(hub, tmp_path, request):
+    """An expert on the Hub whose code, and that of its processor, lies in two other repositories of its own."""
+    owner = f"tester{abs(hash(request.node.name))}"
+    model = write_code(tmp_path / "code", "configuration_patches", "modeling_patches")
+    commits = {
+        f"{owner}/code": hub.add_model(f"{owner}/code", model),
+        f"{owner}/images": hub.add_model(f"{owner}/images", write_code(tmp_path / "images", "processing_patches")),
+    }
+    hub.add_model(f"{owner}/tuned", save_coded_expert(tmp_path / "tuned", *commits))
+    return f"{owner}/tuned", commits
+
+
+def change_code(hub, tmp_path, repository):
+    hub.add_model(repository, write_code(tmp_path / "code", "configuration_patches", "modeling_patches", scale=100))
+
+
+def entry_of(folder, name="tuned"):
+    entries = json.loads((folder / "config.json").read_text())["experts"]
+    return next(entry for entry in entries if entry["name"] == name)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_saved_model_answers_as_before_when_its_code_has_changed(coded, other, hub, tmp_path, images, lazy):
+    expert, commits = coded
+    model = from_experts([expert, other], 0.5, trust_remote_code=True)
+    model.save_pretrained(tmp_path / "model")
+    assert entry_of(tmp_path / "model")["code"] == commits
+    change_code(hub, tmp_path, next(iter(commits)))
+    again = load(tmp_path / "model", trust_remote_code=True, lazy=lazy)
+    assert torch.equal(again(images(8, 32)).logits, model(images(8, 32)).logits)
+    again.save_pretrained(tmp_path / "again")
+    assert entry_of(tmp_path / "again")["code"] == commits
+    changed = from_experts([expert, other], 0.5, trust_remote_code=True)
+    assert not torch.equal(changed(images(8, 32)).logits, model(images(8, 32)).logits)
+
+
+def test_the_code_that_is_pinned_is_described(coded, other, tmp_path):
+    expert, commits = coded
+    from_experts([expert, other], 0.5, trust_remote_code=True).save_pretrained(tmp_path / "model")
+    _, text = describe_model(tmp_path / "model")
+    for repository, commit in commits.items():
+        assert f"The code of tuned is from {repository}, at {commit[:14]}" in text
+
+
+def test_other_code_runs_only_where_it_is_trusted(coded, other, tmp_path):
+    expert, (repository, _) = coded
+    with pytest.raises(PertinenceError, match=f"'tuned' needs code of its own from {repository}, .*trust_remote_code"):
+        from_experts([expert, other], 0.5)
+    from_experts([expert, other], 0.5, trust_remote_code=True).save_pretrained(tmp_path / "model")
+    with pytest.raises(PertinenceError, match="'tuned' needs code of its own"):
+        load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("how", ["loaded", "lazy", "pushed"])
+def test_a_copy_needs_no_other_repository(coded, other, hub, tmp_path, images, how):
+    expert, commits = coded
+    model = from_experts([expert, other], 0.5, trust_remote_code=True)
+    if how == "loaded":
+        model.save_pretrained(tmp_path / "whole", save_experts=True)
+    else:
+        model.save_pretrained(tmp_path / "model")
+        change_code(hub, tmp_path, next(iter(commits)))
+    if how == "lazy":
+        again = load(tmp_path / "model", lazy=True, trust_remote_code=True)
+        again.save_pretrained(tmp_path / "whole", save_experts=True)
+    if how == "pushed":
+        push_folder(tmp_path / "model", f"{expert}-whole", save_experts=True, token=hub.token)
+        for path, content in hub.files(f"{expert}-whole").items():
+            (tmp_path / "whole" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "whole" / path).write_bytes(content)
+        card = (tmp_path / "whole" / "README.md").read_text()
+        assert all(f"`{repository}` at `{commit}`" in card for repository, commit in commits.items())
+    hub.requests.clear()
+    alone = load(tmp_path / "whole", trust_remote_code=True, cache_dir=str(tmp_path / "empty"), local_files_only=True)
+    assert torch.equal(alone(images(8, 32)).logits, model(images(8, 32)).logits)
+    assert hub.requests == []
+    assert entry_of(tmp_path / "whole")["code"] == commits
+    with pytest.raises(PertinenceError, match="'tuned' needs code of its own"):
+        load(tmp_path / "whole")
+
+
+def test_a_folder_of_the_same_name_is_not_mistaken_for_the_code(coded, other, tmp_path, monkeypatch, images):
+    expert, commits = coded
+    expected = from_experts([expert, other], 0.5, trust_remote_code=True)(images(8, 32)).logits
+    (tmp_path / "work" / next(iter(commits))).mkdir(parents=True)
+    write_code(tmp_path / "work" / next(iter(commits)), scale=100)
+    monkeypatch.chdir(tmp_path / "work")
+    assert torch.equal(from_experts([expert, other], 0.5, trust_remote_code=True)(images(8, 32)).logits, expected)
+
+
+def test_what_was_saved_before_code_was_pinned_loads_and_is_told(coded, other, tmp_path, images, caplog):
+    expert, commits = coded
+    model = from_experts([expert, other], 0.5, trust_remote_code=True)
+    model.save_pretrained(tmp_path / "model")
+    values = json.loads((tmp_path / "model" / "config.json").read_text())
+    for entry in values["experts"]:
+        entry.pop("code", None)
+    (tmp_path / "model" / "config.json").write_text(json.dumps(values))
+    with caplog.at_level(logging.WARNING, "pertinence"):
+        again = load(tmp_path / "model", trust_remote_code=True)
+    assert f"code of expert 'tuned' in {', '.join(commits)} is not pinned" in caplog.text
+    assert torch.equal(again(images(8, 32)).logits, model(images(8, 32)).logits)
+    again.save_pretrained(tmp_path / "again")
+    assert entry_of(tmp_path / "again")["code"] == commits
+
+
+def test_code_in_a_local_folder_with_the_code_of_another_repository(coded, other, tmp_path, images):
+    """A folder pins its files by their hash, and the code by its commit."""
+    expert, commits = coded
+    expected = from_experts([expert, other], 0.5, trust_remote_code=True)(images(8, 32)).logits
+    folder = tmp_path / "tuned"
+    model = from_experts([folder, other], 0.5, trust_remote_code=True)
+    assert torch.equal(model(images(8, 32)).logits, expected)
+    write_code(folder, scale=7)  # stale modules beside it, which nothing names
+    model = from_experts([folder, other], 0.5, trust_remote_code=True)
+    model.save_pretrained(tmp_path / "whole", save_experts=True)
+    shutil.rmtree(folder)
+    assert torch.equal(load(tmp_path / "whole", trust_remote_code=True)(images(8, 32)).logits, expected)
+
+
+@pytest.mark.parametrize("place", ["own", "another"])
+def test_code_in_a_subfolder_is_copied(other, hub, tmp_path, images, place):
+    folder = save_coded_expert(tmp_path / "tuned")
+    code = folder if place == "own" else tmp_path / "code"
+    (code / "src").mkdir(parents=True)
+    for name in ("configuration_patches.py", "modeling_patches.py"):
+        (folder / name).rename(code / "src" / name)
+    if place == "another":
+        hub.add_model("nested/code", code)
+    values = json.loads((folder / "config.json").read_text())
+    prefix = "src/" if place == "own" else "nested/code--src/"
+    values["auto_map"] = {auto: prefix + name for auto, name in values["auto_map"].items()}
+    (folder / "config.json").write_text(json.dumps(values))
+    model = from_experts([folder, other], 0.5, trust_remote_code=True)
+    model.save_pretrained(tmp_path / "model")
+    lazy = load(tmp_path / "model", trust_remote_code=True, lazy=True)
+    lazy.save_pretrained(tmp_path / "whole", save_experts=True)
+    shutil.rmtree(folder)
+    again = load(tmp_path / "whole", trust_remote_code=True)
+    assert torch.equal(again(images(8, 32)).logits, model(images(8, 32)).logits)
+
+
+@pytest.mark.parametrize(
+    ("repository", "words"),
+    [
+        ("nobody/nothing", "its code in nobody/nothing cannot be read"),
+        ("/tmp/code", "its code is said to be in '/tmp/code', which is not a repository"),
+        ("../code", "its code is said to be in '../code', which is not a repository"),
+    ],
+)
+def test_code_that_leads_nowhere(other, tmp_path, repository, words):
+    folder = save_coded_expert(tmp_path / "tuned", repository)
+    with pytest.raises(PertinenceError, match=f"'tuned'.*{words}"):
+        from_experts([folder, other], 0.5, trust_remote_code=True)
+
+
+def test_two_modules_of_one_name_are_not_mixed_up(coded, other, hub, tmp_path):
+    _, (repository, _) = coded
+    hub.add_model(f"{repository}-2", write_code(tmp_path / "more", scale=3))
+    folder = save_coded_expert(tmp_path / "mixed", repository, f"{repository}-2")
+    text = (tmp_path / "more" / "processing_patches.py").read_text()
+    (tmp_path / "more" / "processing_patches.py").write_text("from .modeling_patches import SCALE\n" + text)
+    hub.add_model(f"{repository}-2", tmp_path / "more")
+    with pytest.raises(PertinenceError, match="needs two modules modeling_patches.py that differ"):
+        from_experts([folder, other], 0.5, trust_remote_code=True)
