@@ -38,6 +38,7 @@ def describe_model(
     parts = [
         f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
         format_table(header, rows),
+        *[f"The cost of {entry.name} is uncertain: {entry.cost_note}." for entry in config.entries if entry.cost_note],
         repr(front),
         f"Default operating point: {config.operating_point}; losses and savings refer to "
         f"{config.expert_names[config.reference_index]}.",
