@@ -19,7 +19,7 @@ logger = logging.get_logger(__name__)
 
 def native_side(config: Any) -> int:
     """Side, in pixels, of the square images that a network was made for, as far as its config says it."""
-    side = getattr(config, "image_size", None)
+    side: Any = getattr(config, "image_size", None)
     if isinstance(side, (list, tuple)) and all(map(is_whole, side)):
         side = max(side, default=None)
     return side if is_whole(side, 1, MAX_SIDE) else PROBE_SIDE
