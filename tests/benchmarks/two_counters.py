@@ -67,7 +67,7 @@ def of_transformers() -> Iterator[tuple[str, Any]]:
 
 def _build_transformers(config_class: Any, model_class: Any) -> tuple[torch.nn.Module, tuple[int, int]]:
     config = config_class(num_labels=10)
-    if isinstance(getattr(config, "num_hidden_layers", None), int):
+    if isinstance(getattr(config, "num_hidden_layers", None), int) and not hasattr(config, "depths"):
         config.num_hidden_layers = min(config.num_hidden_layers, 2)
     size = getattr(getattr(config, "vision_config", config), "image_size", 224)
     side = max(size) if isinstance(size, (list, tuple)) else size or 224
@@ -89,7 +89,7 @@ def main(families: list[str]) -> None:
                     continue
                 found = count_operations(model.eval().requires_grad_(False), size)
             except Exception as error:  # a family may need another library, or a config of its own
-                failed.append(f"{name} ({type(error).__name__}: {str(error).splitlines()[0][:80]})")
+                failed.append(f"{name} ({type(error).__name__}: {str(error).splitlines()[0][-120:]})")
                 print(f"{library:13}{name:45} {failed[-1]}", flush=True)
                 continue
             counted += 1

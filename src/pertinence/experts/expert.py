@@ -139,8 +139,8 @@ class Expert(nn.Module):
 
     def run(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """`forward` without the check of the scores, which would wait for all work queued on the device."""
-        network = self.network
-        device, outputs = network.device, []
+        device = self.network.device
+        outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
         images, order = sorted_by_shape(images)
         for chunk in chunks(images, max_batch or self.chunk_size(device)):
             if not isinstance(chunk, torch.Tensor):

@@ -181,11 +181,16 @@ def _check_outputs(processor: Any, outputs: Any) -> None:
     """Refuse what is not one image of three channels, and what a network needs besides (masks, shapes of patches)."""
     shape = tuple(getattr(outputs.get("pixel_values"), "shape", ()))
     others = [name for name in outputs if name != "pixel_values"]
-    if len(shape) != 4 or shape[:2] != (1, 3) or others:
+    if len(shape) != 4 or shape[:2] != (1, 3):
         given = ", ".join([f"pixel_values of shape {shape}" if shape else "no pixel_values", *others])
         raise PertinenceError(
-            f"its {type(processor).__name__} gives {given} for one image, expected pixel_values of shape (1, 3, "
-            "height, width) and nothing else: only networks that take whole images of three channels can be experts"
+            f"its {type(processor).__name__} gives no images but {given}, expected pixel_values of shape (1, 3, "
+            "height, width) for one image"
+        )
+    if others:
+        raise PertinenceError(
+            f"its {type(processor).__name__} gives {', '.join(others)} besides images: only networks that need "
+            "nothing else than images can be experts"
         )
 
 
