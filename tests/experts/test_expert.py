@@ -226,6 +226,7 @@ def test_gmacs_agree_with_torchs_own_counter(case):
         expert.model(pixel_values=image)
     # A multiply-add is two operations for torch and one for fvcore, which counts normalisation and pooling, too.
     assert expert.entry.gmacs == pytest.approx(counter.get_total_flops() / 2e9, rel=0.04)
+    assert expert.entry.cost_note is None
 
 
 def test_gmacs_are_the_known_ones():

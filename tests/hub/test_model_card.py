@@ -71,6 +71,14 @@ def test_the_whole_card(card):
     assert render_card(card) == EXPECTED.read_text()
 
 
+def test_what_is_uncertain_about_a_cost_is_on_the_card(card):
+    small, large = card.config.experts
+    noted = {**small, "cost_note": "the operation own::kernel is not counted"}
+    config = PertinenceConfig(**{**card.config.to_dict(), "experts": [noted, large]})
+    text = render_card(replace(card, config=config))
+    assert "- The cost of `small` is uncertain: the operation own::kernel is not counted." in text
+
+
 @pytest.mark.parametrize("key", ["images", "versions"])
 def test_a_record_of_another_shape_is_said_to_be(card, key):
     with pytest.raises(ValueError, match="the record is of another shape"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 
@@ -15,21 +15,20 @@ STACKED_BYTES = 2**28
 """Images of one size are stacked into one tensor only up to this size: above it the copy costs more than it saves."""
 
 
-def by_shape(images: Images, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Apply a function of (b, 3, H, W) tensors to images of any sizes, grouped by shape; the order is kept."""
+def by_shape(images: Images, function: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Apply a function of (b, 3, H, W) tensors to images of any sizes, to neighbours of one size at once.
+
+    Yields:
+        Its results, in the order of the images; neighbours of one shape are joined.
+    """
     if isinstance(images, torch.Tensor):
-        return function(images)
-    groups = defaultdict(list)
-    for index, image in enumerate(images):
-        groups[tuple(image.shape)].append(index)
-    if len(groups) == 1:
-        return function(torch.stack(list(images)))
-    order, results = [], []
-    for indices in groups.values():
-        order.extend(indices)
-        results.append(function(torch.stack([images[i] for i in indices])))
-    joined = torch.cat(results)
-    return joined[torch.tensor(order, device=joined.device).argsort()]
+        yield function(images)
+        return
+    runs = (list(run) for _, run in groupby(images, key=lambda image: image.shape))
+    results = (function(torch.stack(run)) for run in runs)
+    for _, same in groupby(results, key=lambda result: result.shape[1:]):
+        joined = list(same)
+        yield joined[0] if len(joined) == 1 else torch.cat(joined)
 
 
 def sorted_by_shape(images: Images) -> tuple[Images, list[int] | None]:

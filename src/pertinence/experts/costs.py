@@ -1,19 +1,16 @@
-"""Costs of one image: GMACs counted by fvcore (one fused multiply-add is one MAC), latency, or parameters."""
+"""Measuring the cost of one image, such as its latency; its operations are counted in `operations`."""
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..routing.costs import Cost
-from ..utils.errors import MALFORMED, PertinenceError, shown
+from ..utils.errors import PertinenceError, shown
 from ..utils.validation import is_number
 from .base import ExpertLike
 
@@ -49,35 +46,6 @@ def measured_costs(cost: Cost, experts: Sequence[Any], how: Measurement) -> list
             "experts: correct its `measure`, or choose another cost"
         )
     return values
-
-
-def count_gmacs(model: nn.Module, size: tuple[int, int], options: dict[str, Any] | None = None) -> float:
-    """GMACs of one image of (3, height, width) through an image classifier; preprocessing is not counted.
-
-    Args:
-        model: a transformers image classifier, or a backbone with the same interface; it is traced on its own device.
-        size: (height, width), in pixels, of the model's input.
-        options: further arguments of the model's call.
-
-    Raises:
-        PertinenceError: the model cannot be traced on such an image.
-    """
-    parameter = next(model.parameters())
-    image = torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates the tracing that fvcore is built on
-        # Imported here, so that running a saved model does not need fvcore.
-        from fvcore.nn import FlopCountAnalysis
-
-        analysis = FlopCountAnalysis(_LogitsOf(model, options or {}).eval(), image)
-        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        try:
-            return analysis.total() / 1e9
-        except (RuntimeError, *MALFORMED) as error:  # a model that does not take images may raise any of these
-            raise PertinenceError(
-                f"the operations of {type(model).__name__} cannot be counted on a {size[0]}x{size[1]} image: {error}"
-            ) from error
 
 
 def measure_latency(
@@ -116,18 +84,3 @@ def measure_latency(
     for expert, home in zip(experts, homes, strict=True):
         expert.to(home)
     return [1000 * median(turns) / batch_size for turns in seconds]
-
-
-class _LogitsOf(nn.Module):
-    def __init__(self, model: nn.Module, options: dict[str, Any]):
-        super().__init__()
-        self.model, self.options = model, options
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values=pixel_values, **self.options).logits
-
-
-def _attention_macs(inputs, outputs) -> int:
-    """MACs of Q K^T and of attention times V."""
-    query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
-    return math.prod(query[:-2]) * query[-2] * key[-2] * (query[-1] + value[-1])

@@ -46,7 +46,7 @@ QUANTIZATIONS = {TORCH_INT8: "int8"}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 UNITS = (GMACS, LATENCY)
 """Units of cost that have their own key in a file; all others are in a mapping under the key `costs`."""
-OPTIONAL_KEYS = ("latency", "origin", "origin_revision", "code", "costs", "backend")
+OPTIONAL_KEYS = ("latency", "origin", "origin_revision", "code", "costs", "cost_note", "backend")
 """Keys that are written only if they have a value."""
 
 
@@ -61,6 +61,7 @@ class ExpertEntry:
         revision: commit of the Hub repository, or content hash.
         costs: cost of one image, by unit; always contains "gmacs"; "latency" is in milliseconds.
         parameters: number of parameters of its checkpoint.
+        cost_note: what is uncertain about its GMACs: operations that are not counted, an input size that was assumed.
         features: width of the pooled features.
         transform: its preprocessing.
         origin, origin_revision: Hub id and commit that a copy inside the model was made from.
@@ -87,6 +88,7 @@ class ExpertEntry:
     backend: str = TORCH
     label_map: list[int] | None = None
     licence: str | None = None
+    cost_note: str | None = None
     select: dict[str, Any] | None = None
     report: dict[str, Any] | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict)
@@ -136,6 +138,7 @@ class ExpertEntry:
             "origin_revision": self.origin_revision,
             "code": dict(self.code) if self.code else None,
             "costs": {unit: cost for unit, cost in self.costs.items() if unit not in UNITS} or None,
+            "cost_note": self.cost_note,
             "backend": None if self.is_of_torch else self.backend,
         }
         written = {key: value for key, value in values.items() if value is not None or key not in OPTIONAL_KEYS}
@@ -259,6 +262,7 @@ EXPERT_VALUES = {
     "gmacs": (lambda value: is_number(value, 0), "a number that is not negative"),
     "latency": (lambda value: is_number(value, 0), "a number that is not negative"),
     "costs": (_are_costs, "a mapping of units to numbers that are not negative"),
+    "cost_note": (lambda value: isinstance(value, str) and value.isprintable(), "a line of text"),
     "parameters": (lambda value: is_whole(value, 0), "a count"),
     "features": (lambda value: is_whole(value, 1, MAX_FEATURES), f"a width from 1 to {MAX_FEATURES}"),
     "transform": (lambda value: isinstance(value, dict), "a mapping"),

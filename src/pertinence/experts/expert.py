@@ -23,12 +23,14 @@ from ..utils.validation import is_commit, is_name
 from .backends.base import BACKENDS, Backend, backend_of, check_device, moving
 from .cards import read_licence
 from .checkpoint_files import is_content
-from .costs import count_gmacs
 from .entry import TORCH, ExpertEntry
+from .input_size import assumed_size, fitting_transform, native_side
 from .loading import Checkpoint, open_checkpoint
+from .operations import count_operations
 from .preprocessing import Preprocessor, resolve_transform
 from .reference import ExpertReference, LoadOptions
 from .remote_code import commits_of
+from .transforms import UnfitImage
 from .variants import smaller_transform
 
 
@@ -142,16 +144,20 @@ class Expert(nn.Module):
         Raises:
             PertinenceError: its scores are NaN or infinite.
         """
-        network = self.network
-        device, outputs = network.device, []
+        device = self.network.device
+        outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
         images, order = sorted_by_shape(images)
         for chunk in chunks(images, max_batch or self.chunk_size(device)):
             if not isinstance(chunk, torch.Tensor):
                 chunk = [image.to(device, non_blocking=True) for image in chunk]
             elif chunk.device != device:
                 chunk = chunk.to(device, non_blocking=True)
-            logits, features = network.run(self.preprocess(chunk))
-            outputs.append((logits, logits if features is None else features))
+            try:
+                outputs.extend(self._outputs(chunk, max_batch))
+            except UnfitImage:
+                raise
+            except PertinenceError as error:
+                raise PertinenceError(f"expert {self.entry.name!r}: {error}") from error
         logits, features = outputs[0] if len(outputs) == 1 else map(torch.cat, zip(*outputs, strict=True))
         if order is not None:
             back = torch.tensor(order, device="cpu").argsort().to(device, non_blocking=True)
@@ -167,6 +173,16 @@ class Expert(nn.Module):
         """`forward` without the check of the scores; a call, so that hooks run."""
         return self(images, max_batch, check=False)
 
+    def _outputs(self, images: Images, max_batch: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits and features of images on the device of the network, sorted by size."""
+        network, usual = self.network, self.preprocess.transform.size
+        for pixels in self.preprocess.batches(images):
+            size = (pixels.shape[-2], pixels.shape[-1])
+            parts = [pixels] if size == usual else pixels.split(max_batch or self.chunk_size(network.device, size))
+            for part in parts:
+                logits, features = network.run(part)
+                yield logits, logits if features is None else features
+
     def check(self, total: torch.Tensor | float) -> None:
         """Raise `PertinenceError` unless the sum of the scores from `run` is finite, as then all scores are."""
         if not math.isfinite(total):
@@ -180,9 +196,9 @@ class Expert(nn.Module):
         if self.network.compiles:
             self.network.compile(**options)
 
-    def chunk_size(self, device: torch.device) -> int:
-        """Largest number of images per call of the network on a device."""
-        height, width = self.preprocess.transform.size
+    def chunk_size(self, device: torch.device, size: tuple[int, int] | None = None) -> int:
+        """Largest number of images, of (height, width) at the network, per call of the network on a device."""
+        height, width = size or self.preprocess.transform.size
         if device.type != "cpu":
             return max(1, ACCELERATED_PIXELS_AT_ONCE // (height * width))
         return max(LEAST_AT_ONCE, PIXELS_AT_ONCE // (height * width)) * torch.get_num_threads()
@@ -231,7 +247,8 @@ def load_expert(
         _check_single_label(name, checkpoint)
     _check_channels(name, model.config)
     with _naming(name):
-        transform = resolve_transform(checkpoint.processor)
+        transform = resolve_transform(checkpoint.processor, native_side(model.config))
+        transform = fitting_transform(checkpoint, transform)
     entry = ExpertEntry(
         name,
         reference.repo_id,
@@ -273,9 +290,10 @@ def measured_expert(
     name, model = entry.name, checkpoint.model
     with _naming(name):
         transform = smaller_transform(checkpoint, entry.transform, image_size, image_size_by)
-    gmacs = count_gmacs(model, transform.size, checkpoint.call_options(transform))
-    entry = entry.replace(costs={GMACS: gmacs}, transform=transform, backend=backend)
+        operations = count_operations(model, transform.size, checkpoint.call_options(transform))
+    entry = entry.replace(costs={GMACS: operations.gmacs}, transform=transform, backend=backend)
     expert = Expert(checkpoint, entry, preprocessing)
+    notes = [operations.note, None if expert.preprocess.has_fixed_size else assumed_size(checkpoint, transform)]
     probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8, device="cpu")
     logits, features = expert(probe)
     if not is_stem and logits.shape != (1, model.config.num_labels):
@@ -283,7 +301,9 @@ def measured_expert(
             f"expert {name!r} answers with scores of shape {tuple(logits.shape)} for one image, expected (1, "
             f"{model.config.num_labels}): it is not an image classifier"
         )
-    return expert.with_entry(entry.replace(features=features.shape[1]))
+    return expert.with_entry(
+        entry.replace(features=features.shape[1], cost_note="; ".join(filter(None, notes)) or None)
+    )
 
 
 @contextmanager

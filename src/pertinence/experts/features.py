@@ -54,7 +54,7 @@ class FeatureTap:
             raise
         except (*MALFORMED, RuntimeError) as error:  # settings of a checkpoint may not fit its network
             kind, shape = type(getattr(model, "timm_model", model)).__name__, tuple(pixel_values.shape)
-            raise PertinenceError(f"an expert ({kind}) fails on pixels of shape {shape} ({explain(error)})") from error
+            raise PertinenceError(f"its {kind} fails on pixels of shape {shape} ({explain(error)})") from error
         finally:
             self.seen.is_running = False
         features, self.seen.input = self.seen.input, None

@@ -225,7 +225,9 @@ def _load_for_any_size(load: Callable[..., Any], config: Any, **options: Any) ->
         movable = copy.deepcopy(config)
         movable.model_args = {**chosen, "dynamic_img_size": True}
         try:
-            return load(config=movable, **options)
+            model, info = load(config=movable, **options)
+            model.config.model_args = config.model_args  # which say what was chosen, as `fitting_transform` reads it
+            return model, info
         except TypeError as error:  # raised before anything is loaded
             if "dynamic_img_size" not in str(error):
                 raise

@@ -65,6 +65,13 @@ def load_pool(
     ]
 
 
+def warn_of_costs(experts: Sequence[Expert]) -> None:
+    """Say what is uncertain about the costs of experts, in one warning for each."""
+    for expert in experts:
+        if expert.entry.cost_note is not None:
+            logger.warning(f"The cost of expert {expert.entry.name!r} is uncertain: {expert.entry.cost_note}.")
+
+
 def list_references(references: Sequence[Any]) -> list[Any]:
     """The references as a list; a single reference is refused, not iterated over."""
     if isinstance(references, (str, Path, dict, nn.Module)) or not isinstance(references, Iterable):

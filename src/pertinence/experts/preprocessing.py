@@ -8,7 +8,9 @@ torchvision resizes all images.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,14 @@ import torch
 from PIL import Image
 
 from ..data.batches import Images, by_shape
-from ..utils.errors import PertinenceError, explain
+from ..utils.errors import MALFORMED, PertinenceError, explain
 from .transforms import Transform
+
+
+PROBE_SIDE = 256
+"""Side of the square image, in pixels, that shows the size of an expert's input."""
+PROBED = ((PROBE_SIDE, PROBE_SIDE), (97, 160), (160, 97), (320, 240))
+"""Sizes of images that show whether the size of an expert's input depends on them."""
 
 
 class Preprocessor:
@@ -35,8 +43,27 @@ class Preprocessor:
         self.transform, self.processor, self.mode = transform, processor, mode
 
     def __call__(self, images: Images) -> torch.Tensor:
-        """Convert B uint8 images to float32 (B, 3, height, width) on their device."""
+        """Convert B uint8 images to float32 (B, 3, height, width) on their device.
+
+        Raises:
+            PertinenceError: the results have several sizes.
+        """
+        first, *others = self.batches(images)
+        if others:
+            sizes = ", ".join(f"{pixels.shape[-2]}x{pixels.shape[-1]}" for pixels in (first, *others))
+            raise PertinenceError(f"its {type(self.processor).__name__} gives images of several sizes: {sizes}")
+        return first
+
+    def batches(self, images: Images) -> Iterator[torch.Tensor]:
+        """The same in as few tensors as the order of the images allows, each of one size."""
         return by_shape(images, self._apply)
+
+    @cached_property
+    def has_fixed_size(self) -> bool:
+        """Whether the results have one size, whatever the size of an image."""
+        if self.transform.library != "own" or self.transform.window is not None:
+            return True
+        return len({run_processor(self.processor, _probe(*size)).shape for size in PROBED}) == 1
 
     def _apply(self, images: torch.Tensor) -> torch.Tensor:
         self.transform.check_image(*images.shape[-2:])
@@ -48,7 +75,7 @@ class Preprocessor:
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                 raise
             raise PertinenceError(
-                f"an expert's {type(self.processor).__name__} fails on images of shape {tuple(images.shape)} "
+                f"its {type(self.processor).__name__} fails on images of shape {tuple(images.shape)} "
                 f"({explain(error)})"
             ) from error
         return self.transform.cut(pixel_values)
@@ -64,15 +91,17 @@ class Preprocessor:
 
 def run_processor(processor: Any, images: torch.Tensor) -> torch.Tensor:
     """Call an expert's own image processor on uint8 images (B, 3, H, W)."""
-    if is_timm_processor(processor):
-        inputs = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()]
-        pixel_values = processor(inputs, return_tensors="pt")["pixel_values"]
-    else:
-        inputs = list(images.cpu().numpy()) if getattr(processor, "backend", "") == "pil" else list(images)
-        pixel_values = processor(images=inputs, return_tensors="pt", input_data_format="channels_first")[
-            "pixel_values"
-        ]
-    return pixel_values.to(images.device, torch.float32)
+    return _outputs_of(processor, images)["pixel_values"].to(images.device, torch.float32)
+
+
+def _outputs_of(processor: Any, images: torch.Tensor) -> Any:
+    if is_timm_processor(processor) or not _is_of_transformers(processor):
+        # Code of others is given what a pipeline gives: it need not know images whose channels come first.
+        return processor(
+            [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()], return_tensors="pt"
+        )
+    inputs = list(images.cpu().numpy()) if getattr(processor, "backend", "") == "pil" else list(images)
+    return processor(images=inputs, return_tensors="pt", input_data_format="channels_first")
 
 
 def resize_transform(transform: Transform, processor: Any, size: int) -> Transform:
@@ -101,7 +130,7 @@ def resized_processor(processor: Any, size: tuple[int, int]) -> Any:
         smaller.val_transforms = create_transform(**smaller.data_config, is_training=False)
         return smaller
     smaller = copy.deepcopy(processor)
-    made = run_processor(processor, _probe(256, 256)).shape[-2:]
+    made = run_processor(processor, _probe(PROBE_SIDE, PROBE_SIDE)).shape[-2:]
     wanted = {"height": size[0], "width": size[1]}
     edge = getattr(smaller, "do_resize", False) and smaller.size.get("shortest_edge")
     smaller.do_resize = True
@@ -119,21 +148,63 @@ def is_timm_processor(processor: Any) -> bool:
     return type(processor).__name__ == "TimmWrapperImageProcessor"
 
 
-def resolve_transform(processor: Any) -> Transform:
+def _is_of_transformers(processor: Any) -> bool:
+    return type(processor).__module__.startswith("transformers.")
+
+
+def resolve_transform(processor: Any, side: int = PROBE_SIDE) -> Transform:
     """Describe an image processor as a `Transform`; with library "own" if no description gives the same pixels.
 
     The description is verified: it is compared with the processor on small images of three shapes.
+
+    Args:
+        processor: the expert's own image processor.
+        side: of the square image, in pixels, whose result is the size of the expert's input, where it is not fixed.
+
+    Raises:
+        PertinenceError: it gives no images, or more than images.
     """
     try:
-        described = _describe_timm(processor) if is_timm_processor(processor) else _describe_transformers(processor)
+        outputs = _outputs_of(processor, _probe(side, side))
+        _check_outputs(processor, outputs)
+        described = _described(processor)
         if described is not None and _gives_same_pixels(described, processor):
             return described
-        height, width = run_processor(processor, _probe(256, 256)).shape[-2:]
-        return Transform(library="own", size=(height, width))
+        return Transform(library="own", size=tuple(outputs["pixel_values"].shape[-2:]))
     except Exception as error:  # a processor may fail in any way
         if isinstance(error, (PertinenceError, MemoryError, torch.OutOfMemoryError)):
             raise
         raise PertinenceError(f"its {type(processor).__name__} gives no images ({explain(error)})") from error
+
+
+def _check_outputs(processor: Any, outputs: Any) -> None:
+    """Refuse what is not one image of three channels, and what a network needs besides (masks, shapes of patches)."""
+    shape = tuple(getattr(outputs.get("pixel_values"), "shape", ()))
+    others = [name for name in outputs if name != "pixel_values"]
+    if len(shape) != 4 or shape[:2] != (1, 3):
+        given = ", ".join([f"pixel_values of shape {shape}" if shape else "no pixel_values", *others])
+        raise PertinenceError(
+            f"its {type(processor).__name__} gives no images but {given}, expected pixel_values of shape (1, 3, "
+            "height, width) for one image"
+        )
+    if others:
+        raise PertinenceError(
+            f"its {type(processor).__name__} gives {', '.join(others)} besides images: only networks that need "
+            "nothing else than images can be experts"
+        )
+
+
+def _described(processor: Any) -> Transform | None:
+    """A description of a processor, which may be wrong; None if there is none."""
+    if is_timm_processor(processor):
+        return _describe_timm(processor)
+    # What others wrote may depend on what an image shows, which no comparison on a few images would find.
+    if not _is_of_transformers(processor):
+        return None
+    try:
+        return _describe_transformers(processor)
+    except (*MALFORMED, PertinenceError):  # settings of a kind that a `Transform` does not have
+        return None
 
 
 def _describe_timm(processor: Any) -> Transform | None:
@@ -174,9 +245,15 @@ def _describe_transformers(processor: Any) -> Transform | None:
     if settings.do_rescale:
         steps["rescale"] = settings.rescale_factor
     if settings.do_normalize:
-        steps["mean"], steps["std"] = tuple(settings.image_mean), tuple(settings.image_std)
+        steps["mean"], steps["std"] = map(_by_channel, (settings.image_mean, settings.image_std))
     size = steps.get("crop") or steps.get("resize")
     return Transform(size=size, **steps) if isinstance(size, tuple) else None
+
+
+def _by_channel(statistics: Any) -> tuple[float, ...]:
+    """Mean or standard deviation of three channels, which may be given as one number for all."""
+    values = tuple(statistics) if isinstance(statistics, (list, tuple)) else (statistics,)
+    return values * 3 if len(values) == 1 else values
 
 
 def _gives_same_pixels(transform: Transform, processor: Any) -> bool:
@@ -188,5 +265,8 @@ def _gives_same_pixels(transform: Transform, processor: Any) -> bool:
 
 
 def _probe(height: int, width: int) -> torch.Tensor:
+    """Noise, in a white margin if it is not square: some processors cut margins off."""
     values = np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8)
+    if height != width:
+        values[..., : height // 8, :] = values[..., : width // 8] = 255
     return torch.from_numpy(values)

@@ -51,6 +51,7 @@ def describe_model(
         f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
         format_table(header, rows),
         *_code_lines(config.entries),
+        *[f"The cost of {entry.name} is uncertain: {entry.cost_note}." for entry in config.entries if entry.cost_note],
         repr(front) if verbose else str(front),
         *([] if guarantee is None else [guarantee.describe(front)]),
         "\n".join(_about_default(config, front, model)),

@@ -17,7 +17,7 @@ from ..data.batches import Images, stacked, take
 from ..data.decoding import as_images
 from ..experts.base import ExpertLike
 from ..experts.expert import Expert
-from ..experts.pool import load_pool, pool_labels
+from ..experts.pool import load_pool, pool_labels, warn_of_costs
 from ..experts.reference import LoadOptions
 from ..experts.transforms import UnfitImage
 from ..hub.configuration import FORMAT_VERSION, PertinenceConfig
@@ -166,6 +166,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
                 trust_remote_code.
         """
         pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing, label_map)
+        warn_of_costs(pool)
         count = len(pool) - 1
         values = _as_thresholds(thresholds, count)
         if values is None:

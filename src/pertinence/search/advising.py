@@ -13,7 +13,7 @@ from ..data.dataset import LabelledImages, labelled
 from ..data.splits import assign_folds, evenly_spaced
 from ..evaluation.intervals import wilson_interval
 from ..experts.entry import ExpertEntry
-from ..experts.pool import list_references, load_pool, pool_labels
+from ..experts.pool import list_references, load_pool, pool_labels, warn_of_costs
 from ..predictions.arguments import RuntimeArguments
 from ..predictions.predict import predict
 from ..predictions.predictions import Predictions
@@ -28,6 +28,7 @@ from .nested import IN_AREA, OUTER_FOLDS, SAVINGS
 from .pairs import PairStudy, RoutingCurve
 from .recipes.chains import dominated, spaced
 from .settings import pinned
+from .sizes import measured_on
 from .steps import hold_out
 
 
@@ -74,6 +75,8 @@ def advise(
     pool = load_pool(list_references(source), args.load_options, label_map=label_map)
     images = labelled(dataset, True, image_column, label_column, label_map)
     images.match_labels(pool_labels(pool))
+    pool = sorted(measured_on(pool, images), key=lambda expert: expert.entry.gmacs)
+    warn_of_costs(pool)
     predictions = predict(pool, images, make_accelerator(args.device), **args.predict_options)
     advice = _without_report([expert.entry.name for expert in pool], predictions, report_fraction)
     return replace(advice, sources=tuple(_reference_of(expert.entry) for expert in pool))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import datasets
@@ -16,7 +15,7 @@ from ..data.dataset import LabelledImages, first_readable, labelled, raise_or
 from ..data.seen import TOLERATED_SHARED, SeenImages
 from ..experts.costs import Measurement, measured_costs
 from ..experts.expert import Expert
-from ..experts.pool import list_references
+from ..experts.pool import list_references, warn_of_costs
 from ..predictions.predictions import Predictions
 from ..predictions.tables import PredictionTable
 from ..routing.costs import COSTS, GMACS
@@ -28,6 +27,7 @@ from .front_search import search_front
 from .proposals import propose_variants
 from .record import record_of, run_facts
 from .result import SearchResult, pick_examples
+from .sizes import measured_on
 from .steps import SearchPool, compose, hold_out, load, merged, predict_split, price, say_held_out
 
 
@@ -99,7 +99,9 @@ class DispatcherSearch:
         pool = load(self.references, args, self.label_map)
         settings = self._settings(pool, accelerator)
         with SearchFolder.opened(args.output_dir, settings, args.resume, accelerator) as folder:
-            pool = price(pool, partial(self._measured, folder, accelerator))
+            pool = price(pool, lambda experts: self._measured(folder, accelerator, measured_on(experts, self.images)))
+            if accelerator.is_main_process:
+                warn_of_costs([*pool.experts, *filter(None, [pool.stem])])
             search, report = self._predict(pool, accelerator)
             if args.variants == "auto":
                 pool = self._with_variants(pool, search, folder, accelerator)
@@ -179,7 +181,7 @@ class DispatcherSearch:
 
         def measured(variant: Expert) -> Expert:
             kept_as = f"{self.args.cost} of {variant.entry.name}"
-            return self._measured(folder, accelerator, [variant], kept_as)[0]
+            return self._measured(folder, accelerator, measured_on([variant], self.images), kept_as)[0]
 
         variants = propose_variants(pool.experts, self.images, search, accelerator, self.args, measured)
         return merged(pool, variants)
