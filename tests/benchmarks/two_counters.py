@@ -28,8 +28,8 @@ from pertinence.experts.operations import count_operations
 SMALL = r"(atto|femto|pico|nano|xxs|xxt|tiny|_t\b|_xs|_s\b|_n\b|small|_b0|_050|s12|m0|lite0|18|26|_0|_s0)"
 """What the names of small architectures have in common."""
 MOST_PARAMETERS = 150e6
-OTHERS = ("ImageGPT", "Perceiver", "Siglip2", "TimmWrapper")
-"""Classifiers of transformers that take no plain images, or that are those of timm."""
+OTHERS = ("ImageGPT", "Perceiver", "Pertinence", "Siglip2", "TimmWrapper")
+"""Classifiers of transformers that take no plain images, or that are not its own."""
 
 
 class Logits(torch.nn.Module):

@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, CL
 from pertinence import PertinenceError, PertinenceForImageClassification, PertinenceImageProcessor
 from pertinence.experts.expert import load_expert
 from pertinence.experts.reference import ExpertReference, LoadOptions
+from pertinence.hub.info import describe_model
 
 
 def expert_of(reference: Any, preprocessing: str = "exact"):
@@ -98,7 +99,7 @@ def test_images_of_several_sizes_are_answered_as_alone(images, name, preprocessi
         torch.testing.assert_close(expert(photos, max_batch)[0], alone, rtol=0, atol=1e-5)
 
 
-def test_an_assumed_size_is_said(caplog):
+def test_an_assumed_size_is_said(tmp_path, caplog):
     free, fixed = ({"model": resnet(seed), "name": f"{seed}"} for seed in (0, 1))
     free["processor"], fixed["processor"] = FREE["as-it-is"](), ViTImageProcessor(size={"height": 32, "width": 32})
     with caplog.at_level(logging.WARNING):
@@ -108,6 +109,10 @@ def test_an_assumed_size_is_said(caplog):
     notes = {entry["name"]: entry.get("cost_note") for entry in model.config.experts}
     assert notes["1"] is None
     assert notes["0"].startswith(words)
+    model.save_pretrained(tmp_path, save_experts=True)
+    assert f"The cost of 0 is uncertain: {notes['0']}." in describe_model(tmp_path)[1]
+    loaded = PertinenceForImageClassification.from_pretrained(tmp_path)
+    assert {entry["name"]: entry.get("cost_note") for entry in loaded.config.experts} == notes
 
 
 def test_the_size_that_is_assumed_is_the_networks_own():
