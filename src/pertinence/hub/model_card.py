@@ -256,7 +256,7 @@ def settings_text(card: Card) -> str | None:
 
 def plain(text: Any) -> str:
     """Untrusted text as Markdown without markup."""
-    return re.sub(r"[\\`*_~\[\]<>]", r"\\\g<0>", " ".join(str(text).split()))
+    return re.sub(r"[\\`*_~\[\]<>#$&]|^[-+]", r"\\\g<0>", " ".join(str(text).split()))
 
 
 def code(text: str) -> str:
@@ -264,7 +264,7 @@ def code(text: str) -> str:
     return f"`{text.replace('`', chr(39))}`"
 
 
-def fenced(text: str, language: str) -> str:
+def fenced(text: str, language: str = "") -> str:
     """Text as a code block, which it cannot close."""
     fence = "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text}\n{fence}"

@@ -19,6 +19,7 @@ from ..experts.backends.base import backend_of
 from ..experts.base import ExpertLike
 from ..utils.errors import PertinenceError
 from ..utils.io import hash_file, replaced
+from ..utils.names import file_name
 from ..utils.tensors import save_tensors
 
 
@@ -29,7 +30,7 @@ ADVICE = "free some space, or choose another --cache-dir; what is finished is ke
 
 
 def store_folder(root: Path, expert: ExpertLike, identity: dict[str, Any]) -> Path:
-    return root / f"{expert.entry.name.replace('/', '--')}-{_digest(identity)[:16]}"
+    return root / f"{file_name(expert.entry.name)}-{_digest(identity)[:16]}"
 
 
 def identify(expert: ExpertLike, images: LabelledImages, device: torch.device) -> dict[str, Any]:
