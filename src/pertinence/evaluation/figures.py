@@ -71,10 +71,8 @@ def palette(name: str, count: int) -> list[Any]:
     """So many colours of a qualitative colormap of matplotlib, or of a rainbow if it has fewer."""
     from matplotlib import colormaps
 
-    colors = colormaps[name].colors
-    return (
-        list(colors[:count]) if count <= len(colors) else [colormaps["turbo"](i / (count - 1)) for i in range(count)]
-    )
+    colors, rainbow = colormaps[name], colormaps["turbo"]
+    return [colors(i) if count <= colors.N else rainbow(i / (count - 1)) for i in range(count)]
 
 
 def add_legend(axes: Axes, entries: Sequence[tuple[Any, str]], **options: Any) -> None:
@@ -123,10 +121,10 @@ def _use_fonts_that_have(figure: Figure) -> None:
 def _families_for(letters: set[int]) -> list[str]:
     """The usual font, then the fewest others that have the letters which those before lack."""
     from matplotlib import rcParams
-    from matplotlib.font_manager import findfont, fontManager
+    from matplotlib.font_manager import FontProperties, findfont, fontManager
 
     families = list(rcParams["font.family"])
-    lacking = letters - _letters_of(findfont(None))
+    lacking = letters - _letters_of(findfont(FontProperties()))
     if not lacking:
         return families
     # "Last Resort" has a box for every letter.

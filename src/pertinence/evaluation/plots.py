@@ -35,21 +35,21 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
             [f.cost for f in front], accuracy, [accuracy - low, high - accuracy],
             fmt="o", ms=3.5, elinewidth=0.4, color="C0", alpha=0.9, zorder=4,
         )  # fmt: skip
-        series = axes.plot(*_curve(evaluation.series), "-", color="C0", lw=1.5, zorder=4)
+        (series,) = axes.plot(*_curve(evaluation.series), "-", color="C0", lw=1.5, zorder=4)
         points = [(f.cost, 100 * f.accuracy) for f in experts]
-        alone = axes.plot(*zip(*points, strict=True), "s", color="C1", ms=7, zorder=5)
-        ring = axes.plot(default.cost, 100 * default.accuracy, "o", mfc="none", mec="C3", ms=12, mew=1.5, zorder=6)
-        star = axes.plot(oracle.cost, 100 * oracle.accuracy, "*", color="C2", ms=12, zorder=5)
+        (alone,) = axes.plot(*zip(*points, strict=True), "s", color="C1", ms=7, zorder=5)
+        (ring,) = axes.plot(default.cost, 100 * default.accuracy, "o", mfc="none", mec="C3", ms=12, mew=1.5, zorder=6)
+        (star,) = axes.plot(oracle.cost, 100 * oracle.accuracy, "*", color="C2", ms=12, zorder=5)
         axes.set_xlabel(f"{_unit(oracle)} per image")
         axes.set_ylabel(f"{oracle.measure} on {oracle.samples} report images, %")
         axes.margins(0.07)
         axes.grid(alpha=0.25)
         name_points(axes, evaluation.expert_names, points, [-14] * len(points))
         legend += [
-            (*series, "pertinence, 95 % intervals"),
-            (*alone, "expert"),
-            (*ring, f"default: {evaluation.default}"),
-            (*star, "oracle (its own cost not counted)"),
+            (series, "pertinence, 95 % intervals"),
+            (alone, "expert"),
+            (ring, f"default: {evaluation.default}"),
+            (star, "oracle (its own cost not counted)"),
         ]
         add_legend(axes, legend, loc="lower right", framealpha=0.9)
 
@@ -59,16 +59,17 @@ def _draw_baselines(axes: Axes, evaluation: Evaluation) -> list[tuple[Any, str]]
     experts = evaluation.experts
     costs = np.linspace(min(f.cost for f in experts), max(f.cost for f in experts), 200)
     hull = [100 * evaluation.hull(cost) for cost in costs]
-    mix = axes.plot(costs, hull, "--", color="0.55", lw=1, zorder=1)
+    (mix,) = axes.plot(costs, hull, "--", color="0.55", lw=1, zorder=1)
     best = non_dominated([f.cost for f in experts], [f.accuracy for f in experts])
-    steps = [*(experts[index].cost for index in best), costs[-1]], [*(experts[index].accuracy for index in best)]
-    single = axes.step(steps[0], [100 * a for a in [*steps[1], steps[1][-1]]], ":", where="post", color="0.55", lw=1,
-                       zorder=1)  # fmt: skip
-    legend = [(*mix, "random mix of experts"), (*single, "best single expert")]
+    steps = [*(experts[index].cost for index in best), costs[-1]]
+    heights = [100 * experts[index].accuracy for index in [*best, best[-1]]]
+    (single,) = axes.step(steps, heights, ":", where="post", color="0.55", lw=1, zorder=1)
+    legend: list[tuple[Any, str]] = [(mix, "random mix of experts"), (single, "best single expert")]
     names = short_names(list(evaluation.baselines))
     colors = palette("Set2", len(names))
     for color, name, series in zip(colors, names, evaluation.baselines.values(), strict=True):
-        legend += [(*axes.plot(*_curve(series), "-", color=color, lw=1.2, alpha=0.9, zorder=2), name)]
+        (line,) = axes.plot(*_curve(series), "-", color=color, lw=1.2, alpha=0.9, zorder=2)
+        legend.append((line, name))
     return legend
 
 
@@ -77,7 +78,8 @@ def plot_shares(evaluation: Evaluation, path: str | os.PathLike) -> None:
     front, names = evaluation.series.figures, short_names(evaluation.expert_names)
     with figure_file(path, 9, max(4, 0.19 * len(names) + 1)) as figure:
         axes = figure.subplots()
-        bottom, legend = np.zeros(len(front)), []
+        legend: list[tuple[Any, str]] = []
+        bottom = np.zeros(len(front))
         for index, (name, color) in enumerate(zip(names, palette("tab10", len(names)), strict=True)):
             shares = 100 * np.array([figures.expert_shares[index] for figures in front])
             bars = axes.bar(range(len(front)), shares, 0.95, bottom, color=color, alpha=0.85)
