@@ -126,7 +126,7 @@ class Explainer:
             height = 100 * figures[front[0].measure]
             axes.plot(figures["gmacs"], height, "s", ms=7, color=ORANGE)
             axes.annotate(entry["name"], (figures["gmacs"], height), (0, -14), textcoords="offset points",
-                          fontsize=8, ha="center")  # fmt: skip
+                          fontsize=8, ha="center", parse_math=False)  # fmt: skip
         axes.plot([], [], "s", color=ORANGE, label="an expert alone")
         here = chosen.report or chosen.select
         axes.plot(here.gmacs, 100 * here.accuracy, "o", ms=14, mew=2, mfc="none", mec=RED, label=chosen.name)

@@ -177,4 +177,4 @@ def test_what_is_missing_is_named(folder, other, change, words):
 
 
 def test_a_file_is_no_checkpoint(folder, other):
-    assert "is a file: give the folder" in refusal(folder / WEIGHTS, other)
+    assert "is a file, expected a folder or a Hub id" in refusal(folder / WEIGHTS, other)

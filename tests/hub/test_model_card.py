@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pertinence import PertinenceConfig
-from pertinence.hub.model_card import Card, markdown_table, render_card
+from pertinence.hub.model_card import Card, markdown_table, plain, render_card
 
 
 EXPECTED = Path(__file__).parents[1] / "expected_model_card.md"
@@ -138,6 +138,23 @@ def test_text_from_others_is_not_markup(card):
     for markup in ("[x", "<b", "`a", "__bold"):
         assert markup in text
         assert re.search(rf"(?<!\\){re.escape(markup)}", outside) is None
+
+
+@pytest.mark.parametrize("text", ["$$a$$", "&lt;b&gt;", "# a", "- a", "+ a"])
+def test_mathematics_entities_and_lists_are_not_markup(text):
+    assert plain(text) != text
+    assert plain(text).replace("\\", "") == text
+
+
+def test_a_name_cannot_close_the_block_of_a_guarantee(card):
+    name = "```\n# Heading".replace("\n", " ")
+    card.config.front[1]["name"] = card.config.operating_point = name
+    card.config.guarantee = {
+        "operating_point": name, "max_accuracy_loss": 0.005, "confidence": 0.95, "samples": 2000, "images": "0" * 16,
+        "tested": [{"operating_point": name, "losses": 2, "wins": 30, "p_value": 0.001}], "assumptions": ["none"],
+    }  # fmt: skip
+    text = render_card(replace(card, record=None))
+    assert re.search(r"^````$.*?```.*?^````$", text, re.MULTILINE | re.DOTALL)
 
 
 def test_names_cannot_break_a_table():

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -49,6 +50,16 @@ def test_predictions_are_what_the_experts_say(pool, images, tmp_path):
             torch.testing.assert_close(found_features, features, atol=1e-4, rtol=1e-4)
     assert torch.equal(predictions.targets, images.labels)
     assert predictions.costs.of_experts == tuple(expert.entry.gmacs for expert in pool)
+
+
+@pytest.mark.parametrize("name", ["字" * 200, "a/b\\c:d*"])
+def test_experts_of_any_name_are_cached(name, pool, images, tmp_path, runs):
+    renamed = [pool[0].with_entry(pool[0].entry.replace(name=name))]
+    predict_all(renamed, images, tmp_path)
+    runs.clear()
+    predict_all(renamed, images, tmp_path)
+    assert not runs
+    assert re.fullmatch(r"[\w.-]+", stores(tmp_path)[0].name, re.ASCII)
 
 
 def test_second_search_runs_no_expert(pool, images, tmp_path, runs):

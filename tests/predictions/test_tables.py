@@ -29,7 +29,7 @@ def load(tmp_path) -> Callable[..., PredictionTable]:
         if isinstance(table, dict):
             table = write(tmp_path / f"table{suffix}", table)
         path = tmp_path / "costs.json"
-        path.write_text(costs if isinstance(costs, str) else json.dumps(costs))
+        path.write_text(costs if isinstance(costs, str) else json.dumps(costs), encoding="utf-8")
         return PredictionTable.load(table, path, split)
 
     return load
@@ -415,3 +415,15 @@ def test_splits_may_be_numbers(tmp_path):
     frame.to_parquet(tmp_path / "table.parquet")
     (tmp_path / "costs.json").write_text('{"a": 1, "b": 2}')
     assert len(PredictionTable.load(tmp_path / "table.parquet", tmp_path / "costs.json", "1").predictions) == 2
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31m", "x" * 201, 7])
+def test_names_that_no_table_could_show_are_refused(name):
+    labels = np.arange(20) % 4
+    with pytest.raises(PertinenceError, match="a model cannot be called"):
+        PredictionTable.from_arrays(labels, {name: labels, "large": labels}, {name: 1.0, "large": 2.0})
+
+
+def test_costs_that_an_editor_of_windows_wrote(load):
+    columns = {"label": np.arange(20) % 4, "小": np.arange(20) % 4, "large": np.arange(20) % 4}
+    assert load(columns, "\ufeff" + json.dumps({"小": 1, "large": 2}, ensure_ascii=False)).names == ("小", "large")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pertinence.utils.tables import evenly_spaced, shortened
+from pertinence.utils.tables import evenly_spaced
 
 
 @pytest.mark.parametrize(
@@ -20,10 +20,3 @@ from pertinence.utils.tables import evenly_spaced, shortened
 )
 def test_rows_are_spread_evenly_and_those_needed_are_kept(count, most, needed, shown):
     assert evenly_spaced(count, most, needed) == shown
-
-
-@pytest.mark.parametrize(
-    ("text", "width", "short"), [("abc", 3, "abc"), ("abcdefg", 5, "ab…fg"), ("abcdef", 4, "ab…f")]
-)
-def test_the_middle_of_a_long_text_is_left_out(text, width, short):
-    assert shortened(text, width) == short

@@ -6,7 +6,8 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
 from typing import Any
 
@@ -36,11 +37,31 @@ COMMANDS: dict[str, Command] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 after an error, 130 if interrupted."""
     quiet_other_processes()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without ± must not stop a command
+    with console():
+        return run_command(sys.argv[1:] if arguments is None else list(arguments))
+
+
+@contextmanager
+def console() -> Iterator[None]:
+    """Let a command write within the context, whatever it is started from."""
+    with ExitStack() as until_the_end:
+        # A program without a terminal (pythonw, a closed descriptor) has no streams, which libraries write to.
+        if sys.stdout is None or sys.stderr is None:
+            nowhere = until_the_end.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            if sys.stdout is None:
+                until_the_end.enter_context(redirect_stdout(nowhere))
+            if sys.stderr is None:
+                until_the_end.enter_context(redirect_stderr(nowhere))
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal without ± must not stop a command
+        yield
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Parse a command line and run it; returns the exit status."""
     try:
-        run, parts = parse(sys.argv[1:] if arguments is None else list(arguments))
+        run, parts = parse(arguments)
         load_package()
         run(*parts)
         sys.stdout.flush()

@@ -50,7 +50,8 @@ def read_labels(
     feature = dataset.features[column]
     dtype = getattr(feature, "dtype", "")
     if dtype in ("string", "large_string") and label_map is not None:
-        values = dataset.with_format("arrow")[column][:].combine_chunks().dictionary_encode()
+        # Only the indices are joined: Arrow cannot join more than 2 GiB of text.
+        values = dataset.with_format("arrow")[column][:].dictionary_encode().combine_chunks()
         if values.null_count == 0:
             names, labels = values.dictionary.to_pylist(), values.indices.to_numpy()
             return torch.from_numpy(labels.astype(np.int64)), dict(enumerate(names))

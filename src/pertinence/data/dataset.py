@@ -102,7 +102,7 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
         step = -(-len(encoded) // HASHED_IMAGES)
         if step > 1:
             encoded = encoded.select(range(0, len(encoded), step))
-        digests = [_hash_image(image or {})[:8] for batch in encoded.iter(1000) for image in batch[self.image_column]]
+        digests = [_hash_image(image or {})[:8] for batch in encoded.iter(100) for image in batch[self.image_column]]
         return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.int64).copy())
 
     def _image_sizes(self) -> np.ndarray:
@@ -110,10 +110,12 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
         encoded = self._encoded.with_format("arrow")
         sizes = []
         for table in encoded.iter(10_000):
-            column = table[self.image_column].combine_chunks()
+            column = table[self.image_column]  # in chunks: Arrow cannot join more than 2 GiB
             found = pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()
-            paths = pc.struct_field(column, "path").to_pylist()
-            sizes += [_file_size(path) if size is None else size for size, path in zip(found, paths, strict=True)]
+            if None in found:
+                paths = pc.struct_field(column, "path").to_pylist()
+                found = [_file_size(path) if size is None else size for size, path in zip(found, paths, strict=True)]
+            sizes += found
         return np.array(sizes, dtype=np.int64)
 
     def __len__(self) -> int:

@@ -23,8 +23,9 @@ from ..routing.metrics import Latency, format_table
 from ..routing.names import FASTEST, MOST_ACCURATE
 from ..utils.distributed import device_name, make_accelerator
 from ..utils.errors import PertinenceError
+from ..utils.names import shortened
 from ..utils.progress import progress_bar
-from ..utils.tables import Tabular, shortened
+from ..utils.tables import Tabular
 from .arguments import BenchmarkArguments
 from .evaluate import open_model
 

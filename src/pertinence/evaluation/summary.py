@@ -9,7 +9,8 @@ import numpy as np
 from ..routing.costs import cost_title, cost_unit
 from ..routing.metrics import FEW_IMAGES, Figures, figure_cells, figure_header, format_table
 from ..routing.names import BEST_BELOW_REFERENCE
-from ..utils.tables import evenly_spaced, shortened
+from ..utils.names import shortened
+from ..utils.tables import evenly_spaced
 
 
 if TYPE_CHECKING:

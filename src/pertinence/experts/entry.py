@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..routing.costs import GMACS, LATENCY
 from ..utils.errors import PertinenceError, shown
-from ..utils.validation import is_absolute, is_commit, is_name, is_number, is_whole
+from ..utils.validation import is_absolute, is_commit, is_name, is_number, is_printable, is_whole
 from .transforms import Transform
 
 
@@ -218,7 +218,7 @@ def check_values(values: Any, where: str) -> None:
 
 
 def _is_reference(value: Any) -> bool:
-    if not isinstance(value, str) or not value.isprintable():
+    if not isinstance(value, str) or not is_printable(value):
         return False
     # Windows has both separators.
     if EMBEDDED.fullmatch(value) or (is_absolute(value) and ".." not in PureWindowsPath(value).parts):

@@ -19,7 +19,7 @@ from ..data.labels import contradiction, resolve_label_map
 from ..routing.costs import GMACS
 from ..utils.errors import PertinenceError, explain, shown
 from ..utils.graphs import outside_graphs
-from ..utils.validation import is_commit, is_name
+from ..utils.validation import LONGEST_NAME, is_commit, is_name
 from .backends.base import BACKENDS, Backend, backend_of, check_device, moving
 from .cards import read_licence
 from .checkpoint_files import is_content
@@ -238,7 +238,10 @@ def load_expert(
     """
     name = reference.display_name
     if not is_name(name):
-        raise PertinenceError(f"expert {shown(name)} needs a name of one line: give one with {{'name': ...}}")
+        raise PertinenceError(
+            f"expert {shown(name)} needs a name of one line of at most {LONGEST_NAME} printable characters: give one "
+            "with {'name': ...}"
+        )
     with _naming(name):
         BACKENDS.get(reference.backend_name)
     checkpoint = open_checkpoint(reference, options, is_stem, opened)

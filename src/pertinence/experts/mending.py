@@ -13,7 +13,7 @@ from ..utils.downloads import fetch_file
 from ..utils.errors import printable, shown
 from .checkpoint_files import INDEX, SINGLE, read_json
 from .entry import CONFIG
-from .reference import CONVERT, LoadOptions
+from .reference import CONVERT, WEIGHTS, LoadOptions
 
 
 ADAPTER = "adapter_config.json"
@@ -68,7 +68,7 @@ def explain_no_config(place: str, revision: str | None, options: LoadOptions) ->
             f"--local-dir FOLDER`, and give FOLDER/{last}"
         )
         return f"{what} has no {CONFIG}, but {_names(inner)} in it {'has' if len(inner) == 1 else 'have'}: {there}"
-    if any(name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt")) for name in files):
+    if any(name.endswith(WEIGHTS) for name in files):
         return (
             f"{what} has weights, but no {CONFIG}: put that of the model beside them, `model.config.save_pretrained`, "
             f"or make a checkpoint of the file, {CONVERT}"
@@ -122,7 +122,7 @@ def _conversion(place: str, files: Sequence[str]) -> str | None:
     if "zero_to_fp32.py" in top:
         return f"merge the shards of DeepSpeed, `python {place}/zero_to_fp32.py {place} {place} --safe_serialization`"
     if any(name in top for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
-        return f'convert it if you trust it, `python -c "{RESAVE.format(place)}"`'
+        return f'convert it if you trust it, `python -c "{RESAVE.format(place)}"`, or, of a network of timm, {CONVERT}'
     if pickles := [name for name in top if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]:
         known = [name for name in pickles if PLAIN.fullmatch(name)]
         how = f', `python -c "{EXTRACT.format(place, known[0])}"`' if known else ""

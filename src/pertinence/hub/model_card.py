@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -18,6 +17,7 @@ from ..experts.entry import ExpertEntry, is_embedded
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import ACCURACY, Figures, figure_cells, figure_header
 from ..utils.errors import first_line
+from ..utils.tables import evenly_spaced
 from ..utils.validation import split_revision
 from .configuration import PertinenceConfig
 from .layout import EXAMPLES_FIGURE, FRONT_FIGURE, SHARES_FIGURE
@@ -187,13 +187,13 @@ def front_table(card: Card) -> str | None:
     measured = [point for point in card.front if point.report is not None]
     if not measured:
         return None
-    rows = {*np.linspace(0, len(measured) - 1, min(len(measured), SHOWN)).round().astype(int).tolist()}
-    rows |= {index for index, point in enumerate(measured) if point is card.default}
+    default = [index for index, point in enumerate(measured) if point is card.default]
+    rows = evenly_spaced(len(measured), SHOWN, default)
     reference = card.reference
     names = map(plain, card.config.expert_names)
     header = ["operating point", *figure_header(measured[0].report), *names, "saved"]
     cells = []
-    for point in (measured[index] for index in sorted(rows)):
+    for point in (measured[index] for index in rows):
         name = f"**{code(point.name)}**" if point is card.default else code(point.name)
         cells.append([name, *figure_cells(point.report), _saved(point.report, reference)])
     return markdown_table(header, cells)
@@ -256,7 +256,7 @@ def settings_text(card: Card) -> str | None:
 
 def plain(text: Any) -> str:
     """Untrusted text as Markdown without markup."""
-    return re.sub(r"[\\`*_~\[\]<>]", r"\\\g<0>", " ".join(str(text).split()))
+    return re.sub(r"[\\`*_~\[\]<>#$&]|^[-+]", r"\\\g<0>", " ".join(str(text).split()))
 
 
 def code(text: str) -> str:
@@ -264,7 +264,7 @@ def code(text: str) -> str:
     return f"`{text.replace('`', chr(39))}`"
 
 
-def fenced(text: str, language: str) -> str:
+def fenced(text: str, language: str = "") -> str:
     """Text as a code block, which it cannot close."""
     fence = "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text}\n{fence}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ..experts.backends.base import backend_of
 from ..experts.base import ExpertLike
 from ..utils.errors import PertinenceError
 from ..utils.io import hash_file, replaced
+from ..utils.names import file_name
 from ..utils.tensors import save_tensors
 
 
@@ -30,8 +30,7 @@ ADVICE = "free some space, or choose another --cache-dir; what is finished is ke
 
 
 def store_folder(root: Path, expert: ExpertLike, identity: dict[str, Any]) -> Path:
-    name = re.sub(r'[\\/:*?"<>|]', "--", expert.entry.name)  # as Windows allows none of these in a name
-    return root / f"{name}-{_digest(identity)[:16]}"
+    return root / f"{file_name(expert.entry.name)}-{_digest(identity)[:16]}"
 
 
 def identify(expert: ExpertLike, images: LabelledImages, device: torch.device) -> dict[str, Any]:

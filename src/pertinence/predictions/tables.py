@@ -18,7 +18,8 @@ import torch
 from transformers.utils import logging
 
 from ..routing.costs import PoolCosts
-from ..utils.errors import PertinenceError, first_line
+from ..utils.errors import PertinenceError, first_line, shown
+from ..utils.validation import LONGEST_NAME, is_name
 from .predictions import MAX_DENSE_LABELS, ExpertPredictions, Predictions
 
 
@@ -115,6 +116,12 @@ class PredictionTable:
         gmacs = _check_costs({name: gmacs[name] for name in columns}, source)
         if labels is None:
             labels = np.zeros(len(next(iter(columns.values()))), dtype=np.int64)
+        for name in columns:
+            if not is_name(name):
+                raise PertinenceError(
+                    f"{source}: a model cannot be called {shown(name)}: expected one line of at most {LONGEST_NAME} "
+                    "printable characters"
+                )
         labels, names = np.asarray(labels), sorted(columns, key=lambda name: (gmacs[name], name))
         for name in names:
             if columns[name].shape[:1] != labels.shape[:1]:
@@ -189,7 +196,7 @@ def _read_columns(path: Path, split: str | None, wanted: set[str]) -> tuple[dict
 
 def _read_costs(path: Path) -> dict[str, float]:
     try:
-        costs = json.loads(path.read_text())
+        costs = json.loads(path.read_text(encoding="utf-8-sig"))
         costs = {str(name): float(value) for name, value in costs.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise PertinenceError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..utils.tables import evenly_spaced, shortened
+from ..utils.names import shortened
+from ..utils.tables import evenly_spaced
 from .costs import GMACS, cost_title
 from .metrics import Figures, figure_cells, figure_header, format_table
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..utils.errors import PertinenceError, shown
+from ..utils.names import display_width, padded
 from ..utils.validation import is_name, is_number, is_whole
 from .costs import GMACS, LATENCY, cost_title
 
@@ -188,11 +189,13 @@ def figure_cells(figures: Figures) -> list[str]:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A text table; the first column is left-aligned, the others are right-aligned."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    widths = [max(display_width(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
-        cells = [row[0].ljust(widths[0])]
-        return "  ".join(cells + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]).rstrip()
+        cells = (
+            padded(cell, width, right=place > 0) for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(cells).rstrip()
 
     return "\n".join([line(header), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(line, rows)])
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from ..evaluation.figures import figure_file, name_points, set_log_costs
 from ..routing.metrics import format_table
 from .pairs import PairValue
 
@@ -166,28 +167,25 @@ class Advice:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw accuracy against cost, and the pairs worth having, to a file in the format of its suffix."""
-        from matplotlib.figure import Figure  # which only a picture needs
-
-        figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-        axes = figure.subplots()
-        for pair in [pair for pair in self.pairs if pair.is_worth_having][:SHOWN_PAIRS]:
-            ends = [self.experts[index] for index in pair.members]
-            lies_in = set(pair.members) <= set(self.taken)
-            axes.plot(
-                [one.cost for one in ends], [100 * one.accuracy for one in ends], "-" if lies_in else ":",
-                color="C0" if lies_in else "0.6", lw=1 + 60 * min(pair.gain, 0.05), zorder=1,
-            )  # fmt: skip
-        for index, one in enumerate(self.experts):
-            color = "C0" if index in self.taken else "0.6"
-            low, high = (100 * abs(one.accuracy - bound) for bound in one.interval)
-            axes.errorbar(one.cost, 100 * one.accuracy, [[low], [high]], fmt="s", color=color, ms=7, elinewidth=0.8)
-            offset = (0, -14 if index % 2 else 8)
-            axes.annotate(one.name, (one.cost, 100 * one.accuracy), offset, textcoords="offset points", fontsize=8,
-                          ha="center")  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_xlabel(f"{self.unit} per image")
-        axes.set_ylabel("accuracy, %")
-        axes.set_title("Experts to take (blue) and pairs worth having (thicker: more gain)", fontsize=10)
-        axes.margins(0.12)
-        axes.grid(alpha=0.25)
-        figure.savefig(path)
+        with figure_file(path, 8, 5) as figure:
+            axes = figure.subplots()
+            for pair in [pair for pair in self.pairs if pair.is_worth_having][:SHOWN_PAIRS]:
+                ends = [self.experts[index] for index in pair.members]
+                lies_in = set(pair.members) <= set(self.taken)
+                axes.plot(
+                    [one.cost for one in ends], [100 * one.accuracy for one in ends], "-" if lies_in else ":",
+                    color="C0" if lies_in else "0.6", lw=1 + 60 * min(pair.gain, 0.05), zorder=1,
+                )  # fmt: skip
+            for index, one in enumerate(self.experts):
+                color = "C0" if index in self.taken else "0.6"
+                low, high = (100 * abs(one.accuracy - bound) for bound in one.interval)
+                axes.errorbar(one.cost, 100 * one.accuracy, [[low], [high]], fmt="s", color=color, ms=7,
+                              elinewidth=0.8)  # fmt: skip
+            set_log_costs(axes)
+            axes.set_xlabel(f"{self.unit} per image")
+            axes.set_ylabel("accuracy, %")
+            axes.set_title("Experts to take (blue) and pairs worth having (thicker: more gain)", fontsize=10)
+            axes.margins(0.12)
+            axes.grid(alpha=0.25)
+            points = [(one.cost, 100 * one.accuracy) for one in self.experts]
+            name_points(axes, self.names, points, [-14 if index % 2 else 8 for index in range(len(points))])

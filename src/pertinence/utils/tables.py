@@ -23,12 +23,6 @@ def evenly_spaced(count: int, most: int, needed: Iterable[int] = ()) -> list[int
     return sorted(wanted)
 
 
-def shortened(text: str, width: int) -> str:
-    """Text of at most `width` characters; the middle of a longer one is left out."""
-    half = (width - 1) // 2
-    return text if len(text) <= width else f"{text[: width - 1 - half]}…{text[len(text) - half :]}"
-
-
 class Tabular(Protocol):
     """What has rows: it is shown as a table by notebooks, and converts to pandas and CSV."""
 

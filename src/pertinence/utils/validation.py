@@ -12,6 +12,8 @@ from .errors import PertinenceError
 LARGEST = 1e15
 """Far above any count, cost or weight; beyond it float arithmetic becomes inexact."""
 LONGEST_NAME = 200
+JOINERS = str.maketrans("", "", "\u200c\u200d")
+"""Characters without width that join letters of Persian or Hindi, and parts of emoji."""
 
 
 def is_whole(value: Any, least: float = 0, most: float = LARGEST) -> bool:
@@ -26,7 +28,13 @@ def is_number(value: Any, least: float = -LARGEST, most: float = LARGEST) -> boo
 
 def is_name(value: Any) -> bool:
     """Whether a value is one line of printable text, of at most `LONGEST_NAME` characters."""
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and is_printable(value)
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text is one line without characters that control a terminal; joiners alone would not be seen."""
+    seen = text.translate(JOINERS)
+    return seen.isprintable() and (seen != "" or text == "")
 
 
 def is_absolute(path: str) -> bool:
