@@ -231,7 +231,7 @@ def test_calibrate_stores_what_it_promises_and_info_shows_it(copied, data, digit
         assert sentence in text
         assert f"{len(digits[2])} calibration images" in text
         assert "Assumes: the labels of the calibration images are right" in text
-    assert f"Default operating point: {stored['operating_point']}" in shown
+    assert f"The default point, {stored['operating_point']}, saves " in shown
 
 
 def test_copies_are_no_further_evidence(copied, digits):

@@ -330,7 +330,7 @@ def test_a_file_given_as_an_expert_names_the_command(
 
 def test_a_folder_with_other_files_of_weights_names_the_command(tmp_path: Path, make_expert: Any) -> None:
     torch.save({}, tmp_path / "model_best.pth.tar")
-    with pytest.raises(PertinenceError, match=r"has no config\.json.*pertinence convert FILE"):
+    with pytest.raises(PertinenceError, match=r"no config\.json.*pertinence convert FILE"):
         PertinenceForImageClassification.from_experts([tmp_path, tmp_path], 0.5)
     folder = make_expert(tmp_path / "pickled")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

@@ -184,18 +184,18 @@ def metadata(card: Card) -> ModelCardData:
 
 def front_table(card: Card) -> str | None:
     """Table of operating points, evenly spaced along the front, with the default one; None if none was measured."""
-    measured = [point for point in card.front if point.report is not None]
+    measured = [(point, point.report) for point in card.front if point.report is not None]
     if not measured:
         return None
-    default = [index for index, point in enumerate(measured) if point is card.default]
+    default = [index for index, (point, _) in enumerate(measured) if point is card.default]
     rows = evenly_spaced(len(measured), SHOWN, default)
     reference = card.reference
     names = map(plain, card.config.expert_names)
-    header = ["operating point", *figure_header(measured[0].report), *names, "saved"]
+    header = ["operating point", *figure_header(measured[0][1]), *names, "saved"]
     cells = []
-    for point in (measured[index] for index in rows):
+    for point, figures in (measured[index] for index in rows):
         name = f"**{code(point.name)}**" if point is card.default else code(point.name)
-        cells.append([name, *figure_cells(point.report), _saved(point.report, reference)])
+        cells.append([name, *figure_cells(figures), _saved(figures, reference)])
     return markdown_table(header, cells)
 
 
