@@ -115,3 +115,29 @@ def test_same_files_have_the_same_fingerprint_and_others_another(tmp_path):
     first, second = (load_images(DataArguments(str(tmp_path), "test")).fingerprint for _ in range(2))
     make_dataset(5).to_parquet(tmp_path / "test.parquet")
     assert first == second != load_images(DataArguments(str(tmp_path), "test")).fingerprint
+
+
+@pytest.mark.parametrize("folder", ["val", "valid", "validation", "dev"])
+def test_a_validation_split_is_found_by_any_of_its_names(tmp_path, folder, caplog):
+    save_image_folder(tmp_path)
+    (tmp_path / "test").rename(tmp_path / folder)
+    for name in ("val", "valid", "validation", "validation[:2]"):
+        assert len(load_images(DataArguments(str(tmp_path), name))) == (2 if "[" in name else 6)
+    assert "calls its split 'val' 'validation'" in caplog.text
+    with pytest.raises(PertinenceError, match="no split 'test'"):
+        load_images(DataArguments(str(tmp_path), "test"))
+
+
+def test_without_a_split_those_that_there_are_are_listed(tmp_path):
+    save_image_folder(tmp_path)
+    with pytest.raises(PertinenceError, match="has the splits train, test: name one with --split"):
+        load_images(DataArguments(str(tmp_path)))
+    with pytest.raises(PertinenceError, match="no images were named: give --dataset and --split"):
+        load_images(DataArguments())
+
+
+def test_images_without_labels_are_told_how_to_search(tmp_path):
+    for index in range(3):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    with pytest.raises(PertinenceError, match="no label column .* or search without labels, --labels agree"):
+        load_images(DataArguments(str(tmp_path), "train"))

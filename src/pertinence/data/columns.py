@@ -36,7 +36,10 @@ def find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role:
         return found[0]
     columns = ", ".join(found or dataset.column_names)
     problem = f"several {role} columns ({columns})" if found else f"no {role} column (its columns: {columns})"
-    raise PertinenceError(f"the data set has {problem}: name one with --{role}-column (in Python {role}_column=)")
+    advice = f"name one with --{role}-column (in Python {role}_column=)"
+    if role == "label":
+        advice += ", or search without labels, --labels agree"
+    raise PertinenceError(f"the data set has {problem}: {advice}")
 
 
 def read_labels(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+from transformers.utils import logging
 
 from ..utils.downloads import checked_downloads, with_retries
 from ..utils.errors import PertinenceError, first_line
@@ -17,6 +20,10 @@ from .arguments import DataArguments
 from .dataset import LabelledImages
 
 
+logger = logging.get_logger(__name__)
+
+VALIDATION = ("validation", "val", "valid", "dev")
+"""Names that data sets give to the same split."""
 ImageSource: TypeAlias = DataArguments | datasets.Dataset | LabelledImages
 """Images, or where they are."""
 
@@ -28,24 +35,40 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
         PertinenceError: the data set, split or column does not exist, or the images have no labels.
     """
     name, split = arguments.dataset, arguments.split
-    if name is None or split is None:
-        missing = " and ".join(f"--{key}" for key, value in (("dataset", name), ("split", split)) if value is None)
-        raise PertinenceError(f"no images were named: give {missing}")
+    if name is None:
+        raise PertinenceError(f"no images were named: give --dataset{' and --split' if split is None else ''}")
+    given = name
     name, revision = (name, None) if Path(name).exists() else split_revision(name)
     if revision is not None and Path(name).exists():
         raise PertinenceError(f"data set {name!r} is a folder here, which has no revision: leave @{revision} out")
-    options = {"split": split, "token": token, "revision": revision}
+    hub = {"token": token, "revision": revision}
     try:
-        dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, **options))
+        if split is None:
+            known = with_retries(partial(datasets.get_dataset_split_names, name, arguments.dataset_config, **hub))
+        else:
+            dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, split=split, **hub))
     except Exception as error:  # builders may raise anything: say which data set and why
         reason = (explain_hub(name, revision, error) if may_pass(error) else None) or first_line(error)
-        if "Unknown split" in reason:
+        if "Unknown split" not in reason:
+            raise PertinenceError(f"data set {name!r} cannot be loaded: {reason}") from error
+        other = _split_meant(str(split), reason)
+        if other is None:
             raise PertinenceError(f"data set {name!r} has no split {split!r}: {reason}") from error
-        raise PertinenceError(f"data set {name!r} cannot be loaded: {reason}") from error
+        logger.warning(f"Data set {name!r} calls its split {split!r} {other!r}.")
+        return load_images(replace(arguments, split=other), token, needs_labels)
+    if split is None:
+        raise PertinenceError(f"data set {given!r} has the splits {', '.join(known)}: name one with --split")
     if arguments.limit is not None and arguments.limit < len(dataset):
         dataset = dataset.select(range(arguments.limit))
     columns = arguments.image_column, arguments.label_column
     return LabelledImages(dataset, *columns, needs_labels, arguments.label_map)
+
+
+def _split_meant(wanted: str, known: str) -> str | None:
+    """Another name of a validation split, of those that a message has between quotes; a slice such as [:100] stays."""
+    name, bracket, slicing = wanted.partition("[")
+    others = [one for one in re.findall(r"'([^']*)'", known) if one in VALIDATION]
+    return others[0] + bracket + slicing if name in VALIDATION and len(others) == 1 else None
 
 
 def _load_checked(name: str, *args: Any, **options: Any) -> datasets.Dataset:
