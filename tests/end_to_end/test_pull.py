@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from pertinence import PertinenceError, PertinenceForImageClassification
+from pertinence._version import INSTALL
 from pertinence.commands.main import main
 
 
@@ -281,5 +282,5 @@ def test_without_the_import_the_error_names_what_the_card_explains(repository, h
     assert "- pertinence\n" in metadata
     assert "library_name: transformers" in metadata  # else pipeline() without a task would refuse it
     first_lines = text.strip().splitlines()[:8]
-    assert any("pip install pertinence" in line for line in first_lines)
+    assert any(INSTALL in line for line in first_lines)
     assert any(line.startswith("import pertinence") for line in first_lines)

@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from pertinence import PertinenceConfig, PertinenceError
+from pertinence._version import INSTALL
 
 
 LABELS = ["cat", "dog", "ship"]
@@ -131,7 +132,7 @@ def test_a_newer_format_warns_and_loads(written, caplog):
     config = PertinenceConfig.from_pretrained(written("format_version", 3))
     assert config.expert_names == ["small", "large"]
     assert "format version 3, newer than 2" in caplog.text
-    assert "pip install -U pertinence" in caplog.text
+    assert INSTALL in caplog.text
 
 
 def test_this_format_does_not_warn(written, caplog):

@@ -52,3 +52,8 @@ def test_the_release_recipe(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} >= {".whl", ".gz"}
     for words in ("fewer operations than resnet10t", "3 experts, 10 labels"):
         assert words in finished.stdout
+
+
+def test_the_space_installs_the_wheel_of_this_version(wheel: Path) -> None:
+    requirements = (ROOT / "examples" / "space" / "requirements.txt").read_text().split()
+    assert requirements == [f"./{wheel.name}"], "the recipe of a release changes it, or names the index"

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from .._version import INSTALL
 from ..experts.entry import ATTENTION, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
 from ..experts.modes import PREPROCESSING_MODES
 from ..routing.costs import STEM
@@ -179,7 +180,7 @@ class PertinenceConfig(PreTrainedConfig):
         if self.format_version > FORMAT_VERSION:
             logger.warning(
                 f"This model has format version {self.format_version}, newer than {FORMAT_VERSION}, which this "
-                "version of pertinence knows: upgrade with `pip install -U pertinence`."
+                f"version of pertinence knows: install a newer one ({INSTALL})."
             )
         if self.reference is not None and not is_whole(self.reference, 0, count - 1):
             raise PertinenceError(

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from .._version import INSTALL
 from ..experts.entry import ExpertEntry, is_embedded
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import ACCURACY, Figures, figure_cells, figure_header
@@ -128,6 +129,7 @@ def render_card(card: Card) -> str:
             expert_table=expert_table(card),
             baseline_table=baseline_table(card),
             settings=settings_text(card),
+            install=INSTALL,
             budget=f"{1.05 * card.default.select.gmacs:.3g}" if card.default.select else None,
             guarantee=card.config.build_guarantee(),
             has_front_figure=FRONT_FIGURE in card.figures,
