@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from ..utils.names import shortened
+from ..utils.names import display_width, shortened
 
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DPI = 150
 REGULAR = ("normal", "regular", "book", "medium", 400, 500)
 """Weights of fonts that may stand in for others."""
+LETTER, LINE = 0.065, 0.16
+"""About the width of a letter and the height of a line of the names of points, in inches."""
 LONGEST_NAME = 48
 """Columns of a name in a figure; the middle of longer ones is left out."""
 
@@ -80,13 +82,28 @@ def add_legend(axes: Axes, entries: Sequence[tuple[Any, str]], **options: Any) -
     axes.legend(*zip(*entries, strict=True), fontsize=8, **options)
 
 
-def name_points(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]], up: Sequence[int]) -> None:
-    """Write names beside points, so many typographic points above them; towards the middle near the left and right."""
+def name_points(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
+    """Write names below points, towards the middle near the left and right; a name that would run into that of another
+    point goes one line further down."""
+    figure: Any = axes.figure  # of which matplotlib knows two kinds
     axes.autoscale_view()  # else the limits are only found when the figure is written
-    places = axes.transAxes.inverted().transform(axes.transData.transform(points))[:, 0]
-    for name, point, place, offset in zip(short_names(names), points, places, up, strict=True):
-        side = "left" if place < 1 / 3 else "right" if place > 2 / 3 else "center"
-        axes.annotate(name, point, (0, offset), textcoords="offset points", fontsize=8, ha=side)
+    places = axes.transAxes.inverted().transform(axes.transData.transform(points))
+    width, height = (
+        side * share for side, share in zip(figure.get_size_inches(), (0.8, 0.85), strict=True)
+    )  # about those of axes
+    taken: list[tuple[float, float, float]] = []  # left, right and height of each name, in inches
+    for name, point, place in zip(short_names(names), points, places, strict=True):
+        side = "left" if place[0] < 1 / 3 else "right" if place[0] > 2 / 3 else "center"
+        length, x = LETTER * display_width(name), place[0] * width
+        left = x - {"left": 0.0, "center": length / 2, "right": length}[side]
+        down = LINE
+        while any(
+            left < end and start < left + length and abs(level - (place[1] * height - down)) < 0.9 * LINE
+            for start, end, level in taken
+        ):
+            down += LINE
+        taken.append((left, left + length, place[1] * height - down))
+        axes.annotate(name, point, (0, -72 * down), textcoords="offset points", fontsize=8, ha=side)
 
 
 def set_log_costs(axes: Axes) -> None:

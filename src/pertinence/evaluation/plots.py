@@ -10,10 +10,11 @@ import numpy as np
 
 from ..routing.costs import cost_unit
 from ..routing.metrics import Figures
+from ..utils.names import shortened
 from ..utils.tables import evenly_spaced
 from .figures import add_legend, figure_file, name_points, palette, short_names
 from .intervals import non_dominated
-from .report import Evaluation, Series
+from .report import Evaluation
 
 
 if TYPE_CHECKING:
@@ -22,40 +23,49 @@ if TYPE_CHECKING:
     from .latency import Benchmark
 
 
-THUMBNAIL = 96
+THUMBNAIL, CAPTION = 96, 14
+"""Pixels of an example, and letters of a label below it."""
+CURVE_POINTS = 16
+"""Largest number of points of a baseline that are drawn; more make a line of noise."""
 
 
 def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
     """Plot accuracy against cost: the front with intervals, experts, random routing, tuned cascades, the oracle."""
     experts, oracle = evaluation.experts, evaluation.oracle
     front = evaluation.series.figures
-    default = front[evaluation.series.default]
-    with figure_file(path, 9, 5.5) as figure:
+    default, reference = front[evaluation.series.default], experts[evaluation.reference]
+    with figure_file(path, 10.5, 5.5) as figure:
         axes = figure.subplots()
         legend = _draw_baselines(axes, evaluation)
         accuracy = np.array([100 * figures.accuracy for figures in front])
         low, high = (np.array([100 * figures.interval[i] for figures in front]) for i in (0, 1))
-        axes.errorbar(
-            [f.cost for f in front], accuracy, [accuracy - low, high - accuracy],
-            fmt="o", ms=3.5, elinewidth=0.4, color="C0", alpha=0.9, zorder=4,
-        )  # fmt: skip
-        (series,) = axes.plot(*_curve(evaluation.series), "-", color="C0", lw=1.5, zorder=4)
+        band = axes.fill_between([f.cost for f in front], low, high, step=None, color="C0", alpha=0.12, lw=0, zorder=1)
+        (series,) = axes.plot([f.cost for f in front], accuracy, "o-", color="C0", lw=1.5, ms=3, zorder=4)
         points = [(f.cost, 100 * f.accuracy) for f in experts]
-        (alone,) = axes.plot(*zip(*points, strict=True), "s", color="C1", ms=7, zorder=5)
-        (ring,) = axes.plot(default.cost, 100 * default.accuracy, "o", mfc="none", mec="C3", ms=12, mew=1.5, zorder=6)
-        (star,) = axes.plot(oracle.cost, 100 * oracle.accuracy, "*", color="C2", ms=12, zorder=5)
+        (alone,) = axes.plot(*zip(*points, strict=True), "s", color="C1", ms=7, ls="", zorder=5)
+        (best,) = axes.plot(reference.cost, 100 * reference.accuracy, "D", mfc="none", mec="C1", ms=13, mew=1.5, ls="")
+        axes.axhline(100 * reference.accuracy, color="C1", lw=0.8, ls=":", zorder=1)
+        (ring,) = axes.plot(
+            default.cost, 100 * default.accuracy, "o", mfc="none", mec="C3", ms=13, mew=1.8, ls="", zorder=6
+        )
+        (star,) = axes.plot(oracle.cost, 100 * oracle.accuracy, "*", color="C2", ms=12, ls="", zorder=5)
         axes.set_xlabel(f"{_unit(oracle)} per image")
         axes.set_ylabel(f"{oracle.measure} on {oracle.samples} report images, %")
         axes.margins(0.07)
         axes.grid(alpha=0.25)
-        name_points(axes, evaluation.expert_names, points, [-14] * len(points))
-        legend += [
-            (series, "pertinence, 95 % intervals"),
-            (alone, "expert"),
-            (ring, f"default: {evaluation.default}"),
-            (star, "oracle (its own cost not counted)"),
+        name_points(axes, evaluation.expert_names, points)
+        saved = 100 * (1 - default.cost / reference.cost)
+        name = short_names(evaluation.expert_names)[evaluation.reference]
+        legend = [
+            (ring, f"default: {evaluation.default}\n({saved:.0f} % saved)"),
+            (best, f"reference: {name}"),
+            (series, "pertinence"),
+            (band, "95 % intervals"),
+            (alone, "expert alone"),
+            *legend,
+            (star, "oracle (its own cost\nnot counted)"),
         ]
-        add_legend(axes, legend, loc="lower right", framealpha=0.9)
+        add_legend(axes, legend, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=0.7)
 
 
 def _draw_baselines(axes: Axes, evaluation: Evaluation) -> list[tuple[Any, str]]:
@@ -72,31 +82,32 @@ def _draw_baselines(axes: Axes, evaluation: Evaluation) -> list[tuple[Any, str]]
     names = short_names(list(evaluation.baselines))
     colors = palette("Set2", len(names))
     for color, name, series in zip(colors, names, evaluation.baselines.values(), strict=True):
-        (line,) = axes.plot(*_curve(series), "-", color=color, lw=1.2, alpha=0.9, zorder=2)
+        shown = [series.figures[index] for index in evenly_spaced(len(series.points), CURVE_POINTS)]
+        (line,) = axes.plot(
+            [f.cost for f in shown], [100 * f.accuracy for f in shown], "-", color=color, lw=1.4, alpha=0.9, zorder=2
+        )
         legend.append((line, name))
     return legend
 
 
 def plot_shares(evaluation: Evaluation, path: str | os.PathLike) -> None:
-    """Plot the share of the images on which each expert runs last, along the front."""
+    """Plot the share of the images on which each expert runs last, by what an operating point saves."""
     front, names = evaluation.series.figures, short_names(evaluation.expert_names)
+    reference = evaluation.experts[evaluation.reference].cost
+    saved = np.array([100 * (1 - figures.cost / reference) for figures in front])
+    order = np.argsort(saved, kind="stable")
     with figure_file(path, 9, max(4, 0.19 * len(names) + 1)) as figure:
         axes = figure.subplots()
-        legend: list[tuple[Any, str]] = []
-        bottom = np.zeros(len(front))
-        for index, (name, color) in enumerate(zip(names, palette("tab10", len(names)), strict=True)):
-            shares = 100 * np.array([figures.expert_shares[index] for figures in front])
-            bars = axes.bar(range(len(front)), shares, 0.95, bottom, color=color, alpha=0.85)
-            legend.append((bars, name))
-            bottom += shares
-        line = axes.axvline(evaluation.series.default, color="k", lw=1, ls=":")
-        legend.insert(0, (line, f"default: {evaluation.default}"))
-        shown = evenly_spaced(len(front), 9)
-        axes.set_xticks(shown, [f"{front[index].cost:.3g}" for index in shown])
-        axes.set_xlim(-0.5, len(front) - 0.5)
+        places, shares = saved[order], 100 * np.array([front[index].expert_shares for index in order]).T
+        if len(places) == 1:  # one point is drawn as a bar
+            places, shares = places[0] + np.array([-0.5, 0.5]), np.repeat(shares, 2, 1)
+        areas = axes.stackplot(places, shares, colors=palette("tab10", len(names)), alpha=0.85)
+        line = axes.axvline(saved[evaluation.series.default], color="k", lw=1, ls=":")
+        axes.set_xlim(places[0] - 0.5, places[-1] + 0.5)
         axes.set_ylim(0, 100)
-        axes.set_xlabel(f"operating points, by {_unit(front[0])} per image")
+        axes.set_xlabel(f"{_unit(front[0])} saved, % of {names[evaluation.reference]}")
         axes.set_ylabel("images on which the expert runs last, %")
+        legend = [(line, f"default: {evaluation.default}"), *zip(areas, names, strict=True)]
         add_legend(axes, legend, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
@@ -136,26 +147,27 @@ def plot_latency(benchmark: Benchmark, path: str | os.PathLike) -> None:
 
 
 def plot_examples(examples: Sequence, path: str | os.PathLike) -> None:
-    """Plot images by the expert that ran last, the most and the least confident ones; `examples` are from
-    `result.pick_examples`."""
+    """Plot images by the expert that ran last, the most and the least confident ones, with the answer, and the label
+    where that is another; `examples` are from `result.pick_examples`."""
     columns, names = max(len(example.easiest) for example in examples), short_names([e.expert for e in examples])
-    with figure_file(path, 2 + 1.6 * columns, 1.1 * len(examples) + 0.8) as figure:
+    with figure_file(path, 2 + 1.8 * columns, 1.5 * len(examples) + 0.6) as figure:
         halves = figure.subfigures(1, 2, squeeze=False)
-        for half, kind in zip(halves[0], ("easiest", "hardest"), strict=True):
-            half.suptitle(f"{kind} for the expert that answered", fontsize=9)
+        for half, kind in zip(halves[0], ("surest", "least sure"), strict=True):
+            half.suptitle(f"{kind} answers of each expert", fontsize=10)
             grid = half.subplots(len(examples), columns, squeeze=False)
             for row, name, example in zip(grid, names, examples, strict=True):
-                images = getattr(example, kind)
-                for axes, image in zip(row, [*images, *[None] * (columns - len(images))], strict=True):
+                row[0].set_title(name, fontsize=9, loc="left")
+                for axes in row:
                     axes.set_axis_off()
-                    if image is not None:
-                        axes.imshow(image[:: max(1, len(image) // THUMBNAIL), :: max(1, image.shape[1] // THUMBNAIL)])
-                row[0].set_title(name, fontsize=8, loc="left")
-
-
-def _curve(series: Series) -> tuple[list[float], list[float]]:
-    """Costs and accuracies (in %) of all points, in their order on the search images."""
-    return [f.cost for f in series.figures], [100 * f.accuracy for f in series.figures]
+                for axes, one in zip(row, example.easiest if kind == "surest" else example.hardest, strict=False):
+                    step = max(1, len(one.image) // THUMBNAIL), max(1, one.image.shape[1] // THUMBNAIL)
+                    axes.imshow(one.image[:: step[0], :: step[1]])
+                    is_right = one.label in (None, one.answer)
+                    text = shortened(one.answer, CAPTION)
+                    if not is_right:
+                        text += f"\nis {shortened(one.label, CAPTION)}"
+                    axes.text(0.5, -0.05, text, fontsize=7, ha="center", va="top", transform=axes.transAxes,
+                              color="k" if is_right else "C3")  # fmt: skip
 
 
 def _unit(figures: Figures) -> str:

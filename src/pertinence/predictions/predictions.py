@@ -150,6 +150,14 @@ class Predictions:
         match = self.candidates[self.rows] == self.targets.unsqueeze(1)
         return torch.where(match.any(1), match.int().argmax(1), match.shape[1])
 
+    def labels_at(self, columns: torch.Tensor) -> torch.Tensor:
+        """int64 (m,), the label that a column of the logits stands for, for each image; -1 where that is any of the
+        labels beside the likely ones."""
+        if self.candidates is None:
+            return columns
+        likely = torch.nn.functional.pad(self.candidates[self.rows], (0, 1), value=-1)
+        return likely.gather(1, columns.unsqueeze(1)).squeeze(1).long()
+
     @property
     def copies(self) -> torch.Tensor | None:
         """int64 (m,), equal for duplicates of one image; None if unknown."""

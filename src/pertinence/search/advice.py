@@ -188,4 +188,4 @@ class Advice:
             axes.margins(0.12)
             axes.grid(alpha=0.25)
             points = [(one.cost, 100 * one.accuracy) for one in self.experts]
-            name_points(axes, self.names, points, [-14 if index % 2 else 8 for index in range(len(points))])
+            name_points(axes, self.names, points)

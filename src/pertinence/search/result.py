@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..predictions.predictions import Predictions
 from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
+from ..routing.metrics import ACCURACY
 from ..utils.io import beside, move_into
 from .folder import ADVICE, SearchFolder, check_output_dir, clear_state, exclusive
 from .front_search import FoundFront
@@ -47,6 +48,21 @@ from .front_search import FoundFront
 logger = logging.get_logger(__name__)
 
 EXAMPLES_SHOWN = 8
+OTHER = "another label"
+
+
+class Example(NamedTuple):
+    """An image and what it was taken for.
+
+    Attributes:
+        image: uint8 (H, W, 3).
+        answer: name of the label that it was given.
+        label: name of its own label; None if the images have none.
+    """
+
+    image: np.ndarray
+    answer: str
+    label: str | None
 
 
 @dataclass(frozen=True)
@@ -55,12 +71,12 @@ class Examples:
 
     Attributes:
         expert: name of the expert.
-        easiest, hardest: uint8 (H, W, 3), by falling and by rising confidence.
+        easiest, hardest: by falling and by rising confidence.
     """
 
     expert: str
-    easiest: list[np.ndarray]
-    hardest: list[np.ndarray]
+    easiest: list[Example]
+    hardest: list[Example]
 
 
 @dataclass
@@ -177,21 +193,39 @@ def pick_examples(
     predictions: Predictions,
     names: Sequence[str],
     images: LabelledImages,
+    labels: Mapping[int, str],
 ) -> list[Examples]:
-    """For each expert the images on which it runs last with the largest and with the smallest confidence."""
-    tops, ends = [], []
-    for _, routing in route_predictions(point, heads, predictions):
-        tops.append(routing.logits.softmax(1).max(1).values)
+    """For each expert the images on which it runs last with the largest and with the smallest confidence.
+
+    Args:
+        point, heads: the operating point that answers.
+        predictions: predictions for the images.
+        names: names of the experts.
+        images: the images.
+        labels: names of the labels of the pool.
+    """
+    tops, answers, ends = [], [], []
+    for part, routing in route_predictions(point, heads, predictions):
+        top = routing.logits.softmax(1).max(1)
+        tops.append(top.values)
+        answers.append(part.labels_at(top.indices))
         ends.append(routing.expert_indices)
-    confidence, last = torch.cat(tops), torch.cat(ends)
+    confidence, answer, last = torch.cat(tops), torch.cat(answers), torch.cat(ends)
+
+    def shown(places: torch.Tensor) -> list[Example]:
+        rows = predictions.rows[places].tolist()
+        targets = predictions.labels[predictions.rows[places]].tolist()
+        known = predictions.measure == ACCURACY
+        found = zip(raise_or([images[row] for row in rows]), answer[places].tolist(), targets, strict=True)
+        return [
+            Example(image.permute(1, 2, 0).numpy(), labels.get(given, OTHER), labels[target] if known else None)
+            for image, given, target in found
+        ]
+
     examples = []
     for index, name in enumerate(names):
-        rows = (last == index).nonzero().squeeze(1)
-        answered = predictions.rows[rows[confidence[rows].argsort(stable=True)]].tolist()
-        if answered:
-            easiest, hardest = (
-                [image.permute(1, 2, 0).numpy() for image in raise_or([images[row] for row in part[:EXAMPLES_SHOWN]])]
-                for part in (answered[::-1], answered)
-            )
-            examples.append(Examples(name, easiest, hardest))
+        places = (last == index).nonzero().squeeze(1)
+        places = places[confidence[places].argsort(stable=True)]
+        if len(places):
+            examples.append(Examples(name, shown(places.flip(0)[:EXAMPLES_SHOWN]), shown(places[:EXAMPLES_SHOWN])))
     return examples

@@ -15,7 +15,7 @@ from ..data.dataset import LabelledImages, first_readable, labelled, raise_or
 from ..data.seen import TOLERATED_SHARED, SeenImages
 from ..experts.costs import Measurement, measured_costs
 from ..experts.expert import Expert
-from ..experts.pool import list_references, warn_of_costs
+from ..experts.pool import list_references, pool_labels, warn_of_costs
 from ..predictions.predictions import Predictions
 from ..predictions.tables import PredictionTable
 from ..routing.costs import COSTS, GMACS
@@ -118,7 +118,9 @@ class DispatcherSearch:
                 found.evaluation,
                 found,
                 {**record_of(found, settings, args), "run": run_facts(start, predicted, accelerator, args)},
-                pick_examples(default, found.heads[default.name], report, pool.names, images),
+                pick_examples(
+                    default, found.heads[default.name], report, pool.names, images, pool_labels(pool.experts)
+                ),
                 SeenImages.of(search=self.images, report=self.report_images),
                 accelerator.is_main_process,
             )
