@@ -11,7 +11,7 @@ def test_info_loads_no_weights(searched, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_bytes((searched / "runs/digits/config.json").read_bytes())
     shown = run("info", "run", cwd=tmp_path).stdout
-    for word in ("3 experts, 10 labels", "test_resnet", "sha256:", "fastest", "Default operating point"):
+    for word in ("3 experts, 10 labels", "test_resnet", "sha256:", "fastest", "The default point, "):
         assert word in shown
 
 

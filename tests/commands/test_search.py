@@ -98,9 +98,11 @@ def test_finished_search_has_nothing_to_do(searched, monkeypatch, capsys):
     written = record.stat().st_mtime_ns
     monkeypatch.chdir(searched)
     assert main(["search", "--config", str(config)]) == 0
-    assert capsys.readouterr().out.endswith(
-        "runs/digits holds the result of this very search: nothing to do (--no-resume searches again)\n"
+    said, following = capsys.readouterr().out.splitlines()
+    assert said.endswith(
+        "runs/digits holds the result of this very search: nothing to do (--no-resume searches again)"
     )
+    assert following.startswith("Next: pertinence info ")
     assert record.stat().st_mtime_ns == written
     assert main(["search", "--config", str(config), "--seed", "7"]) == 1
     assert "holds another search (its seed is 0, not 7)" in capsys.readouterr().err

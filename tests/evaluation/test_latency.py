@@ -13,7 +13,9 @@ from datasets import Image as ImageColumn
 
 from pertinence import Figures, Front, OperatingPoint, PertinenceError, PertinenceForImageClassification
 from pertinence.commands.main import main
+from pertinence.data.arguments import DataArguments
 from pertinence.evaluation.arguments import BenchmarkArguments
+from pertinence.evaluation.latency import benchmark
 from pertinence.routing.front import Stage
 from pertinence.routing.heads import Head, threshold_head
 from pertinence.routing.metrics import Latency
@@ -87,9 +89,28 @@ def test_the_result_as_json_has_points_experts_quantiles_and_speed_ups(folder, c
             assert row["speed_up"] == 1
 
 
-def test_all_points_are_timed_on_request(folder, capsys):
-    assert main(["benchmark", str(folder), "--batch-size", "1", "--rounds", "1", "--operating-point", "all"]) == 0
+def test_all_points_are_timed_on_request(folder):
+    config = json.loads((folder / "config.json").read_text())
+    middle = {**config["front"][0], "name": "middle"}
+    config["front"].insert(1, middle)
+    (folder / "config.json").write_text(json.dumps(config))
+    flags = ["--batch-size", "1", "--rounds", "1"]
+    assert main(["benchmark", str(folder), *flags]) == 0
+    assert [bool(several) for several in latencies(folder).values()] == [True, False, True], "it is none of the usual"
+    assert main(["benchmark", str(folder), *flags, "--operating-point", "all"]) == 0
     assert all(latencies(folder).values())
+
+
+def test_every_batch_is_full_whatever_the_number_of_images(folder, images, tmp_path):
+    rows = [{"image": image.permute(1, 2, 0).numpy()} for image in images(5, 40)]
+    (tmp_path / "images").mkdir()
+    Dataset.from_list(rows, features=Features({"image": ImageColumn()})).to_parquet(tmp_path / "images/train.parquet")
+    model = PertinenceForImageClassification.from_pretrained(folder)
+    sizes = []
+    model.pool[0].register_forward_hook(lambda module, given, out: sizes.append(len(given[0])))
+    data = DataArguments(str(tmp_path / "images"), "train")
+    benchmark(model, data, BenchmarkArguments(batch_size=[48], rounds=1, operating_point=["small"]))
+    assert set(sizes) == {48}
 
 
 def test_a_budget_of_milliseconds_goes_by_what_was_measured(folder):

@@ -605,9 +605,9 @@ def test_calls_from_several_threads_do_not_disturb_each_other(model, batch):
 
 
 def test_the_front_prints_as_a_table(model):
-    table = str(model.front)
-    for words in [*NAMES, *ARCHITECTURES, "accuracy", "GMACs", "95.00 %", "94.00 .. 96.00"]:
-        assert words in table
+    words = [*NAMES, "accuracy", "GMACs", "95.00 %", "94.00 .. 96.00"]
+    assert all(word in str(model.front) for word in words)
+    assert all(word in repr(model.front) for word in [*words, *ARCHITECTURES])
 
 
 # As transformers handles models

@@ -259,6 +259,7 @@ def test_finished_search_is_not_run_again(table, expected):
     for processes in (0, 2):
         assert run(table, expected, processes=processes).stdout == (
             f"{expected} holds the result of this very search: nothing to do (--no-resume searches again)\n"
+            f"Next: pertinence info {expected}\n"
         )
     assert record.stat().st_mtime_ns == written
 
@@ -328,7 +329,7 @@ def test_search_on_a_table_gives_the_front_without_a_model(table, expected):
 
 
 def test_result_of_a_table_is_shown_but_cannot_be_evaluated(expected, tmp_path, capsys):
-    assert main(["info", str(expected)]) == 0
+    assert main(["info", str(expected), "--verbose"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("3 models, known by a table of their predictions")
     assert all(point["name"] in shown for point in found(expected)["front"])

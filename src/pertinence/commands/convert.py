@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..experts.arguments import ConversionArguments
+from .output import next_line
 from .parser import Command, CommandParser
 
 
@@ -19,7 +20,7 @@ def run(file: str, args: ConversionArguments) -> None:
 
     converted = convert_checkpoint(file, args)
     print(converted)
-    print(f"Next: pertinence advise --experts {args.output_dir} OTHER --dataset IMAGES --split SPLIT")
+    print(next_line("pertinence", "advise", "--experts", str(args.output_dir), "OTHER", "--dataset", "IMAGES"))
 
 
 COMMAND = Command(

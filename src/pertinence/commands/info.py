@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..utils.settings import setting
 from .models import MODEL
-from .output import OutputArguments, print_result
+from .output import OutputArguments, next_line, print_result
 from .parser import Command, CommandParser
 
 
@@ -27,7 +27,9 @@ def run(model: str, access: InfoArguments) -> None:
     from ..hub.info import describe_model
 
     described, text = describe_model(model, access.token, access.revision, access.verbose)
-    print_result(described, text, as_json=access.json)
+    print_result(
+        described, text, next_line("pertinence", "evaluate", model, "--dataset", "IMAGES"), as_json=access.json
+    )
 
 
 COMMAND = Command(

@@ -66,6 +66,8 @@ def _in_order(values: Any) -> list[str]:
             if isinstance(values.get(key), (Mapping, list)):
                 return _in_order(values[key])
         if values and all(isinstance(index, int) for index in values.values()):
+            if len(set(values.values())) < len(values):
+                raise PertinenceError("two labels have the same index")
             values = {index: name for name, index in values.items()}
         by_index: Labels = {int(index): name for index, name in values.items()}
         missing = next((index for index in range(len(by_index)) if index not in by_index), None)

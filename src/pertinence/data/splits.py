@@ -75,6 +75,6 @@ def _without_copies(labels: torch.Tensor, digests: torch.Tensor | None) -> tuple
     return first[order], np.argsort(order)[found]
 
 
-def evenly_spaced(count: int, most: int) -> torch.Tensor:
+def sample_rows(count: int, most: int) -> torch.Tensor:
     """At most so many of `count` rows, evenly spaced from the first to the last: int64."""
     return torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).round().long()

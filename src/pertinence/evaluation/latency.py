@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from ..data.arguments import DataArguments
 from ..data.dataset import raise_or
 from ..data.loading import load_images
+from ..data.splits import sample_rows
+from ..experts.entry import CONFIG
 from ..hub.layout import update_config
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..routing.front import Front, OperatingPoint
@@ -149,11 +152,10 @@ def _images(
     if data.dataset is None:
         return synthetic_images(count, model.pool[-1].entry.transform.size), "synthetic"
     source = load_images(data, args.token, needs_labels=False)
-    rows = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-    given = [source[row] for row in rows]
+    given = [source[row] for row in sample_rows(len(source), count).tolist()]
     if args.on_bad_image == "skip":
         given = [image for image in given if not isinstance(image, PertinenceError)] or given
-    return raise_or(given), "given"
+    return list(islice(cycle(raise_or(given)), count)), "given"  # all batches must be full
 
 
 def time_calls(
@@ -195,7 +197,7 @@ def synthetic_images(count: int, size: tuple[int, int]) -> list[torch.Tensor]:
 
 def store_latency(folder: str | os.PathLike, points: Sequence[OperatingPoint]) -> None:
     """Store measured latencies in the config.json of a saved model; raises `PertinenceError` unless it is a folder."""
-    path = Path(folder) / "config.json"
+    path = Path(folder) / CONFIG
     if not path.is_file():
         raise PertinenceError(f"{folder} is not a local folder, so nothing can be stored there: download it first")
     update_config(path, {"front": [point.to_dict() for point in points]})

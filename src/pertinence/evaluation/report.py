@@ -12,7 +12,7 @@ import torch
 from ..predictions.predictions import Predictions
 from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
-from ..routing.metrics import Figures, as_plain, figure_cells, figure_header, format_table
+from ..routing.metrics import Figures, as_plain, figure_cells, figure_header, format_table, saved_share
 from ..routing.names import BEST_BELOW_REFERENCE
 from ..utils.tables import Tabular, evenly_spaced
 from .candidates import Candidate
@@ -148,7 +148,7 @@ class Evaluation(Tabular):
         for kind, series in {"front": self.series, **self.baselines}.items():
             for point, versus in zip(series.points, series.versus_reference, strict=True):
                 kinds.append((kind, point.name, cast(Figures, point.report), versus))
-        cost = self.experts[self.reference].cost
+        reference = self.experts[self.reference]
         return [
             {
                 "kind": kind,
@@ -157,7 +157,7 @@ class Evaluation(Tabular):
                 "low": figures.interval[0],
                 "high": figures.interval[1],
                 **figures.costs,
-                "saved": 1 - figures.cost / cost,
+                "saved": saved_share(figures, reference),
                 "difference": versus and versus.mean,
                 "standard_error": versus and versus.standard_error,
                 "images": figures.samples,
@@ -175,7 +175,7 @@ class Evaluation(Tabular):
         header += ["saved", f"vs {name_of_it}", "95 % interval", "vs mix"]
 
         def saved(figures: Figures) -> str:
-            return f"{100 * (1 - figures.cost / reference.cost):.1f} %"
+            return f"{100 * saved_share(figures, reference):.1f} %"
 
         def cells(name: str, series: Series, index: int) -> list[str]:
             figures, versus = series.figures[index], series.versus_reference[index]

@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..routing.costs import cost_title, cost_unit
-from ..routing.metrics import FEW_IMAGES, Figures, figure_cells, figure_header, format_table
+from ..routing.costs import cost_title
+from ..routing.metrics import (
+    Figures,
+    describe_few,
+    describe_saving,
+    figure_cells,
+    figure_header,
+    format_table,
+    saved_share,
+)
 from ..routing.names import BEST_BELOW_REFERENCE
 from ..utils.names import shortened
 from ..utils.tables import evenly_spaced
@@ -29,7 +37,7 @@ def short_table(evaluation: Evaluation) -> str:
     header += ["difference", "95 % interval"]
 
     def row(name: str, figures: Figures) -> list[str]:
-        saved = f"{100 * (1 - figures.cost / reference.cost):.1f} %"
+        saved = f"{100 * saved_share(figures, reference):.1f} %"
         return [shortened(name, NAME_WIDTH), *figure_cells(figures)[:2], f"{figures.cost:.4g}", saved]
 
     def compared(name: str, several: Series, index: int) -> list[str]:
@@ -56,11 +64,10 @@ def sentences(evaluation: Evaluation) -> list[str]:
 def _saving(evaluation: Evaluation) -> str:
     series, reference = evaluation.series, evaluation.experts[evaluation.reference]
     default, versus = series.figures[series.default], series.versus_reference[series.default]
-    share, unit = 100 * (1 - default.cost / reference.cost), cost_unit(default.objective)
-    saved = f"saves {share:.1f} % of the {unit}" if share >= 0 else f"takes {-share:.1f} % more {unit}"
     low, high = (100 * bound for bound in versus.interval)
+    expert = evaluation.expert_names[evaluation.reference]
     return (
-        f"The default point, {evaluation.default}, {saved} of {evaluation.expert_names[evaluation.reference]}, at "
+        f"{describe_saving(evaluation.default, default, expert, reference)}, at "
         f"{100 * versus.mean:+.2f} points of {default.measure} (95 % interval {low:+.2f} .. {high:+.2f})."
     )
 
@@ -89,8 +96,8 @@ def _objections(evaluation: Evaluation) -> str:
     series = evaluation.series
     point, versus = series.points[series.default], series.versus_reference[series.default]
     found = []
-    if point.select is not None and point.select.samples < FEW_IMAGES:
-        found.append(f"only {point.select.samples} search images chose it (take {FEW_IMAGES:,} or more)")
+    if (few := describe_few(point.select)) is not None:
+        found.append(few)
     if evaluation.default == BEST_BELOW_REFERENCE:
         found.append("no point was lossless on the search images")
     if versus.interval[1] < 0:

@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
 from ..data.label_files import read_label_names
-from ..utils.errors import MALFORMED, PertinenceError, explain, shown
+from ..utils.errors import MALFORMED, PertinenceError, explain, printable, shown
 from ..utils.io import give_usual_mode, replaced
 from ..utils.validation import is_whole
 from .arguments import ConversionArguments
@@ -112,8 +112,9 @@ def convert_checkpoint(file: str | Path, args: ConversionArguments) -> Conversio
     size = args.image_size or _side(recorded, path)
     network = find_network(source, architecture, len(labels), size)
     if network.beside:
+        names = ", ".join(printable(name, 80) for name in network.beside[:5])
         logger.warning(
-            f"{path} has tensors that are no part of the network and are left out: {', '.join(network.beside[:5])}"
+            f"{path} has tensors that are no part of the network and are left out: {names}"
             f"{', ...' if len(network.beside) > 5 else ''}."
         )
     steps, described = _choose_preprocessing(args, recorded, network)
@@ -177,10 +178,11 @@ def _recorded_preprocessing(file: TrainingFile, architecture: str) -> dict[str, 
 def _side(recorded: Mapping[str, Any], path: Path) -> int | None:
     """The side of the images that a file records, in pixels."""
     sides = recorded.get("input_size")
-    side = sides[-1] if isinstance(sides, (list, tuple)) and sides else recorded.get("img_size")
-    if side is not None and not is_whole(side, 1, MAX_SIDE):
-        raise PertinenceError(f"{path} records images of {shown(side)} pixels a side: give --image-size")
-    return side
+    given = list(sides) if isinstance(sides, (list, tuple)) and sides else [recorded.get("img_size")]
+    for side in given if given != [None] else ():
+        if not is_whole(side, 1, MAX_SIDE):
+            raise PertinenceError(f"{path} records images of {shown(side)} pixels a side: give --image-size")
+    return given[-1]
 
 
 def _choose_preprocessing(

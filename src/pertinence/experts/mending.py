@@ -41,6 +41,8 @@ MERGE = (
 def list_files(place: str, revision: str | None, options: LoadOptions) -> list[str]:
     """Paths of the files of a checkpoint, in its folder and its subfolders, or on the Hub; empty if unknown."""
     folder = Path(place)
+    if not folder.is_absolute() and options.local_files_only:
+        return []
     if folder.is_absolute():
         return sorted(path.relative_to(folder).as_posix() for one in ("*", "*/*") for path in folder.glob(one))
     try:
@@ -120,10 +122,13 @@ def _conversion(place: str, files: Sequence[str]) -> str | None:
     if distributed := [PurePosixPath(name).parent.as_posix() for name in files if name.endswith(".distcp")]:
         return f"merge the shards of FSDP, `accelerate merge-weights {quote(f'{place}/{distributed[0]}')} {place}`"
     if "zero_to_fp32.py" in top:
-        return f"merge the shards of DeepSpeed, `python {place}/zero_to_fp32.py {place} {place} --safe_serialization`"
+        script = f"`python {place}/zero_to_fp32.py {place} {place} --safe_serialization`"
+        return f"merge the shards of DeepSpeed, if you trust the script that is there, {script}"
     if any(name in top for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
         return f'convert it if you trust it, `python -c "{RESAVE.format(place)}"`, or, of a network of timm, {CONVERT}'
-    if pickles := [name for name in top if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]:
+    if trained := [name for name in top if name.endswith(".tar")]:
+        return f"it has {_names(trained)}: make a checkpoint of it, {CONVERT}"
+    if pickles := [name for name in top if name.endswith(WEIGHTS)]:
         known = [name for name in pickles if PLAIN.fullmatch(name)]
         how = f', `python -c "{EXTRACT.format(place, known[0])}"`' if known else ""
         return f"it has {_names(pickles)}: convert the one that you mean if you trust it{how}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -63,14 +64,22 @@ class Preprocessor:
         """Whether the results have one size, whatever the size of an image."""
         if self.transform.library != "own" or self.transform.window is not None:
             return True
-        return len({run_processor(self.processor, _probe(*size)).shape for size in PROBED}) == 1
+        shapes = set()
+        for size in PROBED:
+            with suppress(PertinenceError):  # images of this shape are refused when they come
+                shapes.add(self._run(_probe(*size)).shape)
+        return len(shapes) == 1
 
     def _apply(self, images: torch.Tensor) -> torch.Tensor:
         self.transform.check_image(*images.shape[-2:])
         if self.is_vectorised(*images.shape[-2:]):
             return self.transform.apply(images)
+        return self.transform.cut(self._run(images))
+
+    def _run(self, images: torch.Tensor) -> torch.Tensor:
+        """What the processor itself makes of images of one size."""
         try:
-            pixel_values = run_processor(self.processor, images)
+            return run_processor(self.processor, images)
         except Exception as error:  # a processor may fail in any way
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                 raise
@@ -78,7 +87,6 @@ class Preprocessor:
                 f"its {type(self.processor).__name__} fails on images of shape {tuple(images.shape)} "
                 f"({explain(error)})"
             ) from error
-        return self.transform.cut(pixel_values)
 
     def is_vectorised(self, height: int, width: int) -> bool:
         """Whether images of this size are transformed as one tensor, rather than one by one."""

@@ -261,7 +261,7 @@ def _classifiers(module: nn.Module) -> set[str]:
     given = (getattr(module, "pretrained_cfg", None) or {}).get("classifier")
     if given:
         return {given} if isinstance(given, str) else set(given)
-    return {[name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1:][0]}
+    return set([name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1:])
 
 
 def _suggest(file: TrainingFile, name: str, num_classes: int, is_near: bool) -> str:

@@ -102,7 +102,12 @@ def check_counts(path: Path, own: Shapes, wanted: Shapes, classifiers: Collectio
     if own.keys() != wanted.keys():
         return
     other = {key for key in wanted if own[key] != wanted[key]}
-    if other and all(key.rpartition(".")[0] in classifiers and own[key][1:] == wanted[key][1:] for key in other):
+    if other and all(
+        key.rpartition(".")[0] in classifiers
+        and len(own[key]) == len(wanted[key]) > 0
+        and own[key][1:] == wanted[key][1:]
+        for key in other
+    ):
         outputs = own[min(other)][0]
         raise PertinenceError(
             f"the network in {path} has {outputs} outputs, but there are {labels} label names: give one for each "

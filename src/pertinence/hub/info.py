@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..experts.entry import ExpertEntry
-from ..routing.costs import cost_unit
 from ..routing.front import Front, OperatingPoint
-from ..routing.metrics import FEW_IMAGES, Figures, format_table
+from ..routing.metrics import Figures, describe_few, describe_saving, format_table
 from ..utils.errors import MALFORMED, PertinenceError
 from ..utils.parsing import parse_json, read_text
 from ..utils.validation import is_name
@@ -54,7 +53,7 @@ def describe_model(
         *[f"The cost of {entry.name} is uncertain: {entry.cost_note}." for entry in config.entries if entry.cost_note],
         repr(front) if verbose else str(front),
         *([] if guarantee is None else [guarantee.describe(front)]),
-        "\n".join(_about_default(config, front, model)),
+        "\n".join(_about_default(config, front)),
     ]
     keys = ("experts", "stem", "front", "operating_point", "preprocessing", "guarantee", "reference", "format_version")
     names = cast("dict[int, str]", config.id2label)
@@ -62,8 +61,8 @@ def describe_model(
     return {"labels": labels, **{key: getattr(config, key) for key in keys}}, "\n\n".join(parts)
 
 
-def _about_default(config: PertinenceConfig, front: Front, model: str | os.PathLike) -> list[str]:
-    """What the default operating point gives, what speaks against it, and what to type next."""
+def _about_default(config: PertinenceConfig, front: Front) -> list[str]:
+    """What the default operating point gives, and what speaks against it."""
     if not len(front):
         return ["It has no operating points."]
     default, reference = front.find(config.operating_point), config.expert_entries[config.reference_index]
@@ -76,15 +75,12 @@ def _about_default(config: PertinenceConfig, front: Front, model: str | os.PathL
         assert alone is not None  # as all of the pair are there
         theirs = Figures.from_dict(alone)
         lines[0] = (
-            f"The default point, {default.name}, saves {100 * (1 - ours.cost / theirs.cost):.1f} % of the "
-            f"{cost_unit(ours.objective)} of {reference.name}, the reference, at "
+            f"{describe_saving(default.name, ours, reference.name, theirs)}, the reference, at "
             f"{100 * (ours.accuracy - theirs.accuracy):+.2f} points of {ours.measure} on {ours.samples} {kind} images."
         )
-    if default.select is not None and default.select.samples < FEW_IMAGES:
-        lines.append(
-            f"Against it: only {default.select.samples} search images chose it (take {FEW_IMAGES:,} or more)."
-        )
-    return [*lines, f"Next: pertinence evaluate {model} --dataset OTHER-IMAGES"]
+    if (few := describe_few(default.select)) is not None:
+        lines.append(f"Against it: {few}.")
+    return lines
 
 
 def _code_lines(entries: Sequence[ExpertEntry]) -> list[str]:

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from .._version import INSTALL
 from ..experts.entry import ExpertEntry, is_embedded
 from ..routing.front import Front, OperatingPoint
-from ..routing.metrics import ACCURACY, Figures, figure_cells, figure_header
+from ..routing.metrics import ACCURACY, Figures, figure_cells, figure_header, saved_share
 from ..utils.errors import first_line
 from ..utils.tables import evenly_spaced
 from ..utils.validation import split_revision
@@ -294,7 +294,7 @@ def _link(entry: ExpertEntry) -> str:
 
 
 def _saved(figures: Figures, reference: Figures | None) -> str:
-    return "" if reference is None else f"{100 * (1 - figures.cost / reference.cost):.1f} %"
+    return "" if reference is None else f"{100 * saved_share(figures, reference):.1f} %"
 
 
 def _template() -> Any:

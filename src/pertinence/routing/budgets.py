@@ -84,7 +84,8 @@ def check_loss(max_accuracy_loss: Any) -> None:
 
 def _check_limit(name: str, limit: Any, least: float = 0.0) -> None:
     if not isinstance(limit, Real) or isinstance(limit, bool) or not math.isfinite(limit) or limit < least:
-        raise PertinenceError(f"{name}={shown(limit)} is not a budget, expected a number that is not negative")
+        expected = "a number" if least < 0 else "a number that is not negative"
+        raise PertinenceError(f"{name}={shown(limit)} is not a budget, expected {expected}")
 
 
 def _cheapest_reaching(measured: _Measured, accuracy: float) -> OperatingPoint:

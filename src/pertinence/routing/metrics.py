@@ -9,7 +9,7 @@ from typing import Any
 from ..utils.errors import PertinenceError, shown
 from ..utils.names import display_width, padded
 from ..utils.validation import is_name, is_number, is_whole
-from .costs import GMACS, LATENCY, cost_title
+from .costs import GMACS, LATENCY, cost_title, cost_unit
 
 
 ACCURACY, AGREEMENT = "accuracy", "agreement"
@@ -168,6 +168,25 @@ class Latency:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Latency:
         return cls(**{key: values[key] for key in cls.__dataclass_fields__ if key in values})
+
+
+def saved_share(figures: Figures, reference: Figures) -> float:
+    """Share of the reference expert's cost that is saved; below zero if more is spent."""
+    return 1 - figures.cost / reference.cost
+
+
+def describe_saving(point: str, figures: Figures, expert: str, reference: Figures) -> str:
+    """How a sentence about an operating point begins: what it saves of the cost of the reference expert."""
+    share, unit = 100 * saved_share(figures, reference), cost_unit(figures.objective)
+    saved = f"saves {share:.1f} % of the {unit} of" if share >= 0 else f"takes {-share:.1f} % more {unit} than"
+    return f"The default point, {point}, {saved} {expert}"
+
+
+def describe_few(figures: Figures | None) -> str | None:
+    """That too few search images chose a point, if so."""
+    if figures is None or figures.samples >= FEW_IMAGES:
+        return None
+    return f"only {figures.samples} search images chose it (take {FEW_IMAGES:,} or more)"
 
 
 def figure_header(figures: Figures | None) -> list[str]:

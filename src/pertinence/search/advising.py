@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 
 from ..data.dataset import LabelledImages, labelled
-from ..data.splits import assign_folds, evenly_spaced
+from ..data.splits import assign_folds, sample_rows
 from ..evaluation.intervals import wilson_interval
 from ..experts.entry import ExpertEntry
 from ..experts.pool import list_references, load_pool, pool_labels, warn_of_costs
@@ -114,7 +114,7 @@ def advise_on(names: Sequence[str], predictions: Predictions, seed: int = 0) -> 
     """
     if len(names) < 2:
         raise PertinenceError(f"advice needs at least two experts, got {len(names)}")
-    sample = predictions.subset(evenly_spaced(len(predictions), MAX_IMAGES))
+    sample = predictions.subset(sample_rows(len(predictions), MAX_IMAGES))
     reference = predictions.reference
     experts = _experts(names, predictions)
     hopeless = [one.dominated_by is not None and one.clearly for one in experts]

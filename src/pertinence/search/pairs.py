@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..data.splits import evenly_spaced
+from ..data.splits import sample_rows
 from ..evaluation.intervals import Z, random_mix_hull
 from ..predictions.predictions import Predictions
 from ..routing.evidence import TOP_PROBABILITY
@@ -110,7 +110,7 @@ class PairStudy:
     def pair(self, small: int, big: int) -> RoutingCurve:
         """The untuned routing of two experts."""
         outputs, members, count = self._outputs, (small, big), len(self.right)
-        rows = evenly_spaced(count, WEIGHT_ROWS)
+        rows = sample_rows(count, WEIGHT_ROWS)
         log_probs = [outputs.log_probs[member][rows] for member in members]
         weights = fit_mixing_weights(log_probs, outputs.targets[rows], outputs.tail)
         mixed = (outputs.answers(members, weights) == outputs.targets).numpy()

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data.dataset import LabelledImages
-from ..data.splits import evenly_spaced
+from ..data.splits import sample_rows
 from ..evaluation.intervals import paired_difference
 from ..experts.backends.base import BACKENDS
 from ..experts.entry import TORCH
@@ -86,7 +86,7 @@ def propose_variants(
         arguments: settings of the search.
         measure: returns the expert with the minimised cost in its entry.
     """
-    sample = search.subset(evenly_spaced(len(search), TRIED_IMAGES))
+    sample = search.subset(sample_rows(len(search), TRIED_IMAGES))
     tried = images.select(sample.rows)
     options = {key: getattr(arguments, key) for key in ("batch_size", "num_workers", "cache_dir")}
     right = sample.correct()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..data.dataset import LabelledImages
-from ..data.splits import evenly_spaced
+from ..data.splits import sample_rows
 from ..experts.expert import Expert
 from ..experts.operations import count_operations
 from ..experts.transforms import UnfitImage
@@ -27,7 +27,7 @@ def measured_on(experts: Sequence[Expert], images: LabelledImages) -> list[Exper
     """
     if all(expert.preprocess.has_fixed_size for expert in experts):
         return list(experts)
-    decoded = (images[row] for row in evenly_spaced(len(images), MEASURED_IMAGES).tolist())
+    decoded = (images[row] for row in sample_rows(len(images), MEASURED_IMAGES).tolist())
     sample = [image for image in decoded if isinstance(image, torch.Tensor)]
     return [expert if expert.preprocess.has_fixed_size else _measured(expert, sample) for expert in experts]
 

@@ -27,7 +27,7 @@ class Tabular(Protocol):
     """What has rows: it is shown as a table by notebooks, and converts to pandas and CSV."""
 
     def rows(self) -> list[dict[str, Any]]:
-        """One mapping of plain values for each row, all with the same keys."""
+        """One mapping of plain values for each row; what is unknown of a row may be left out."""
         ...
 
     def to_pandas(self) -> DataFrame:
