@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from pertinence import PredictionTable, SearchArguments, search_predictions
 from pertinence.evaluation.report import Series
-from pertinence.experts.costs import count_gmacs
+from pertinence.experts.operations import count_operations
 
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "zoo"
@@ -76,7 +76,7 @@ def count_costs() -> dict[str, float]:
         costs = {name: (224, torchvision.models.get_model(name, weights=None)) for name in IN_TORCHVISION}
         costs |= {name: (size, timm.create_model(own)) for name, (size, own) in IN_TIMM.items()}
         COSTS.parent.mkdir(exist_ok=True)
-        counted = {name: count_gmacs(_Classifier(m).eval(), (size, size)) for name, (size, m) in costs.items()}
+        counted = {n: count_operations(_Classifier(m).eval(), (size, size)).gmacs for n, (size, m) in costs.items()}
         COSTS.write_text(json.dumps(counted, indent=1))
     return json.loads(COSTS.read_text())
 
@@ -98,8 +98,6 @@ def row(name: str, series: Series, area: float, hull: float, largest_cost: float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pools", nargs="+", default=list(POOLS))
-    parser.add_argument("--population", type=int, default=30)
-    parser.add_argument("--generations", type=int, default=20)
     options = parser.parse_args()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -114,9 +112,7 @@ def main() -> None:
             everything[["label", *costs]].to_parquet(files[0])
             files[1].write_text(json.dumps(costs))
             table = PredictionTable.load(*files)
-        args = SearchArguments(
-            population=options.population, generations=options.generations, report_fraction=0.5, device="cpu"
-        )
+        args = SearchArguments(report_fraction=0.5, device="cpu")
         evaluation = search_predictions(table, args).evaluation
         hull, largest = evaluation.hypervolumes["random-mix"], evaluation.experts[-1].cost
         for name, series in {"cascade": evaluation.series, **evaluation.baselines}.items():
