@@ -49,6 +49,7 @@ def test_digits_are_called_by_their_numbers(tmp_path: Path) -> None:
         ("cat\n\ndog\n", "label 1 is '', expected a name of one line"),
         ("cat\n", "holds 1 label names, expected at least two"),
         ('{"0": "cat", "2": "dog"}', "the label 1 is missing"),
+        ('{"cat": 0, "dog": 1, "wolf": 1}', "two labels have the same index"),
         ('{"0": "cat", ', "holds no label names"),
         ('{"a": "cat", "b": "dog"}', "holds no label names"),
         ("\x80\x04", "holds no label names"),

@@ -270,6 +270,8 @@ def test_another_architecture_than_the_recorded_one_is_pointed_out(tmp_path: Pat
     ("recorded", "sentence"),
     [
         ({"img_size": 10**9}, "records images of 1000000000 pixels a side"),
+        ({"input_size": [3, -4, 48]}, "records images of -4 pixels a side"),
+        ({"input_size": [3, 10**6, 48]}, "records images of 1000000 pixels a side"),
         ({"mean": "red"}, "the preprocessing that the file records makes no sense"),
         ({"crop_pct": 1e-9}, "the preprocessing that the file records makes no sense"),
         ({"in_chans": 1}, "takes images of 1 channels, expected 3"),
@@ -290,6 +292,12 @@ def test_weights_that_give_no_numbers_leave_nothing_behind(tmp_path: Path) -> No
     weights["fc.bias"] = weights["fc.bias"] * float("nan")
     torch.save(weights, tmp_path / "weights.pth")
     assert "NaN or infinite scores" in refusal(tmp_path / "weights.pth", architecture="test_resnet", image_size=48)
+
+
+def test_a_number_in_the_place_of_a_tensor_is_refused(tmp_path: Path) -> None:
+    torch.save({**network().state_dict(), "fc.bias": torch.tensor(1.0)}, tmp_path / "weights.pth")
+    words = refusal(tmp_path / "weights.pth", architecture="test_resnet", image_size=48)
+    assert "fc.bias of another shape, one number where the network has" in words
 
 
 def test_quantized_weights_are_refused(tmp_path: Path) -> None:

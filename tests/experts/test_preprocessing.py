@@ -34,6 +34,15 @@ class ChannelsLast(transformers.BaseImageProcessor):
         return transformers.BatchFeature({"pixel_values": torch.stack(pixels) / 127.5 - 1})
 
 
+class SquaresOnly(ViTImageProcessor):
+    """Fails on other images than squares."""
+
+    def _preprocess(self, images, **settings):
+        if any(image.shape[-1] != image.shape[-2] for image in images):
+            raise RuntimeError("square images only")
+        return super()._preprocess(images, **settings)
+
+
 PROCESSORS = {
     "one-number": lambda: ViTImageProcessor(size=SIZE, image_mean=0.4, image_std=0.3),
     "one-in-a-list": lambda: ViTImageProcessor(size=SIZE, image_mean=[0.4], image_std=[0.2, 0.3, 0.4]),
@@ -98,3 +107,12 @@ def test_a_processor_that_fails_is_named_with_its_expert(images):
     model = PertinenceForImageClassification.from_experts([wide, other], 1.0)
     with pytest.raises(PertinenceError, match=r"expert 'wide': its Wide fails on images of shape \(1, 3, 30, 16\)"):
         model(PertinenceImageProcessor()(images(1, 30)[0, :, :, :16])["images"])
+
+
+def test_a_processor_that_takes_squares_alone_has_a_fixed_size(images):
+    processor = SquaresOnly(size=SIZE)
+    preprocess = Preprocessor(resolve_transform(processor), processor)
+    assert preprocess.has_fixed_size
+    assert preprocess(images(2, 40)).shape == (2, 3, 32, 32)
+    with pytest.raises(PertinenceError, match="SquaresOnly fails on images of shape .* square images only"):
+        preprocess([images(1, 40)[0, :, 5:]])
