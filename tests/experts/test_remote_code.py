@@ -244,17 +244,25 @@ def test_only_the_code_that_is_needed_is_copied(coded, other, tmp_path):
     assert copied == {"configuration_patches.py", "modeling_patches.py", "processing_patches.py"}
 
 
-@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "with code of another repository"])
-def test_code_that_is_a_link_to_elsewhere_is_not_copied(coded, other, tmp_path, is_alone):
+def test_code_that_is_a_link_to_elsewhere_is_not_copied(coded, other, tmp_path):
+    """To a copy of the expert; nor, beside the code of another repository, to the copy that runs."""
     _, (_, repository) = coded
-    folder = with_code_in(save_coded_expert(tmp_path / "linked", None, None if is_alone else repository), "src")
     (tmp_path / "secret.py").write_text("SECRET = 1\n")
-    (folder / "src/helper.py").symlink_to(tmp_path / "secret.py")
-    with (folder / "src/modeling_patches.py").open("a") as modeling:
-        modeling.write("\nfrom .helper import SECRET\n")
-    with pytest.raises(PertinenceError, match="helper.py is a link that leads out of"):
-        from_experts([folder, other], 0.5, trust_remote_code=True).save_pretrained(tmp_path / "new", save_experts=True)
+    alone, mixed = (
+        with_code_in(save_coded_expert(tmp_path / name, None, place), "src")
+        for name, place in (("alone", None), ("mixed", repository))
+    )
+    for folder in (alone, mixed):
+        (folder / "src/helper.py").symlink_to(tmp_path / "secret.py")
+        with (folder / "src/modeling_patches.py").open("a") as modeling:
+            modeling.write("\nfrom .helper import SECRET\n")
+    words = "helper.py is a link that leads out of"
+    model = from_experts([alone, other], 0.5, trust_remote_code=True)
+    with pytest.raises(PertinenceError, match=words):
+        model.save_pretrained(tmp_path / "new", save_experts=True)
     assert not (tmp_path / "new").exists()
+    with pytest.raises(PertinenceError, match=words):
+        from_experts([mixed, other], 0.5, trust_remote_code=True)
 
 
 def test_checkpoints_that_share_only_a_part_of_their_code_are_kept_apart(other, tmp_path, images):

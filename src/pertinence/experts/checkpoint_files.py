@@ -124,8 +124,8 @@ def find_modules(home: Path, names: Iterable[str]) -> set[Path]:
         if MODULE.fullmatch(name) and path not in found and path.is_file():
             found.add(path)
             try:
-                # Their text is searched, and what looks like an import in a comment may be any path.
-                imported = [other for other in get_relative_imports(path) if "/" not in other]
+                # It searches the text, so what looks like an import in a comment may be any path.
+                imported = get_relative_imports(path)
             except (OSError, UnicodeDecodeError) as error:
                 raise PertinenceError(f"its {path.name} cannot be read ({explain(error)})") from error
             waiting += (f"{name[: name.rfind('/') + 1]}{other}" for other in imported)
