@@ -301,14 +301,15 @@ def test_a_link_leads_to_no_other_experts(changed, tmp_path):
 @pytest.mark.parametrize(
     "place",
     [
-        "experts/0/README.md", "experts/0/config.json", "experts/0/LICENSE", "preprocessor_config.json", "front.png",
-        "config.json", "search.yaml", "search_result.json",
+        "experts/0/README.md", "experts/0/config.json", "experts/0/LICENSE", "experts/0/src/net.py",
+        "preprocessor_config.json", "front.png", "config.json", "search.yaml", "search_result.json",
     ],
 )  # fmt: skip
 def test_a_link_takes_no_file_of_this_machine_along(changed, tmp_path, place):
     folder = changed()
     front = json.loads((folder / "config.json").read_text())["front"]
     (folder / "search_result.json").write_text(json.dumps({"front": front}))  # only of a search figures are pushed
+    (folder / place).parent.mkdir(exist_ok=True)
     known = (folder / place).read_text() if (folder / place).is_file() else "{}"
     (tmp_path / "secret").write_text(known)
     (folder / place).unlink(missing_ok=True)

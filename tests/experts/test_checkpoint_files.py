@@ -33,9 +33,15 @@ def leave(folder: Path) -> None:
 
 def former_hash(folder: Path) -> str:
     """The content hash of the first version."""
+    return hash_of(folder, *(path.name for kind in ("*.json", "*.safetensors", "*.py") for path in folder.glob(kind)))
+
+
+def hash_of(folder: Path, *names: str) -> str:
+    """The content hash of some files; it must never change, as saved models record it."""
     digest = hashlib.sha256()
-    for path in sorted(path for kind in ("*.json", "*.safetensors", "*.py") for path in folder.glob(kind)):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    for name in sorted(names):
+        content = (folder / name).read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -130,6 +136,7 @@ def test_all_that_decides_answers_counts(own: Path):
     assert names == sorted(names)
     assert set(names) == documents | shards | set(CODE)
     before = hash_folder(own)
+    assert before == hash_of(own, *names)
     for path in checkpoint_files(own):
         content = path.read_bytes()
         path.write_bytes(content + b" ")
@@ -139,11 +146,47 @@ def test_all_that_decides_answers_counts(own: Path):
     assert hash_folder(own) != before
 
 
-@pytest.mark.parametrize("auto_map", ["someone/code--modeling_own.Own", "../outside.Own", "lib/inside.Own", 7, None])
+@pytest.mark.parametrize(
+    ("file", "named", "needed"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "src/main.Own"}}, {"src/main.py", "src/part.py"}),
+        ("config.json", {"auto_map": {"AutoModel": "src/deep-er/x.Own"}}, {"src/deep-er/x.py", "src/deep-er/y.py"}),
+        ("config.json", {"auto_map": {"AutoModel": "my-net.Own"}}, {"my-net.py"}),
+        ("processor_config.json", {"image_processor": {"auto_map": {"AutoImageProcessor": "src/part.Own"}}},
+         {"src/part.py"}),
+        ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": {"torchvision": "src/part.Own",
+                                                                          "pil": "my-net.Own"}}},
+         {"src/part.py", "my-net.py"}),
+    ],
+    ids=["subfolder", "deeper", "hyphen", "nested", "backends"],
+)  # fmt: skip
+def test_code_counts_wherever_its_settings_name_it(own: Path, file: str, named: dict, needed: set[str]):
+    modules = {
+        "src/main.py": '"""\nfrom ./src/other import x\nfrom ..up import y\n"""\nfrom .part import z\n',
+        "src/part.py": "import torch\n", "src/other.py": "", "src/deep-er/x.py": "from .y import z\n",
+        "src/deep-er/y.py": "", "my-net.py": "", "part.py": "", "other.py": "", "up.py": "",
+    }  # fmt: skip
+    for name, code in modules.items():
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_text(code)
+    for name in ("config.json", "preprocessor_config.json"):
+        change_json(own / name, auto_map=None)
+    (own / file).write_text(json.dumps({**(json.loads((own / file).read_text()) if (own / file).exists() else {}),
+                                        **named}))  # fmt: skip
+    names = [path.relative_to(own).as_posix() for path in checkpoint_files(own)]
+    assert {name for name in names if name.endswith(".py")} == needed
+    before = hash_folder(own)
+    assert before == hash_of(own, *names)
+    for name in needed:
+        content = (own / name).read_bytes()
+        (own / name).write_bytes(content + b" ")
+        assert hash_folder(own) != before
+        (own / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("auto_map", ["someone/code--modeling_own.Own", "../outside.Own", "./layers.Own", 7, None])
 def test_code_that_is_not_its_own_does_not_count(own: Path, auto_map):
-    for path in (own.parent / "outside.py", own / "lib" / "inside.py"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("")
+    (own.parent / "outside.py").write_text("")
     for name in ("config.json", "preprocessor_config.json"):
         change_json(own / name, auto_map={"AutoModelForImageClassification": auto_map})
     assert not [path for path in checkpoint_files(own) if path.suffix == ".py"]

@@ -125,6 +125,17 @@ def write_compiled_lightning(model: nn.Module, path: Path) -> None:
     torch.save({"state_dict": weights, "pytorch-lightning_version": "2.5", "loops": {"fit_loop": {}}}, path)
 
 
+def write_sharded(model: nn.Module, path: Path) -> None:
+    """As FSDP and activation checkpointing name the weights of the layers that they wrap."""
+    inner = "._fsdp_wrapped_module._checkpoint_wrapped_module."
+    names = {name: name.replace(".", inner, 1) for name in model.state_dict()}
+    torch.save({f"_fsdp_wrapped_module.{names[name]}": tensor for name, tensor in model.state_dict().items()}, path)
+
+
+def write_parallel_layers(model: nn.Module, path: Path) -> None:
+    torch.save({name.replace(".", ".module.", 1): tensor for name, tensor in model.state_dict().items()}, path)
+
+
 def write_trainer(model: nn.Module, path: Path) -> None:
     save_file({f"timm_model.{name}": tensor for name, tensor in model.state_dict().items()}, path)
 
@@ -134,6 +145,8 @@ def write_trainer(model: nn.Module, path: Path) -> None:
     [
         ("parallel.pth", write_parallel),
         ("epoch=3.ckpt", write_compiled_lightning),
+        ("sharded.pth", write_sharded),
+        ("parallel_layers.pth", write_parallel_layers),
         ("model.safetensors", write_trainer),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 
 import pytest
@@ -161,6 +162,137 @@ def test_code_in_a_subfolder_is_copied(other, hub, tmp_path, images, place):
     lazy = load(tmp_path / "model", trust_remote_code=True, lazy=True)
     lazy.save_pretrained(tmp_path / "whole", save_experts=True)
     shutil.rmtree(folder)
+    again = load(tmp_path / "whole", trust_remote_code=True)
+    assert torch.equal(again(images(8, 32)).logits, model(images(8, 32)).logits)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_an_expert_on_the_hub_with_its_code_in_a_subfolder(other, hub, tmp_path, images, lazy):
+    folder = with_code_in(save_coded_expert(tmp_path / "tuned"), "src")
+    expected = from_experts([folder, other], 0.5, trust_remote_code=True)(images(8, 32)).logits
+    repository = f"inner{lazy}/tuned".lower()
+    hub.add_model(repository, folder)
+    options = {"trust_remote_code": True, "cache_dir": str(tmp_path / "cache")}
+    model = from_experts([repository, other], 0.5, **options)
+    assert torch.equal(model(images(8, 32)).logits, expected)
+    model.save_pretrained(tmp_path / "model")
+    hub.add_model(repository, with_code_in(save_coded_expert(tmp_path / "newer"), "src", scale=100))
+    again = load(tmp_path / "model", lazy=lazy, **{**options, "cache_dir": str(tmp_path / "empty")})
+    again.save_pretrained(tmp_path / "whole", save_experts=True)
+    push_folder(tmp_path / "whole", f"{repository}-whole", token=hub.token)
+    assert "experts/0/src/modeling_patches.py" in hub.files(f"{repository}-whole")
+    for place in (tmp_path / "whole", f"{repository}-whole"):
+        assert torch.equal(load(place, **options)(images(8, 32)).logits, expected)
+
+
+def with_code_in(folder, *places, **code):
+    """An expert whose modelling code lies in a subfolder."""
+    target = folder.joinpath(*places)
+    target.mkdir(parents=True)
+    write_code(target, "configuration_patches", "modeling_patches", **code)
+    for name in ("configuration_patches.py", "modeling_patches.py"):
+        (folder / name).unlink()
+    prefix = "".join(f"{place}/" for place in places)
+    change_auto_map(folder, lambda text: prefix + text)
+    return folder
+
+
+def change_auto_map(folder, change):
+    values = json.loads((folder / "config.json").read_text())
+    values["auto_map"] = {auto: change(text) for auto, text in values["auto_map"].items()}
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def test_modules_with_a_hyphen_are_pinned_and_copied(other, hub, tmp_path, images):
+    code = write_code(tmp_path / "code", "configuration_patches", "modeling_patches")
+    (code / "modeling_patches.py").rename(code / "my-net.py")
+    commit = hub.add_model("hyphens/code", code)
+    folder = save_coded_expert(tmp_path / "tuned", "hyphens/code")
+    change_auto_map(folder, lambda text: text.replace("modeling_patches.", "my-net."))
+    model = from_experts([folder, other], 0.5, trust_remote_code=True)
+    model.save_pretrained(tmp_path / "whole", save_experts=True)
+    assert entry_of(tmp_path / "whole")["code"] == {"hyphens/code": commit}
+    assert (tmp_path / "whole/experts/0/my-net.py").read_bytes() == (code / "my-net.py").read_bytes()
+    assert torch.equal(
+        load(tmp_path / "whole", trust_remote_code=True)(images(8, 32)).logits, model(images(8, 32)).logits
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["modeling_patches", "a.b.Net", "../code.Net", "/tmp/code.Net", "my net.Net", "--modeling_patches.Net", 7]
+)
+def test_what_names_no_class_is_refused(other, tmp_path, text):
+    folder = save_coded_expert(tmp_path / "tuned")
+    change_auto_map(folder, lambda former: text if "modeling" in former else former)
+    with pytest.raises(PertinenceError, match=f"'tuned': its auto_map names {re.escape(repr(text))} for AutoModelFor"):
+        from_experts([folder, other], 0.5, trust_remote_code=True)
+
+
+def test_only_the_code_that_is_needed_is_copied(coded, other, tmp_path):
+    """Neither what lies beside it, nor what a text that looks like an import names."""
+    _, (repository, _) = coded
+    secret = tmp_path / "secret.py"
+    secret.write_text("SECRET = 1\n")
+    folder = save_coded_expert(tmp_path / "mixed", repository)
+    (folder / "notes.py").symlink_to(secret)
+    (folder / "train.py").write_text("")
+    code = folder / "processing_patches.py"
+    code.write_text(f'"""\nfrom .{secret.with_suffix("")} import x\n"""\n' + code.read_text())
+    model = from_experts([folder, other], 0.5, trust_remote_code=True)
+    model.save_pretrained(tmp_path / "whole", save_experts=True)
+    copied = {path.name for path in (tmp_path / "whole/experts").rglob("*.py")}
+    assert copied == {"configuration_patches.py", "modeling_patches.py", "processing_patches.py"}
+
+
+def test_code_that_is_a_link_to_elsewhere_is_not_copied(coded, other, tmp_path):
+    """To a copy of the expert; nor, beside the code of another repository, to the copy that runs."""
+    _, (_, repository) = coded
+    (tmp_path / "secret.py").write_text("SECRET = 1\n")
+    alone, mixed = (
+        with_code_in(save_coded_expert(tmp_path / name, None, place), "src")
+        for name, place in (("alone", None), ("mixed", repository))
+    )
+    for folder in (alone, mixed):
+        (folder / "src/helper.py").symlink_to(tmp_path / "secret.py")
+        with (folder / "src/modeling_patches.py").open("a") as modeling:
+            modeling.write("\nfrom .helper import SECRET\n")
+    words = "helper.py is a link that leads out of"
+    model = from_experts([alone, other], 0.5, trust_remote_code=True)
+    with pytest.raises(PertinenceError, match=words):
+        model.save_pretrained(tmp_path / "new", save_experts=True)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(PertinenceError, match=words):
+        from_experts([mixed, other], 0.5, trust_remote_code=True)
+
+
+def test_checkpoints_that_share_only_a_part_of_their_code_are_kept_apart(other, tmp_path, images):
+    """Folders of one name, of which one config is the code of both."""
+    for place in ("first", "second"):
+        (tmp_path / place).mkdir()
+    folders = [save_coded_expert(tmp_path / place / "tuned") for place in ("first", "second")]
+    write_code(folders[1], scale=3)
+    first, second = (
+        from_experts([folder, other], 0.5, trust_remote_code=True).experts[0](images(4, 32))[0] for folder in folders
+    )
+    assert torch.equal(3 * first, second)
+
+
+def test_modules_of_one_name_in_different_folders_are_kept_apart(coded, other, hub, tmp_path, images):
+    """Modules keep the paths that they have in their repositories."""
+    _, (repository, _) = coded
+    (tmp_path / "apart").mkdir()
+    hub.add_model(f"{repository}-3", write_code(tmp_path / "apart" / "src", scale=3).parent)
+    folder = save_coded_expert(tmp_path / "mixed", f"{repository}-3", repository.replace("/code", "/images"))
+    change_auto_map(folder, lambda text: text.replace("--", "--src/"))
+    write_code(folder, scale=7)
+    values = json.loads((folder / "config.json").read_text())
+    values["auto_map"]["AutoModel"] = "modeling_patches.PatchClassifier"
+    (folder / "config.json").write_text(json.dumps(values))
+    model = from_experts([folder, other], 0.5, trust_remote_code=True)
+    model.save_pretrained(tmp_path / "whole", save_experts=True)
+    copy = tmp_path / "whole/experts/0"
+    assert "SCALE = 3" in (copy / "src/modeling_patches.py").read_text()
+    assert "SCALE = 7" in (copy / "modeling_patches.py").read_text()
     again = load(tmp_path / "whole", trust_remote_code=True)
     assert torch.equal(again(images(8, 32)).logits, model(images(8, 32)).logits)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from coded_expert import save_coded_expert, write_code
 from huggingface_hub import HfApi, ModelCard
 
 from pertinence import (
@@ -375,6 +376,29 @@ def test_code_goes_along_and_runs_only_where_it_is_trusted(zoo, hub, tmp_path, i
         load(hub, "tester/coded", tmp_path)
     trusted = load(hub, "tester/coded", tmp_path, trust_remote_code=True)
     assert torch.equal(trusted(images(4, 32)).logits, model(images(4, 32)).logits)
+
+
+@pytest.mark.parametrize("place", ["copies", "hub"])
+def test_a_program_beside_the_weights_is_no_code_of_the_expert(digit_experts, hub, tmp_path, place):
+    """Only modules that its settings name run."""
+    folders = [changed_copy(expert, tmp_path / expert.name) for expert in digit_experts[:2]]
+    (folders[0] / "train.py").write_text("import sys\n")
+    nested = tmp_path / "nested"
+    save_coded_expert(nested)
+    write_code(nested / "src", "configuration_patches", "modeling_patches")
+    values = json.loads((nested / "config.json").read_text())
+    values["auto_map"] = {auto: f"src/{text}" for auto, text in values["auto_map"].items()}
+    (nested / "config.json").write_text(json.dumps(values))
+    experts = [str(folder) for folder in (*folders, nested)]
+    if place == "hub":
+        for expert in experts:
+            hub.add_model(f"programs/{Path(expert).name}", expert)
+        experts = [f"programs/{Path(expert).name}" for expert in experts]
+    model = PertinenceForImageClassification.from_experts(experts, thresholds=0.7, trust_remote_code=True)
+    model.push_to_hub(f"programs/{place}", save_experts=place == "copies", token=hub.token)
+    files = hub.files(f"programs/{place}")
+    assert not [path for path in files if path.endswith("train.py")]
+    assert "nested brings modelling code" in files["README.md"].decode()
 
 
 # What goes wrong on the way

@@ -97,6 +97,15 @@ def test_the_old_file_stays_and_nothing_else_when_writing_fails(tmp_path, error)
     assert names(tmp_path) == ["file"]
 
 
+def test_no_folder_is_made_for_what_is_not_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    for path in (tmp_path / "new/deeper/file", tmp_path / "there/new/file"):
+        with pytest.raises(RuntimeError):
+            fail_in_the_middle(path, "file", RuntimeError)
+    assert names(tmp_path) == ["there"]
+    assert not names(tmp_path / "there")
+
+
 def test_a_folder_takes_the_place_of_a_folder(tmp_path):
     path = tmp_path / "folder"
     path.mkdir()

@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
@@ -23,14 +22,25 @@ from .entry import CONFIG
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.py")
 """Patterns of the files that an expert may be loaded from; see `checkpoint_files` for those that it is loaded from."""
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+SETTINGS = (CONFIG, *PROCESSORS)
+"""The files that may name code."""
 LEGAL_FILES = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")
 """Patterns of the files that are copied with an expert, as most licences require."""
 
-BY_NAME = attrgetter("name")
-"""The order of files whatever the operating system: paths of Windows, as they are, ignore case."""
+MODULE = re.compile(r"[\w-]+(/[\w-]+)*")
+"""The path of a module without ".py": no other leads to a file beside or below the one that names it."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+class NamedClass(NamedTuple):
+    """A class that an `auto_map` names: the repository of its module (None: that of the file itself), the path of the
+    module without ".py", and its name."""
+
+    repository: str | None
+    module: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -70,48 +80,81 @@ class Tensors:
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """The files in a folder that an expert is loaded from, sorted by name: its config, that of its image processor,
-    its weights and its own code.
+    its weights and its own code, which may lie in subfolders.
 
     They are what the expert is: what else lies beside them, such as results and logs of a trainer, is no part of it.
 
     Raises:
         PertinenceError: one that names others of them is damaged.
     """
-    settings = [folder / name for name in (CONFIG, *PROCESSORS) if (folder / name).is_file()]
+    settings = {folder / name for name in SETTINGS}
     single, index = _weight_names(find_variant(folder))
     listing = set() if (folder / single).is_file() else {folder / index}
-    found = {*settings, *listing, *expert_weights(folder), *_find_code(folder, settings)}
-    return sorted((path for path in found if path.is_file()), key=BY_NAME)
+    found = {*settings, *listing, *expert_weights(folder), *own_modules(folder)}
+    return _by_name((path for path in found if path.is_file()), folder)
 
 
-def _find_code(folder: Path, settings: Iterable[Path]) -> set[Path]:
-    """The modules in a folder that the `auto_map` of its settings names, and those that these import."""
-    waiting = [name for path in settings for name in _named_modules(read_json(path))]
-    found: set[Path] = set()
+def _by_name(files: Iterable[Path], folder: Path) -> list[Path]:
+    """Files in the order of their names in a folder, which is the same on every operating system: paths of Windows, as
+    they are, ignore case."""
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def own_modules(folder: Path) -> set[Path]:
+    """The modules in the folder of a checkpoint that its settings name, and those that these import."""
+    named = (parse_class(text) for _, text in named_classes(folder))
+    return find_modules(folder, (one.module for one in named if one and one.repository is None))
+
+
+def find_modules(home: Path, names: Iterable[str]) -> set[Path]:
+    """Modules in a folder, and all that they import from beside them, as transformers finds them; those that do not
+    exist, or would lie elsewhere, are left out.
+
+    Args:
+        home: the folder.
+        names: paths of modules in it, without ".py".
+
+    Raises:
+        PertinenceError: a module cannot be read.
+    """
+    waiting, found = list(names), set()
     while waiting:
         name = waiting.pop()
-        path = folder / f"{name}.py"
-        if re.fullmatch(r"[\w-]+", name) and path not in found and path.is_file():
+        path = home / f"{name}.py"
+        if MODULE.fullmatch(name) and path not in found and path.is_file():
             found.add(path)
             try:
-                waiting += get_relative_imports(path)
+                # It searches the text, so what looks like an import in a comment may be any path.
+                imported = get_relative_imports(path)
             except (OSError, UnicodeDecodeError) as error:
                 raise PertinenceError(f"its {path.name} cannot be read ({explain(error)})") from error
+            waiting += (f"{name[: name.rfind('/') + 1]}{other}" for other in imported)
     return found
 
 
-def _named_modules(settings: dict[str, Any]) -> Iterator[str]:
-    """The modules beside a file that its `auto_map` names; `a/b--module.Class` is one of another repository."""
-    auto_map = settings.get("auto_map")
-    for classes in auto_map.values() if isinstance(auto_map, dict) else ():
-        for name in classes if isinstance(classes, list) else [classes]:
-            if isinstance(name, str):
-                yield name.split(".")[0]
+def named_classes(folder: Path) -> Iterator[tuple[str, Any]]:
+    """What the `auto_map` of a checkpoint's settings names: pairs of an Auto class and a text, see `parse_class`."""
+    for values in (read_json(folder / name) for name in SETTINGS if (folder / name).is_file()):
+        for part in (values, values.get("image_processor")):
+            auto_map = part.get("auto_map") if isinstance(part, dict) else None
+            for auto, value in auto_map.items() if isinstance(auto_map, dict) else ():
+                # An image processor may have one class for each backend.
+                listed = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+                yield from ((auto, text) for text in listed if text is not None)
+
+
+def parse_class(text: Any) -> NamedClass | None:
+    """Split `user/code--folder/module.Class` or `folder/module.Class` as transformers does; None if it is neither."""
+    repository, mark, own = text.rpartition("--") if isinstance(text, str) else ("", "", "")
+    module, _, name = own.rpartition(".")
+    if bool(mark) != bool(repository) or not MODULE.fullmatch(module) or not name.isidentifier():
+        return None
+    return NamedClass(repository or None, module, name)
 
 
 def hash_folder(folder: Path) -> str:
     """Content hash of a checkpoint: SHA-256 over the names and bytes of the files that it is loaded from."""
-    return _hash(checkpoint_files(folder))
+    return _hash(checkpoint_files(folder), folder)
 
 
 def is_content(revision: str, content: str, folder: Path) -> bool:
@@ -125,20 +168,21 @@ def is_content(revision: str, content: str, folder: Path) -> bool:
     if revision == content:
         return True
     former = (path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern) if path.is_file())
-    return revision == _hash(sorted(former, key=BY_NAME)) and content == hash_folder(folder)
+    return revision == _hash(_by_name(former, folder), folder) and content == hash_folder(folder)
 
 
-def _hash(files: Iterable[Path]) -> str:
+def _hash(files: Iterable[Path], folder: Path) -> str:
     found = [(path, path.stat()) for path in files]
-    return _hash_files(tuple((path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for path, s in found))
+    return _hash_files(tuple((path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for path, s in found), folder)
 
 
 @lru_cache(maxsize=1024)
-def _hash_files(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
+def _hash_files(files: tuple[tuple[Path, int, int, int, int], ...], folder: Path) -> str:
     """Hash files; the cache helps lazy experts, which are loaded repeatedly, as long as the files do not change."""
     digest = hashlib.sha256()
     for path, size, *_ in files:
-        digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape"))
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return f"sha256:{digest.hexdigest()}"

@@ -19,18 +19,18 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..data.labels import Labels, read_names
-from ..utils.downloads import fetch, pin
+from ..utils.downloads import pin
 from ..utils.errors import PertinenceError, causes_of, explain, printable
 from ..utils.hub_errors import explain_hub
 from .audit import check_checkpoint
 from .building import building_from
-from .checkpoint_files import CHECKPOINT_FILES, LEGAL_FILES, expert_weights, find_variant, hash_folder
+from .checkpoint_files import expert_weights, find_variant, hash_folder
 from .entry import CONFIG
 from .given import check_processor, check_weights
 from .mending import explain_no_config, explain_no_weights
 from .prefixes import load_unwrapped
 from .reference import ExpertReference, LoadOptions
-from .remote_code import code_references, described_in, fetch_code
+from .remote_code import code_references, described_in, fetch_checkpoint, fetch_code
 from .transforms import Transform
 
 
@@ -154,7 +154,7 @@ def _find_files(repo_id: str, revision: str | None, options: LoadOptions) -> tup
             raise PertinenceError(explain_no_config(repo_id, None, options))
         return folder, hash_folder(folder)
     commit = pin(repo_id, revision, CONFIG, **options.hub)
-    return fetch(repo_id, commit, CHECKPOINT_FILES + LEGAL_FILES, **options.hub), commit
+    return fetch_checkpoint(repo_id, commit, options), commit
 
 
 def _load_folder(
@@ -195,12 +195,13 @@ def _load_folder(
 
 
 def _model_class(auto: Any, config: Any, described: Path, code: Mapping[str, Path]) -> Callable[..., Any]:
-    """The function that loads a model: that of an Auto class, which looks for code beside the weights, or of the class
-    in code from another repository."""
+    """The function that loads a model: that of an Auto class, or of the class in the code of the checkpoint."""
     reference = (getattr(config, "auto_map", None) or {}).get(auto.__name__)
-    # A class that this process registered has precedence, as in transformers.
-    is_registered = not type(config).__module__.startswith(("transformers.", "transformers_modules."))
-    if not code or reference is None or is_registered:
+    package = type(config).__module__.partition(".")[0]
+    # The Auto class would take the first class that was loaded with the same code of a config. A class that this
+    # process registered has precedence, as in transformers.
+    runs_code = package == "transformers_modules" or (code and package == "transformers")
+    if reference is None or not runs_code:
         return auto.from_pretrained
     own: Any = get_class_from_dynamic_module(reference, str(described))
     return own.from_pretrained

@@ -14,8 +14,10 @@ from ..utils.errors import PertinenceError, printable
 
 logger = logging.get_logger(__name__)
 
-INNER = r"(?<=\.)(?:(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
-"""What wrappers of torch add within a name, where they wrap a layer: compiled, parallel, sharded, checkpointed."""
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What wrappers of torch add to names: parallel, compiled, sharded, checkpointed."""
+INNER = rf"(?<=\.)(?:(?:{'|'.join(WRAPPERS)})\.)+"
+"""What they add within a name, where they wrap a layer."""
 TWICE = rf"{INNER}(?=.)"
 """The same pattern in another spelling: transformers replaces only the first match of each."""
 

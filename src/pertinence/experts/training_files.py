@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..utils.errors import PertinenceError, explain, printable
+from .prefixes import WRAPPERS
 
 
 Weights = dict[str, torch.Tensor]
@@ -186,7 +187,7 @@ def _mappings(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[s
 
 def _split_by_name(weights: Mapping[str, torch.Tensor]) -> tuple[Weights, Weights]:
     """The weights of a module, and those of the moving average that it contains (`ema_model.conv1.weight`)."""
-    first = {name: re.match(r"(?:(?:module|_orig_mod)\.)*(\w+)\.", name) for name in weights}
+    first = {name: re.match(rf"(?:(?:{'|'.join(WRAPPERS)})\.)*(\w+)\.", name) for name in weights}
     averaged = {name for name, match in first.items() if match and OF_AVERAGE.search(match[1])}
     own = {name: tensor for name, tensor in weights.items() if name not in averaged}
     if not any(tensor.ndim for tensor in own.values()):

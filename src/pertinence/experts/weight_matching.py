@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import torch
 
 from ..utils.errors import PertinenceError, printable
+from .prefixes import INNER, WRAPPERS
 from .training_files import Weights
 
 
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "timm_model.")
-"""What DataParallel, torch.compile, Lightning modules and transformers put before the names of a network's weights."""
+PREFIXES = tuple(f"{part}." for part in (*WRAPPERS, "model", "net", "network", "backbone", "timm_model"))
+"""What wrappers of torch, Lightning modules and transformers put before the names of a network's weights."""
 MOST_PREFIXES = 4
 UNUSED = ("num_batches_tracked", "n_averaged", "total_ops", "total_params", "relative_position_index", "attn_mask")
 """Last parts of names of counters and constants that a network computes itself."""
@@ -44,7 +46,10 @@ def without_prefix(weights: Weights, wanted: Collection[str]) -> tuple[Weights, 
 
 
 def _stripped(weights: Weights, prefix: str, depth: int = 0) -> Iterator[tuple[str, Weights]]:
-    yield prefix, {name.replace("._orig_mod.", "."): tensor for name, tensor in weights.items()}
+    unwrapped = {re.sub(INNER, "", name): tensor for name, tensor in weights.items()}
+    if len(unwrapped) == len(weights):  # else the network has layers of these names
+        yield prefix, unwrapped
+    yield prefix, weights
     for part in PREFIXES if depth < MOST_PREFIXES else ():
         inner = {name[len(part) :]: tensor for name, tensor in weights.items() if name.startswith(part)}
         if inner:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..data.seen import SEEN
 from ..experts.checkpoint_files import check_contained, hash_folder, read_json
 from ..experts.entry import CONFIG
 from ..experts.reference import LoadOptions
-from ..experts.remote_code import commits_of, fetch_code, is_scattered
+from ..experts.remote_code import commits_of, copy_into, fetch_code, needs_code
 from ..utils.errors import MALFORMED, PertinenceError, explain
 from ..utils.parsing import parse_json, parse_yaml, read_mapping
 from ..utils.tensors import hash_tensors
@@ -193,7 +192,7 @@ def _collect_experts(
     copies, folders = find_copies(copied, str(folder), options)
     for home, source in folders.items():
         code = fetch_code(source, copies[home].code or {}, options)
-        if is_scattered(source, code):
+        if code:
             whole = work / f"{home}-with-code"
             whole.mkdir()
             copy_files(source, whole, code)
@@ -201,24 +200,22 @@ def _collect_experts(
         files = files_to_copy(source)
         source = _without_own_path(source, files, work / home)
         revision = hash_folder(source)
-        bundle.files |= {f"experts/{home}/{path.name}": source / path.name for path in files}
+        bundle.files |= {f"experts/{home}/{name}": source / name for name in files}
         for name, copy in copies.items():
             if copy.repo_id == f"./experts/{home}":
                 copies[name] = copy.replace(revision=revision, code=commits_of(code) or copy.code)
-                if any(path.suffix == ".py" for path in files):
+                if needs_code(source):
                     bundle.needs_code.append(copy.name)
     config.set_entries(list((entries | copies).values()))
 
 
-def _without_own_path(source: Path, files: Sequence[Path], work: Path) -> Path:
+def _without_own_path(source: Path, files: Mapping[str, Path], work: Path) -> Path:
     """An expert's folder; or, if its config.json says where it was loaded from, a copy of its files without that."""
     config = source / CONFIG
     values = read_json(config)
     if not is_path(values.get("_name_or_path")):
         return source
-    work.mkdir()
-    for path in files:
-        shutil.copyfile(path, work / path.name)
+    copy_into(work, files)
     (work / config.name).write_bytes(_as_bytes({key: v for key, v in values.items() if key != "_name_or_path"}, 2))
     return work
 

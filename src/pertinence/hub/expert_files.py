@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 
 from ..experts.base import ExpertLike
 from ..experts.checkpoint_files import (
-    CHECKPOINT_FILES,
     LEGAL_FILES,
     Tensors,
     check_contained,
@@ -26,7 +24,7 @@ from ..experts.expert import Expert
 from ..experts.loading import Backbone, open_checkpoint
 from ..experts.preprocessing import is_timm_processor
 from ..experts.reference import ExpertReference, LoadOptions
-from ..experts.remote_code import is_scattered, write_with_code
+from ..experts.remote_code import copy_into, fetch_checkpoint, write_with_code
 from ..utils.downloads import fetch
 from ..utils.errors import PertinenceError, first_line
 from ..utils.hub_errors import explain_hub
@@ -71,7 +69,7 @@ def locate(entry: ExpertEntry, source: str, revision: str | None, options: LoadO
         with naming(name, source, revision):
             if not root.is_dir():
                 root = fetch(source, revision, [f"{home.as_posix()}/*"], **options.hub)
-            check_contained([root / home, *(root / home).glob("*")], root)
+            check_contained([root / home, *(root / home).rglob("*")], root)
         return str((root / home).resolve())
     # A path of another operating system is relative here.
     if entry.is_local and not (Path(repo_id).is_absolute() and Path(repo_id).is_dir()):
@@ -90,7 +88,7 @@ def find_folder(
     folder = Path(where)
     with naming(entry.name, where, entry.revision):
         if is_on_hub(where):
-            folder = fetch(where, entry.revision, CHECKPOINT_FILES + LEGAL_FILES, **options.hub)
+            folder = fetch_checkpoint(where, entry.revision, options)
         weights = expert_weights(folder)
         # Offline, the client does not notice that only a part of a repository is cached.
         if not weights or not all(path.is_file() for path in (folder / CONFIG, *weights)):
@@ -164,10 +162,8 @@ def copy_files(source: Path, folder: Path, code: Mapping[str, Path]) -> None:
         folder: folder to write to.
         code: folders of its code in other repositories, see `fetch_code`.
     """
-    files = files_to_copy(source)
-    for path in files:
-        shutil.copyfile(path, folder / path.name)
-    if is_scattered(source, code):
+    copy_into(folder, files_to_copy(source))
+    if code:
         write_with_code(source, code, folder)
 
 
@@ -196,8 +192,9 @@ def _check_saved(expert: Expert, folder: Path) -> None:
         )
 
 
-def files_to_copy(folder: Path) -> list[Path]:
-    """The files of a copy of an expert: those that it is loaded from, its card and its licence.
+def files_to_copy(folder: Path) -> dict[str, Path]:
+    """The files of a copy of an expert, by their paths in its folder: those that it is loaded from, its card and its
+    licence.
 
     Raises:
         PertinenceError: one of them is a link that leads out of the folder, or the weights are damaged.
@@ -207,7 +204,7 @@ def files_to_copy(folder: Path) -> list[Path]:
     # Valid weights may be links to other folders, as is usual on clusters; other files may not.
     Tensors.of(*weights)
     check_contained((path for path in files if path not in weights), folder)
-    return files
+    return {path.relative_to(folder).as_posix(): path for path in files}
 
 
 def find_copies(

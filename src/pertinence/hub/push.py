@@ -11,13 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.errors import LocalTokenNotFoundError
 from transformers.utils import logging
 
+from ..experts.checkpoint_files import SETTINGS
 from ..experts.entry import CONFIG, is_embedded
 from ..experts.reference import ExpertReference, LoadOptions
-from ..utils.downloads import fetch_file, with_retries
+from ..experts.remote_code import needs_code
+from ..utils.downloads import fetch, fetch_file, with_retries
 from ..utils.errors import PertinenceError, causes_of, first_line
 from ..utils.hub_errors import explain_hub, may_pass, status_of, url_of
 from ..utils.parsing import parse_json, read_mapping
@@ -150,6 +152,9 @@ def look_up_experts(bundle: Bundle, api: HfApi) -> None:
         revision = entry.origin_revision or entry.revision
         with naming(entry.name, repo_id, revision):
             found = with_retries(partial(api.model_info, repo_id, revision=revision))
+            # Copies were looked at when they were collected.
+            if not entry.is_embedded and (entry.code or _names_code(found, api.token)):
+                bundle.needs_code.append(entry.name)
         if found.gated and entry.is_embedded:
             raise PertinenceError(
                 f"expert {entry.name!r} is gated: the owner of {repo_id} decides who gets it, so no copy of it is "
@@ -157,9 +162,13 @@ def look_up_experts(bundle: Bundle, api: HfApi) -> None:
             )
         if found.gated or found.private:
             bundle.guarded[entry.name] = "gated" if found.gated else "private"
-        brings = any(file.rfilename.endswith(".py") and "/" not in file.rfilename for file in found.siblings or ())
-        if entry.name not in bundle.needs_code and (brings or entry.code):
-            bundle.needs_code.append(entry.name)
+
+
+def _names_code(found: ModelInfo, token: str | bool | None) -> bool:
+    """Whether the settings of an expert on the Hub name code; they are read only where there is any."""
+    if not any(file.rfilename.endswith(".py") for file in found.siblings or ()):
+        return False
+    return needs_code(fetch(found.id, found.sha, SETTINGS, token=token))
 
 
 def _holds_another(

@@ -35,7 +35,8 @@ UNWRITABLE = {
 
 @contextmanager
 def beside(path: Path, advice: str = "free some space, or choose another folder") -> Iterator[Path]:
-    """A temporary path on the same disk as `path`, for an unfinished file or folder; it is removed at the end.
+    """A temporary path on the same disk as `path`, for an unfinished file or folder; it is removed at the end, and if
+    an error occurs the folders that were made for it, too.
 
     What killed processes left behind for the same path is removed first, see `remove_leftovers`.
 
@@ -46,12 +47,21 @@ def beside(path: Path, advice: str = "free some space, or choose another folder"
     Raises:
         PertinenceError: the disk is full, the folder read-only, or the like.
     """
-    with writing(path, advice):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        prefix = f".{path.name}.{platform.node()}-{os.getpid()}."
-        with TemporaryDirectory(dir=path.parent, prefix=prefix, suffix=SUFFIX, ignore_cleanup_errors=True) as folder:
-            yield Path(folder) / path.name
+    missing = [parent for parent in path.parents if not os.path.exists(parent)]
+    try:
+        with writing(path, advice):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path)
+            prefix = f".{path.name}.{platform.node()}-{os.getpid()}."
+            with TemporaryDirectory(
+                dir=path.parent, prefix=prefix, suffix=SUFFIX, ignore_cleanup_errors=True
+            ) as folder:
+                yield Path(folder) / path.name
+    except BaseException:
+        for made in missing:
+            with suppress(OSError):  # another process has put something there, or it could not be made
+                made.rmdir()
+        raise
 
 
 def remove_leftovers(path: Path) -> None:
