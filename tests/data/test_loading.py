@@ -141,3 +141,8 @@ def test_images_without_labels_are_told_how_to_search(tmp_path):
         Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"{index}.png")
     with pytest.raises(PertinenceError, match="no label column .* or search without labels, --labels agree"):
         load_images(DataArguments(str(tmp_path), "train"))
+
+
+def test_the_only_split_needs_no_name(tmp_path):
+    make_dataset().to_parquet(tmp_path / "test.parquet")
+    assert len(load_images(DataArguments(str(tmp_path)))) == 6

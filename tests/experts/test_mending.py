@@ -150,7 +150,7 @@ def test_a_pickle_on_the_hub(hub, folder, other):
     (folder / WEIGHTS).unlink()
     hub.add_model("mending/pickle", folder)
     message = refusal("mending/pickle", other)
-    assert "`hf download mending/pickle --local-dir FOLDER`, then convert it if you trust it" in message
+    assert "`hf download mending/pickle --local-dir FOLDER`, then it has pytorch_model.bin: convert" in message
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments, output
             {"output_dir": args.output_dir, **result.evaluation.to_dict()},
             repr(result.evaluation) if output.verbose else str(result.evaluation),
             f"Saved to {args.output_dir}",
-            next_line("pertinence", "info" if result.model is None else "benchmark", args.output_dir),
+            _next(args.output_dir, result.model is not None, data),
             as_json=output.json,
         )
         _push_result(args.output_dir, args, inputs)
@@ -126,6 +126,13 @@ def _prepare_table(path: str, data: DataArguments, args: SearchArguments, inputs
     return Prepared(
         partial(is_searched, table, args, report), partial(search_predictions, table, args, report), data, inputs
     )
+
+
+def _next(folder: str, has_model: bool, data: DataArguments) -> str:
+    """What to type after a search: the time that a model takes on such images."""
+    if not has_model:
+        return next_line("pertinence", "info", folder)
+    return next_line("pertinence", "benchmark", folder, "--dataset", str(data.dataset), "--split", str(data.split))
 
 
 def _found_before(folder: str) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
     try:
         if split is None:
             known = with_retries(partial(datasets.get_dataset_split_names, name, arguments.dataset_config, **hub))
-        else:
+            split = known[0] if len(known) == 1 else None
+        if split is not None:
             dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, split=split, **hub))
     except Exception as error:  # builders may raise anything: say which data set and why
         reason = (explain_hub(name, revision, error) if may_pass(error) else None) or first_line(error)

@@ -101,6 +101,8 @@ class Benchmark(Tabular):
         some = self.experts[self.reference][0]
         threads = f", {some.threads} thread{'s' * (some.threads > 1)}" if some.threads else ""
         note = f"On {some.device}{threads}, {some.images} images; speed-up against {self.reference} alone."
+        if some.images != "given":
+            note += "\nSynthetic images go other ways than yours: give --dataset (and --split) for figures that hold."
         return f"{format_table(header, cells)}\n{note}"
 
 

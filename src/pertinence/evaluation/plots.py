@@ -143,7 +143,7 @@ def plot_latency(benchmark: Benchmark, path: str | os.PathLike) -> None:
             axes.set_yticks(range(len(shown)), short_names(list(measured)))
             axes.grid(axis="x", alpha=0.25)
         panels[0].invert_yaxis()
-        add_legend(panels[-1], [(mark, "p95 of calls")], loc="lower right")
+        add_legend(panels[-1], [(mark, "p95 of calls")], loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def plot_examples(examples: Sequence, path: str | os.PathLike) -> None:

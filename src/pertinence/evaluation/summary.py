@@ -24,7 +24,7 @@ from ..utils.tables import evenly_spaced
 if TYPE_CHECKING:
     from .report import Evaluation, Series
 
-SHOWN_ROWS, SHOWN_BASELINES, NAME_WIDTH = 8, 3, 21
+SHOWN_ROWS, SHOWN_BASELINES, NAME_WIDTH = 8, 3, 22
 """Largest numbers of rows and of baselines in the short table, and of characters of a name there."""
 LARGE_DROP = 0.005
 """A lead that is smaller by more than this than stated tells of other images than those of the search."""
@@ -84,9 +84,10 @@ def _beaten(evaluation: Evaluation) -> str:
         accuracy, name = max(affordable)
         others[f"the best expert alone, {name},"] = accuracy
     leads = {name: 100 * (default.accuracy - other) for name, other in (others | _at_cost(evaluation)).items()}
-    ahead = [f"{name} by {lead:.2f} points" for name, lead in leads.items() if lead >= 0.005]
-    level = [name for name, lead in leads.items() if abs(lead) < 0.005]
-    behind = [f"{name} by {-lead:.2f} points" for name, lead in leads.items() if lead <= -0.005]
+    least = 100 / default.samples  # less than one image is no difference
+    ahead = [f"{name} by {lead:.2f} points" for name, lead in leads.items() if lead >= least]
+    level = [name for name, lead in leads.items() if abs(lead) < least]
+    behind = [f"{name} by {-lead:.2f} points" for name, lead in leads.items() if lead <= -least]
     said = {"it beats": ahead, "it equals": level, "it is worse than": behind}
     parts = [f"{verb} {' and '.join(names)}" for verb, names in said.items() if names]
     return f"At its cost {'; '.join(parts)}." if parts else "Nothing else is as cheap."
@@ -103,7 +104,9 @@ def _objections(evaluation: Evaluation) -> str:
     if versus.interval[1] < 0:
         found.append("its loss is more than chance")
     default = series.figures[series.default]
-    if better := [name for name, accuracy in _at_cost(evaluation).items() if accuracy > default.accuracy]:
+    if better := [
+        name for name, accuracy in _at_cost(evaluation).items() if accuracy >= default.accuracy + 1 / default.samples
+    ]:
         found.append(f"at its cost there is better: {', '.join(better)}")
     if evaluation.default in evaluation.below_mix:
         found.append("it lies below a random mix of experts")

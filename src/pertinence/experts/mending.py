@@ -124,7 +124,7 @@ def _conversion(place: str, files: Sequence[str]) -> str | None:
     if "zero_to_fp32.py" in top:
         script = f"`python {place}/zero_to_fp32.py {place} {place} --safe_serialization`"
         return f"merge the shards of DeepSpeed, if you trust the script that is there, {script}"
-    if any(name in top for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+    if "pytorch_model.bin.index.json" in top:
         return f'convert it if you trust it, `python -c "{RESAVE.format(place)}"`, or, of a network of timm, {CONVERT}'
     if trained := [name for name in top if name.endswith(".tar")]:
         return f"it has {_names(trained)}: make a checkpoint of it, {CONVERT}"

@@ -36,6 +36,8 @@ def short_table(front: Front) -> str:
             cells = [*figure_cells(figures)[:2], f"{figures.cost:.4g}", saved, f"{figures.samples} ({kind})"]
         rows.append([name, *cells])
     notes = ["* the default operating point"] if default else []
+    if any(len(point.figures) > 1 for point in shown):
+        notes.append("Budgets choose by the figures on the search images, after which points are named.")
     if len(shown) < len(front):
         notes.append(
             f"{len(shown)} of {len(front)} operating points are shown; --verbose shows all, as does to_pandas()."

@@ -79,9 +79,9 @@ class Examples:
     hardest: list[Example]
 
 
-@dataclass
+@dataclass(repr=False)
 class SearchResult:
-    """The result of a search.
+    """The result of a search; prints as the summary of its evaluation.
 
     Attributes:
         model: the model with the whole front, ready to run; None for a search on a table of predictions.
@@ -106,6 +106,9 @@ class SearchResult:
     @property
     def front(self) -> Front:
         return self.evaluation.front
+
+    def __repr__(self) -> str:
+        return str(self.evaluation)
 
     def save(self, output_dir: str | os.PathLike[str], save_experts: bool = False) -> None:
         """Write a loadable model, `search_result.json`, plots and baselines, each file atomically.
