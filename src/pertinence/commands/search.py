@@ -132,7 +132,8 @@ def _next(folder: str, has_model: bool, data: DataArguments) -> str:
     """What to type after a search: the time that a model takes on such images."""
     if not has_model:
         return next_line("pertinence", "info", folder)
-    return next_line("pertinence", "benchmark", folder, "--dataset", str(data.dataset), "--split", str(data.split))
+    split = [] if data.split is None else ["--split", data.split]
+    return next_line("pertinence", "benchmark", folder, "--dataset", str(data.dataset), *split)
 
 
 def _found_before(folder: str) -> dict[str, Any]:
