@@ -157,6 +157,7 @@ def download(url: str, folder: Path, sha256: str = "", mirror: str | None = None
     try:
         _fetch(asked, part)
     except urllib.error.HTTPError as error:
+        error.close()
         raise PertinenceError(f"{asked} answers {error.code} {error.reason}: the file may have moved") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
@@ -182,6 +183,7 @@ def _fetch(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:  # there is nothing behind what is there: it is whole, or of another file
             raise
+        error.close()
         part.unlink()
         return _fetch(url, part)
     with response, part.open("ab" if response.status == 206 else "wb") as file:

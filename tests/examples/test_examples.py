@@ -7,6 +7,7 @@ import json
 import re
 import runpy
 import sys
+import textwrap
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -159,7 +160,8 @@ def test_fine_tune_experts(hub, make_expert, digits, tmp_path):
 def test_the_readme_says_what_works(
     searched, experts_on_hub, hub, pictures, digits, digit_experts, tmp_path, monkeypatch
 ):
-    """The Python of "Use a searched model", block after block, where its files and Hub ids are what it says."""
+    """The Python of "Use a searched model", block after block, where its files and Hub ids are what it says; and the
+    cascade without a search of docs/searching.md."""
     monkeypatch.chdir(tmp_path)
     for name in ("resnet8", "resnet56"):
         hub.add_model(f"user/{name}", digit_experts[0 if name == "resnet8" else 2])
@@ -169,6 +171,9 @@ def test_the_readme_says_what_works(
     readme = (ROOT / "README.md").read_text()
     section = re.search(r"^## Use a searched model$(.*?)^## ", readme, re.M | re.S)[1]
     blocks = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
+    searching = (ROOT / "docs" / "searching.md").read_text()
+    indented = re.findall(r"^    ```python\n(    model = .*?from_experts.*?)^    ```", searching, re.M | re.S)
+    blocks += map(textwrap.dedent, indented)
     assert len(blocks) == 3
     names = {"images": torch.stack(model_images(["image.png", "other.png"]))}
     for block in blocks:
