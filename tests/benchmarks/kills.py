@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +41,13 @@ IMAGES = 300
 REPOSITORY = "tester/killed"
 STATE, RECORD, SETTINGS_FILE = "search_state", "search_result.json", "search.yaml"
 FILE_EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
+
+
+def _has_come(moment: Callable[[], bool]) -> bool:
+    """Whether a moment has come; a folder that it looks into may vanish meanwhile."""
+    with suppress(FileNotFoundError):
+        return moment()
+    return False
 
 
 def main() -> None:
@@ -382,7 +390,7 @@ class Bench:
         return process
 
     def _wait(self, process: multiprocessing.Process, moment: Callable[[], bool]) -> float:
-        while process.is_alive() and not moment():
+        while process.is_alive() and not _has_come(moment):
             time.sleep(0.002)
         return time.monotonic()
 
