@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
+import subprocess
 import sys
 import tarfile
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -89,13 +91,15 @@ def build(pool: str, source: dict[str, Any], options: argparse.Namespace) -> Non
         path = None
         if "url" in expert:
             path = download(expert["url"], downloads, expert.get("sha256", ""), options.mirror)
+        elif "package" in expert:
+            path = download_wheel(expert["package"], downloads, expert["sha256"])
         with replaced(options.output_dir / pool / name) as folder:
             folder.mkdir()
             FORMATS[expert["format"]](path, expert, list(validation.label_names.values()), folder)
             accuracy = measure(folder, validation)
             if not abs(accuracy - expert["accuracy"]) <= expert.get("tolerance", TOLERANCE):
                 raise PertinenceError(
-                    f"{name} of {expert.get('url') or expert['repo_id']} has {accuracy:.2f} % on the validation "
+                    f"{name} of {origin_of(expert)} has {accuracy:.2f} % on the validation "
                     f"images, not {expert['accuracy']:.2f} %: these are not the weights of the results page"
                 )
             (folder / "README.md").write_text(card(name, expert, path, accuracy))
@@ -107,7 +111,7 @@ def card(name: str, expert: dict[str, Any], path: Path | None, accuracy: float) 
     library = "timm" if expert["format"] in ("wheel", "hub") else "transformers"
     record = f"Hub repository {expert.get('repo_id')}"
     if path is not None:
-        record = f"{expert['url']} ({path.stat().st_size:,} bytes, SHA-256 {hash_file(path)})"
+        record = f"{origin_of(expert)} ({path.stat().st_size:,} bytes, SHA-256 {hash_file(path)})"
     return f"""---
 license: {expert["licence"]}
 library_name: {library}
@@ -132,6 +136,11 @@ def measure(folder: Path, images: LabelledImages) -> float:
             right += int((answers == images.labels[start : start + len(batch)]).sum())
             bar.update(len(batch))
     return 100 * right / len(images)
+
+
+def origin_of(expert: dict[str, Any]) -> str:
+    """Where an expert comes from: an address, a package, or a repository of the Hub."""
+    return next(expert[key] for key in ("url", "package", "repo_id") if expert.get(key))
 
 
 # Downloads
@@ -164,14 +173,40 @@ def download(url: str, folder: Path, sha256: str = "", mirror: str | None = None
         raise PertinenceError(
             f"{asked} cannot be downloaded ({reason}): connect to the internet and repeat the command"
         ) from error
-    if not (found := hash_file(part)).startswith(sha256):
-        part.unlink()
+    check_hash(part, asked, sha256)
+    part.replace(path)
+    return path
+
+
+def download_wheel(package: str, folder: Path, sha256: str) -> Path:
+    """Download the wheel of a package with pip, from the index that pip is configured for, unless it is there.
+
+    Raises:
+        PertinenceError: pip is not installed or finds no such wheel, or the file does not have this hash.
+    """
+    name = package.partition("==")[0].replace("-", "_")
+    if there := sorted(folder.glob(f"{name}-*.whl")):
+        return there[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, package]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise PertinenceError(f"pip cannot download {package} ({last}): connect to the internet, or install pip")
+        (wheel,) = Path(temporary).glob("*.whl")
+        check_hash(wheel, package, sha256)
+        return wheel.replace(folder / wheel.name)
+
+
+def check_hash(file: Path, asked: str, sha256: str) -> None:
+    """Remove a file, and raise `PertinenceError`, unless its hash begins with these digits."""
+    if not (found := hash_file(file)).startswith(sha256):
+        file.unlink()
         raise PertinenceError(
             f"{asked} has the SHA-256 {found}, not {sha256}{'...' * (len(sha256) < 64)}: it arrived damaged, or "
             "is not the file of the results page; it was removed, try again"
         )
-    part.replace(path)
-    return path
 
 
 def _fetch(url: str, part: Path) -> None:

@@ -224,20 +224,20 @@ def assigned(model: nn.Module, dtype: torch.dtype) -> None:
     model.load_state_dict(state, assign=True)
 
 
-def overwritten(model: nn.Module, dtype: torch.dtype) -> None:
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
+def cast_with(switch: Callable[[bool], None], model: nn.Module, dtype: torch.dtype) -> None:
+    switch(True)
     try:
         model.to(dtype)
     finally:
-        torch.__future__.set_overwrite_module_params_on_conversion(False)
+        switch(False)
+
+
+def overwritten(model: nn.Module, dtype: torch.dtype) -> None:
+    cast_with(torch.__future__.set_overwrite_module_params_on_conversion, model, dtype)
 
 
 def swapped(model: nn.Module, dtype: torch.dtype) -> None:
-    torch.__future__.set_swap_module_params_on_conversion(True)
-    try:
-        model.to(dtype)
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(False)
+    cast_with(torch.__future__.set_swap_module_params_on_conversion, model, dtype)
 
 
 def set_one_by_one(model: nn.Module, dtype: torch.dtype) -> None:
