@@ -401,3 +401,24 @@ def write_tflite(path: Path, tensors: list[tuple[np.ndarray, np.float32, int]]) 
     tflite.ModelAddBuffers(builder, stored)
     builder.Finish(tflite.ModelEnd(builder), b"TFL3")
     path.write_bytes(builder.Output())
+
+
+def test_a_wheel_comes_by_pip_and_its_hash_is_checked(sources, cifar, tmp_path, monkeypatch):
+    pytest.importorskip("pip")
+    wheel, info = tmp_path / "tiny_net-1.0-py3-none-any.whl", "tiny_net-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-net\nVersion: 1.0\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    expert = {"format": "wheel", "licence": "mit", "accuracy": 50, "sha256": "0123abcd"}
+    for package, said in (
+        ("tiny-net==1.0", "has the SHA-256 [0-9a-f]{64}, not 0123abcd"),
+        ("none==1.0", "pip cannot"),
+    ):
+        asked = {"cifar10": {"images": cifar, "experts": {"small": expert | {"package": package}}}}
+        with pytest.raises(SystemExit, match=said):
+            sources.build(tmp_path / "zoo", asked)
+        assert not list((tmp_path / "zoo" / "downloads").glob("*.whl"))
+        assert not (tmp_path / "zoo" / "cifar10" / "small").exists()
