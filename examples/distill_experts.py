@@ -42,8 +42,9 @@ from pertinence.data.loading import load_images
 from pertinence.experts.backends.torch import is_convolutional
 from pertinence.experts.expert import Expert, load_expert
 from pertinence.experts.reference import ExpertReference, LoadOptions
-from pertinence.experts.transforms import Transform
+from pertinence.experts.transforms import apply_transform
 from pertinence.hub.layout import update_config
+from pertinence.runtime.transform import Transform
 from pertinence.utils.distributed import make_accelerator
 from pertinence.utils.io import replaced
 from pertinence.utils.progress import progress_bar
@@ -277,7 +278,7 @@ def train(
                     progress = (epoch * batches + batch + 1) / steps
                     group["lr"] = student.learning_rate * schedule(progress, settings.warmup)
                 with torch.autocast(device.type, torch.bfloat16, enabled=student.bf16):
-                    logits = model(transform.apply(pixels).to(memory_format=layout))
+                    logits = model(apply_transform(transform, pixels).to(memory_format=layout))
                 loss = distillation_loss(logits.float(), taught, right, settings.temperature, settings.hard_labels)
                 accelerator.backward(loss)
                 optimizer.step()
@@ -289,7 +290,9 @@ def train(
             is_due = epoch + 1 == student.epochs or (epoch + 1) % settings.measure_every == 0
             if validation is not None and is_due and is_main:
                 network.eval()
-                entry["accuracy"] = measure(lambda seen: network(transform.apply(seen.to(device))), validation)
+                entry["accuracy"] = measure(
+                    lambda seen: network(apply_transform(transform, seen.to(device))), validation
+                )
             if is_main:  # the log first: entries after the stored state are written again
                 bar.set_postfix({name: entry[name] for name in ("loss", "accuracy") if name in entry})
                 lines = log.read_text().splitlines()[:epoch] if epoch else []

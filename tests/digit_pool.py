@@ -9,7 +9,8 @@ import torch
 from timm.models import save_for_hf
 
 from pertinence.data.dataset import LabelledImages
-from pertinence.experts.transforms import Transform
+from pertinence.experts.transforms import apply_transform
+from pertinence.runtime.transform import Transform
 
 
 ARCHITECTURES = {  # two CNNs and a ViT: input size, images that the last layer is fitted to, arguments
@@ -24,7 +25,7 @@ def save_digit_expert(architecture: str, dataset: datasets.Dataset, folder: Path
     size, count, model_args = ARCHITECTURES[architecture]
     images = LabelledImages(dataset.select(range(count)))
     transform = Transform("timm", (size, size), resize=size, rescale=1 / 255, mean=(0.5,) * 3, std=(0.5,) * 3)
-    pixels = transform.apply(torch.stack([images[index] for index in range(len(images))]))
+    pixels = apply_transform(transform, torch.stack([images[index] for index in range(len(images))]))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = timm.create_model(architecture, num_classes=10, **model_args).train()

@@ -306,7 +306,7 @@ def test_a_very_narrow_image_is_refused_before_it_is_resized(folder, classify, i
 
 def test_a_narrow_image_is_fine_where_its_shape_is_not_kept(images):
     """Resized to a square, it is no larger than any other."""
-    from pertinence.experts.transforms import Transform
+    from pertinence.runtime.transform import Transform
 
     narrow = torch.zeros(3, 1, 20_000, dtype=torch.uint8)
     square = Transform("transformers", (64, 64), resize=(64, 64))

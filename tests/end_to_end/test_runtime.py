@@ -18,7 +18,8 @@ from pertinence.experts.backends.torch import ISOLATES
 from pertinence.experts.expert import Expert, load_expert
 from pertinence.experts.pool import load_pool
 from pertinence.experts.reference import ExpertReference, LoadOptions
-from pertinence.experts.transforms import Transform
+from pertinence.experts.transforms import apply_transform
+from pertinence.runtime.transform import Transform
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +129,11 @@ def test_pixels_do_not_depend_on_a_model_that_loads_meanwhile(images):
     expected = (batch / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.set_default_dtype(torch.bfloat16)
     try:
-        pixels = transform.apply(batch)
+        pixels = apply_transform(transform, batch)
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(pixels, expected)
-    torch.testing.assert_close(transform.apply(batch), expected)
+    torch.testing.assert_close(apply_transform(transform, batch), expected)
 
 
 @pytest.mark.parametrize(("count", "is_host"), [(1, True), (4, True), (4, False)])

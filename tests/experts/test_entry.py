@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pertinence import PertinenceError
-from pertinence.experts.entry import ExpertEntry
+from pertinence.runtime.entry import ExpertEntry
 
 
 FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format_1" / "config.json"

@@ -11,10 +11,12 @@ from by_hand import evidence_by_hand
 
 from pertinence import Front, OperatingPoint, PertinenceError, Stage
 from pertinence.routing.costs import PoolCosts
+from pertinence.routing.dispatcher import Dispatcher
 from pertinence.routing.evidence import EVIDENCE, MIX, Known, compute_evidence, observe
-from pertinence.routing.heads import Dispatcher, Head, threshold_head
+from pertinence.routing.heads import Head, threshold_head
 from pertinence.routing.mixing import log_softmax, mix, summary
-from pertinence.routing.policy import Routing, allowed_actions, choose, route
+from pertinence.routing.policy import Routing, route
+from pertinence.routing.sweep import allowed_actions, choose
 
 
 NUM_EXPERTS = 5

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from pertinence import PertinenceError
-from pertinence.utils.parsing import MAX_PARTS, MAX_TEXT, MAX_YAML, parse_json, parse_yaml, read_mapping, read_text
+from pertinence.utils.json_files import MAX_PARTS, MAX_TEXT, parse_json, read_text
+from pertinence.utils.parsing import MAX_YAML, parse_yaml, read_mapping
 
 
 def test_what_is_read(tmp_path):

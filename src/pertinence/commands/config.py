@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from ..utils.errors import PertinenceError, shown
-from ..utils.parsing import parse_yaml, read_text
+from ..utils.json_files import read_text
+from ..utils.parsing import parse_yaml
 from ..utils.registry import import_plugins
 from ..utils.validation import is_name
 from .parser import add_plugins, nearest, spelt_with_dashes

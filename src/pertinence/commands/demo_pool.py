@@ -19,7 +19,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from ..data.dataset import LabelledImages, raise_or
 from ..data.splits import stratified_split
-from ..experts.transforms import Transform
+from ..experts.transforms import apply_transform
+from ..runtime.transform import Transform
 from ..search.arguments import SearchArguments
 from ..search.search import DispatcherSearch
 from ..utils.errors import PertinenceError
@@ -105,7 +106,7 @@ def train_expert(expert: DemoExpert, dataset: datasets.Dataset, folder: Path, se
         return folder
     images = LabelledImages(dataset)
     transform = Transform("timm", (expert.size,) * 2, resize=expert.size, rescale=1 / 255, mean=MEAN, std=STD)
-    pixels = transform.apply(torch.stack(raise_or([images[index] for index in range(len(images))])))
+    pixels = apply_transform(transform, torch.stack(raise_or([images[index] for index in range(len(images))])))
     targets = torch.tensor(dataset["label"])
     names = list((images.label_names or {}).values())
     torch.manual_seed(seed)

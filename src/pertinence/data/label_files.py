@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import MALFORMED, PertinenceError, explain, shown
-from ..utils.parsing import parse_json, read_text
+from ..utils.json_files import parse_json, read_text
 from ..utils.validation import is_name
 from .labels import Labels, is_generic
 

@@ -16,7 +16,7 @@ from ..hub.layout import BASELINES as FILE
 from ..predictions.predictions import Predictions
 from ..utils.downloads import find_file
 from ..utils.errors import PertinenceError
-from ..utils.parsing import parse_json
+from ..utils.json_files import parse_json
 from ..utils.registry import Registry
 from ..utils.validation import is_whole
 from .candidates import Candidate, load_candidates

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -65,7 +66,7 @@ class Candidate:
         if [tuple(head.weight.shape) for head in self.heads] != shapes or self.point.select is None:
             raise ValueError("its heads do not fit the pool")
         for head, kind in zip(self.heads, kinds, strict=True):
-            is_finite = head.weight.isfinite().all() and head.bias.isfinite().all()
+            is_finite = all(np.isfinite(np.asarray(values)).all() for values in (head.weight, head.bias))
             if not is_finite or (0 if head.statistics is None else len(head.statistics)) != kind.num_statistics:
                 raise ValueError("its heads hold impossible numbers")
 
@@ -135,7 +136,8 @@ def save_candidates(path: Path, groups: Mapping[str, Sequence[Candidate]], state
             for candidate in candidates
         ]
         for head in (head for candidate in candidates for head in candidate.heads):
-            weights += [head.weight.flatten(), head.bias, *([] if head.statistics is None else [head.statistics])]
+            stored = [head.weight, head.bias, *([] if head.statistics is None else [head.statistics])]
+            weights += [torch.as_tensor(values).flatten() for values in stored]
     # As a tensor, since the header of a safetensors file must stay below 100 MB.
     text = torch.frombuffer(bytearray(json.dumps({"groups": entries, "state": state}), "utf-8"), dtype=torch.uint8)
     with replaced(path) as temporary:

@@ -18,12 +18,12 @@ from ..data.arguments import DataArguments
 from ..data.dataset import raise_or
 from ..data.loading import load_images
 from ..data.splits import sample_rows
-from ..experts.entry import CONFIG
 from ..hub.layout import update_config
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import Latency, format_table
 from ..routing.names import FASTEST, MOST_ACCURATE
+from ..runtime.entry import CONFIG
 from ..utils.distributed import device_name, make_accelerator
 from ..utils.errors import PertinenceError
 from ..utils.names import shortened

@@ -13,7 +13,8 @@ from ..routing.confidence import count_answers
 from ..routing.front import OperatingPoint
 from ..routing.heads import Head
 from ..routing.metrics import ACCURACY, Figures
-from ..routing.policy import Routing, allowed_actions, route
+from ..routing.policy import Routing, route
+from ..routing.sweep import allowed_actions
 from ..utils.errors import PertinenceError
 from .intervals import auroc, paired_difference, wilson_interval
 

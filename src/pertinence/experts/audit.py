@@ -15,13 +15,13 @@ from typing import Any
 
 import transformers
 
+from ..runtime.entry import ATTENTION, CONFIG, MAX_LABELS, MEANINGLESS, MODEL_TYPE
+from ..runtime.transform import MAX_RESIZED_PIXELS, MAX_SIDE
 from ..utils.errors import PertinenceError, printable, shown
 from ..utils.validation import is_number
 from .checkpoint_files import DTYPES, PROCESSORS, Tensors, expert_weights, read_json
-from .entry import ATTENTION, CONFIG, MAX_LABELS, MEANINGLESS, MODEL_TYPE
 from .mending import ADAPTER, explain_adapter
 from .reference import LoadOptions
-from .transforms import MAX_RESIZED_PIXELS, MAX_SIDE
 
 
 LEAST_CROP = 0.05

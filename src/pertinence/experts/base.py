@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from ..data.batches import Images
-from .entry import ExpertEntry
+from ..runtime.entry import ExpertEntry
 
 
 class ExpertLike(Protocol):

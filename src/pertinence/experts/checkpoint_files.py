@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
+from ..runtime.entry import CONFIG
 from ..utils.errors import PertinenceError, explain
-from ..utils.parsing import parse_json, read_text
-from .entry import CONFIG
+from ..utils.json_files import parse_json, read_text
 
 
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.py")

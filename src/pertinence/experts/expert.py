@@ -17,20 +17,20 @@ from transformers.utils import logging
 from ..data.batches import Images, chunks, sorted_by_shape
 from ..data.labels import contradiction, resolve_label_map
 from ..routing.costs import GMACS
+from ..runtime.entry import TORCH, ExpertEntry
+from ..runtime.transform import UnfitImage
 from ..utils.errors import PertinenceError, explain, shown
 from ..utils.graphs import outside_graphs
 from ..utils.validation import LONGEST_NAME, is_commit, is_name
 from .backends.base import BACKENDS, Backend, backend_of, check_device, moving
 from .cards import read_licence
 from .checkpoint_files import is_content
-from .entry import TORCH, ExpertEntry
 from .input_size import assumed_size, fitting_transform, native_side
 from .loading import Checkpoint, open_checkpoint
 from .operations import count_operations
 from .preprocessing import Preprocessor, resolve_transform
 from .reference import ExpertReference, LoadOptions
 from .remote_code import commits_of
-from .transforms import UnfitImage
 from .variants import smaller_transform
 
 

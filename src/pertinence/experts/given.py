@@ -12,8 +12,8 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..runtime.entry import MODEL_TYPE
 from ..utils.errors import PertinenceError, shown
-from .entry import MODEL_TYPE
 
 
 EXPECTED = "a loaded image classifier of transformers (a PreTrainedModel)"

@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ..runtime.transform import MAX_SIDE, Transform
 from ..utils.errors import PertinenceError
 from ..utils.validation import is_whole
 from .loading import Checkpoint
 from .preprocessing import PROBE_SIDE, is_timm_processor, resized_processor, resolve_transform
-from .transforms import MAX_SIDE, Transform
 
 
 logger = logging.get_logger(__name__)

@@ -19,19 +19,19 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..data.labels import Labels, read_names
+from ..runtime.entry import CONFIG
+from ..runtime.transform import Transform
 from ..utils.downloads import pin
 from ..utils.errors import PertinenceError, causes_of, explain, printable
 from ..utils.hub_errors import explain_hub
 from .audit import check_checkpoint
 from .building import building_from
 from .checkpoint_files import expert_weights, find_variant, hash_folder
-from .entry import CONFIG
 from .given import check_processor, check_weights
 from .mending import explain_no_config, explain_no_weights
 from .prefixes import load_unwrapped
 from .reference import ExpertReference, LoadOptions
 from .remote_code import code_references, described_in, fetch_checkpoint, fetch_code
-from .transforms import Transform
 
 
 class Backbone(nn.Module):

@@ -9,10 +9,10 @@ from shlex import quote
 
 from huggingface_hub import HfApi
 
+from ..runtime.entry import CONFIG
 from ..utils.downloads import fetch_file
 from ..utils.errors import printable, shown
 from .checkpoint_files import INDEX, SINGLE, read_json
-from .entry import CONFIG
 from .reference import CONVERT, WEIGHTS, LoadOptions
 
 

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 
 from ..data.batches import Images, by_shape
+from ..runtime.transform import Transform
 from ..utils.errors import MALFORMED, PertinenceError, explain
-from .transforms import Transform
+from .transforms import apply_transform, cut
 
 
 PROBE_SIDE = 256
@@ -73,8 +74,8 @@ class Preprocessor:
     def _apply(self, images: torch.Tensor) -> torch.Tensor:
         self.transform.check_image(*images.shape[-2:])
         if self.is_vectorised(*images.shape[-2:]):
-            return self.transform.apply(images)
-        return self.transform.cut(self._run(images))
+            return apply_transform(self.transform, images)
+        return cut(self.transform, self._run(images))
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:
         """What the processor itself makes of images of one size."""
@@ -269,7 +270,9 @@ def _gives_same_pixels(transform: Transform, processor: Any) -> bool:
     shapes = [(height, width)]
     if transform.library == "transformers":
         shapes += [(height + 13, 2 * width + 5), (2 * height + 5, width // 2 + 3)]
-    return all(torch.equal(transform.apply(_probe(*s)), run_processor(processor, _probe(*s))) for s in shapes)
+    return all(
+        torch.equal(apply_transform(transform, _probe(*s)), run_processor(processor, _probe(*s))) for s in shapes
+    )
 
 
 def _probe(height: int, width: int) -> torch.Tensor:

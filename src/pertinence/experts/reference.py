@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..runtime.entry import QUANTIZATIONS, TORCH, backend_name
 from ..utils.errors import PertinenceError
 from ..utils.validation import is_absolute, split_revision
-from .entry import QUANTIZATIONS, TORCH, backend_name
 from .given import given_model
 
 

@@ -1,183 +1,49 @@
-"""The preprocessing of an expert, described by resizing, cropping and normalisation."""
+"""A described preprocessing on tensors, vectorised: images of one size, on their device."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
-from ..utils.errors import PertinenceError, explain, shown
-from ..utils.validation import is_number, is_whole
+from ..runtime.transform import Transform
 
 
-MAX_RESIZED_PIXELS = 2**26
-LIBRARIES = ("timm", "transformers", "own")
-MAX_SIDE = 2048
-"""Largest side, in pixels, of an expert's input: an untrusted file must not claim more memory for a batch."""
+def apply_transform(transform: Transform, images: torch.Tensor) -> torch.Tensor:
+    """Convert uint8 (B, 3, H, W) to float32 (B, 3, *size), resizing with torchvision."""
+    target = transform.resized(*images.shape[-2:])
+    if target != tuple(images.shape[-2:]):
+        mode = InterpolationMode(transform.interpolation)
+        images = tvF.resize(images, list(target), interpolation=mode, antialias=True)
+    if transform.crop is not None:
+        images = _center_crop(transform, images, transform.crop)
+    images = cut(transform, images).to(torch.float32)
+    if transform.library == "transformers" and transform.rescale is not None and transform.mean is not None:
+        # transformers folds the scale into mean and std; the same order of operations gives the same bits.
+        mean, std = _constants(transform.mean, transform.std, 1.0 / transform.rescale, images.device)
+        return images.sub_(mean).div_(std)
+    if transform.rescale is not None:
+        # timm divides by 255, which is not the same in the last bit as multiplying by 1/255.
+        images = images.div_(255) if transform.library == "timm" else images.mul_(transform.rescale)
+    if transform.mean is not None:
+        mean, std = _constants(transform.mean, transform.std, 1.0, images.device)
+        images = images.sub_(mean).div_(std)
+    return images
 
 
-class UnfitImage(PertinenceError):
-    """An image that an expert cannot take.
-
-    Attributes:
-        size: (height, width) of the image.
-    """
-
-    def __init__(self, message: str, size: tuple[int, int]):
-        super().__init__(message)
-        self.size = size
+def cut(transform: Transform, images: torch.Tensor) -> torch.Tensor:
+    """Crop preprocessed images (..., H, W) to the window."""
+    return images if transform.window is None else tvF.center_crop(images, list(transform.window))
 
 
-@dataclass(frozen=True)
-class Transform:
-    """The preprocessing of an expert, as far as resize, centre crop, scale and normalisation describe it.
-
-    Attributes:
-        library: whose arithmetic to use: "timm" (PIL resizes; scale, then normalise), "transformers" (torchvision
-            resizes; scale and normalisation in one step), or "own" (the other fields do not describe it: the processor
-            itself is called).
-        size: (height, width), in pixels, of the expert's input.
-        resize: (height, width), or the shortest edge, or None.
-        interpolation: interpolation of the resize, as torchvision names it.
-        crop: (height, width) of the centre crop, or None.
-        rescale: factor that uint8 values are multiplied by, or None.
-        mean, std: mean and standard deviation of the normalisation, per channel, or None.
-        window: (height, width) of a final centre crop of the processor's output, which makes the expert cheaper; or
-            None.
-        processor_size: (height, width) that the expert's own processor is set to, or None: as it was saved.
-    """
-
-    library: str
-    size: tuple[int, int]
-    resize: tuple[int, int] | int | None = None
-    interpolation: str = "bilinear"
-    crop: tuple[int, int] | None = None
-    rescale: float | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    window: tuple[int, int] | None = None
-    processor_size: tuple[int, int] | None = None
-
-    def __post_init__(self):
-        if self.library not in LIBRARIES or self.interpolation not in [mode.value for mode in InterpolationMode]:
-            self._refuse("library", "interpolation")
-        sizes = {name: getattr(self, name) for name in ("size", "resize", "crop", "window", "processor_size")}
-        if is_whole(self.resize):
-            sizes["resize"] = (self.resize, self.resize)
-        for name, size in sizes.items():
-            if not (size is None and name != "size") and not _is_size(size):
-                self._refuse(name, expected=f", expected (height, width) from 1 to {MAX_SIDE}")
-        constants = [value for value in (self.mean, self.std) if value is not None]
-        if (self.mean is None) != (self.std is None) or not all(
-            isinstance(value, tuple) and len(value) == 3 and all(map(is_number, value)) for value in constants
-        ):
-            self._refuse("mean", "std", expected=", expected three numbers each")
-        if 0 in (self.std or ()) or not (self.rescale is None or (is_number(self.rescale) and self.rescale)):
-            self._refuse("rescale", "std", expected=", expected none that are zero")
-
-    def _refuse(self, *names: str, expected: str = "") -> None:
-        values = ", ".join(f"{name} {shown(getattr(self, name))}" for name in names)
-        raise PertinenceError(f"an expert's `transform` is malformed: {values}{expected}")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Transform:
-        try:
-            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            return cls(**fields)
-        except (TypeError, AttributeError) as error:
-            raise PertinenceError(f"an expert's `transform` is malformed ({explain(error)})") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @property
-    def is_smaller(self) -> bool:
-        """Whether the expert's input is smaller than the one it was made for."""
-        return self.window is not None or self.processor_size is not None
-
-    def seen_through(self, size: int) -> Transform:
-        """The same transform, followed by a centre crop of `size` x `size` pixels.
-
-        Raises:
-            PertinenceError: the input has fewer pixels.
-        """
-        self.check_smaller(size)
-        return replace(self, size=(size, size), window=(size, size))
-
-    def check_smaller(self, size: int) -> None:
-        """Raise `PertinenceError` unless `size` is the side of a smaller square than the expert was made for."""
-        if not isinstance(size, int) or not 0 < size < min(self.size):
-            raise PertinenceError(
-                f"image_size={size!r} must be a whole number below the {min(self.size)} pixels that the expert was "
-                "made for"
-            )
-
-    def cut(self, images: torch.Tensor) -> torch.Tensor:
-        """Crop preprocessed images (..., H, W) to the window."""
-        return images if self.window is None else tvF.center_crop(images, list(self.window))
-
-    def resized(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of an image after the resize."""
-        if self.resize is None:
-            return height, width
-        if isinstance(self.resize, tuple):
-            return self.resize
-        short, long = sorted((height, width))
-        length = int(self.resize * long / short)
-        return (self.resize, length) if height <= width else (length, self.resize)
-
-    def check_image(self, height: int, width: int) -> None:
-        """Raise `UnfitImage` if an image of (height, width) would be resized to a very large one.
-
-        This happens if the shortest edge sets the size: resized to 224 pixels, 1 x 20,000 becomes 224 x 4,480,000.
-        """
-        if self.library == "own":  # assume that the shortest edge sets the size, with a margin for a crop
-            pixels = 1.5 * self.size[0] * self.size[1] * max(height, width) / min(height, width)
-        else:
-            pixels = math.prod(self.resized(height, width))
-        if pixels > MAX_RESIZED_PIXELS:
-            raise UnfitImage(
-                f"{height} x {width} pixels would be resized to about {pixels:,.0f}: crop it to a less narrow shape, "
-                "or leave it out",
-                (height, width),
-            )
-
-    def _center_crop(self, images: torch.Tensor, crop: tuple[int, int]) -> torch.Tensor:
-        (height, width), (crop_height, crop_width) = images.shape[-2:], crop
-        if self.library == "transformers" and height >= crop_height and width >= crop_width:
-            # transformers rounds an odd margin down, torchvision rounds it to the even number.
-            return tvF.crop(images, (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
-        return tvF.center_crop(images, list(crop))
-
-    def apply(self, images: torch.Tensor) -> torch.Tensor:
-        """Convert uint8 (B, 3, H, W) to float32 (B, 3, *size), resizing with torchvision."""
-        target = self.resized(*images.shape[-2:])
-        if target != tuple(images.shape[-2:]):
-            mode = InterpolationMode(self.interpolation)
-            images = tvF.resize(images, list(target), interpolation=mode, antialias=True)
-        if self.crop is not None:
-            images = self._center_crop(images, self.crop)
-        images = self.cut(images).to(torch.float32)
-        if self.library == "transformers" and self.rescale is not None and self.mean is not None:
-            # transformers folds the scale into mean and std; the same order of operations gives the same bits.
-            mean, std = _constants(self.mean, self.std, 1.0 / self.rescale, images.device)
-            return images.sub_(mean).div_(std)
-        if self.rescale is not None:
-            # timm divides by 255, which is not the same in the last bit as multiplying by 1/255.
-            images = images.div_(255) if self.library == "timm" else images.mul_(self.rescale)
-        if self.mean is not None:
-            mean, std = _constants(self.mean, self.std, 1.0, images.device)
-            images = images.sub_(mean).div_(std)
-        return images
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(is_whole(side, 1, MAX_SIDE) for side in value)
+def _center_crop(transform: Transform, images: torch.Tensor, crop: tuple[int, int]) -> torch.Tensor:
+    (height, width), (crop_height, crop_width) = images.shape[-2:], crop
+    if transform.library == "transformers" and height >= crop_height and width >= crop_width:
+        # transformers rounds an odd margin down, torchvision rounds it to the even number.
+        return tvF.crop(images, (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+    return tvF.center_crop(images, list(crop))
 
 
 @lru_cache

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import nn
 
+from ..runtime.transform import Transform
 from ..utils.errors import PertinenceError, first_line
 from .loading import Checkpoint, size_options
 from .preprocessing import resize_transform, resolve_transform
-from .transforms import Transform
 
 
 SIZE_MODES = ("crop", "resize")

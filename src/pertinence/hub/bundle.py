@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from ..data.seen import SEEN
 from ..experts.checkpoint_files import check_contained, hash_folder, read_json
-from ..experts.entry import CONFIG
 from ..experts.reference import LoadOptions
 from ..experts.remote_code import commits_of, copy_into, fetch_code, needs_code
+from ..runtime.entry import CONFIG
 from ..utils.errors import MALFORMED, PertinenceError, explain
-from ..utils.parsing import parse_json, parse_yaml, read_mapping
+from ..utils.json_files import parse_json
+from ..utils.parsing import parse_yaml, read_mapping
 from ..utils.tensors import hash_tensors
 from .configuration import PertinenceConfig, open_config
 from .expert_files import copy_files, files_to_copy, find_copies, move_entries

@@ -12,15 +12,15 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .._version import INSTALL
-from ..experts.entry import ATTENTION, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
 from ..experts.modes import PREPROCESSING_MODES
 from ..routing.costs import STEM
 from ..routing.front import Front, OperatingPoint
 from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
+from ..runtime.entry import ATTENTION, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
 from ..utils.errors import MALFORMED, PertinenceError, explain, first_line, shown
 from ..utils.hub_errors import explain_hub
-from ..utils.parsing import check_json, read_text
+from ..utils.json_files import check_json, read_text
 from ..utils.validation import is_whole
 
 

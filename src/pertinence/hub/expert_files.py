@@ -19,12 +19,12 @@ from ..experts.checkpoint_files import (
     hash_folder,
     is_content,
 )
-from ..experts.entry import CONFIG, ExpertEntry, is_on_hub
 from ..experts.expert import Expert
 from ..experts.loading import Backbone, open_checkpoint
 from ..experts.preprocessing import is_timm_processor
 from ..experts.reference import ExpertReference, LoadOptions
 from ..experts.remote_code import copy_into, fetch_checkpoint, write_with_code
+from ..runtime.entry import CONFIG, ExpertEntry, is_on_hub
 from ..utils.downloads import fetch
 from ..utils.errors import PertinenceError, first_line
 from ..utils.hub_errors import explain_hub

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ..experts.entry import ExpertEntry
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import Figures, describe_few, describe_saving, format_table
+from ..runtime.entry import ExpertEntry
 from ..utils.errors import MALFORMED, PertinenceError
-from ..utils.parsing import parse_json, read_text
+from ..utils.json_files import parse_json, read_text
 from ..utils.validation import is_name
 from .configuration import PertinenceConfig, open_config
 from .layout import find_table_record

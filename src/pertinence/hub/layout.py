@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.seen import SEEN
-from ..experts.entry import CONFIG
+from ..runtime.entry import CONFIG
 from ..utils.errors import PertinenceError
 from ..utils.io import replaced
-from ..utils.parsing import parse_json, read_mapping
+from ..utils.json_files import parse_json
+from ..utils.parsing import read_mapping
 
 
 RECORD = "search_result.json"

@@ -14,9 +14,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from .._version import INSTALL
-from ..experts.entry import ExpertEntry, is_embedded
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import ACCURACY, Figures, figure_cells, figure_header, saved_share
+from ..runtime.entry import ExpertEntry, is_embedded
 from ..utils.errors import first_line
 from ..utils.tables import evenly_spaced
 from ..utils.validation import split_revision

@@ -16,13 +16,14 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from transformers.utils import logging
 
 from ..experts.checkpoint_files import SETTINGS
-from ..experts.entry import CONFIG, is_embedded
 from ..experts.reference import ExpertReference, LoadOptions
 from ..experts.remote_code import needs_code
+from ..runtime.entry import CONFIG, is_embedded
 from ..utils.downloads import fetch, fetch_file, with_retries
 from ..utils.errors import PertinenceError, causes_of, first_line
 from ..utils.hub_errors import explain_hub, may_pass, status_of, url_of
-from ..utils.parsing import parse_json, read_mapping
+from ..utils.json_files import parse_json
+from ..utils.parsing import read_mapping
 from .bundle import LOCAL, MODEL_FILES, Bundle, collect
 from .configuration import PertinenceConfig
 from .expert_files import naming

@@ -18,7 +18,6 @@ from torch import nn
 from ..data.batches import Images
 from ..experts.backends.base import backend_of, moving
 from ..experts.checkpoint_files import hash_folder, is_content
-from ..experts.entry import ExpertEntry
 from ..experts.expert import Expert, reload_expert
 from ..experts.loading import Checkpoint
 from ..experts.reference import LoadOptions
@@ -26,6 +25,7 @@ from ..experts.remote_code import fetch_code
 from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import find_folder, locate, move_entries
 from ..routing.costs import STEM
+from ..runtime.entry import ExpertEntry
 from ..utils.errors import PertinenceError
 from ..utils.graphs import outside_graphs
 from ..utils.validation import is_commit

@@ -19,15 +19,16 @@ from ..experts.base import ExpertLike
 from ..experts.expert import Expert
 from ..experts.pool import load_pool, pool_labels, warn_of_costs
 from ..experts.reference import LoadOptions
-from ..experts.transforms import UnfitImage
 from ..hub.configuration import FORMAT_VERSION, PertinenceConfig
 from ..hub.reference import FORMER, Reference
 from ..routing.budgets import check_loss
 from ..routing.costs import GMACS, STEM, PoolCosts
+from ..routing.dispatcher import Dispatcher
 from ..routing.front import Front, OperatingPoint, Stage
-from ..routing.heads import Dispatcher, Head, threshold_head
+from ..routing.heads import Head, threshold_head
 from ..routing.metrics import Figures
 from ..routing.policy import Outputs, Routing, route
+from ..runtime.transform import UnfitImage
 from ..utils.errors import PertinenceError, shown
 from ..utils.graphs import outside_graphs, untraceable, without_gradient
 from .pretrained import PertinencePreTrainedModel

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from ..experts.base import ExpertLike
 from ..experts.checkpoint_files import FLOATS, Tensors, find_weights, hash_folder
-from ..experts.entry import CONFIG, ExpertEntry
 from ..experts.expert import Expert
 from ..experts.reference import LoadOptions
 from ..experts.remote_code import commits_of
@@ -34,7 +33,8 @@ from ..hub.reference import (
     save_reference,
 )
 from ..routing.costs import STEM
-from ..routing.heads import Dispatcher
+from ..routing.dispatcher import Dispatcher
+from ..runtime.entry import CONFIG, ExpertEntry
 from ..utils.downloads import checked_downloads, fetch, with_retries
 from ..utils.errors import PertinenceError
 from ..utils.hub_errors import explain_hub, may_pass

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
-
-from transformers.utils import logging
 
 from ..utils.errors import PertinenceError, shown
 from .costs import GMACS, LATENCY, cost_title
@@ -17,7 +16,7 @@ from .metrics import Figures
 if TYPE_CHECKING:
     from .front import OperatingPoint
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 MOST_LOSS = 0.2
 """Largest loss of accuracy that may be asked for: more is a mistake for points in percent."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from ..utils.errors import PertinenceError, shown
-from .mixing import LEAST, LOG_FLOOR, TOP_SCORES, Array, log_odds, log_softmax, summary, top_label
+from .mixing import LEAST, LOG_FLOOR, TOP_SCORES, Array, library, log_odds, log_softmax, summary, top_label
 from .registry import EVIDENCE
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Known(NamedTuple):
@@ -126,8 +129,9 @@ def observe(
         )
     parts: dict[str, Any] = {} if own is None else {"label": top_label(own)}
     parts |= {name: READINGS[name](answer, features, tail) for name in reads}
-    if any(isinstance(part, torch.Tensor) for part in parts.values()):
-        joined = torch.cat(list(parts.values()), 1).cpu().numpy()
+    xp = library(next(iter(parts.values()))) if parts else np
+    if xp is not np:
+        joined = xp.cat(list(parts.values()), 1).cpu().numpy()
         ends = np.cumsum([part.shape[1] for part in parts.values()])[:-1]
         parts = dict(zip(parts, np.split(joined, ends, 1), strict=True))
     label = parts.pop("label", None)
@@ -200,8 +204,7 @@ class MixtureStatistics:
         return CONFIDENCE.width(num_experts, num_features) + 2 * self.num_statistics
 
     def fit(self, logits: torch.Tensor, tail: int = 1) -> torch.Tensor:
-        quantiles = torch.tensor(KNOT_QUANTILES, dtype=logits.dtype, device=logits.device)
-        return torch.quantile(log_odds(logits, tail), quantiles)
+        return log_odds(logits, tail).quantile(logits.new_tensor(KNOT_QUANTILES))
 
     def compute(self, known: Known, statistics: np.ndarray | None) -> np.ndarray:
         assert statistics is not None  # `fit` gives them to every head
@@ -275,6 +278,8 @@ def compute_evidence(
         statistics: from `Evidence.fit`; None if it has none.
         tail: see `policy.route`.
     """
+    import torch
+
     result, labels, has_run = (tensor.cpu().numpy() for tensor in (logits, votes, ran))
     labels = np.where(has_run, labels, no_votes(len(labels), labels.shape[1]))
     read = {name: READINGS[name](result, None, tail) for name in evidence.reads}

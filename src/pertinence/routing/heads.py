@@ -1,21 +1,18 @@
-"""Heads: the linear maps that decide, and the heads of a whole front as one module."""
+"""Heads: the linear maps that decide, and how the heads of a whole front are stored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import nn
 
 from ..utils.errors import PertinenceError
-from ..utils.modules import keeping_dtype
 from .costs import STEM
 from .evidence import TOP_PROBABILITY
 from .front import Front, OperatingPoint, Stage
+from .mixing import Array
 from .registry import EVIDENCE
 
 
@@ -29,14 +26,14 @@ class Head:
     position), or defer to a later expert of the pool.
 
     Attributes:
-        weight: float32 (N, E), or (P, N, E) for P heads at once.
+        weight: float32 (N, E), or (P, N, E) for P heads at once; an array, or a tensor on the CPU.
         bias: float32 (N,), or (P, N).
         statistics: float32 (K,), fitted statistics of the evidence (see `Evidence.fit`); None if it has none.
     """
 
-    weight: torch.Tensor
-    bias: torch.Tensor
-    statistics: torch.Tensor | None = None
+    weight: Array
+    bias: Array
+    statistics: Array | None = None
 
     def scores(self, evidence: np.ndarray) -> np.ndarray:
         """Map evidence (B, E) to scores (B, N), or (P, B, N) for P heads at once."""
@@ -45,12 +42,12 @@ class Head:
 
     @cached_property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.weight.numpy().mT, self.bias.numpy()[..., None, :]
+        return np.asarray(self.weight).mT, np.asarray(self.bias)[..., None, :]
 
     @cached_property
     def fitted(self) -> np.ndarray | None:
         """`statistics` as an array."""
-        return None if self.statistics is None else self.statistics.numpy()
+        return None if self.statistics is None else np.asarray(self.statistics)
 
     @property
     def size(self) -> int:
@@ -75,142 +72,62 @@ def threshold_head(
             probability exceeds the second largest.
     """
     evidence = EVIDENCE.require(stage.evidence, "a stage")
-    weight = torch.zeros(num_experts, evidence.width(num_experts, 0), dtype=torch.float32)
-    bias = torch.full((num_experts,), -1.0, dtype=torch.float32)
+    weight = np.zeros((num_experts, evidence.width(num_experts, 0)), dtype=np.float32)
+    bias = np.full(num_experts, -1.0, dtype=np.float32)
     following = min(member for member in point.members if member > stage.after)
     bias[stage.after] = 0.0
     weight[following, position] = -1.0
     bias[following] = threshold
     count = evidence.num_statistics
-    return Head(weight, bias, torch.zeros(count, dtype=torch.float32) if count else None)
+    return Head(weight, bias, np.zeros(count, dtype=np.float32) if count else None)
 
 
-class Dispatcher(nn.Module):
-    """The heads of all operating points of a front, stacked by stage and kind of evidence.
+@dataclass(frozen=True)
+class Stack:
+    """The heads of one stage and kind of evidence, of all operating points that have them: one tensor of weights.
 
-    Args:
-        front: the front; row r of a stack belongs to the r-th point of the front that has that stage.
-        num_experts: size of the pool, N.
-        feature_sizes: width of the pooled features of each expert by pool index, and of the `STEM`.
+    Attributes:
+        name: its part of the names of tensors.
+        points: names of the operating points, by row.
+        width: how many numbers the evidence has.
+        num_statistics: how many fitted statistics the evidence has.
     """
 
-    def __init__(self, front: Front, num_experts: int, feature_sizes: Mapping[int, int]):
-        super().__init__()
-        # The first stage always exists, so that even a front of single experts is saved with a (then empty) tensor.
-        stacked: dict[tuple[int, str], list[str]] = {(0, "features"): []}
-        for point in front:
-            for stage in point.decisions:
-                stacked.setdefault((stage.after, stage.evidence), []).append(point.name)
-        kinds = {key: EVIDENCE.require(key[1], "a stage") for key in stacked}
-        widths = {key: kind.width(num_experts, feature_sizes.get(key[0], 0)) for key, kind in kinds.items()}
-        elements = sum(len(names) * num_experts * widths[key] for key, names in stacked.items())
-        if elements > MAX_ELEMENTS:
-            raise PertinenceError(
-                f"the heads of {len(front)} operating points would take {elements:,} weights, more than "
-                f"{MAX_ELEMENTS:,}"
-            )
-        self.rows = {(name, *key): row for key, names in stacked.items() for row, name in enumerate(names)}
-        self.stages = nn.ModuleDict()
-        for key, names in stacked.items():
-            self.stages[_stack_name(*key)] = _StackedHeads(
-                len(names), num_experts, widths[key], kinds[key].num_statistics
-            )
-        self._heads: dict[str, _Cached] = {}
-        self.register_load_state_dict_post_hook(_forget_heads)
-
-    def check(self, source: str) -> None:
-        """Raise `PertinenceError` if weights, loaded from `source`, are NaN or infinite."""
-        for name, values in self.named_parameters():
-            if not values.isfinite().all():
-                raise PertinenceError(f"the heads of {source} hold impossible numbers ({name}): fetch them again")
-
-    def heads(self, point: OperatingPoint) -> list[Head]:
-        """The heads of one point, one for each of its decisions, in float32 on the CPU, where decisions are made."""
-        stacks = [self._stack(stage) for stage in point.decisions]
-        state = [stack.state() for stack in stacks]
-        cached = self._heads.get(point.name)
-        if cached is None or cached.state != state:
-            rows = [self.rows[point.name, stage.after, stage.evidence] for stage in point.decisions]
-            with torch.inference_mode(False):
-                heads = [stack(row) for stack, row in zip(stacks, rows, strict=True)]
-            values = [parameter.data for stack in stacks for parameter in stack.parameters()]
-            cached = self._heads[point.name] = _Cached(heads, state, values)
-        return cached.heads
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_heads": {}}
-
-    @torch.no_grad()
-    def set_heads(self, point: OperatingPoint, heads: Sequence[Head]) -> None:
-        """Store the heads of one point; raises `PertinenceError` if a shape does not fit its stage."""
-        for stage, head in zip(point.decisions, heads, strict=True):
-            self._stack(stage).store(self.rows[point.name, stage.after, stage.evidence], head, point.name)
-        _forget_heads(self)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Dispatcher:
-        """Move the heads with the model, but never cast them: decisions are in float32, whatever the experts use."""
-        _forget_heads(self)
-        return super()._apply(keeping_dtype(fn), recurse)
-
-    def _stack(self, stage: Stage) -> _StackedHeads:
-        stack = self.stages[_stack_name(stage.after, stage.evidence)]
-        assert isinstance(stack, _StackedHeads)
-        return stack
+    name: str
+    points: tuple[str, ...]
+    width: int
+    num_statistics: int
 
 
-class _Cached(NamedTuple):
-    """The heads of a point, the state of the stacks that they were read from, and the values of these, which are kept
-    so that no others can have their addresses."""
+def head_stacks(front: Front, num_experts: int, feature_sizes: Mapping[int, int]) -> list[Stack]:
+    """How the heads of a front are stored; row r of a stack belongs to the r-th point of the front that has its stage.
 
-    heads: list[Head]
-    state: list[list[tuple[int, int]]]
-    values: list[torch.Tensor]
+    Args:
+        front: the front.
+        num_experts: size of the pool, N.
+        feature_sizes: width of the pooled features of each expert by pool index, and of the `STEM`.
 
-
-def _forget_heads(dispatcher: Dispatcher, *_: Any) -> None:
-    dispatcher._heads.clear()
-
-
-def _stack_name(after: int, evidence: str) -> str:
-    return f"{'stem' if after == STEM else after}_{evidence}"
-
-
-class _StackedHeads(nn.Module):
-    def __init__(self, count: int, num_experts: int, size: int, num_statistics: int):
-        super().__init__()
-        self.weight = _zeros(count, num_experts, size)
-        self.bias = _zeros(count, num_experts)
-        # Format 1 calls them `knots`: at that time no other evidence had statistics.
-        self.knots = _zeros(count, num_statistics) if num_statistics else None
-
-    def state(self) -> list[tuple[int, int]]:
-        """Another value if parameters were replaced or changed in place."""
-        return [
-            (values.data_ptr(), 0 if values.is_inference() else values._version)
-            for values in self._parameters.values()
-            if values is not None
-        ]
-
-    def forward(self, row: int) -> Head:
-        """The head of one row; a call, so that offloaded weights are fetched before."""
-        statistics = None if self.knots is None else _on_host(self.knots, row)
-        return Head(_on_host(self.weight, row), _on_host(self.bias, row), statistics)
-
-    def store(self, row: int, head: Head, name: str) -> None:
-        if head.weight.shape != self.weight.shape[1:] or head.bias.shape != self.bias.shape[1:]:
-            raise PertinenceError(
-                f"operating point {name!r}: a head has shape {tuple(head.weight.shape)}, its stage takes "
-                f"{tuple(self.weight.shape[1:])}"
-            )
-        self.weight[row], self.bias[row] = head.weight, head.bias
-        if self.knots is not None:
-            assert head.statistics is not None  # `Evidence.fit` returned statistics
-            self.knots[row] = head.statistics
+    Raises:
+        PertinenceError: they would take more than `MAX_ELEMENTS` weights.
+    """
+    # The first stage always exists, so that even a front of single experts is saved with a (then empty) tensor.
+    stacked: dict[tuple[int, str], list[str]] = {(0, "features"): []}
+    for point in front:
+        for stage in point.decisions:
+            stacked.setdefault((stage.after, stage.evidence), []).append(point.name)
+    stacks = []
+    for (after, evidence), names in stacked.items():
+        kind = EVIDENCE.require(evidence, "a stage")
+        width = kind.width(num_experts, feature_sizes.get(after, 0))
+        stacks.append(Stack(stack_name(Stage(after, evidence)), tuple(names), width, kind.num_statistics))
+    elements = sum(len(stack.points) * num_experts * stack.width for stack in stacks)
+    if elements > MAX_ELEMENTS:
+        raise PertinenceError(
+            f"the heads of {len(front)} operating points would take {elements:,} weights, more than {MAX_ELEMENTS:,}"
+        )
+    return stacks
 
 
-def _zeros(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(*shape, dtype=torch.float32), requires_grad=False)
-
-
-def _on_host(values: torch.Tensor, row: int) -> torch.Tensor:
-    return values.data[row].to("cpu", torch.float32)
+def stack_name(stage: Stage) -> str:
+    """The name of the stack that has the head of a stage."""
+    return f"{'stem' if stage.after == STEM else stage.after}_{stage.evidence}"

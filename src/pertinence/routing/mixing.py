@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
-import torch
 
 
-Array = np.ndarray | torch.Tensor
-ArrayT = TypeVar("ArrayT", bound=Array)
+if TYPE_CHECKING:  # nothing below needs torch, unless it is given tensors
+    import torch
+
+Array: TypeAlias = "np.ndarray | torch.Tensor"
+ArrayT = TypeVar("ArrayT", bound="np.ndarray | torch.Tensor")
 
 TOP_SCORES = 5
 """Number of labels that a summary distinguishes; the others count as one."""
@@ -26,7 +28,11 @@ LEAST = math.exp(LOG_FLOOR)
 
 def library(values: Array) -> ModuleType:
     """The library of an array: numpy or torch."""
-    return torch if isinstance(values, torch.Tensor) else np
+    if isinstance(values, np.ndarray):
+        return np
+    import torch
+
+    return torch
 
 
 def log_softmax(logits: ArrayT, tail: int = 1) -> ArrayT:
@@ -64,14 +70,14 @@ def summary(mixed: ArrayT, tail: int = 1) -> ArrayT:
         (b, 7), in the dtype of the logits: the five largest log-probabilities, the total probability of all other
         labels, and the predicted label.
     """
-    xp: ModuleType
+    xp = library(mixed)
     best: Any  # an array of either library: they share names, not types
     kept: Any = mixed if tail == 1 else mixed[:, :-1]
-    if isinstance(mixed, torch.Tensor):
+    if xp is not np:
         best, labels = kept.topk(min(TOP_SCORES, kept.shape[1]))
-        others, xp = (kept - best[:, :1]).exp_().scatter_(1, labels, 0.0).sum(1, keepdim=True), torch
+        others = (kept - best[:, :1]).exp_().scatter_(1, labels, 0.0).sum(1, keepdim=True)
     else:
-        rising, xp = np.sort(kept), np
+        rising = np.sort(kept)
         best = rising[:, : -TOP_SCORES - 1 : -1]
         others = np.exp(rising[:, :-TOP_SCORES] - best[:, :1]).sum(1, keepdims=True)
     if tail > 1:

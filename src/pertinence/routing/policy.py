@@ -1,25 +1,20 @@
-"""The policy (router): evidence of what has run, one linear head per stage, and its decision to exit or to defer.
-
-The model calls `route` on the outputs of its experts, and every reported figure comes from `route` on cached
-predictions. The objectives of a search (`search/recipes`) are vectorised equivalents; tests check that they agree.
-"""
+"""The policy on tensors: the model calls `route` on the outputs of its experts, and every reported figure comes from
+`route` on cached predictions. The decisions are those of `routing.sweep`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from .costs import GMACS, STEM, PoolCosts
-from .evidence import Known, computed, no_votes, observe
-from .front import OperatingPoint, Stage
+from .costs import GMACS, PoolCosts
+from .front import OperatingPoint
 from .heads import Head
-from .mixing import Array, ArrayT, log_softmax, mix
-from .registry import EVIDENCE
+from .mixing import Array
+from .sweep import Arrays, sweep
 
 
 Outputs = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -56,24 +51,6 @@ class Routing:
         return Routing(**moved, costs=self.costs)
 
 
-def choose(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """The allowed action with the largest score, of equal ones the cheapest: (..., N), bool (N,) -> int64 (...)."""
-    return np.where(allowed, scores, -np.inf).argmax(-1)
-
-
-def allowed_actions(point: OperatingPoint, stage: Stage, num_experts: int) -> np.ndarray:
-    """bool (N,): exit (the position of the expert that just ran), or defer to a later member."""
-    allowed = np.zeros(num_experts, dtype=bool)
-    allowed[[member for member in point.members if member >= stage.after]] = True
-    return allowed
-
-
-@lru_cache(maxsize=4096)
-def _allowed(members: tuple[int, ...], after: int, num_experts: int) -> np.ndarray:
-    """The same, cached, so that it is not built again for every batch."""
-    return allowed_actions(OperatingPoint("", "", members), Stage(after), num_experts)
-
-
 def route(
     point: OperatingPoint,
     heads: Sequence[Head],
@@ -83,122 +60,27 @@ def route(
     device: torch.device | str = "cpu",
     tail: int = 1,
 ) -> Routing:
-    """Route `count` images through an operating point.
-
-    Members are in pool order and images only move forward, so one sweep over the members serves all images; the set of
-    images without an answer only shrinks.
+    """Route `count` images through an operating point, see `routing.sweep.sweep`.
 
     Args:
-        point: the operating point: which experts, which stages, and how to mix.
-        heads: one for each of `point.decisions`, on the CPU.
+        point, heads, count, costs, tail: see there.
         run: returns the outputs of expert i (`STEM`: the stem) for the images of the given rows (rising, int64 (b,),
-            on the CPU); called at most once per expert.
-        count: number of images, B.
-        costs: costs of the pool.
+            on the CPU).
         device: where outputs are mixed.
-        tail: how many labels the last column of the logits stands for: predictions over many labels are cached with
-            one column for all the labels that no expert found likely.
     """
-    own: Any  # an `Array`, or None for the stem
-    sweep = _Sweep(point, count, costs, is_host(device), tail)
-    # What a decision needs is copied to the host in one transfer; nothing else waits for a device.
-    for member in point.order:
-        if member not in sweep.asked:
-            continue
-        rows = (sweep.following == member).nonzero()[0]
-        own, features = (brought(values, device) for values in run(member, torch.from_numpy(rows)))
-        # If all images are meant, nothing is gathered or scattered.
-        here = there = slice(None) if len(rows) == count else rows
-        if len(rows) < count and not sweep.on_host:
-            there = torch.from_numpy(rows).to(device, non_blocking=True)
-        sweep.pay(member, here)
-        answer = None if member == STEM else sweep.answer(member, own, here, there)
-        position = point.decision_after.get(member)
-        if position is not None:
-            sweep.decide(member, position, heads[position], own, answer, features, here)
-    routing = sweep.routing()
-    return routing if sweep.on_host else routing.to(device)
 
+    def brought_of(member: int, rows: np.ndarray) -> Arrays:
+        logits, features = run(member, torch.from_numpy(rows))
+        return brought(logits, device), brought(features, device)
 
-class _Sweep:
-    """One sweep over the members of an operating point; its bookkeeping stays on the host."""
-
-    def __init__(self, point: OperatingPoint, count: int, costs: PoolCosts, on_host: bool, tail: int):
-        self.point, self.count, self.costs, self.on_host, self.tail = point, count, costs, on_host, tail
-        num_experts = costs.num_experts
-        self.following, self.asked = np.full(count, point.order[0]), {point.order[0]}
-        self.last = np.empty(count, dtype=np.int64)
-        self.ran = np.zeros((count, num_experts), dtype=bool)
-        self.votes = no_votes(count, num_experts)
-        self.scores = np.full((count, len(point.decisions), num_experts), np.nan, dtype=np.float32)
-        self.steps = {unit: np.zeros((count, num_experts)) for unit in costs.values}
-        # What a separate stem and its head cost every image.
-        self.before: dict[str, np.ndarray | float] = dict.fromkeys(costs.values, 0.0)
-        self.logits: Array | None = None
-        self.log_probs: dict[int, Array] = {}
-
-    def pay(self, member: int, here: Any) -> None:
-        """Add the cost of running a member to some rows, and record that it has run."""
-        for unit, steps in self.steps.items():
-            price = self.costs.marginal(unit, member, self.ran[here])
-            if member == STEM:
-                self.before[unit] += price
-            else:
-                steps[here, member] = price
-        if member != STEM:
-            self.ran[here, member], self.last[here] = True, member
-
-    def answer(self, member: int, own: Array, here: Any, there: Any) -> Array:
-        """The result after a member has run, (b, C): its own logits, or the mixture of the members that have run."""
-        answer, stage = own, self.point.stage_after.get(member)
-        if self.point.mixes:
-            self.log_probs[member] = _among_all(self.count, there, log_softmax(own, self.tail))
-        if stage is not None and stage.mixing is not None:
-            # A member that no image was deferred to has no outputs to mix.
-            mixed = [(m, w) for m, w in zip(self.point.members, stage.mixing, strict=False) if m in self.log_probs]
-            answer = mix([self.log_probs[m][there] for m, _ in mixed], [weight for _, weight in mixed])
-        # Copy: the caller may own the outputs of `run`.
-        self.logits = _among_all(self.count, there, answer, self.logits)
-        return answer
-
-    def decide(
-        self,
-        member: int,
-        position: int,
-        head: Head,
-        own: Array | None,
-        answer: Array | None,
-        features: Array | None,
-        here: Any,
-    ) -> None:
-        """Decide for each image whether it exits or which member runs next."""
-        evidence = EVIDENCE.require(self.point.decisions[position].evidence, "a stage")
-        # A stem has no logits, so its output is not a prediction.
-        label, seen = observe(evidence.reads, None if member == STEM else own, answer, features, self.tail)
-        if label is not None:
-            self.votes[here, member] = label
-        known = Known(self.votes[here], tail=self.tail, **seen)
-        scores = head.scores(computed(evidence, known, head.fitted))
-        allowed = _allowed(self.point.members, member, self.costs.num_experts)
-        self.following[here] = chosen = choose(scores, allowed)
-        self.asked.update(chosen.tolist())
-        self.scores[here, position] = np.where(allowed, scores, np.nan)
-        for unit, steps in self.steps.items():
-            price = self.costs.of_head(unit, head.size)
-            if member == STEM:
-                self.before[unit] += price
-            else:
-                steps[here, member] += price
-
-    def routing(self) -> Routing:
-        # A matrix product, so that the order of summation does not depend on how many members ran on an image.
-        ones = np.ones(self.costs.num_experts)
-        costs = {unit: torch.from_numpy(steps @ ones + self.before[unit]) for unit, steps in self.steps.items()}
-        # Not `torch.as_tensor`, which puts an array where the default device is.
-        last, ran, scores = map(torch.from_numpy, (self.last, self.ran, self.scores))
-        assert self.logits is not None  # some member answered
-        logits = self.logits if isinstance(self.logits, torch.Tensor) else torch.from_numpy(self.logits)
-        return Routing(logits, last, ran, costs, scores)
+    swept = sweep(point, heads, brought_of, count, costs, tail)
+    # Not `torch.as_tensor`, which puts an array where the default device is.
+    last, ran, scores = map(torch.from_numpy, (swept.last, swept.ran, swept.scores))
+    spent = {unit: torch.from_numpy(values) for unit, values in swept.spent().items()}
+    logits: Any = swept.logits
+    if isinstance(logits, np.ndarray):
+        return Routing(torch.from_numpy(logits), last, ran, spent, scores)
+    return Routing(logits, last, ran, spent, scores).to(device)
 
 
 def is_host(device: torch.device | str) -> bool:
@@ -211,12 +93,3 @@ def brought(values: torch.Tensor | None, device: torch.device | str = "cpu") -> 
     if values is None:
         return None
     return values.cpu().numpy() if is_host(device) else values.to(device)
-
-
-def _among_all(count: int, rows: Any, values: ArrayT, of_all: Any = None) -> ArrayT:
-    """Scatter a copy of the values of some images into an array over all; the others keep `of_all`, or are zero."""
-    if of_all is None:
-        shape = (count, *values.shape[1:])
-        of_all = values.new_zeros(shape) if isinstance(values, torch.Tensor) else np.zeros(shape, values.dtype)
-    of_all[rows] = values
-    return of_all

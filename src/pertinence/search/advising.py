@@ -12,13 +12,13 @@ import numpy as np
 from ..data.dataset import LabelledImages, labelled
 from ..data.splits import assign_folds, sample_rows
 from ..evaluation.intervals import wilson_interval
-from ..experts.entry import ExpertEntry
 from ..experts.pool import list_references, load_pool, pool_labels, warn_of_costs
 from ..predictions.arguments import RuntimeArguments
 from ..predictions.predict import predict
 from ..predictions.predictions import Predictions
 from ..predictions.tables import PredictionTable
 from ..routing.costs import cost_unit
+from ..runtime.entry import ExpertEntry
 from ..utils.distributed import make_accelerator, one_thread
 from ..utils.errors import PertinenceError
 from ..utils.validation import is_commit

@@ -14,14 +14,14 @@ from ..data.dataset import LabelledImages
 from ..data.splits import sample_rows
 from ..evaluation.intervals import paired_difference
 from ..experts.backends.base import BACKENDS
-from ..experts.entry import TORCH
 from ..experts.expert import Expert, measured_expert
 from ..experts.reference import variant_suffix
-from ..experts.transforms import Transform
 from ..experts.variants import SIZE_MODES, possible_sizes
 from ..predictions.predict import predict
 from ..predictions.predictions import Predictions
 from ..routing.costs import COSTS
+from ..runtime.entry import TORCH
+from ..runtime.transform import Transform
 from ..utils.progress import progress_bar
 from .arguments import SearchArguments
 

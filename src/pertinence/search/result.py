@@ -23,7 +23,6 @@ from ..evaluation.candidates import save_candidates
 from ..evaluation.outcomes import route_predictions
 from ..evaluation.plots import plot_convergence, plot_examples, plot_front, plot_shares
 from ..evaluation.report import Evaluation
-from ..experts.entry import CONFIG
 from ..hub.layout import (
     BASELINES,
     CONVERGENCE_FIGURE,
@@ -40,6 +39,7 @@ from ..predictions.predictions import Predictions
 from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
 from ..routing.metrics import ACCURACY
+from ..runtime.entry import CONFIG
 from ..utils.io import beside, move_into
 from .folder import ADVICE, SearchFolder, check_output_dir, clear_state, exclusive
 from .front_search import FoundFront

@@ -10,8 +10,8 @@ from ..data.dataset import LabelledImages
 from ..data.splits import sample_rows
 from ..experts.expert import Expert
 from ..experts.operations import count_operations
-from ..experts.transforms import UnfitImage
 from ..routing.costs import GMACS
+from ..runtime.transform import UnfitImage
 from ..utils.errors import PertinenceError
 
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from ...runtime.entry import ExpertEntry
 from ...utils.errors import PertinenceError
 from ...utils.modules import keeping_dtype
 from ...utils.registry import Registry
-from ..entry import ExpertEntry
 from ..loading import Checkpoint
 
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ...runtime.entry import ExpertEntry
 from ...utils.errors import PertinenceError
 from ...utils.modules import execution_device, first_parameter
-from ..entry import ExpertEntry
 from ..features import FeatureTap
 from ..loading import Checkpoint, Classifier
 

@@ -16,8 +16,9 @@ from ...routing.costs import STEM
 from ...routing.evidence import BOTH, FEATURES, MIX, Evidence, Known, computed, no_votes, observe
 from ...routing.front import OperatingPoint, Stage
 from ...routing.heads import Head
-from ...routing.policy import allowed_actions, brought, choose
+from ...routing.policy import brought
 from ...routing.registry import EVIDENCE
+from ...routing.sweep import allowed_actions, choose
 from ...utils.errors import PertinenceError
 from .arguments import PaperArguments
 from .base import Problem, Recipe
@@ -228,7 +229,7 @@ class PaperRecipe(Recipe):
             batch_size=self.arguments.head_batch_size,
             seed=self.seed,
         )
-        weights, biases = heads.weight.cpu(), heads.bias.cpu()
+        weights, biases = (torch.as_tensor(values).cpu() for values in (heads.weight, heads.bias))
         # One by one, as in the model, so that no individual's bits depend on the others.
         for weight, bias in zip(weights, biases, strict=True):
             yield self._judge(Head(weight.clone(), bias.clone(), self.statistics))

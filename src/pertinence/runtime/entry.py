@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..routing.costs import GMACS, LATENCY
 from ..utils.errors import PertinenceError, shown
 from ..utils.validation import is_absolute, is_commit, is_name, is_number, is_printable, is_whole
-from .transforms import Transform
+from .transform import Transform
 
 
 MODEL_TYPE = "pertinence"
