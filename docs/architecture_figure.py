@@ -42,7 +42,7 @@ ROADS = {
         ("expert", "experts.expert"),
         ("evidence", "routing.evidence"),
         ("stage", "routing.heads"),
-        ("decide", "routing.policy"),
+        ("decide", "routing.sweep"),
         ("output", "models.modeling_pertinence"),
     ],
 }

@@ -139,7 +139,7 @@ def _next(folder: str, has_model: bool, data: DataArguments) -> str:
 def _found_before(folder: str) -> dict[str, Any]:
     """What a finished search has printed as JSON."""
     from ..hub.layout import RECORD
-    from ..utils.parsing import parse_json, read_text
+    from ..utils.json_files import parse_json, read_text
 
     record = parse_json(read_text(Path(folder) / RECORD))
     return {"output_dir": folder, **record["report"], "baselines": record["baselines"]}

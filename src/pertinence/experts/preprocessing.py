@@ -270,9 +270,8 @@ def _gives_same_pixels(transform: Transform, processor: Any) -> bool:
     shapes = [(height, width)]
     if transform.library == "transformers":
         shapes += [(height + 13, 2 * width + 5), (2 * height + 5, width // 2 + 3)]
-    return all(
-        torch.equal(apply_transform(transform, _probe(*s)), run_processor(processor, _probe(*s))) for s in shapes
-    )
+    probes = [_probe(*shape) for shape in shapes]
+    return all(torch.equal(apply_transform(transform, one), run_processor(processor, one)) for one in probes)
 
 
 def _probe(height: int, width: int) -> torch.Tensor:
