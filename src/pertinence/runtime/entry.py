@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..routing.costs import GMACS, LATENCY
 from ..utils.errors import PertinenceError, shown
 from ..utils.validation import is_absolute, is_commit, is_name, is_number, is_printable, is_whole
+from .exports import Export
 from .transform import Transform
 
 
@@ -46,7 +47,7 @@ QUANTIZATIONS = {TORCH_INT8: "int8"}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 UNITS = (GMACS, LATENCY)
 """Units of cost that have their own key in a file; all others are in a mapping under the key `costs`."""
-OPTIONAL_KEYS = ("latency", "origin", "origin_revision", "code", "costs", "cost_note", "backend")
+OPTIONAL_KEYS = ("latency", "origin", "origin_revision", "code", "costs", "cost_note", "backend", "exports")
 """Keys that are written only if they have a value."""
 
 
@@ -70,6 +71,7 @@ class ExpertEntry:
         backend: name of the backend that runs its network.
         label_map: index of each label of the pool in the expert's own outputs; None: the same order.
         licence: licence that its card states.
+        exports: its exported graphs, which are files of the model itself.
         select, report: `Figures` on the search images and on the report images, as a mapping.
         unknown: keys that this version does not know; they are kept.
     """
@@ -89,6 +91,7 @@ class ExpertEntry:
     label_map: list[int] | None = None
     licence: str | None = None
     cost_note: str | None = None
+    exports: tuple[Export, ...] = ()
     select: dict[str, Any] | None = None
     report: dict[str, Any] | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict)
@@ -107,12 +110,13 @@ class ExpertEntry:
         check_values(values, where)
         if values.get("quantization") and values.get("backend"):
             raise PertinenceError(f"{where} has a quantization and a backend, expected one of them")
-        others = KEYS - {"transform", "costs", "quantization", "backend", *UNITS}
+        others = KEYS - {"transform", "costs", "quantization", "backend", "exports", *UNITS}
         units = {unit: values[unit] for unit in UNITS if values.get(unit) is not None}
         return cls(
             costs=units | (values.get("costs") or {}),
             transform=Transform.from_dict(values["transform"]),
             backend=values.get("backend") or backend_name(values.get("quantization")),
+            exports=tuple(map(Export.from_dict, values.get("exports") or ())),
             unknown={key: value for key, value in values.items() if key not in KEYS},
             **{key: values[key] for key in others if key in values},
         )
@@ -140,6 +144,7 @@ class ExpertEntry:
             "costs": {unit: cost for unit, cost in self.costs.items() if unit not in UNITS} or None,
             "cost_note": self.cost_note,
             "backend": None if self.is_of_torch else self.backend,
+            "exports": [export.to_dict() for export in self.exports] or None,
         }
         written = {key: value for key, value in values.items() if value is not None or key not in OPTIONAL_KEYS}
         return {**written, **self.unknown}
@@ -269,6 +274,7 @@ EXPERT_VALUES = {
     "dtype": (lambda value: value in DTYPES, f"one of {', '.join(DTYPES)}"),
     "quantization": (lambda value: value in QUANTIZATIONS.values(), f"one of {', '.join(QUANTIZATIONS.values())}"),
     "backend": (is_name, "a line of text"),
+    "exports": (lambda value: isinstance(value, list), "a list of exported files"),
     "label_map": (_is_label_map, "a list of indices"),
     "licence": (lambda value: isinstance(value, str) and value.isprintable(), "a line of text"),
     "select": (lambda value: isinstance(value, dict), "a mapping"),

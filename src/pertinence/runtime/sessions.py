@@ -1,0 +1,135 @@
+"""Sessions: exported graphs in ONNX Runtime, on NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..utils.errors import PertinenceError, explain, shown
+from .exports import FEATURES, INPUT, LOGITS, Export
+
+
+CPU = "CPUExecutionProvider"
+QUIET = 3
+"""Severity of ONNX Runtime's log: errors only."""
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How graphs are opened, in the words of optimum.
+
+    Attributes:
+        provider: execution provider of ONNX Runtime, like "CPUExecutionProvider" or "CUDAExecutionProvider".
+        session_options: `onnxruntime.SessionOptions`; default: as many threads as `threads`.
+        threads: threads of each session where `session_options` is not given; default: ONNX Runtime's.
+    """
+
+    provider: str = CPU
+    session_options: Any = None
+    threads: int | None = None
+
+    @property
+    def device(self) -> str:
+        """The kind of device that the provider runs on, as torch names it."""
+        return "cuda" if self.provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
+
+
+class Session:
+    """One exported graph, opened; it may run in several threads.
+
+    Args:
+        content: the file, see `Export.read`.
+        export: what the config records about it.
+        settings: how it is opened.
+
+    Raises:
+        PertinenceError: ONNX Runtime is not installed or does not have the provider, or the file is no graph with the
+            recorded inputs and outputs.
+    """
+
+    def __init__(self, content: bytes, export: Export, settings: SessionSettings | None = None):
+        self.export, self.settings = export, settings or SessionSettings()
+        self._session = _open(content, export.file, self.settings)
+        self._outputs = [LOGITS, FEATURES] if export.has_features else [LOGITS]
+        self._check_interface()
+
+    @classmethod
+    def of(cls, path: Path, export: Export, settings: SessionSettings | None = None) -> Session:
+        """Open a file after its hash was checked; see `Export.read`."""
+        return cls(export.read(path), export, settings)
+
+    @property
+    def num_outputs(self) -> int:
+        """How many logits it gives."""
+        return int(self._session.get_outputs()[0].shape[1])
+
+    def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Run it on float32 (b, 3, height, width): logits (b, C), and features (b, F) or None.
+
+        Raises:
+            PertinenceError: the pixels have another shape, or the graph fails.
+        """
+        try:
+            logits, *features = self._session.run(self._outputs, {INPUT: pixels})
+        except Exception as error:  # ONNX Runtime's errors share no class of their own
+            raise PertinenceError(
+                f"{self.export.file} fails on pixels of shape {pixels.shape}, expected (any, "
+                f"{', '.join(map(str, self.export.input_shape))}) ({explain(error)})"
+            ) from error
+        return logits, features[0] if features else None
+
+    def _check_interface(self) -> None:
+        inputs = {one.name: (one.shape, one.type) for one in self._session.get_inputs()}
+        outputs = {one.name: (one.shape, one.type) for one in self._session.get_outputs()}
+        shape, kind = inputs.get(INPUT, ([], ""))
+        is_right = (
+            set(inputs) == {INPUT}
+            and (kind, len(shape), tuple(shape[1:])) == ("tensor(float)", 4, self.export.input_shape)
+            and not isinstance(shape[0], int)
+            and set(outputs) >= set(self._outputs)
+            and all(_is_table(*outputs[name]) for name in self._outputs)
+        )
+        if not is_right:
+            raise PertinenceError(
+                f"{self.export.file} maps {_shown(inputs)} to {_shown(outputs)}, but config.json describes "
+                f"{INPUT} (any, {', '.join(map(str, self.export.input_shape))}) and {' and '.join(self._outputs)}"
+            )
+
+
+def _is_table(shape: Sequence[Any], kind: str) -> bool:
+    return kind == "tensor(float)" and len(shape) == 2 and not isinstance(shape[0], int) and isinstance(shape[1], int)
+
+
+def _shown(values: dict[str, tuple[Sequence[Any], str]]) -> str:
+    return shown({name: list(shape) for name, (shape, _) in values.items()}, 200)
+
+
+def _open(content: bytes, file: str, settings: SessionSettings) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise PertinenceError(
+            "exported graphs need ONNX Runtime, which is not installed: pip install onnxruntime"
+        ) from error
+    offered = onnxruntime.get_available_providers()
+    if settings.provider not in offered:
+        raise PertinenceError(
+            f"provider={shown(settings.provider)} is not one of this build of ONNX Runtime: {', '.join(offered)}"
+        )
+    options = settings.session_options
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = QUIET
+        options.inter_op_num_threads = 1
+        if settings.threads is not None:
+            options.intra_op_num_threads = settings.threads
+    elif not isinstance(options, onnxruntime.SessionOptions):
+        raise PertinenceError(f"session_options must be onnxruntime.SessionOptions, got {type(options).__name__}")
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=[settings.provider])
+    except Exception as error:  # as above
+        raise PertinenceError(f"{file} cannot be opened by ONNX Runtime ({explain(error)})") from error
