@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 
 from ..data.batches import Images
 from ..runtime.entry import ExpertEntry
+
+
+if TYPE_CHECKING:
+    from .expert import Expert
 
 
 class ExpertLike(Protocol):
@@ -61,6 +66,9 @@ class ExpertLike(Protocol):
 
     def check(self, total: torch.Tensor | float) -> None:
         """Raise `PertinenceError` unless the sum of the scores that `run` returned is finite."""
+
+    def loaded(self) -> AbstractContextManager[Expert]:
+        """The expert while it is loaded, as a context: a lazy one may be unloaded afterwards."""
 
     def find_folder(self) -> Path | None:
         """The folder of its files, which are downloaded if necessary; None for a model that was given loaded."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers.utils import logging
 
 from ..data.batches import Images, chunks, sorted_by_shape
-from ..data.labels import contradiction, resolve_label_map
+from ..data.labels import Labels, contradiction, resolve_label_map
 from ..routing.costs import GMACS
 from ..runtime.entry import TORCH, ExpertEntry
 from ..runtime.transform import UnfitImage
@@ -44,22 +44,59 @@ ACCELERATED_PIXELS_AT_ONCE = 2**25
 """The same for an accelerator, where only memory is the limit: 668 images of 224 x 224."""
 
 
+class Origin(Protocol):
+    """What an expert is made of.
+
+    Attributes:
+        labels: the names of its outputs, by index.
+        revision: commit or content hash of its files.
+        folder: the folder of its files; None for a model that was given loaded.
+        code: the folders of its code in other repositories, see `fetch_code`.
+    """
+
+    @property
+    def labels(self) -> Labels: ...
+
+    @property
+    def revision(self) -> str: ...
+
+    @property
+    def folder(self) -> Path | None: ...
+
+    @property
+    def code(self) -> Mapping[str, Path]: ...
+
+
 class Expert(nn.Module):
     """A frozen classifier with its own preprocessing, whose logits are in the label order of the pool.
 
     Attributes:
+        origin: what it is made of: a loaded checkpoint, or an exported graph.
         entry: its entry in the config.
-        checkpoint: the loaded checkpoint; experts that differ only in their input or backend share it.
         network: the backend that runs its network.
         preprocess: turns images into pixels for the network.
     """
 
-    def __init__(self, checkpoint: Checkpoint, entry: ExpertEntry, preprocessing: str = "exact"):
+    def __init__(self, origin: Origin, entry: ExpertEntry, network: Backend, preprocess: Preprocessor):
         super().__init__()
+        self.origin, self.entry, self.network, self.preprocess = origin, entry, network, preprocess
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, entry: ExpertEntry, preprocessing: str = "exact") -> Expert:
+        """The expert that runs a checkpoint, which several experts may share, as its entry says."""
         checkpoint.model.eval().requires_grad_(False)
-        self.checkpoint, self.entry = checkpoint, entry
-        self.network = _make_network(checkpoint, entry)
-        self.preprocess = Preprocessor(entry.transform, checkpoint.processor, preprocessing)
+        preprocess = Preprocessor(entry.transform, checkpoint.processor, preprocessing)
+        return cls(checkpoint, entry, _make_network(checkpoint, entry), preprocess)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The loaded checkpoint; raises `PertinenceError` for an exported graph, which has none."""
+        if not isinstance(self.origin, Checkpoint):
+            raise PertinenceError(
+                f"expert {self.entry.name!r} runs an exported graph, and its checkpoint is not loaded: load the model "
+                "without backend="
+            )
+        return self.origin
 
     @property
     def model(self) -> nn.Module:
@@ -80,14 +117,14 @@ class Expert(nn.Module):
         return self.preprocess.mode
 
     @property
-    def weights_key(self) -> int:
+    def weights_key(self) -> Any:
         """Equal for experts that share a checkpoint."""
-        return id(self.checkpoint)
+        return id(self.origin) if isinstance(self.origin, Checkpoint) else self.entry.checkpoint_key
 
     @property
     def labels(self) -> dict[int, str]:
         """Its names of the pool's labels, by index."""
-        own, label_map = self.checkpoint.labels, self.entry.label_map
+        own, label_map = self.origin.labels, self.entry.label_map
         return dict(own) if label_map is None else {index: own[theirs] for index, theirs in enumerate(label_map)}
 
     @property
@@ -95,17 +132,21 @@ class Expert(nn.Module):
         """Number of labels of the pool."""
         return len(self.labels)
 
+    def loaded(self) -> AbstractContextManager[Expert]:
+        """This expert while it is loaded, as a context: a lazy one may be unloaded afterwards."""
+        return nullcontext(self)
+
     def find_folder(self) -> Path | None:
         """The folder of its files (in the cache, if they are from the Hub); None for a model that was given loaded."""
-        return self.checkpoint.folder
+        return self.origin.folder
 
     def find_revision(self) -> str:
         """Commit or content hash of the loaded files; `entry` records those that its figures were measured with."""
-        return self.checkpoint.revision
+        return self.origin.revision
 
     def find_code(self) -> Mapping[str, Path]:
         """The folders of its code in other repositories, see `fetch_code`."""
-        return self.checkpoint.code
+        return self.origin.code
 
     def with_entry(self, entry: ExpertEntry) -> Expert:
         """The same expert with another entry; its network is shared.
@@ -242,14 +283,14 @@ def load_expert(
             f"expert {shown(name)} needs a name of one line of at most {LONGEST_NAME} printable characters: give one "
             "with {'name': ...}"
         )
-    with _naming(name):
+    with naming(name):
         BACKENDS.get(reference.backend_name)
     checkpoint = open_checkpoint(reference, options, is_stem, opened)
     model = checkpoint.model
     if not is_stem:
         _check_single_label(name, checkpoint)
     _check_channels(name, model.config)
-    with _naming(name):
+    with naming(name):
         transform = resolve_transform(checkpoint.processor, native_side(model.config))
         transform = fitting_transform(checkpoint, transform)
     entry = ExpertEntry(
@@ -291,11 +332,11 @@ def measured_expert(
         PertinenceError: the architecture does not take such images, or it is no classifier.
     """
     name, model = entry.name, checkpoint.model
-    with _naming(name):
+    with naming(name):
         transform = smaller_transform(checkpoint, entry.transform, image_size, image_size_by)
         operations = count_operations(model, transform.size, checkpoint.call_options(transform))
     entry = entry.replace(costs={GMACS: operations.gmacs}, transform=transform, backend=backend)
-    expert = Expert(checkpoint, entry, preprocessing)
+    expert = Expert.of(checkpoint, entry, preprocessing)
     notes = [operations.note, None if expert.preprocess.has_fixed_size else assumed_size(checkpoint, transform)]
     probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8, device="cpu")
     logits, features = expert(probe)
@@ -310,7 +351,7 @@ def measured_expert(
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """Add the name of the expert to errors."""
     try:
         yield
@@ -353,7 +394,7 @@ def reload_expert(
         resolve_label_map(
             entry.label_map, checkpoint.labels, dict.fromkeys(range(len(entry.label_map)), ""), entry.name
         )
-    return Expert(checkpoint, entry, preprocessing)
+    return Expert.of(checkpoint, entry, preprocessing)
 
 
 def _check_single_label(name: str, checkpoint: Checkpoint) -> None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,15 @@ Classifier = PreTrainedModel | Backbone
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint: classifier, image processor, pinned revision (commit or content hash), folder, and folders
-    of its code in other repositories (see `fetch_code`)."""
+    """A loaded checkpoint: classifier, image processor, pinned revision (commit or content hash), folder, folders of
+    its code in other repositories (see `fetch_code`), and how it was loaded, without the token."""
 
     model: Classifier
     processor: Any
     revision: str
     folder: Path | None
     code: Mapping[str, Path] = field(default_factory=dict)
+    options: LoadOptions = field(default_factory=LoadOptions)
 
     @property
     def labels(self) -> Labels:
@@ -124,7 +125,9 @@ def _load_checkpoint(
             )
         check_processor(processor, title)
         check_weights(reference.model, title)
-        return Checkpoint(reference.model, processor, _hash_tensors(reference.model), None)
+        return Checkpoint(
+            reference.model, processor, _hash_tensors(reference.model), None, options=replace(options, token=None)
+        )
     repo_id = reference.repo_id
     assert repo_id is not None  # every reference without a loaded model has one
     folder = None
@@ -143,7 +146,7 @@ def _load_checkpoint(
             f"{title} lacks weights ({', '.join(sorted(missing)[:3])}): it is a backbone without a trained "
             "classification head; fine-tune it first"
         )
-    return Checkpoint(model, processor, revision, folder, code)
+    return Checkpoint(model, processor, revision, folder, code, replace(options, token=None))
 
 
 def _find_files(repo_id: str, revision: str | None, options: LoadOptions) -> tuple[Path, str]:

@@ -84,7 +84,7 @@ def _aligned(references: Sequence[ExpertReference], experts: Sequence[Expert]) -
     first = experts[0]
     if references[0].label_map is not None:
         # The first expert's own map defines the labels of the pool.
-        own = first.checkpoint.labels
+        own = first.origin.labels
         chosen = list(own) if references[0].label_map == "by_name" else references[0].label_map
         size = len(chosen) if isinstance(chosen, (list, tuple)) else len(own)
         label_map = resolve_label_map(chosen, own, dict.fromkeys(range(size), ""), first.entry.name)
@@ -92,7 +92,7 @@ def _aligned(references: Sequence[ExpertReference], experts: Sequence[Expert]) -
     aligned, doubtful = [first], []
     for reference, expert in zip(references[1:], experts[1:], strict=True):
         name = expert.entry.name
-        label_map = resolve_label_map(reference.label_map, expert.checkpoint.labels, pool_labels(aligned), name)
+        label_map = resolve_label_map(reference.label_map, expert.origin.labels, pool_labels(aligned), name)
         is_mapped, expert = label_map is not None, expert.with_entry(expert.entry.replace(label_map=label_map))
         # With all others, as the first may have no names.
         told = [check_same_labels(name, expert.labels, one.entry.name, one.labels, is_mapped) for one in aligned]
@@ -132,9 +132,9 @@ def _aligned_by_name(references: Sequence[ExpertReference], experts: Sequence[Ex
     aligned = []
     for expert, found in zip(experts, [{index: index for index in own[0]}, *matches], strict=True):
         label_map = [found[index] for index in shared]
-        count = len(expert.checkpoint.labels)
+        count = len(expert.origin.labels)
         if len(label_map) < count:
-            dropped = [name for index, name in expert.checkpoint.labels.items() if index not in set(label_map)]
+            dropped = [name for index, name in expert.origin.labels.items() if index not in set(label_map)]
             logger.warning(
                 f"Expert {expert.entry.name!r} has {count} labels, of which the pool keeps the {len(label_map)} that "
                 f"all experts share; dropped from its output: {shown(dropped[:SHOWN_LABELS])[1:-1]}"
@@ -151,7 +151,7 @@ def _known_labels(expert: Expert) -> Labels:
     Raises:
         PertinenceError: they are unknown: `LABEL_0`, or guessed from their number.
     """
-    config, labels = expert.checkpoint.model.config, expert.checkpoint.labels
+    config, labels = expert.checkpoint.model.config, expert.origin.labels
     advice = "name them in its config.json, or leave by_name out and give the experts lists of indices as label_map"
     if is_generic(labels):
         raise PertinenceError(f"the labels of expert {expert.entry.name!r} have no names (LABEL_0, ...): {advice}")

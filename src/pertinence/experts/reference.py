@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..runtime.entry import QUANTIZATIONS, TORCH, backend_name
+from ..runtime.entry import GRAPH_BACKENDS, QUANTIZATIONS, TORCH, backend_name
 from ..utils.errors import PertinenceError
 from ..utils.validation import is_absolute, split_revision
 from .given import given_model
@@ -23,9 +23,15 @@ CONVERT = "`pertinence convert FILE --architecture NAME --labels FILE --image-si
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How experts are loaded; each field has the meaning of the argument of transformers' `from_pretrained`.
+    """How experts are loaded; fields have the meaning of the arguments of transformers' `from_pretrained`, the last
+    ones of those of sentence-transformers and optimum.
 
     Experts that do not support an `attn_implementation`, such as CNNs, keep their own.
+
+    Attributes:
+        backend: "torch", "onnx" or "openvino": what runs the networks; None: what each entry says.
+        provider, session_options: of ONNX Runtime, see `SessionSettings`.
+        file_name: name of the exported file to run, like "model.onnx".
     """
 
     dtype: str | torch.dtype | None = None
@@ -37,15 +43,41 @@ class LoadOptions:
     local_files_only: bool = False
     force_download: bool = False
     trust_remote_code: bool = False
+    backend: str | None = None
+    provider: str | None = None
+    session_options: Any = None
+    file_name: str | None = None
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> LoadOptions:
-        """Make options from keyword arguments; raises `PertinenceError` for an unknown one."""
+        """Make options from keyword arguments.
+
+        Raises:
+            PertinenceError: one is unknown, or two of them contradict each other.
+        """
         try:
-            return cls(**values)
+            return cls(**values)._checked()
         except TypeError as error:
             known = ", ".join(field.name for field in fields(cls))
             raise PertinenceError(f"{error}; experts are loaded with: {known}") from error
+
+    def _checked(self) -> LoadOptions:
+        of_graphs = [name for name in ("provider", "session_options", "file_name") if getattr(self, name) is not None]
+        if of_graphs and self.backend not in GRAPH_BACKENDS:
+            raise PertinenceError(
+                f"{of_graphs[0]} is a setting of exported graphs: give backend='onnx' with it, or leave it out"
+            )
+        if self.backend in GRAPH_BACKENDS and str(self.dtype or "float32").removeprefix("torch.") != "float32":
+            raise PertinenceError(
+                f"dtype={self.dtype!r} cannot be met: exported graphs compute in float32; leave it out, or load with "
+                "backend='torch'"
+            )
+        if self.backend in GRAPH_BACKENDS and self.device_map not in (None, "cpu", {"": "cpu"}):
+            raise PertinenceError(
+                f"device_map={self.device_map!r} is of torch: exported graphs run where their provider does "
+                "(provider='CUDAExecutionProvider'), so leave it out"
+            )
+        return self
 
     @property
     def hub(self) -> dict[str, Any]:

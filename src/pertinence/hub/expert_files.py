@@ -178,7 +178,7 @@ def _check_saved(expert: Expert, folder: Path) -> None:
     image = torch.randint(256, (1, 3, *entry.transform.size), generator=torch.Generator().manual_seed(0))
     try:
         checkpoint = open_checkpoint(ExpertReference(str(folder.resolve()), name=name), options)
-        again = Expert(checkpoint, entry, expert.preprocessing).to(expert.device)
+        again = Expert.of(checkpoint, entry, expert.preprocessing).to(expert.device)
         answers = [one(image.to(torch.uint8))[0] for one in (expert, again)]
     except PertinenceError as error:
         raise PertinenceError(

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -19,13 +20,16 @@ from ..data.batches import Images
 from ..experts.backends.base import backend_of, moving
 from ..experts.checkpoint_files import hash_folder, is_content
 from ..experts.expert import Expert, reload_expert
+from ..experts.exported import ExportedOrigin, chosen_backends, export_to_run, open_exported
 from ..experts.loading import Checkpoint
 from ..experts.reference import LoadOptions
 from ..experts.remote_code import fetch_code
 from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import find_folder, locate, move_entries
+from ..hub.exported_files import ExportedFiles
 from ..routing.costs import STEM
 from ..runtime.entry import ExpertEntry
+from ..runtime.exports import Export
 from ..utils.errors import PertinenceError
 from ..utils.graphs import outside_graphs
 from ..utils.validation import is_commit
@@ -61,8 +65,14 @@ class SavedPool:
         self.entries: dict[int, ExpertEntry] = dict(enumerate(self.config.expert_entries))
         if stem is not None:
             self.entries[STEM] = stem
+        self.entries = chosen_backends(self.entries, self.options)
         for entry in self.entries.values():
             backend_of(entry)
+
+    @property
+    def exported_files(self) -> ExportedFiles:
+        """Where the exported graphs of the model are."""
+        return ExportedFiles(self.source, self.revision, self.subfolder, self.options.hub)
 
     def move(self, paths: Mapping[str, Any]) -> None:
         """Set the folders that local experts have moved to, by name; raises `PertinenceError` for an unknown name."""
@@ -81,6 +91,8 @@ class SavedPool:
     def load(self, index: int, opened: dict[Any, Checkpoint]) -> Expert:
         """Load one expert; `opened` holds the checkpoints that are already loaded (see `open_checkpoint`)."""
         entry = self.entries[index]
+        if (export := export_to_run(entry, self.options.file_name)) is not None:
+            return self._open_exported(index, entry, export)
         place = locate(entry, self.source, self.revision, self.options, self.subfolder)
         expert = reload_expert(entry, place, self.options, self.config.preprocessing, index == STEM, opened)
         is_pinned = not entry.is_embedded or is_commit(entry.revision)
@@ -95,6 +107,25 @@ class SavedPool:
             )
         return expert
 
+    def _open_exported(self, index: int, entry: ExpertEntry, export: Export) -> Expert:
+        """The expert that runs an exported graph."""
+        if not export.has_features and any(index in point.reads_features_of for point in self.config.build_front()):
+            raise PertinenceError(
+                f"the exported file {export.file} gives no features, which a decision reads: export the model again"
+            )
+        labels = cast(dict[int, str], self.config.id2label)
+        if entry.label_map is not None:
+            labels = dict(zip(entry.label_map, labels.values(), strict=True))
+        find_folder = partial(self.folder, index)
+        origin = ExportedOrigin(
+            labels,
+            f"sha256:{export.sha256}",
+            find_folder,
+            lambda: fetch_code(find_folder(), entry.code or {}, self.options),
+        )
+        path = self.exported_files.find(export)
+        return open_exported(entry, export, path, origin, self.options, self.config.preprocessing)
+
     def folder(self, index: int) -> Path:
         """The folder of the files of an expert (see `find_folder`)."""
         return find_folder(self.entries[index], self.source, self.revision, self.options, self.subfolder)
@@ -106,6 +137,11 @@ class SavedPool:
     def key(self, index: int) -> tuple[str | None, str]:
         """Key that identifies the checkpoint of an expert."""
         return self.entries[index].checkpoint_key
+
+    def memory_key(self, index: int) -> Any:
+        """Equal for experts that share memory: those of one checkpoint, while every graph has its own."""
+        entry = self.entries[index]
+        return export_to_run(entry, self.options.file_name) or self.key(index)
 
     def dtype(self, index: int) -> torch.dtype:
         """The dtype that an expert is loaded in."""
@@ -176,7 +212,7 @@ class ExpertStore:
     def loaded(self) -> list[int]:
         """Indices of the experts whose weights are in memory."""
         with self._changed:
-            return [index for index in self.pool.entries if self.pool.key(index) in self._weights]
+            return [index for index in self.pool.entries if self.pool.memory_key(index) in self._weights]
 
     @contextmanager
     def borrow(self, index: int, place: Callable[[Expert], None]) -> Iterator[Expert]:
@@ -186,7 +222,7 @@ class ExpertStore:
             index: pool index, or `STEM`.
             place: moves a newly loaded expert to its device.
         """
-        key = self.pool.key(index)
+        key = self.pool.memory_key(index)
         with self._changed:
             weights = self._reserve(key, index)
         try:
@@ -224,8 +260,8 @@ class ExpertStore:
         made = {index}
         if self._dtypes[index] != self.pool.dtype(index):
             # Casting this expert also casts the weights that copies for other experts are made from.
-            key = self.pool.key(index)
-            made |= {i for i in self.pool.entries if self.pool.key(i) == key and self.pool.fixed_dtype(i)}
+            key = self.pool.memory_key(index)
+            made |= {i for i in self.pool.entries if self.pool.memory_key(i) == key and self.pool.fixed_dtype(i)}
         for one in made - set(weights.experts):
             weights.experts[one] = self.pool.load(one, weights.opened)
 
@@ -233,14 +269,15 @@ class ExpertStore:
         """Bytes of the checkpoint of each expert, in the widest dtype that any of its experts is cast to."""
         widest: dict[Any, int] = {}
         for index, dtype in dtypes.items():
-            key = self.pool.key(index)
+            key = self.pool.memory_key(index)
             widest[key] = max(widest.get(key, 0), self.pool.size(index, dtype))
-        return {index: widest[self.pool.key(index)] for index in dtypes}
+        return {index: widest[self.pool.memory_key(index)] for index in dtypes}
 
     def _check_cap(self, sizes: Mapping[int, int]) -> None:
         """Refuse a limit that some expert of these sizes exceeds, together with those that are never evicted."""
         needed = {
-            index: sum({self.pool.key(i): sizes[i] for i in self._staying() | {index}}.values()) for index in sizes
+            index: sum({self.pool.memory_key(i): sizes[i] for i in self._staying() | {index}}.values())
+            for index in sizes
         }
         most = max(needed, key=needed.__getitem__)
         if self.max_memory is not None and needed[most] > self.max_memory:
@@ -264,7 +301,7 @@ class ExpertStore:
         """Whether there is room for `size` more bytes, after evicting as many experts as necessary and possible."""
         if self.max_memory is None:
             return True
-        staying = {self.pool.key(index) for index in self._staying()}
+        staying = {self.pool.memory_key(index) for index in self._staying()}
         # The protected experts are evicted last: another operating point may have a first expert that the limit was
         # not checked for.
         leaving = sorted(self._weights, key=lambda key: key in staying)
@@ -349,10 +386,14 @@ class LazyExpert(nn.Module):
         self, images: Images, max_batch: int | None = None, check: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Expert.forward`."""
-        with self._borrow() as expert:
+        with self.loaded() as expert:
             return expert(images, max_batch, check)
 
     run, check = Expert.run, Expert.check
+
+    def loaded(self) -> AbstractContextManager[Expert]:
+        """See `Expert.loaded`."""
+        return self.store.borrow(self.index, self._place)
 
     def train(self, mode: bool = True) -> LazyExpert:
         return super().train(False)
@@ -361,9 +402,6 @@ class LazyExpert(nn.Module):
         """See `Expert.compile_network`; also applies whenever the expert is loaded again."""
         self._compile_options = options
         self.store.forget()
-
-    def _borrow(self) -> AbstractContextManager[Expert]:
-        return self.store.borrow(self.index, self._place)
 
     def _place(self, expert: Expert) -> None:
         expert.to(self.device, self.dtype)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +17,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from ..data.batches import Images, stacked, take
 from ..data.decoding import as_images
+from ..experts.backends.base import backend_of
 from ..experts.base import ExpertLike
 from ..experts.expert import Expert
 from ..experts.pool import load_pool, pool_labels, warn_of_costs
@@ -90,6 +93,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         self.experts = nn.ModuleList()
         self.stem: ExpertLike | None = None
         self.routing_reference: Reference = {}
+        self.exported_files = None
         self.post_init()
 
     @torch.no_grad()
@@ -164,7 +168,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             label_map: "by_name": the model has the labels that all experts share, found by their names; default: all
                 experts have the same labels in the same order.
             load_options: dtype, device_map, attn_implementation, token, cache_dir, local_files_only, force_download,
-                trust_remote_code.
+                trust_remote_code; with `backend="onnx"` or `"openvino"` experts are exported into the cache, and run
+                there, with `provider` and `session_options`.
         """
         pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing, label_map)
         warn_of_costs(pool)
@@ -181,6 +186,22 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         ]
         front = Front([point], [expert.entry.name for expert in pool])
         return cls.compose(pool, front, {point.name: heads}, point.name)
+
+    def export_onnx(self, folder: str | os.PathLike[str], images: Images | None = None) -> None:
+        """Save the model with its experts as ONNX files, for `from_pretrained(..., backend="onnx")` and the runtime
+        without torch.
+
+        Args:
+            folder: folder to save the model to; it may be the one that it was loaded from.
+            images: at least 256 real images, see `Images`; every graph is compared with torch on them.
+
+        Raises:
+            PertinenceError: there are too few images, or an expert cannot be exported, or its graph gives other
+                answers; nothing is written then.
+        """
+        from .exporting import export_model
+
+        export_model(self, Path(folder), images)
 
     # Running it
 
@@ -261,7 +282,13 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         Args:
             options: options of `torch.compile`; the default is `dynamic=True`, as routing divides every batch anew.
         """
-        for expert in filter(None, [*self.pool, self.stem]):
+        experts = [expert for expert in filter(None, [*self.pool, self.stem]) if backend_of(expert.entry).compiles]
+        if not experts and len(self.experts):
+            raise PertinenceError(
+                f"no expert of this model can be compiled, as they run in {self.pool[0].entry.backend}: load it "
+                "without backend= for that"
+            )
+        for expert in experts:
             expert.compile_network({"dynamic": True, **options})
 
     def compile(self, *args: Any, **options: Any) -> None:

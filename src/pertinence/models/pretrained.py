@@ -22,6 +22,7 @@ from ..experts.reference import LoadOptions
 from ..experts.remote_code import commits_of
 from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import check_unchanged, save_components
+from ..hub.exported_files import ExportedFiles
 from ..hub.layout import WEIGHT_PATTERNS, check_same_search, update_config
 from ..hub.reference import (
     FORMER,
@@ -66,6 +67,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
     experts: nn.ModuleList
     stem: ExpertLike | None
     routing_reference: Reference
+    exported_files: ExportedFiles | None
 
     @property
     def pool(self) -> list[ExpertLike]:
@@ -94,7 +96,9 @@ class PertinencePreTrainedModel(PreTrainedModel):
             kwargs: as in transformers; `dtype`, `device_map`, `disable_mmap`, `attn_implementation` (experts that do
                 not support it keep their own), `token`, `cache_dir`, `local_files_only`, `force_download` and
                 `trust_remote_code` apply to every expert. `operating_point` and `preprocessing` replace those of the
-                config.
+                config. `backend="onnx"` or `"openvino"` runs the exported graphs of the experts that have them, whose
+                checkpoints and code are not loaded; `provider`, `session_options` and `file_name` are those of
+                optimum.
 
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.
@@ -111,6 +115,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             model._load_reference(source, files)
         revision, subfolder = commit_of(model, kwargs.get("revision")), kwargs.get("subfolder") or ""
         pool = SavedPool(model.config, source, revision, LoadOptions.parse(options), subfolder)
+        model.exported_files = pool.exported_files
         pool.move(expert_paths or {})
         experts: Experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
         model.stem = experts.pop(STEM, None)
@@ -253,7 +258,11 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 give_usual_mode(path)
             save_reference(self.routing_reference, self.config.build_front(), heads_hash, staged)
             PertinenceImageProcessor().save_pretrained(staged)
-            move_into(staged, folder, (CONFIG,), () if kwargs.get("variant") else WEIGHT_PATTERNS)
+            # A folder of experts that is not copied anew keeps its copies beside the graphs.
+            merged = () if (staged / "experts").is_dir() else ("experts",)
+            if self.exported_files is not None:
+                self.exported_files.copy(entries, staged)
+            move_into(staged, folder, (CONFIG,), () if kwargs.get("variant") else WEIGHT_PATTERNS, merged)
         if pushes:
             self.push_to_hub(**{"repo_id": folder.resolve().name, "save_experts": save_experts, **hub})
 
@@ -292,7 +301,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 entry = copy.replace(revision=revision)
             elif entry.is_embedded:
                 entry = entry.replace(repo_id=str(expert.find_folder()))
-            if isinstance(expert, Expert) and (code := commits_of(expert.checkpoint.code)):
+            if isinstance(expert, Expert) and (code := commits_of(expert.find_code())):
                 entry = entry.replace(code=code)
             saved.append(entry)
         return saved
@@ -380,6 +389,6 @@ def _expert_options(kwargs: dict[str, Any], lazy: bool, max_memory: Any) -> dict
         options.setdefault("disable_mmap", True)
     elif max_memory is not None:
         kwargs["max_memory"] = max_memory
-    for alone in ("trust_remote_code", "attn_implementation"):
+    for alone in ("trust_remote_code", "attn_implementation", "backend", "provider", "session_options", "file_name"):
         kwargs.pop(alone, None)
     return options

@@ -42,6 +42,9 @@ MEANINGLESS = (
 )
 """Settings that make transformers download, import or replace something, and that this model does not need."""
 TORCH, TORCH_INT8 = "torch", "torch-int8"
+ONNX, ONNX_INT8, OPENVINO = "onnx", "onnx-int8", "openvino"
+GRAPH_BACKENDS = (ONNX, OPENVINO)
+"""Backends of exported graphs, which a model can be loaded with in place of torch."""
 QUANTIZATIONS = {TORCH_INT8: "int8"}
 """Built-in backends that a file names by a quantization, instead of by the name of a backend."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -105,7 +105,9 @@ def writing(path: Path, advice: str) -> Iterator[None]:
         ) from error
 
 
-def move_into(staged: Path, folder: Path, marks: Sequence[str], obsolete: Sequence[str] = ()) -> None:
+def move_into(
+    staged: Path, folder: Path, marks: Sequence[str], obsolete: Sequence[str] = (), merged: Sequence[str] = ()
+) -> None:
     """Move everything in a folder into another folder, and replace files of the same names there.
 
     A process that is killed meanwhile leaves no mixture of old and new files that could pass for a whole: the files
@@ -116,6 +118,7 @@ def move_into(staged: Path, folder: Path, marks: Sequence[str], obsolete: Sequen
         folder: the folder to move them into.
         marks: names of the files that identify the folder, in the order in which they are moved.
         obsolete: patterns of files that are removed even if nothing replaces them.
+        merged: names of folders whose files are added to those there, instead of replacing them.
 
     Raises:
         PertinenceError: another process is moving files into the same folder.
@@ -125,6 +128,12 @@ def move_into(staged: Path, folder: Path, marks: Sequence[str], obsolete: Sequen
     for path in (path for pattern in obsolete for path in folder.glob(pattern)):
         path.unlink(missing_ok=True)
     places = {mark: place for place, mark in enumerate(marks)}
+    for name in merged:
+        for path in (path for path in (staged / name).rglob("*") if path.is_file()):
+            place = folder / path.relative_to(staged)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+        _remove(staged / name)
     for path in sorted(staged.iterdir(), key=lambda path: places.get(path.name, -1)):
         if path.is_dir():
             _remove(folder / path.name)

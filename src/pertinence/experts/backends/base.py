@@ -80,6 +80,8 @@ BACKENDS: Registry[type[Backend]] = Registry(
     {
         "torch": "pertinence.experts.backends.torch:TorchBackend",
         "torch-int8": "pertinence.experts.backends.torch:TorchInt8Backend",
+        "onnx": "pertinence.experts.backends.onnx:OnnxBackend",
+        "openvino": "pertinence.experts.backends.openvino:OpenVinoBackend",
     },
     asked=ASKED,
 )

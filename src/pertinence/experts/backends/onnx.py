@@ -1,0 +1,118 @@
+"""The backend that runs an exported graph in ONNX Runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import torch
+from huggingface_hub.constants import HF_HOME
+from transformers.utils import logging
+
+from ...runtime.entry import ExpertEntry
+from ...runtime.exports import Export
+from ...runtime.sessions import Session, SessionSettings
+from ...utils.errors import PertinenceError
+from ...utils.io import replaced
+from ..exporting import exported
+from ..loading import Checkpoint
+from ..reference import LoadOptions
+
+
+logger = logging.get_logger(__name__)
+
+CACHE = Path(HF_HOME) / "pertinence" / "exports"
+"""Graphs that were exported because a checkpoint was loaded with this backend."""
+CPU = torch.device("cpu")
+
+
+class Graph(Protocol):
+    """An opened graph: it maps float32 (b, 3, height, width) to logits (b, C) and features (b, F) or None."""
+
+    export: Export
+
+    def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]: ...
+
+
+class OnnxBackend:
+    """An exported graph. It takes its pixels on the host, wherever its provider computes.
+
+    Attributes:
+        graph: the opened graph.
+    """
+
+    version: ClassVar[int] = 1
+    devices: ClassVar[tuple[str, ...] | None] = ("cpu",)
+    fixed_dtype: ClassVar[torch.dtype | None] = torch.float32
+    compiles: ClassVar[bool] = False
+
+    def __init__(self, checkpoint: Checkpoint, entry: ExpertEntry):
+        """Export the network of a checkpoint into the cache, unless it is there, and open it."""
+        path, export = cached_export(checkpoint, entry)
+        self._open(path, export, checkpoint.options)
+
+    @classmethod
+    def from_file(cls, path: Path, export: Export, options: LoadOptions) -> Self:
+        """Open an exported file of a saved model; raises `PertinenceError` if it is not what is recorded of it."""
+        backend = cls.__new__(cls)
+        backend._open(path, export, options)
+        return backend
+
+    @classmethod
+    def is_offered(cls, checkpoint: Checkpoint, cost_depends: bool, device: torch.device) -> bool:
+        return False  # it gives the same answers: a model is loaded with it, rather than searched
+
+    def _open(self, path: Path, export: Export, options: LoadOptions) -> None:
+        self._source = path, export, options
+        self.graph = self.opened(export.read(path), export, options)
+        self.memory = path.stat().st_size
+
+    def opened(self, content: bytes, export: Export, options: LoadOptions) -> Graph:
+        """The graph of a file's content."""
+        provider = {} if options.provider is None else {"provider": options.provider}
+        settings = SessionSettings(
+            **provider, session_options=options.session_options, threads=torch.get_num_threads()
+        )
+        return Session(content, export, settings)
+
+    @property
+    def device(self) -> torch.device:
+        return CPU
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def run(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits, features = self.graph.run(pixel_values.float().cpu().contiguous().numpy())
+        return torch.from_numpy(logits), None if features is None else torch.from_numpy(features)
+
+    def compile(self, **options: Any) -> None:
+        raise PertinenceError("an exported graph is not compiled: load the model without backend= to compile it")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        path, export, options = self._source
+        return type(self).from_file, (path, export, options)
+
+
+def cached_export(checkpoint: Checkpoint, entry: ExpertEntry) -> tuple[Path, Export]:
+    """The graph of a checkpoint in the cache, exported now if it is not there; it is not compared with torch.
+
+    Raises:
+        PertinenceError: it cannot be exported.
+    """
+    identity = [checkpoint.revision, entry.transform.to_dict(), torch.__version__, str(checkpoint.model.dtype)]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    root = CACHE / key
+    record = root / "export.json"
+    if record.is_file():
+        export = Export.from_dict(json.loads(record.read_text()))
+        return root / export.file, export
+    logger.info(f"Exporting {entry.name} to {root}.")
+    export = exported(checkpoint, entry, "0", root, with_features=True)
+    with replaced(record) as temporary:
+        temporary.write_text(json.dumps(export.to_dict()))
+    return root / export.file, export

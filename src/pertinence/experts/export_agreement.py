@@ -1,0 +1,106 @@
+"""Exported experts that count: their graphs are compared with torch on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.batches import Images, chunks, sorted_by_shape
+from ..runtime.entry import TORCH
+from ..runtime.exports import Agreement, Export
+from ..runtime.sessions import Session
+from ..utils.errors import PertinenceError
+from .backends.torch import TorchBackend
+from .expert import Expert, naming
+from .exporting import exported
+
+
+LEAST_IMAGES = 256
+"""Images that an export is compared on, at least."""
+MOST_DIFFERENCE = 1e-3
+TIE = 2e-3
+"""Margin of the two largest logits below which either of them is the answer."""
+AT_ONCE = 64
+
+
+def export_expert(
+    expert: Expert, home: str, root: Path, with_features: bool = False, images: Images | None = None
+) -> Export:
+    """Export an expert to `experts/<home>/onnx/model.onnx` in a folder, and compare the graph with torch.
+
+    Args:
+        expert: a loaded expert.
+        home: name of its folder: its pool index, or "stem".
+        root: folder of the model.
+        with_features: whether a decision reads its features.
+        images: at least 256 real images; None: the graph is not compared, as for one that stays on this machine.
+
+    Raises:
+        PertinenceError: it has no network in torch, it cannot be exported, or its graph gives other answers.
+    """
+    entry, network = expert.entry, expert.network
+    with naming(entry.name):
+        if not isinstance(network, TorchBackend) or entry.backend != TORCH:
+            raise PertinenceError(f"it runs in {entry.backend}: only experts in torch are exported to ONNX")
+        if not expert.preprocess.has_fixed_size:
+            raise PertinenceError(
+                "its images have several sizes, and a graph takes one: give it a size of its own ({'image_size': N})"
+            )
+        export = exported(expert.checkpoint, entry, home, root, with_features)
+        session = Session.of(root / export.file, export)
+        return export if images is None else replace(export, agreement=compare(expert, session, images))
+
+
+def compare(expert: Expert, session: Session, images: Images) -> Agreement:
+    """Compare a graph with the network that it was exported from.
+
+    Args:
+        expert: the expert in torch.
+        session: the opened graph.
+        images: uint8 images.
+
+    Raises:
+        PertinenceError: there are too few images; or logits differ by more than 0.001, features by more than 0.001 of
+            their size, or an answer is another one.
+    """
+    if len(images) < LEAST_IMAGES:
+        raise PertinenceError(
+            f"an export is compared with torch on at least {LEAST_IMAGES} images, got {len(images)}: give a larger "
+            "data set or split"
+        )
+    largest, features_apart, same = 0.0, 0.0, 0
+    for pixels in _pixels(expert, images):
+        with torch.inference_mode():
+            expected, expected_features = expert.network.run(pixels)
+        logits, features = (None if one is None else torch.from_numpy(one) for one in session.run(_array(pixels)))
+        assert logits is not None
+        expected = expected.float().cpu()
+        largest = max(largest, (logits - expected).abs().max().item())
+        if features is not None and expected_features is not None:
+            wanted = expected_features.float().cpu()
+            apart = (features - wanted).abs().max() / wanted.abs().max().clamp_min(1)
+            features_apart = max(features_apart, apart.item())
+        best = expected.topk(2).values
+        same += int(((logits.argmax(1) == expected.argmax(1)) | (best[:, 0] - best[:, 1] < TIE)).sum())
+    agreement = Agreement(len(images), largest, same / len(images))
+    if not (largest <= MOST_DIFFERENCE and features_apart <= MOST_DIFFERENCE and same == len(images)):
+        raise PertinenceError(
+            f"its graph does not answer as torch does: {agreement}, features within {features_apart:.2g} of their "
+            f"size; expected all the same, and at most {MOST_DIFFERENCE}"
+        )
+    return agreement
+
+
+def _pixels(expert: Expert, images: Images) -> Iterator[torch.Tensor]:
+    ordered, device = sorted_by_shape(images)[0], expert.device
+    for chunk in chunks(ordered, AT_ONCE):
+        moved = chunk.to(device) if isinstance(chunk, torch.Tensor) else [image.to(device) for image in chunk]
+        yield from expert.preprocess.batches(moved)
+
+
+def _array(pixels: torch.Tensor) -> Any:
+    return pixels.float().cpu().contiguous().numpy()

@@ -1,0 +1,64 @@
+"""Exports of whole models: every expert as an ONNX file, beside the model's own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers.utils import logging
+
+from ..data.batches import Images
+from ..data.decoding import as_images
+from ..experts.base import ExpertLike
+from ..experts.export_agreement import export_expert
+from ..hub.exported_files import ExportedFiles
+from ..routing.costs import STEM
+from ..runtime.entry import TORCH
+from ..utils.errors import PertinenceError
+from ..utils.io import beside
+from ..utils.progress import progress_bar
+
+
+if TYPE_CHECKING:
+    from .modeling_pertinence import PertinenceForImageClassification
+
+logger = logging.get_logger(__name__)
+
+
+def export_model(model: PertinenceForImageClassification, folder: Path, images: Images | None) -> None:
+    """Export the experts of a model, and save it with them; see `PertinenceForImageClassification.export_onnx`."""
+    if images is None:
+        raise PertinenceError(
+            "every exported expert is compared with torch on real images: give at least 256 of them, "
+            "export_onnx(folder, images) (--dataset)"
+        )
+    batch = as_images(images)
+    experts: dict[int, ExpertLike] = dict(enumerate(model.pool)) | ({STEM: model.stem} if model.stem else {})
+    read = {index for point in model.front for index in point.reads_features_of}
+    kept = [expert.entry.name for expert in experts.values() if expert.entry.backend != TORCH]
+    if len(kept) == len(experts):
+        raise PertinenceError(f"no expert runs in torch, so there is nothing to export: {', '.join(kept)}")
+    if kept:
+        logger.warning(f"Not exported, as they do not run in torch: {', '.join(kept)}.")
+    with beside(folder / "exports") as staged, progress_bar(len(experts), "Exporting", "expert") as bar:
+        if model.exported_files is not None:
+            model.exported_files.copy(model.config.entries, staged)
+        entries = []
+        for (index, expert), entry in zip(experts.items(), model.config.entries, strict=True):
+            if expert.entry.backend == TORCH:
+                with expert.loaded() as loaded:
+                    home = "stem" if index == STEM else str(index)
+                    export = export_expert(loaded, home, staged, index in read, batch)
+                entry = entry.replace(exports=(export, *(one for one in entry.exports if one.file != export.file)))
+            entries.append(entry)
+            bar.update(1)
+        before = model.config.entries, model.exported_files
+        model.config.set_entries(entries)
+        model.exported_files = ExportedFiles(str(staged))
+        try:
+            model.save_pretrained(folder)
+        except BaseException:
+            model.config.set_entries(before[0])
+            model.exported_files = before[1]
+            raise
+    model.exported_files = ExportedFiles(str(folder.resolve()))
