@@ -14,7 +14,7 @@ from typing import Any
 from .._version import __version__
 from ..utils.errors import PertinenceError, first_line
 from ..utils.processes import quiet_other_processes
-from . import advise, benchmark, calibrate, convert, demo, evaluate, info, push, search
+from . import advise, benchmark, calibrate, convert, demo, evaluate, export, info, push, search
 from .config import check_known, import_user_plugins, pop_plugins, read_config, read_early
 from .parser import Command, CommandParser
 
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate.COMMAND,
     "calibrate": calibrate.COMMAND,
     "benchmark": benchmark.COMMAND,
+    "export": export.COMMAND,
     "push": push.COMMAND,
     "info": info.COMMAND,
     "demo": demo.COMMAND,

@@ -114,6 +114,8 @@ def open_model(
         dtype=options.dtype,
         token=options.token,
         trust_remote_code=options.trust_remote_code,
+        backend=options.backend,
+        provider=options.provider,
         expert_paths=expert_paths,
         **pinned,
     )

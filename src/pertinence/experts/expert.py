@@ -284,7 +284,8 @@ def load_expert(
             "with {'name': ...}"
         )
     with naming(name):
-        BACKENDS.get(reference.backend_name)
+        backend = _backend_for(reference, options)
+        BACKENDS.get(backend)
     checkpoint = open_checkpoint(reference, options, is_stem, opened)
     model = checkpoint.model
     if not is_stem:
@@ -305,8 +306,15 @@ def load_expert(
         dtype=str(model.dtype).removeprefix("torch."),
         licence=read_licence(checkpoint, name),
     )
-    how = reference.image_size, reference.image_size_by, reference.backend_name
+    how = reference.image_size, reference.image_size_by, backend
     return measured_expert(checkpoint, entry, preprocessing, *how, is_stem=is_stem)
+
+
+def _backend_for(reference: ExpertReference, options: LoadOptions) -> str:
+    """The backend that a reference names, or else the one of all experts."""
+    name = reference.backend_name
+    is_named = reference.backend is not None or reference.quantization is not None
+    return name if is_named or options.backend is None else options.backend
 
 
 def measured_expert(

@@ -126,6 +126,11 @@ def collect(
     files: dict[str, Path | bytes] = {
         path.name: path for pattern in MODEL_FILES for path in sorted(folder.glob(pattern)) if path.is_file()
     }
+    exports = [export for entry in config.entries for export in entry.exports]
+    check_contained([folder / export.file for export in exports], folder)
+    for export in exports:
+        export.read(folder / export.file)
+    files |= {export.file: folder / export.file for export in exports}
     if (record := read_mapping(folder / RECORD, parse_json)) is not None:
         kept = (*RUN_FILES, *([EXAMPLES_FIGURE] if examples else []))
         files |= {name: folder / name for name in kept if (folder / name).is_file()}

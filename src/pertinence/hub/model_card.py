@@ -132,6 +132,7 @@ def render_card(card: Card) -> str:
             install=INSTALL,
             budget=f"{1.05 * card.default.select.gmacs:.3g}" if card.default.select else None,
             guarantee=card.config.build_guarantee(),
+            exported=[entry for entry in card.config.entries if entry.exports],
             has_front_figure=FRONT_FIGURE in card.figures,
             has_shares_figure=SHARES_FIGURE in card.figures,
             has_examples_figure=EXAMPLES_FIGURE in card.figures,

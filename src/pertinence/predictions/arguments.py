@@ -39,6 +39,15 @@ class RuntimeArguments(Settings):
     cache_dir: str | None = setting(
         None, "Folder for predictions; default: $HF_HOME/pertinence.", group="output", decides=False
     )
+    backend: str | None = setting(
+        None,
+        "What runs the experts: torch, onnx or openvino; default: what each was saved with. A saved model runs its "
+        "exported files; references are exported into the cache.",
+        group="hardware",
+    )
+    provider: str | None = setting(
+        None, "Execution provider of ONNX Runtime; default: CPUExecutionProvider.", group="hardware"
+    )
     trust_remote_code: bool = setting(
         False, "Run code that comes with experts. Read it first.", group="experts", decides=False
     )
@@ -60,4 +69,5 @@ class RuntimeArguments(Settings):
         # It imports torch and transformers, which the help of a command must not.
         from ..experts.reference import LoadOptions
 
-        return LoadOptions(dtype=self.dtype, token=self.token, trust_remote_code=self.trust_remote_code)
+        names = ("dtype", "token", "trust_remote_code", "backend", "provider")
+        return LoadOptions.parse({name: getattr(self, name) for name in names})
