@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..experts.arguments import ConversionArguments
+from ..experts.conversion.arguments import ConversionArguments
 from .output import next_line
 from .parser import Command, CommandParser
 
@@ -16,7 +16,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(file: str, args: ConversionArguments) -> None:
-    from ..experts.conversion import convert_checkpoint
+    from ..experts.conversion.convert import convert_checkpoint
 
     converted = convert_checkpoint(file, args)
     print(converted)

@@ -158,7 +158,7 @@ def test_prefixes_of_wrappers_are_removed(name: str, write: Callable[..., None],
 
 
 def test_other_parts_of_a_module_are_left_out_with_a_warning(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("pertinence.experts.conversion.logger.propagate", True)
+    monkeypatch.setattr("pertinence.experts.conversion.convert.logger.propagate", True)
     weights = {f"model.{name}": tensor for name, tensor in network().state_dict().items()}
     torch.save({"state_dict": {**weights, "normalise.mean": torch.ones(3)}}, tmp_path / "last.ckpt")
     convert(tmp_path / "last.ckpt", architecture="test_resnet", image_size=48)
@@ -224,7 +224,7 @@ def test_networks_that_timm_does_not_have_are_refused_by_name(tmp_path: Path) ->
 
 
 def test_a_network_that_answers_otherwise_than_torchvisions_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    from pertinence.experts import torchvision_networks
+    from pertinence.experts.conversion import torchvision_networks
 
     monkeypatch.setitem(torchvision_networks.NAMES, "mobilenet_v3_small", ("mobilenetv3_small_100", {}))
     path = tmp_path / "weights.pth"

@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..utils.errors import PertinenceError, explain, printable
-from .prefixes import WRAPPERS
+from ...utils.errors import PertinenceError, explain, printable
+from ..prefixes import WRAPPERS
 
 
 Weights = dict[str, torch.Tensor]

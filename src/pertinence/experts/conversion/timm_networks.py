@@ -15,10 +15,10 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from ..utils.errors import MALFORMED, PertinenceError, explain, shown
-from .audit import OF_FACTORY
-from .building import building_from
-from .checkpoint_files import Tensors
+from ...utils.errors import MALFORMED, PertinenceError, explain, shown
+from ..audit import OF_FACTORY
+from ..building import building_from
+from ..checkpoint_files import Tensors
 from .torchvision_networks import NAMES, Counterpart, answer_alike, counterparts, torchvision_names
 from .training_files import TrainingFile, Weights
 from .weight_matching import (

@@ -19,20 +19,20 @@ from timm.models import save_for_hf
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
 
-from ..data.label_files import read_label_names
-from ..utils.errors import MALFORMED, PertinenceError, explain, printable, shown
-from ..utils.io import give_usual_mode, replaced
-from ..utils.validation import is_whole
+from ...data.label_files import read_label_names
+from ...utils.errors import MALFORMED, PertinenceError, explain, printable, shown
+from ...utils.io import give_usual_mode, replaced
+from ...utils.validation import is_whole
+from ..audit import LEAST_CROP
+from ..checkpoint_files import SINGLE
+from ..entry import CONFIG
+from ..expert import load_expert
+from ..reference import ExpertReference, LoadOptions
+from ..transforms import MAX_SIDE
 from .arguments import ConversionArguments
-from .audit import LEAST_CROP
-from .checkpoint_files import SINGLE
-from .entry import CONFIG
-from .expert import load_expert
-from .reference import ExpertReference, LoadOptions
 from .timm_networks import TimmNetwork, base_name, check_architecture, find_network
 from .torchvision_networks import AGREEMENT, logits_of
 from .training_files import TrainingFile, read_training_file
-from .transforms import MAX_SIDE
 
 
 logger = logging.get_logger(__name__)
