@@ -101,6 +101,8 @@ def convert_checkpoint(file: str | Path, args: ConversionArguments) -> Conversio
             network, the folder to write exists, or the folder that is given is an expert already.
     """
     path, folder = Path(file), _check_folder(args.output_dir)
+    if not path.exists():
+        raise PertinenceError(f"there is no file {path}")
     check_numbers(args)
     options = check_options(parse_model_kwargs(args.model_kwargs), args.image_size)
     args = replace(args, image_size=options.get("img_size", args.image_size))
