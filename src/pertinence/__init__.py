@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from .evaluation.calibration import calibrate, store_guarantee
     from .evaluation.evaluate import evaluate_model
     from .evaluation.monitoring import RoutingMonitor
-    from .experts.arguments import ConversionArguments
     from .experts.backends.base import register_backend
-    from .experts.conversion import Conversion, convert_checkpoint
+    from .experts.conversion.arguments import ConversionArguments
+    from .experts.conversion.convert import Conversion, convert_checkpoint
     from .models.streaming import StreamDispatcher
     from .predictions.arguments import RuntimeArguments
     from .predictions.tables import PredictionTable
@@ -80,8 +80,8 @@ AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageCla
 
 _LAZY = {
     "Advice": "search.advice",
-    "Conversion": "experts.conversion",
-    "ConversionArguments": "experts.arguments",
+    "Conversion": "experts.conversion.convert",
+    "ConversionArguments": "experts.conversion.arguments",
     "DataArguments": "data.arguments",
     "DispatcherSearch": "search.search",
     "LabelledImages": "data.dataset",
@@ -93,7 +93,7 @@ _LAZY = {
     "StreamDispatcher": "models.streaming",
     "advise": "search.advising",
     "calibrate": "evaluation.calibration",
-    "convert_checkpoint": "experts.conversion",
+    "convert_checkpoint": "experts.conversion.convert",
     "evaluate_model": "evaluation.evaluate",
     "register_backend": "experts.backends.base",
     "register_baseline": "evaluation.baselines",

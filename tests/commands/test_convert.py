@@ -24,5 +24,10 @@ def test_a_file_of_weights_becomes_an_expert(tmp_path, monkeypatch, capsys):
     assert not printed.err
     assert {path.name for path in Path("experts").rglob("*")} == {"a", "config.json", "model.safetensors"}
     assert load_expert(ExpertReference.parse("experts/a"), LoadOptions()).labels == {0: "cat", 1: "dog"}
+    # the folder is an expert, and says what is not to be otherwise
+    assert main(["convert", "experts/a", "--output-dir", "experts/b"]) == 1
+    assert "experts/a is an expert already: give it as it is, `--experts experts/a`" in capsys.readouterr().err
+    assert main(["convert", "experts/a", "--model-kwargs", "drop_rate=0.1", "--output-dir", "experts/b"]) == 0
+    assert "timm's test_resnet, drop_rate=0.1, 2 labels (cat, ..., dog)\nImages: 48 x 48" in capsys.readouterr().out
     assert main(["convert", *words, "--output-dir", "experts/a"]) == 1
     assert capsys.readouterr().err == "error: experts/a exists: choose another --output-dir, or remove it first\n"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+from timm.models import save_for_hf
 
 from pertinence.commands.main import main
 
@@ -58,6 +60,17 @@ def test_search_prints_the_same_when_it_is_finished(table, tmp_path, capsys):
 
 def test_advise(table, capsys):
     assert set(printed(capsys, "advise", *table)) == documented("advise")
+
+
+def test_convert(tmp_path, capsys):
+    network, labels = timm.create_model("test_resnet", num_classes=2), {"label_names": ["cat", "dog"]}
+    save_for_hf(network, str(tmp_path / "saved"), labels)
+    words = ["--model-kwargs", "drop_rate=0.1", "--image-size", "48", "--output-dir", str(tmp_path / "expert")]
+    result = printed(capsys, "convert", str(tmp_path / "saved"), *words)
+    assert set(result) == documented("convert")
+    assert (result["output_dir"], result["labels"]) == (str(tmp_path / "expert"), ["cat", "dog"])
+    assert result["model_args"]["drop_rate"] == 0.1
+    assert result["preprocessing"]["input_size"] == [3, 48, 48]
 
 
 def test_info_of_a_table(run, capsys):

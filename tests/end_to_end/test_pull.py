@@ -269,6 +269,24 @@ def test_info_says_in_one_line_what_is_wrong(repository, hub, tiny_experts, argu
     assert words in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("words", [["info"], ["evaluate", "--dataset", "data", "--split", "test"]], ids=str)
+@pytest.mark.parametrize("place", ["./runs/m", "runs/m/best", "/runs/m"])
+def test_a_mistyped_path_does_not_ask_the_hub(words, place, hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    hub.requests.clear()
+    assert main([words[0], place, *words[1:]]) == 1
+    assert capsys.readouterr().err.startswith(f"error: there is no folder {place} here, and no repository on the Hub")
+    assert not hub.requests
+
+
+def test_a_mistyped_path_that_may_be_an_id_is_named_when_the_hub_cannot_be_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="^there is no folder runs/m here, so it was taken as a repository on the Hub"):
+        PertinenceForImageClassification.from_pretrained("runs/m", local_files_only=True)
+    with pytest.raises(PertinenceError, match="'x': there is no folder experts/x here, so it was taken as a repos"):
+        PertinenceForImageClassification.from_experts(["experts/x", "experts/y"], 0.5, local_files_only=True)
+
+
 # Without the package
 
 

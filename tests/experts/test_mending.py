@@ -2,16 +2,21 @@
 
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import peft
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
+from timm.models import save_for_hf
 from torch.distributed import checkpoint as distributed
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor
 
 from pertinence import PertinenceError, PertinenceForImageClassification
+from pertinence.commands.main import main
 
 
 from_experts = PertinenceForImageClassification.from_experts
@@ -90,6 +95,21 @@ def test_pickles_are_converted_by_the_command(original, folder, other, images, n
     run_advice(message)
     expected = answers(original, other, images(4, 40))
     torch.testing.assert_close(answers(folder, other, images(4, 40)), expected)
+
+
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_a_pickle_of_timm_is_converted_by_the_command(hub, other, tmp_path, monkeypatch, place):
+    model = timm.create_model("test_resnet", num_classes=10)
+    save_for_hf(model, str(tmp_path / "saved one"), {"label_names": [f"digit {number}" for number in range(10)]})
+    hub.add_model("mending/timm", tmp_path / "saved one")
+    message = refusal(tmp_path / "saved one" if place == "folder" else "mending/timm", other)
+    command = re.search("`pertinence (convert .*?)`", message)[1]
+    if place == "hub":
+        assert "`hf download mending/timm --local-dir FOLDER`, then it has pytorch_model.bin" in message
+        shutil.copytree(tmp_path / "saved one", tmp_path / "FOLDER")
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)) == 0
+    assert {path.name for path in Path("D").iterdir()} == {"config.json", WEIGHTS}
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it

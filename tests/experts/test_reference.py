@@ -11,5 +11,7 @@ from pertinence.experts.reference import ExpertReference
 )
 def test_a_path_of_any_operating_system_is_no_id_of_the_hub(text):
     for reference in (text, {"repo_id": text}):
-        with pytest.raises(PertinenceError, match="there is no such folder"):
+        with pytest.raises(
+            PertinenceError, match="there is no folder .* here, and no repository on the Hub can have this name"
+        ):
             ExpertReference.parse(reference)

@@ -17,7 +17,17 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from pertinence.utils.hub_errors import DamagedDownload, explain_hub, http, may_pass, status_of, url_of
+from pertinence import PertinenceError
+from pertinence.utils.hub_errors import (
+    DamagedDownload,
+    check_place,
+    explain_hub,
+    explain_place,
+    http,
+    may_pass,
+    status_of,
+    url_of,
+)
 
 
 URL = "https://huggingface.co/api/models/someone/model"
@@ -64,6 +74,29 @@ def test_what_may_pass_and_what_is_said(error, passes, words):
             assert reason is None
         else:
             assert re.search(words, reason)
+
+
+def test_what_the_hub_could_not_tell_may_have_been_meant_as_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unanswered, answered = http.ConnectError("refused"), answer(GatedRepoError, 403)
+    words = "there is no folder someone/model here, so it was taken as a repository on the Hub: the connection"
+    assert explain_place("someone/model", None, unanswered).startswith(words)
+    assert explain_place("someone/model", None, LocalEntryNotFoundError("none")).startswith(words[:-14])
+    assert explain_place("someone/model", "v1", unanswered).startswith("the connection to the Hub broke")
+    assert explain_place("someone/model", None, answered).startswith("someone/model is gated")
+    assert explain_place("someone/model", None, ValueError("anything else")) is None
+
+
+@pytest.mark.parametrize("place", ["./model", "../model", "a/b/c", "/a/b", "~/model", "a/b/", "model\\b"])
+def test_what_no_repository_can_be_called_is_refused_at_once(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for good in ("someone/model", "model", str(tmp_path), "../" + tmp_path.name):
+        check_place(good)
+    with pytest.raises(PertinenceError, match="is a file, expected a folder or a Hub id"):
+        check_place("file")
+    with pytest.raises(PertinenceError, match="there is no folder .* here, and no repository on the Hub can"):
+        check_place(place)
 
 
 def test_what_is_damaged_may_come_whole_the_next_time():

@@ -23,7 +23,7 @@ from ..runtime.entry import CONFIG
 from ..runtime.transform import Transform
 from ..utils.downloads import pin
 from ..utils.errors import PertinenceError, causes_of, explain, printable
-from ..utils.hub_errors import explain_hub
+from ..utils.hub_errors import explain_place
 from .audit import check_checkpoint
 from .building import building_from
 from .checkpoint_files import expert_weights, find_variant, hash_folder
@@ -263,7 +263,7 @@ def _explain(
         )
     if any(isinstance(cause, RemoteEntryNotFoundError) for cause in causes):
         return f"{title}: {explain_no_config(repo_id, revision, options)}"
-    if (trouble := explain_hub(repo_id, revision, error)) is not None:
+    if (trouble := explain_place(repo_id, revision, error)) is not None:
         return f"{title}: {trouble}"
     if any("no classifier head" in str(cause) for cause in causes):
         return f"{title} is a backbone without a trained classification head; fine-tune it first"

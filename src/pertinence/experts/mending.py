@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from shlex import quote
+from typing import Any
 
 from huggingface_hub import HfApi
 
@@ -81,7 +82,9 @@ def explain_no_config(place: str, revision: str | None, options: LoadOptions) ->
 def explain_no_weights(place: str, revision: str | None, options: LoadOptions) -> str:
     """Explain that a checkpoint has no weights that are read, and how to make them from those that it has."""
     is_local = Path(place).is_absolute()
-    command = _conversion(place if is_local else "FOLDER", list_files(place, revision, options))
+    config = _read_beside(place, CONFIG, revision, options)
+    is_of_timm = "architecture" in config or config.get("model_type") == "timm_wrapper"
+    command = _conversion(place if is_local else "FOLDER", list_files(place, revision, options), is_of_timm)
     if command and not is_local:
         command = f"`hf download {place} --local-dir FOLDER`, then {command}, and give FOLDER"
     return (
@@ -92,15 +95,7 @@ def explain_no_weights(place: str, revision: str | None, options: LoadOptions) -
 
 def explain_adapter(place: str, revision: str | None, options: LoadOptions) -> str:
     """Explain that a checkpoint is an adapter, and how to merge it into its base model."""
-    try:
-        path = (
-            Path(place) / ADAPTER
-            if Path(place).is_absolute()
-            else fetch_file(place, ADAPTER, revision=revision, **options.hub)
-        )
-        base = read_json(path).get("base_model_name_or_path")
-    except Exception:  # it only makes a message more helpful
-        base = None
+    base = _read_beside(place, ADAPTER, revision, options).get("base_model_name_or_path")
     if not isinstance(base, str) or not PLAIN.fullmatch(base):  # it goes into a command
         base = "BASE"
     return (
@@ -110,7 +105,16 @@ def explain_adapter(place: str, revision: str | None, options: LoadOptions) -> s
     )
 
 
-def _conversion(place: str, files: Sequence[str]) -> str | None:
+def _read_beside(place: str, name: str, revision: str | None, options: LoadOptions) -> dict[str, Any]:
+    """The values in a JSON file of a folder, or of a repository on the Hub; empty if it cannot be read."""
+    try:
+        is_local = Path(place).is_absolute()
+        return read_json(Path(place) / name if is_local else fetch_file(place, name, revision=revision, **options.hub))
+    except Exception:  # it only makes a message more helpful
+        return {}
+
+
+def _conversion(place: str, files: Sequence[str], is_of_timm: bool) -> str | None:
     """What makes safetensors of the weights that a folder has, by the names of its files."""
     top = [name for name in files if "/" not in name]
     tensors = [name for name in top if name.endswith(".safetensors")]
@@ -129,6 +133,8 @@ def _conversion(place: str, files: Sequence[str]) -> str | None:
     if trained := [name for name in top if name.endswith(".tar")]:
         return f"it has {_names(trained)}: make a checkpoint of it, {CONVERT}"
     if pickles := [name for name in top if name.endswith(WEIGHTS)]:
+        if "pytorch_model.bin" in pickles and is_of_timm:
+            return f"it has {_names(pickles)}: `pertinence convert {quote(place)} --output-dir D`"
         known = [name for name in pickles if PLAIN.fullmatch(name)]
         how = f', `python -c "{EXTRACT.format(place, known[0])}"`' if known else ""
         return f"it has {_names(pickles)}: convert the one that you mean if you trust it{how}"

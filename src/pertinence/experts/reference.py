@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from ..runtime.entry import GRAPH_BACKENDS, QUANTIZATIONS, TORCH, backend_name
 from ..utils.errors import PertinenceError
-from ..utils.validation import is_absolute, split_revision
+from ..utils.hub_errors import check_place
+from ..utils.validation import split_revision
 from .given import given_model
 
 
@@ -145,9 +146,13 @@ class ExpertReference:
             return cls(repo_id=str(Path(text).resolve()))
         if Path(text).is_file() or (text.lower().endswith(WEIGHTS) and text.count("/") != 1):
             raise PertinenceError(f"expert {text!r} is a file, expected a folder or a Hub id: convert it, {CONVERT}")
-        if isinstance(reference, Path) or text.startswith((".", "~")) or "\\" in text or is_absolute(text):
+        if isinstance(reference, Path):
             raise PertinenceError(f"expert {text!r}: there is no such folder")
         repo_id, revision = split_revision(text)
+        try:
+            check_place(repo_id)
+        except PertinenceError as error:
+            raise PertinenceError(f"expert {text!r}: {error}") from error
         return cls(repo_id=repo_id, revision=revision)
 
     def _checked(self) -> ExpertReference:

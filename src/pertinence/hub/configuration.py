@@ -19,7 +19,7 @@ from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
 from ..runtime.entry import ATTENTION, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
 from ..utils.errors import MALFORMED, PertinenceError, explain, first_line, shown
-from ..utils.hub_errors import explain_hub
+from ..utils.hub_errors import check_place, explain_place
 from ..utils.json_files import check_json, read_text
 from ..utils.validation import is_whole
 
@@ -255,10 +255,11 @@ def open_config(
     Raises:
         PertinenceError: it does not exist or may not be read, or it is that of another kind of model.
     """
+    check_place(str(model))
     try:
         config = PertinenceConfig.from_pretrained(model, token=token, revision=revision)
     except OSError as error:
-        reason = None if Path(model).is_dir() else explain_hub(str(model), revision, error)
+        reason = None if Path(model).is_dir() else explain_place(str(model), revision, error)
         raise PertinenceError(reason or first_line(error)) from error
     if not config.experts:
         raise PertinenceError(f"{model} is not a pertinence model: its config.json lists no experts")

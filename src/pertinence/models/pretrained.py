@@ -38,7 +38,7 @@ from ..routing.dispatcher import Dispatcher
 from ..runtime.entry import CONFIG, ExpertEntry
 from ..utils.downloads import checked_downloads, fetch, with_retries
 from ..utils.errors import PertinenceError
-from ..utils.hub_errors import explain_hub, may_pass
+from ..utils.hub_errors import check_place, explain_place, may_pass
 from ..utils.io import beside, give_usual_mode, move_into
 from ..utils.tensors import hash_tensors
 from .expert_store import Experts, ExpertStore, LazyExpert, SavedPool, parse_memory
@@ -148,12 +148,16 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 files = cls._check_files(source, kwargs)
                 return *read(source, *args, output_loading_info=True, **kwargs), files
 
+        check_place(source)
         try:
             return load() if is_folder else with_retries(load)
         except Exception as error:  # from transformers, the Hub's client, or the network
-            if is_folder or isinstance(error, PertinenceError) or not may_pass(error):
+            reason = None if is_folder else explain_place(source, kwargs.get("revision"), error)
+            if reason is None or isinstance(error, PertinenceError):
                 raise
-            raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
+            if may_pass(error) or not isinstance(error, OSError):
+                raise PertinenceError(reason) from error
+            raise OSError(reason) from error  # as transformers raises it, for those who catch that
 
     @classmethod
     def _check_files(cls, source: str, kwargs: dict[str, Any]) -> _ModelFiles | None:

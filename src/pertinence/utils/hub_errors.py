@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import (
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from .errors import PertinenceError, causes_of
 
@@ -42,6 +44,29 @@ def may_pass(error: Exception) -> bool:
         return False
     is_damaged = isinstance(error, (DamagedDownload, *GARBLED))
     return is_damaged or _any_is(causes, BROKEN) or _is_incomplete(causes) or (_status(causes) or 0) >= 500
+
+
+def check_place(place: str) -> None:
+    """Raise `PertinenceError`, without asking the Hub, if a place is no folder here, and no name of a repository."""
+    if Path(place).is_dir():
+        return
+    if Path(place).is_file():
+        raise PertinenceError(f"{place} is a file, expected a folder or a Hub id")
+    try:
+        validate_repo_id(place)
+    except HFValidationError:
+        raise PertinenceError(
+            f"there is no folder {place} here, and no repository on the Hub can have this name: check the path"
+        ) from None
+
+
+def explain_place(place: str, revision: str | None, error: Exception) -> str | None:
+    """Explain why what a user named cannot be read from the Hub, as `explain_hub` does, and that it is no folder."""
+    reason = explain_hub(place, revision, error)
+    was_answered = not (may_pass(error) or _any_is(causes_of(error), OFFLINE))
+    if reason is None or revision is not None or was_answered or Path(place).exists():
+        return reason
+    return f"there is no folder {place} here, so it was taken as a repository on the Hub: {reason}"
 
 
 def explain_hub(repo_id: str, revision: str | None, error: Exception, doing: str = "read") -> str | None:

@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..utils.errors import PertinenceError, explain, printable
-from .prefixes import WRAPPERS
+from ...utils.errors import PertinenceError, explain, printable
+from ..prefixes import WRAPPERS
 
 
 Weights = dict[str, torch.Tensor]
@@ -72,6 +72,7 @@ class TrainingFile:
         source: the file and the entry that these weights were taken from, for messages.
         settings: the settings that the training program recorded, by name.
         architecture: name of the architecture, if the program recorded it.
+        record: what recorded these, for messages.
     """
 
     path: Path
@@ -79,6 +80,7 @@ class TrainingFile:
     source: str
     settings: dict[str, Any]
     architecture: str | None
+    record: str = "the file"
 
 
 def read_training_file(path: Path, ema: bool | None = None) -> TrainingFile:

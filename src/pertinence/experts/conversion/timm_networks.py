@@ -15,10 +15,12 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from ..utils.errors import MALFORMED, PertinenceError, explain, shown
-from .audit import OF_FACTORY
-from .building import building_from
-from .checkpoint_files import Tensors
+from ...runtime.transform import MAX_SIDE
+from ...utils.errors import MALFORMED, PertinenceError, explain, shown
+from ...utils.validation import is_whole
+from ..audit import OF_FACTORY
+from ..building import building_from
+from ..checkpoint_files import Tensors
 from .torchvision_networks import NAMES, Counterpart, answer_alike, counterparts, torchvision_names
 from .training_files import TrainingFile, Weights
 from .weight_matching import (
@@ -33,6 +35,8 @@ from .weight_matching import (
 
 RECORDED = {"gp": "global_pool", "bn_eps": "bn_eps"}
 """Settings of timm's train script that change the network, and the options of timm that they set."""
+NOT_OF_NETWORK = OF_FACTORY | {"features_only", "out_indices", "feature_cls", "kwargs_filter", "device", "dtype"}
+"""Arguments of `timm.create_model` that make something else than a classifier with these weights, or do nothing."""
 MOST_TRIED = 12
 """How many similar architectures are compared with weights that do not fit."""
 
@@ -80,8 +84,37 @@ def check_architecture(name: str) -> None:
         raise PertinenceError(f"architecture {shown(name)}: {error} Leave the tag out") from error
 
 
+def check_options(given: Mapping[str, Any], image_size: int | None) -> dict[str, Any]:
+    """Arguments of `timm.create_model` that a user gave, as plain values; whether the network knows them shows later.
+
+    Args:
+        given: the arguments.
+        image_size: side of the images, if that is given, too.
+
+    Raises:
+        PertinenceError: one does not describe a network for colour images, contradicts the size of the images, or is
+            no plain value.
+    """
+    if wrong := sorted(NOT_OF_NETWORK & given.keys()):
+        raise PertinenceError(f"model_kwargs has {', '.join(wrong)}, which does not describe a network: leave it out")
+    if "num_classes" in given:
+        raise PertinenceError("model_kwargs has num_classes, which is the number of label names: leave it out")
+    if given.get("in_chans") not in (None, 3):
+        raise PertinenceError(f"model_kwargs has in_chans={shown(given['in_chans'])}, expected 3 (RGB)")
+    try:
+        options = _plain(given)
+    except MALFORMED as error:
+        raise PertinenceError(f"model_kwargs has what is no plain value ({explain(error)})") from error
+    side = options.get("img_size")
+    if side is not None and not is_whole(side, 1, MAX_SIDE):
+        raise PertinenceError(f"model_kwargs has img_size={shown(side)}, expected a side of up to {MAX_SIDE} pixels")
+    if side is not None and image_size not in (None, side):
+        raise PertinenceError(f"image_size={image_size} and img_size={side} of model_kwargs differ: give one of them")
+    return options
+
+
 def recorded_options(file: TrainingFile, architecture: str) -> dict[str, Any]:
-    """The options of its network that timm's train script recorded in a file.
+    """The options of its network that timm's train script, or its `config.json`, recorded with a file.
 
     Raises:
         PertinenceError: an option is not a plain value, or the images are not in colour.
@@ -92,19 +125,28 @@ def recorded_options(file: TrainingFile, architecture: str) -> dict[str, Any]:
     options = {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
     recorded = {ours: file.settings.get(theirs) for theirs, ours in RECORDED.items()}
     options |= {name: value for name, value in recorded.items() if value is not None}
-    channels = options.pop("in_chans", None) or file.settings.get("in_chans")
+    channels = options.get("in_chans") or file.settings.get("in_chans")
     if channels not in (None, 3):
         raise PertinenceError(f"{file.path} takes images of {shown(channels)} channels, expected 3 (RGB)")
-    left_out = {*OF_FACTORY, "num_classes", "img_size"}
-    options = {name: value for name, value in options.items() if name not in left_out and value is not None}
     try:
-        return dict(json.loads(json.dumps(options, allow_nan=False)))
+        return _plain(options)
     except MALFORMED as error:
         raise PertinenceError(f"{file.path} records options of its network that are not plain values") from error
 
 
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that describe the network, in values of JSON."""
+    left_out = {*NOT_OF_NETWORK, "num_classes", "in_chans"}
+    kept = {name: value for name, value in options.items() if name not in left_out and value is not None}
+    return dict(json.loads(json.dumps(kept, allow_nan=False)))
+
+
 def find_network(
-    file: TrainingFile, architecture: str, num_classes: int, image_size: int | None = None
+    file: TrainingFile,
+    architecture: str,
+    num_classes: int,
+    image_size: int | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> TimmNetwork:
     """Make the network of timm that has the weights of a file.
 
@@ -115,11 +157,14 @@ def find_network(
         architecture: name of the network in timm, with or without a tag, or in torchvision.
         num_classes: number of labels.
         image_size: side of its images, in pixels; default: that of the architecture.
+        given: arguments of `timm.create_model` (see `check_options`), which win over those that are recorded.
 
     Raises:
-        PertinenceError: the weights do not fit the network, or it does not answer like torchvision's.
+        PertinenceError: the network does not know an argument, the weights do not fit it, or it does not answer like
+            torchvision's.
     """
-    options, twins = recorded_options(file, architecture), counterparts(base_name(architecture))
+    given, twins = dict(given or {}), counterparts(base_name(architecture))
+    options = {**recorded_options(file, architecture), **given}
     name = architecture if timm.is_model(base_name(architecture)) else twins[0].timm_name
     is_of_timm = file.architecture is not None and base_name(file.architecture) == base_name(name)
     defaults, origin = _pretrained_cfg(name), f"timm's defaults for {name}"
@@ -128,11 +173,11 @@ def find_network(
     own, wanted = shapes_of(weights), shapes_of(module.state_dict())
     if own == wanted:
         _load(module, weights, file.path)
-        for twin in twins:
+        for twin in () if options else twins:  # torchvision has no options of timm
             origin += _compare_twin(file, weights, twin, module, defaults, image_size)
         return TimmNetwork(module, base_name(name), options, defaults, origin, beside)
     for twin in twins:
-        found = _from_torchvision(file, twin, num_classes, image_size)
+        found = _from_torchvision(file, twin, num_classes, image_size, given)
         if found is not None:
             return found
     if is_of_timm and (renamed := _renamed_by_timm(weights, module, name, options)) is not None:
@@ -159,8 +204,7 @@ def _make(
     image_size: int | None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A network of timm about as large as its weights, and its options: those given, and a fixed size of images."""
-    if defaults.get("fixed_input_size") and image_size not in (None, defaults["input_size"][-1]):
-        options = {**options, "img_size": image_size}
+    options = _sized(options, defaults, image_size)
     shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     try:
         with building_from(Tensors(shapes, {})):
@@ -172,6 +216,15 @@ def _make(
         raise PertinenceError(
             f"timm cannot make {name} with {given or 'its own options'} ({explain(error)})"
         ) from error
+
+
+def _sized(options: dict[str, Any], defaults: Mapping[str, Any], image_size: int | None) -> dict[str, Any]:
+    """Options of a network that its weights tie to one size of images: that size, if it is not the usual one."""
+    is_tied = defaults.get("fixed_input_size") and not options.get("dynamic_img_size")
+    if not is_tied or options.get("strict_img_size") is False:
+        return options
+    others = {name: value for name, value in options.items() if name != "img_size"}
+    return others if image_size in (None, defaults["input_size"][-1]) else {**others, "img_size": image_size}
 
 
 def _load(module: nn.Module, weights: Weights, path: Path) -> None:
@@ -213,7 +266,7 @@ def _compare_twin(
 
 
 def _from_torchvision(
-    file: TrainingFile, twin: Counterpart, num_classes: int, image_size: int | None
+    file: TrainingFile, twin: Counterpart, num_classes: int, image_size: int | None, given: dict[str, Any]
 ) -> TimmNetwork | None:
     """The network of timm that answers like torchvision's with the weights of a file; None if they do not fit that."""
     defaults = {**_pretrained_cfg(twin.timm_name), **twin.preprocessing()}
@@ -224,7 +277,7 @@ def _from_torchvision(
         check_counts(file.path, shapes_of(weights), shapes_of(other.state_dict()), _classifiers(other), num_classes)
         return None
     _load(other, weights, file.path)
-    module, options = _make(weights, twin.timm_name, num_classes, twin.options, defaults, size)
+    module, options = _make(weights, twin.timm_name, num_classes, {**twin.options, **given}, defaults, size)
     for candidate in _translations(weights, module, twin):
         _load(module, candidate, file.path)
         if answer_alike(module, other, size):

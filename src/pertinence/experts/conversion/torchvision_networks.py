@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..utils.errors import PertinenceError, explain
+from ...utils.errors import PertinenceError, explain
 
 
 AGREEMENT = 1e-5

@@ -11,90 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torchvision
-from PIL import Image
+from conversions import SEEN, SHOWN, assert_answers_like, convert, network, refusal, shaken
 from safetensors.torch import save_file
-from timm.data import create_transform, resolve_data_config
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from pertinence import (
-    Conversion,
-    ConversionArguments,
     PertinenceError,
     PertinenceForImageClassification,
-    convert_checkpoint,
 )
-from pertinence.experts.expert import load_expert
-from pertinence.experts.reference import ExpertReference, LoadOptions
-
-
-LABELS = {0: "cat", 1: "dog", 2: "fox"}
-
-
-def network(architecture: str = "test_resnet", seed: int = 0, **options: Any) -> nn.Module:
-    """A network of timm with random weights, whose logits differ between images."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return shaken(timm.create_model(architecture, num_classes=3, **options), options.get("img_size", 160))
-
-
-@torch.no_grad()
-def shaken(module: nn.Module, size: int) -> nn.Module:
-    """A network with every weight changed, and with the statistics that its activations have."""
-    for parameter in module.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter) * parameter.std(correction=0).clamp(min=0.1))
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1.0
-    module.train()(torch.randn(4, 3, size, size))
-    return module.eval()
-
-
-def convert(file: Path, **settings: Any) -> Conversion:
-    given = {"labels": LABELS, "output_dir": str(file.parent / "expert"), **settings}
-    return convert_checkpoint(file, ConversionArguments(**given))
-
-
-def refusal(file: Path, **settings: Any) -> str:
-    """The one line that says why a file is not converted; nothing is written."""
-    before = sorted(file.parent.rglob("*"))
-    with pytest.raises(PertinenceError) as refused:
-        convert(file, **settings)
-    assert sorted(file.parent.rglob("*")) == before
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
-
-
-def picture() -> Image.Image:
-    numbers = np.random.default_rng(3).integers(0, 256, (9, 11, 3), dtype=np.uint8)
-    return Image.fromarray(numbers).resize((97, 80), Image.Resampling.BICUBIC)
-
-
-@torch.no_grad()
-def assert_answers_like(expected: nn.Module, folder: Path, **preprocessing: Any) -> None:
-    """The folder gives the logits of a network that sees images as `preprocessing` says, in all three libraries."""
-    transform = create_transform(**{"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_mode": "center", **preprocessing})
-    pixels = transform(picture())[None]
-    logits = expected(pixels)
-    assert logits.std() > 1e-3
-    model = AutoModelForImageClassification.from_pretrained(folder)
-    inputs = AutoImageProcessor.from_pretrained(folder)(picture(), return_tensors="pt")
-    torch.testing.assert_close(model(**inputs).logits, logits, rtol=0, atol=1e-5)
-    assert model.config.id2label == LABELS
-    of_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    theirs = create_transform(**resolve_data_config(model=of_timm))
-    torch.testing.assert_close(of_timm(theirs(picture())[None]), logits, rtol=0, atol=1e-5)
-    expert = load_expert(ExpertReference.parse(folder), LoadOptions())
-    image = torch.from_numpy(np.asarray(picture()).copy()).permute(2, 0, 1)[None]
-    torch.testing.assert_close(expert(image)[0], logits, rtol=0, atol=1e-5)
-
-
-SEEN = {"input_size": (3, 48, 48), "interpolation": "bilinear", "crop_pct": 0.9, "mean": (0.4, 0.5, 0.6)}
-SHOWN = {"image_size": 48, "interpolation": "bilinear", "crop_pct": 0.9, "mean": [0.4, 0.5, 0.6], "std": [0.5]}
 
 
 def test_a_checkpoint_of_timms_train_script(tmp_path: Path) -> None:
@@ -158,7 +85,7 @@ def test_prefixes_of_wrappers_are_removed(name: str, write: Callable[..., None],
 
 
 def test_other_parts_of_a_module_are_left_out_with_a_warning(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("pertinence.experts.conversion.logger.propagate", True)
+    monkeypatch.setattr("pertinence.experts.conversion.convert.logger.propagate", True)
     weights = {f"model.{name}": tensor for name, tensor in network().state_dict().items()}
     torch.save({"state_dict": {**weights, "normalise.mean": torch.ones(3)}}, tmp_path / "last.ckpt")
     convert(tmp_path / "last.ckpt", architecture="test_resnet", image_size=48)
@@ -224,7 +151,7 @@ def test_networks_that_timm_does_not_have_are_refused_by_name(tmp_path: Path) ->
 
 
 def test_a_network_that_answers_otherwise_than_torchvisions_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    from pertinence.experts import torchvision_networks
+    from pertinence.experts.conversion import torchvision_networks
 
     monkeypatch.setitem(torchvision_networks.NAMES, "mobilenet_v3_small", ("mobilenetv3_small_100", {}))
     path = tmp_path / "weights.pth"

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from pertinence import PertinenceError
-from pertinence.experts.training_files import read_training_file
+from pertinence.experts.conversion.training_files import read_training_file
 
 
 PLAIN = OrderedDict({"conv.weight": torch.full((2, 3), 1.0), "fc.bias": torch.full((2,), 1.0)})

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from ..utils.errors import PertinenceError, printable
-from .prefixes import INNER, WRAPPERS
+from ...utils.errors import PertinenceError, printable
+from ..prefixes import INNER, WRAPPERS
 from .training_files import Weights
 
 
