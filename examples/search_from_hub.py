@@ -9,9 +9,8 @@
 
 import argparse
 
-from datasets import load_dataset
-
-from pertinence import DispatcherSearch, SearchArguments
+from pertinence import DataArguments, DispatcherSearch, PertinenceError, SearchArguments
+from pertinence.data.loading import load_images
 
 
 def main() -> None:
@@ -19,20 +18,18 @@ def main() -> None:
     parser.add_argument("--experts", nargs="+", default=["user/resnet8", "user/resnet20", "user/resnet56"])
     parser.add_argument("--dataset", default="uoft-cs/cifar10")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--image-limit", type=int, help="Number of images to use, drawn at random.")
+    parser.add_argument("--image-limit", type=int, help="Use only the first N images.")
     parser.add_argument("--output-dir", default="runs/from-hub")
     parser.add_argument("--push-to-hub", metavar="REPO", help="Repository that gets model, card and record.")
     parser.add_argument("--trust-remote-code", action="store_true", help="Run the code that experts bring with them.")
     options = parser.parse_args()
 
-    dataset = load_dataset(options.dataset, split=options.split)
-    if options.image_limit is not None:
-        dataset = dataset.shuffle(seed=0).select(range(min(options.image_limit, len(dataset))))
+    images = load_images(DataArguments(options.dataset, options.split, limit=options.image_limit))
     args = SearchArguments(
         trust_remote_code=options.trust_remote_code,
         output_dir=options.output_dir,  # a killed search continues from here
     )
-    result = DispatcherSearch(options.experts, dataset, args).run()
+    result = DispatcherSearch(options.experts, images, args).run()
     print(result.evaluation)  # on a fifth of the images, which were held out first
     result.save(options.output_dir)
     if options.push_to_hub is not None:
@@ -40,4 +37,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PertinenceError, OSError) as error:  # such as no connection
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None

@@ -37,7 +37,7 @@ from ..routing.costs import STEM
 from ..routing.heads import Dispatcher
 from ..utils.downloads import checked_downloads, fetch, with_retries
 from ..utils.errors import PertinenceError
-from ..utils.hub_errors import explain_hub, may_pass
+from ..utils.hub_errors import explain_hub, is_offline, may_pass
 from ..utils.io import beside, give_usual_mode, move_into
 from ..utils.tensors import hash_tensors
 from .expert_store import Experts, ExpertStore, LazyExpert, SavedPool, parse_memory
@@ -146,7 +146,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         try:
             return load() if is_folder else with_retries(load)
         except Exception as error:  # from transformers, the Hub's client, or the network
-            if is_folder or isinstance(error, PertinenceError) or not may_pass(error):
+            if is_folder or isinstance(error, PertinenceError) or not (may_pass(error) or is_offline(error)):
                 raise
             raise PertinenceError(explain_hub(source, kwargs.get("revision"), error)) from error
 

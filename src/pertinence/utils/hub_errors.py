@@ -35,11 +35,16 @@ class DamagedDownload(PertinenceError):
     """A downloaded file is not what the Hub announced."""
 
 
+def is_offline(error: Exception) -> bool:
+    """Whether the Hub was not asked, or not reached, for what is not in the cache."""
+    return _any_is(causes_of(error), OFFLINE)
+
+
 def may_pass(error: Exception) -> bool:
     """Whether the error is temporary, so that the same request may succeed later."""
-    causes = causes_of(error)
-    if _any_is(causes, OFFLINE):
+    if is_offline(error):
         return False
+    causes = causes_of(error)
     is_damaged = isinstance(error, (DamagedDownload, *GARBLED))
     return is_damaged or _any_is(causes, BROKEN) or _is_incomplete(causes) or (_status(causes) or 0) >= 500
 
