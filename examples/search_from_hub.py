@@ -9,6 +9,8 @@
 
 import argparse
 
+import torch
+
 from pertinence import DataArguments, DispatcherSearch, PertinenceError, SearchArguments
 from pertinence.data.loading import load_images
 
@@ -18,13 +20,16 @@ def main() -> None:
     parser.add_argument("--experts", nargs="+", default=["user/resnet8", "user/resnet20", "user/resnet56"])
     parser.add_argument("--dataset", default="uoft-cs/cifar10")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--image-limit", type=int, help="Use only the first N images.")
+    parser.add_argument("--image-limit", type=int, help="Number of images to use, drawn at random.")
     parser.add_argument("--output-dir", default="runs/from-hub")
     parser.add_argument("--push-to-hub", metavar="REPO", help="Repository that gets model, card and record.")
     parser.add_argument("--trust-remote-code", action="store_true", help="Run the code that experts bring with them.")
     options = parser.parse_args()
 
-    images = load_images(DataArguments(options.dataset, options.split, limit=options.image_limit))
+    images = load_images(DataArguments(options.dataset, options.split))
+    if options.image_limit is not None:
+        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        images = images.select(drawn[: options.image_limit])
     args = SearchArguments(
         trust_remote_code=options.trust_remote_code,
         output_dir=options.output_dir,  # a killed search continues from here
