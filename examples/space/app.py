@@ -148,7 +148,7 @@ class Explainer:
         axes.margins(0.08, 0.12)
         axes.grid(alpha=0.25)
         figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-        name_points(axes, self.names, points)
+        name_points(axes, self.names, points, others=[(here.gmacs, 100 * here.accuracy)])
         return figure
 
 

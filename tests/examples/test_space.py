@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 import urllib.request
@@ -115,6 +116,15 @@ def test_a_page_without_an_image_shows_the_front(app, saved):
     assert not answers
     assert not steps
     assert f"Operating point `{front.choose(gmacs=cheapest).name}`" in summary
+
+
+def test_without_a_connection_the_app_says_what_it_could_not_reach(tmp_path):
+    pytest.importorskip("gradio", reason="gradio is in a dependency group of its own")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PERTINENCE_MODEL": "user/none"}
+    ended = subprocess.run([sys.executable, APP], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: user/none is not in the cache")
 
 
 @pytest.mark.parametrize("device", DEVICES)
