@@ -43,8 +43,8 @@ def draw(record: dict[str, Any], title: str | None = None) -> Figure:
     gained = 100 * (default["accuracy"] - reference["accuracy"])
     axes.annotate(
         f"{saved:.0f} % fewer operations than {reference['name']},\n{gained:+.2f} points of accuracy",
-        (default["gmacs"], 100 * default["accuracy"]), (60, -110), textcoords="offset points", color="C3", fontsize=10,
-        arrowprops={"arrowstyle": "-", "color": "C3", "shrinkB": 7},
+        (default["gmacs"], 100 * default["accuracy"]), (25, -110), textcoords="offset points", color="C3", fontsize=10,
+        arrowprops={"arrowstyle": "-", "color": "C3", "shrinkB": 7, "relpos": (0, 1)},
     )  # fmt: skip
     axes.set_xlabel("GMACs per image, on average")
     axes.set_ylabel(f"accuracy on {default['samples']:,} unseen images, %")

@@ -12,6 +12,7 @@ import argparse
 from transformers import pipeline
 
 import pertinence  # registers the model type `pertinence`
+from pertinence import PertinenceError
 
 
 def main() -> None:
@@ -40,4 +41,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PertinenceError, OSError) as error:  # such as no connection
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None

@@ -138,8 +138,8 @@ def main() -> None:
                 del values["students"]  # a list given as a flag would be added to the file's
             parser.set_defaults(**values)
         run(parser.parse_args_into_dataclasses()[0])
-    except PertinenceError as error:
-        sys.exit(f"error: {error}")
+    except (PertinenceError, OSError) as error:  # such as no connection
+        sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit("interrupted; what is finished is kept, and the same command continues from there")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments
 
-from pertinence import DispatcherSearch, SearchArguments
+from pertinence import DispatcherSearch, PertinenceError, SearchArguments
 from pertinence.commands.demo_pool import digits
 
 
@@ -75,4 +75,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PertinenceError, OSError) as error:  # such as no connection
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None

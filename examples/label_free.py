@@ -8,9 +8,8 @@ Use images like those that the model will see; for this search a data set needs 
 
 import argparse
 
-from datasets import load_dataset
-
-from pertinence import DispatcherSearch, SearchArguments
+from pertinence import DataArguments, DispatcherSearch, PertinenceError, SearchArguments
+from pertinence.data.loading import load_images
 
 
 def main() -> None:
@@ -22,9 +21,9 @@ def main() -> None:
     parser.add_argument("--output-dir", default="runs/label-free")
     options = parser.parse_args()
 
-    dataset = load_dataset(options.dataset, split=options.split)
+    images = load_images(DataArguments(options.dataset, options.split), needs_labels=False)
     args = SearchArguments(labels="agree")
-    result = DispatcherSearch(options.experts, dataset, args).run()
+    result = DispatcherSearch(options.experts, images, args).run()
     print(result.evaluation)
 
     # No point agrees more with the largest expert than that expert itself, so none is lossless: set what may be lost.
@@ -35,4 +34,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PertinenceError, OSError) as error:  # such as no connection
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None

@@ -9,9 +9,10 @@
 
 import argparse
 
-from datasets import load_dataset
+import torch
 
-from pertinence import DispatcherSearch, SearchArguments
+from pertinence import DataArguments, DispatcherSearch, PertinenceError, SearchArguments
+from pertinence.data.loading import load_images
 
 
 def main() -> None:
@@ -25,14 +26,15 @@ def main() -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="Run the code that experts bring with them.")
     options = parser.parse_args()
 
-    dataset = load_dataset(options.dataset, split=options.split)
+    images = load_images(DataArguments(options.dataset, options.split))
     if options.image_limit is not None:
-        dataset = dataset.shuffle(seed=0).select(range(min(options.image_limit, len(dataset))))
+        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        images = images.select(drawn[: options.image_limit])
     args = SearchArguments(
         trust_remote_code=options.trust_remote_code,
         output_dir=options.output_dir,  # a killed search continues from here
     )
-    result = DispatcherSearch(options.experts, dataset, args).run()
+    result = DispatcherSearch(options.experts, images, args).run()
     print(result.evaluation)  # on a fifth of the images, which were held out first
     result.save(options.output_dir)
     if options.push_to_hub is not None:
@@ -40,4 +42,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PertinenceError, OSError) as error:  # such as no connection
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None

@@ -21,9 +21,13 @@ import json
 
 from fastapi import HTTPException
 from litserve import LitAPI, LitServer
-from PIL import Image
 
-from pertinence import PertinenceForImageClassification, PertinenceImageProcessor
+from pertinence import PertinenceError, PertinenceForImageClassification, PertinenceImageProcessor
+from pertinence.data.decoding import open_image
+from pertinence.utils.errors import first_line
+
+
+EXPECTED = 'expected {"inputs": an image file in base64}'
 
 
 class ImageClassification(LitAPI):
@@ -41,9 +45,9 @@ class ImageClassification(LitAPI):
     def decode_request(self, request):
         try:
             content = base64.b64decode(request["inputs"], validate=True)
-            return self.processor(Image.open(io.BytesIO(content)))["images"][0]
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise HTTPException(400, f'expected {{"inputs": an image file in base64}}: {error!r}') from error
+            return self.processor(open_image(io.BytesIO(content)))["images"][0]
+        except Exception as error:  # Pillow may raise anything
+            raise HTTPException(400, f"{EXPECTED}, got no image that can be read ({first_line(error)})") from error
 
     def batch(self, inputs):
         return inputs  # images of any sizes, which cannot be stacked
@@ -66,10 +70,13 @@ class ImageClassification(LitAPI):
 
 
 class Gate:
-    """ASGI middleware: admits at most `most` requests at a time, others get 503; GET /stats shows counts."""
+    """ASGI middleware: admits at most `most` requests at a time, others get 503; GET /stats shows counts.
 
-    def __init__(self, app, most: int):
-        self.app, self.most = app, most
+    A body that is larger than `largest` bytes, or not what is expected, gets 413 or 400.
+    """
+
+    def __init__(self, app, most: int, largest: int):
+        self.app, self.most, self.largest = app, most, largest
         self.inside = self.answered = self.turned_away = 0
         self.gmacs, self.experts, self.batch_sizes = 0.0, {}, {}
 
@@ -86,9 +93,40 @@ class Gate:
         else:
             self.inside += 1
             try:
+                if scope["method"] == "POST":
+                    scope, receive = await self.checked(scope, receive)
                 await self.app(scope, receive, self.counting(send))
+            except HTTPException as error:
+                await _answer(send, error.status_code, {"detail": error.detail}, [(b"connection", b"close")])
             finally:
                 self.inside -= 1
+
+    async def checked(self, scope, receive):
+        """The request again, once its body is known to be JSON of the expected form."""
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.largest:
+                raise HTTPException(413, f"{EXPECTED}, of at most {self.largest} bytes")
+        try:
+            values = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(400, f"{EXPECTED}, got no JSON") from error
+        if not (isinstance(values, dict) and isinstance(values.get("inputs"), str)):
+            raise HTTPException(400, f"{EXPECTED}, got other JSON")
+        others = [header for header in scope["headers"] if header[0] != b"content-type"]
+        scope = scope | {"headers": [*others, (b"content-type", b"application/json")]}
+
+        async def again():
+            nonlocal body
+            if body is None:
+                return await receive()
+            message, body = {"type": "http.request", "body": body}, None
+            return message
+
+        return scope, again
 
     def counting(self, send):
         """`send` that also counts what was answered."""
@@ -135,6 +173,7 @@ def main() -> None:
     parser.add_argument("--max-batch-size", type=int, default=32)
     parser.add_argument("--batch-timeout", type=float, default=0.005, help="Seconds to wait for a batch to fill.")
     parser.add_argument("--max-requests", type=int, default=256, help="Requests at a time; the others get a 503.")
+    parser.add_argument("--max-body", type=int, default=32 << 20, help="Bytes of a request; larger ones get a 413.")
     parser.add_argument("--max-memory", help="Load experts lazily, within this limit, like 2GiB.")
     parser.add_argument("--trust-remote-code", action="store_true", help="Run the code that experts bring with them.")
     parser.add_argument("--host", default="127.0.0.1")
@@ -143,6 +182,8 @@ def main() -> None:
     load = {"trust_remote_code": options.trust_remote_code}
     if options.max_memory is not None:
         load |= {"lazy": True, "max_memory": options.max_memory}
+    # What is wrong with the model is said here in one sentence, before there are worker processes.
+    PertinenceForImageClassification.from_pretrained(options.model, **load | {"lazy": True})
     api = ImageClassification(
         options.model,
         load,
@@ -151,10 +192,13 @@ def main() -> None:
         max_batch_size=options.max_batch_size,
         batch_timeout=options.batch_timeout,
     )
-    server = LitServer(api, middlewares=[(Gate, {"most": options.max_requests})])
+    server = LitServer(api, middlewares=[(Gate, {"most": options.max_requests, "largest": options.max_body})])
     # One process admits all requests, so that one count covers all of them.
     server.run(host=options.host, port=options.port, num_api_servers=1, generate_client_file=False)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PertinenceError, OSError) as error:  # such as no connection
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None

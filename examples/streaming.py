@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence
 
-from pertinence import PertinenceForImageClassification, StreamDispatcher
+from pertinence import PertinenceError, PertinenceForImageClassification, StreamDispatcher
 
 
 def read_frames(source: Path) -> Iterator[Image.Image]:
@@ -51,4 +51,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PertinenceError, OSError) as error:  # such as no connection
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None

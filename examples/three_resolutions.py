@@ -9,9 +9,8 @@ the checkpoint. `image_size_by="resize"` shows the whole image at the smaller si
 
 import argparse
 
-from datasets import load_dataset
-
-from pertinence import DispatcherSearch, SearchArguments
+from pertinence import DataArguments, DispatcherSearch, PertinenceError, SearchArguments
+from pertinence.data.loading import load_images
 
 
 def main() -> None:
@@ -25,8 +24,8 @@ def main() -> None:
 
     smaller = [{"repo_id": options.expert, "image_size": size, "image_size_by": "resize"} for size in options.sizes]
     args = SearchArguments()
-    dataset = load_dataset(options.dataset, split=options.split)
-    result = DispatcherSearch([*smaller, options.expert], dataset, args).run()
+    images = load_images(DataArguments(options.dataset, options.split))
+    result = DispatcherSearch([*smaller, options.expert], images, args).run()
     print(result.evaluation)
     result.save(options.output_dir)
 
@@ -37,4 +36,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PertinenceError, OSError) as error:  # such as no connection
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None

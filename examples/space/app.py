@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import gradio as gr
 import torch
@@ -18,11 +20,22 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pertinence import OperatingPoint, PertinenceError, PertinenceForImageClassification, PertinenceImageProcessor
+from pertinence.evaluation.figures import name_points
+from pertinence.hub.layout import EXAMPLES_FIGURE, FRONT_FIGURE, SHARES_FIGURE
 from pertinence.routing.front import STEM
+from pertinence.utils.downloads import find_file
 
 
 MODEL = "user/pertinence-cifar10"
-STEPS = ["after", "answer so far", "probability", "score of deferring (above 0: it defers)", "decision"]
+WHY = (
+    "### Which experts ran, and why\nAfter each expert it runs the one with the highest score above 0, or answers.\n\n"
+)
+PICTURES = {
+    FRONT_FIGURE: "Accuracy against cost of every operating point, the experts and the baselines",
+    SHARES_FIGURE: "Share of the images that each expert answers, by operating point",
+    EXAMPLES_FIGURE: "Report images that each expert answers, the most and the least confident",
+}
+"""Pictures of a result, with their captions on its card."""
 BLUE, ORANGE, RED = "#1f77b4", "#ff7f0e", "#d62728"
 
 
@@ -51,8 +64,8 @@ class Explainer:
         """A cost as the slider shows it, rounded by `math.floor` or `math.ceil`."""
         return round(how(gmacs * 10**self.digits) / 10**self.digits, self.digits)
 
-    def __call__(self, image: Image.Image | None, budget: float) -> tuple[dict | None, str, list[list], Figure]:
-        """Labels with their probabilities, a summary, the steps as rows of `STEPS`, and the front.
+    def __call__(self, image: Image.Image | None, budget: float) -> tuple[dict | None, str, str, Figure]:
+        """Labels with their probabilities, a summary, the steps, and the front.
 
         Args:
             image: the image to classify; None to show only the front.
@@ -62,7 +75,7 @@ class Explainer:
         point = self.model.front.choose(gmacs=max(budget, self.least))
         if image is None:
             summary = f"{self._describe(point)}\n\nDrop an image to see which experts run for it."
-            return None, summary, [], self.plot(point)
+            return None, summary, "", self.plot(point)
         images = self.processor(image)["images"]
         out = self.model(images, operating_point=point.name)
         scores = {self.labels[i]: value for i, value in enumerate(out.logits[0].softmax(0).tolist())}
@@ -75,7 +88,8 @@ class Explainer:
             f"**{gmacs:.3g} GMACs for this image, {100 * abs(saved):.0f} % {comparison}** than {self.largest['name']} "
             f"alone ({self.largest['gmacs']:.3g}).\n\n{self._describe(point)}"
         )
-        return scores, summary, self._steps(point, images, ran, out.dispatcher_logits[0]), self.plot(point)
+        steps = self._steps(point, images, ran, out.dispatcher_logits[0])
+        return scores, summary, WHY + "\n".join(steps), self.plot(point)
 
     def _describe(self, point: OperatingPoint) -> str:
         figures = point.report or point.select
@@ -86,8 +100,8 @@ class Explainer:
             "images."
         )
 
-    def _steps(self, point: OperatingPoint, images: list, ran: list[int], scores: torch.Tensor) -> list[list]:
-        """A row for each decision: the answer so far, the scores of deferring, and what was decided."""
+    def _steps(self, point: OperatingPoint, images: list, ran: list[int], scores: torch.Tensor) -> list[str]:
+        """An item of a list for each decision: the answer so far, the scores of deferring, and what was decided."""
         stages = {stage.after: stage for stage in point.stages}
         decided = {stage.after: row for stage, row in zip(point.decisions, scores.tolist(), strict=True)}
         logits = {index: self.model.experts[index](images)[0][0] for index in ran}
@@ -96,20 +110,21 @@ class Explainer:
         for after in [STEM, *ran]:
             if after == STEM and STEM not in decided:
                 continue
-            known = ["", ""]  # a stem gives no answer
+            known = ""  # a stem gives no answer
             if after != STEM:
                 answer, mixing = logits[after], stages[after].mixing if after in stages else None
                 if mixing is not None:
                     weights = dict(zip(point.members, mixing, strict=False))
                     answer = sum(weights[i] * logits[i].log_softmax(0) for i in ran if i <= after)
                 best = answer.softmax(0).max(0)
-                known = [self.labels[best.indices.item()], f"{100 * best.values:.1f} %"]
+                known = f"`{self.labels[best.indices.item()]}` with {100 * best.values:.1f} %; "
             row = decided.get(after, [])
             answering = 0.0 if after == STEM or not row else row[after]
             going_on = {j: score - answering for j, score in enumerate(row) if j > after and not math.isnan(score)}
-            scored = ", ".join(f"{self.names[j]} {score:+.2g}" for j, score in going_on.items())
+            scored = ", ".join(f"`{self.names[j]}` {score:+.2g}" for j, score in going_on.items())
             decision = f"run {self.names[following[after]]}" if after in following else "answer"
-            rows.append([self._name(after), *known, scored or "nothing is left to decide", decision])
+            scored = f"scores: {scored}" if scored else "nothing is left to decide"
+            rows.append(f"1. `{self._name(after)}`: {known}{scored}. **{decision}**")
         return rows
 
     def _name(self, index: int) -> str:
@@ -117,29 +132,41 @@ class Explainer:
 
     def plot(self, chosen: OperatingPoint) -> Figure:
         """The front beside the experts alone, with a ring around the chosen point."""
-        figure = Figure(figsize=(7, 3.6), dpi=130, layout="constrained")
+        figure = Figure(
+            figsize=(5, 3.4), dpi=160, layout="constrained"
+        )  # small, so that a telephone shows its letters
         axes = figure.subplots()
         front = [point.report or point.select for point in self.model.front]
         axes.plot([f.gmacs for f in front], [100 * f.accuracy for f in front], "o-", ms=3, color=BLUE, label="front")
-        for entry in self.model.config.experts:
-            figures = entry.get("report") or entry.get("select")
-            height = 100 * figures[front[0].measure]
-            axes.plot(figures["gmacs"], height, "s", ms=7, color=ORANGE)
-            axes.annotate(entry["name"], (figures["gmacs"], height), (0, -14), textcoords="offset points",
-                          fontsize=8, ha="center", parse_math=False)  # fmt: skip
-        axes.plot([], [], "s", color=ORANGE, label="an expert alone")
+        alone = [entry.get("report") or entry.get("select") for entry in self.model.config.experts]
+        points = [(figures["gmacs"], 100 * figures[front[0].measure]) for figures in alone]
+        axes.plot(*zip(*points, strict=True), "s", ms=7, color=ORANGE, label="an expert alone")
         here = chosen.report or chosen.select
         axes.plot(here.gmacs, 100 * here.accuracy, "o", ms=14, mew=2, mfc="none", mec=RED, label=chosen.name)
         axes.set_xlabel("GMACs per image, on average")
         axes.set_ylabel(f"{here.measure}, %")
         axes.margins(0.08, 0.12)
         axes.grid(alpha=0.25)
-        axes.legend(loc="lower right", fontsize=8)
+        figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+        name_points(axes, self.names, points, others=[(here.gmacs, 100 * here.accuracy)])
         return figure
 
 
-def build(model: PertinenceForImageClassification) -> gr.Blocks:
-    """The page, with the API endpoint `/explain`."""
+def find_pictures(model: str) -> list[Path]:
+    """The pictures of a result in the folder or repository of a model."""
+    found = []
+    for name in PICTURES:
+        with suppress(PertinenceError):  # without a connection the page is shown without them
+            found.append(find_file(model, name))
+    return [path for path in found if path is not None]
+
+
+def build(model: PertinenceForImageClassification, pictures: Sequence[Path] = ()) -> gr.Blocks:
+    """The page, with the API endpoint `/explain`.
+
+    Args:
+        pictures: files of `PICTURES`.
+    """
     explain = Explainer(model)
     with gr.Blocks(title="pertinence") as page:
         gr.Markdown(
@@ -161,7 +188,12 @@ def build(model: PertinenceForImageClassification) -> gr.Blocks:
             with gr.Column(scale=3):
                 summary = gr.Markdown()
                 front = gr.Plot(show_label=False)
-        steps = gr.Dataframe(headers=STEPS, label="Which experts ran, and why", interactive=False, wrap=True)
+        steps = gr.Markdown()
+        if pictures:
+            gr.Markdown("### The result of the search")
+        for path in pictures:
+            gr.Markdown(PICTURES[path.name])
+            gr.Image(str(path), show_label=False, interactive=False, buttons=["fullscreen", "download"])
         shown = {"inputs": [image, budget], "outputs": [labels, summary, steps, front], "show_progress": "hidden"}
         image.change(explain, **shown, api_name="explain")
         budget.release(explain, **shown, api_visibility="private")
@@ -175,8 +207,12 @@ def main() -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="Run the code that experts bring with them.")
     options = parser.parse_args()
     trusts = options.trust_remote_code or os.environ.get("PERTINENCE_TRUST_REMOTE_CODE") == "1"
-    build(PertinenceForImageClassification.from_pretrained(options.model, trust_remote_code=trusts)).launch()
+    model = PertinenceForImageClassification.from_pretrained(options.model, trust_remote_code=trusts)
+    build(model, find_pictures(options.model)).launch()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PertinenceError, OSError) as error:  # such as no connection
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None

@@ -188,6 +188,14 @@ def test_the_reference_has_every_public_name():
     assert sorted(named) == sorted(pertinence.__all__)
 
 
+def test_pictures_are_drawn_again_from_a_record(searched, hub, tmp_path):
+    files = hub.files(searched[0])
+    (tmp_path / "search_result.json").write_bytes(files["search_result.json"])
+    run_script(ROOT / "hub_cards" / "redraw.py", tmp_path)
+    for name in ("front.png", "shares.png"):
+        assert (tmp_path / name).read_bytes() == files[name]
+
+
 def test_the_figure_at_the_top_is_drawn_from_a_record(searched, hub, tmp_path):
     (tmp_path / "record.json").write_bytes(hub.files(searched[0])["search_result.json"])
     run_script(ROOT / "docs" / "front_figure.py", tmp_path / "record.json", tmp_path / "front.png")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 import sys
 import urllib.error
 import urllib.request
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,7 @@ from pertinence import PertinenceForImageClassification
 
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "serving.py"
-MOST = 8
+MOST, LARGEST = 8, 100_000
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,7 @@ def server(saved, tmp_path_factory) -> Iterator[str]:
     port = free_port()
     log = tmp_path_factory.mktemp("log") / "server.log"
     options = ["--port", str(port), "--max-requests", str(MOST), "--batch-timeout", "0.2", "--max-memory", "1GB"]
+    options += ["--max-body", str(LARGEST)]
     url = f"http://127.0.0.1:{port}"
     with serving([sys.executable, EXAMPLE, saved, *options], f"{url}/health", log):
         yield url
@@ -46,8 +49,11 @@ def server(saved, tmp_path_factory) -> Iterator[str]:
 
 def ask(url: str, path: str, values: dict | None = None) -> tuple[int, dict]:
     """Status and answer."""
-    data = None if values is None else json.dumps(values).encode()
-    request = urllib.request.Request(f"{url}{path}", data, {"Content-Type": "application/json"})
+    return send(f"{url}{path}", None if values is None else json.dumps(values).encode())
+
+
+def send(url: str, data: bytes | None, kind: str = "application/json") -> tuple[int, dict]:
+    request = urllib.request.Request(url, data, {"Content-Type": kind})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
@@ -92,9 +98,67 @@ def test_requests_are_grouped_answered_and_turned_away(server, saved, images):
     assert stats["gmacs_per_request"] == pytest.approx(sum(costs) / len(costs))
 
 
-@pytest.mark.parametrize("inputs", [{}, {"inputs": "no base64"}, {"inputs": "bm8gaW1hZ2U="}], ids=str)
-def test_what_is_no_image_is_refused_and_harms_nobody(server, images, inputs):
-    status, answer = ask(server, "/predict", inputs)
-    assert status == 400
-    assert "an image file in base64" in answer["detail"]
+def text_of(image: Image.Image, kind: str = "PNG") -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def bomb() -> str:
+    """A PNG file of a few bytes whose header announces 60,000 x 60,000 pixels."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return base64.b64encode(content).decode()
+
+
+JSON = "application/json"
+PICTURE = text_of(Image.effect_noise((64, 64), 50))
+REFUSED = {
+    "empty body": (b"", JSON),
+    "no JSON": (b"{", JSON),
+    "not UTF-8": (b"\xff\xfe{}", JSON),
+    "nested deeply": (b"[" * 100_000, JSON),
+    "a list": (b"[]", JSON),
+    "null": (b"null", JSON),
+    "text": (b'"inputs"', JSON),
+    "missing field": (b"{}", JSON),
+    "null for the image": (b'{"inputs": null}', JSON),
+    "a number": (b'{"inputs": 7}', JSON),
+    "a list of images": (b'{"inputs": ["a", "b"]}', JSON),
+    "a mapping": (b'{"inputs": {"a": 1}}', JSON),
+    "empty text": (b'{"inputs": ""}', JSON),
+    "no base64": (b'{"inputs": "no base64"}', JSON),
+    "not ASCII": ('{"inputs": "\u00e9"}'.encode(), JSON),
+    "no image": (b'{"inputs": "bm8gaW1hZ2U="}', JSON),
+    "a path": (b'{"inputs": "/etc/passwd"}', JSON),
+    "truncated image": (json.dumps({"inputs": PICTURE[:800]}).encode(), JSON),
+    "truncated header": (json.dumps({"inputs": PICTURE[:24]}).encode(), JSON),
+    "huge dimensions": (json.dumps({"inputs": bomb()}).encode(), JSON),
+    "PostScript": (json.dumps({"inputs": text_of(Image.new("RGB", (9, 9)), "EPS")}).encode(), JSON),
+    "an image file as body": (base64.b64decode(PICTURE), "image/png"),
+    "a form": (b"inputs=abc", "application/x-www-form-urlencoded"),
+    "a broken form": (b"--x", "multipart/form-data"),
+    "an upload": (
+        b'--x\r\nContent-Disposition: form-data; name="inputs"; filename="a.png"\r\n\r\nabc\r\n--x--\r\n',
+        "multipart/form-data; boundary=x",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_odd_upload_is_refused_in_one_sentence_and_harms_nobody(server, images, name):
+    status, answer = send(f"{server}/predict", *REFUSED[name])
+    assert 400 <= status < 500
+    assert answer["detail"].startswith('expected {"inputs": an image file in base64}')
+    assert "\n" not in answer["detail"]
+    assert "Error(" not in answer["detail"]
+    assert ask(server, "/predict", encoded(images(1, 40)[0]))[0] == 200
+
+
+def test_a_large_body_is_refused_before_it_is_read(server, images):
+    status, answer = send(f"{server}/predict", b"x" * (LARGEST + 1), JSON)
+    assert status == 413
+    assert f"at most {LARGEST} bytes" in answer["detail"]
+    assert ask(server, "/stats")[1]["inside"] == 0
     assert ask(server, "/predict", encoded(images(1, 40)[0]))[0] == 200

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 import time
 import urllib.request
@@ -22,6 +24,30 @@ from pertinence import DispatcherSearch, PertinenceForImageClassification, Perti
 APP = Path(__file__).resolve().parents[2] / "examples" / "space" / "app.py"
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 """Key of an element's reference in the WebDriver protocol."""
+
+DEVICES = {
+    "desktop": {},
+    "telephone": {"mobileEmulation": {"deviceMetrics": {"width": 390, "height": 844, "pixelRatio": 2}}},
+}
+"""Options of the browser, whose window is that of a desktop."""
+BESIDE = """
+const scrolls = one => one.scrollWidth > one.clientWidth + 1
+    && ["auto", "scroll"].includes(getComputedStyle(one).overflowX);
+const width = document.documentElement.clientWidth, root = document.documentElement;
+const found = root.scrollWidth > width ? ["the page is " + root.scrollWidth + " pixels wide"] : [];
+for (const one of document.querySelectorAll("main *"))
+    if (one.checkVisibility() && (one.getBoundingClientRect().right > width + 1 || scrolls(one)))
+        found.push(one.tagName + "." + one.className);
+return found;
+"""
+"""Finds what a reader would have to scroll to the side for."""
+SHOWN = "return [...document.images].map(image => image.src)"
+SMALL = """
+return [...document.querySelectorAll("main *")].filter(one =>
+    [...one.childNodes].some(node => node.nodeType == 3 && node.data.trim()) && one.checkVisibility()
+    && parseFloat(getComputedStyle(one).fontSize) < 12).map(one => one.className + ": " + one.innerText);
+"""
+"""Finds text in small letters."""
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +96,13 @@ def test_the_api_explains_what_the_model_does(app, saved, picture):
         assert f"Ran {' → '.join(ran)}" in summary
         assert f"{out.gmacs[0]:.3g} GMACs for this image" in summary
         assert f"`{chosen.name}`" in summary
-        assert [row[0] for row in steps["data"]] == ran
+        rows = re.findall(r"^1\. `(.+)`: `(.+)` with (.+ %); (.+)\. \*\*(.+)\*\*$", steps, re.M)
+        assert [row[0] for row in rows] == ran
         # What was known before the last step is the answer itself.
-        assert steps["data"][-1][1:3] == [answers["label"], f"{100 * probability:.1f} %"]
-        assert [row[-1] for row in steps["data"]] == [*(f"run {name}" for name in ran[1:]), "answer"]
-        for row in steps["data"][:-1]:  # it went where the score is highest, and above that of answering
-            scores = dict(part.rsplit(" ", 1) for part in row[3].split(", "))
+        assert rows[-1][1:3] == (answers["label"], f"{100 * probability:.1f} %")
+        assert [row[-1] for row in rows] == [*(f"run {name}" for name in ran[1:]), "answer"]
+        for row in rows[:-1]:  # it went where the score is highest, and above that of answering
+            scores = dict(re.findall(r"`(.+?)` (\S+?)(?:, |$)", row[3]))
             name, score = max(scores.items(), key=lambda item: float(item[1]))
             assert (row[-1], float(score) > 0) == (f"run {name}", True)
         assert base64.b64decode(plot["plot"].partition(",")[2])[:4] in (b"RIFF", b"\x89PNG")
@@ -87,18 +114,32 @@ def test_a_page_without_an_image_shows_the_front(app, saved):
     cheapest = front[0].select.gmacs
     answers, summary, steps, _ = gradio_client.Client(app, verbose=False).predict(None, cheapest, api_name="/explain")
     assert not answers
-    assert not steps["data"]
+    assert not steps
     assert f"Operating point `{front.choose(gmacs=cheapest).name}`" in summary
 
 
-def test_in_a_browser(app, picture, tmp_path):
-    """An image is dropped, and the page says which experts ran; `SCREENSHOT` in the environment keeps the picture."""
+def test_without_a_connection_the_app_says_what_it_could_not_reach(tmp_path):
+    pytest.importorskip("gradio", reason="gradio is in a dependency group of its own")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PERTINENCE_MODEL": "user/none"}
+    ended = subprocess.run([sys.executable, APP], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: user/none is not in the cache")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_in_a_browser(app, saved, picture, tmp_path, device):
+    """An image is dropped, and the page says which experts ran, in letters that can be read and with nothing beside
+    the screen; `SCREENSHOTS` in the environment names a folder that keeps the pictures."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("Debian's chromium and chromium-driver are not installed")
     port = free_port()
     driver = f"http://127.0.0.1:{port}"
     with serving(["chromedriver", f"--port={port}"], f"{driver}/status", tmp_path / "driver.log"):
-        options = {"args": ["--headless=new", "--no-sandbox", "--window-size=1280,1300", "--no-proxy-server"]}
+        options = {
+            "args": ["--headless=new", "--no-sandbox", "--no-proxy-server", "--window-size=1280,1300"],
+            **DEVICES[device],
+        }
         capabilities = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
         session = f"{driver}/session/{webdriver(f'{driver}/session', capabilities)['sessionId']}"
         try:
@@ -107,12 +148,19 @@ def test_in_a_browser(app, picture, tmp_path):
             upload = find(session, "input[type=file]")
             webdriver(f"{session}/element/{upload}/value", {"text": str(picture)})
             wait_for(lambda: "GMACs for this image" in text(session, "body"))
-            wait_for(lambda: "answer" in text(session, "table"))
-            webdriver(f"{session}/execute/sync", {"script": "window.scrollTo(0, 0)", "args": []})
-            shot = Path(os.environ.get("SCREENSHOT", tmp_path / "page.png"))
-            shot.write_bytes(base64.b64decode(webdriver(f"{session}/screenshot")))
+            wait_for(lambda: "Which experts ran, and why" in text(session, "body"))
+            shown = [address for address in run(session, SHOWN) if address.startswith(app)]
+            files = [urllib.request.urlopen(address, timeout=60).read() for address in shown]
+            for name in ("front.png", "shares.png", "examples.png"):
+                assert (saved / name).read_bytes() in files
+            run(session, "document.activeElement.blur(); window.scrollTo(0, 0)")
+            whole = {"cmd": "Page.captureScreenshot", "params": {"captureBeyondViewport": True}}
+            shot = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{device}.png"
+            shot.write_bytes(base64.b64decode(webdriver(f"{session}/goog/cdp/execute", whole)["data"]))
             with Image.open(shot) as picture:
                 assert len(set(picture.convert("L").get_flattened_data())) > 20
+            assert run(session, BESIDE) == []
+            assert run(session, SMALL) == []
         finally:
             webdriver(session, method="DELETE")
 
@@ -130,7 +178,11 @@ def find(session: str, selector: str) -> str:
 
 
 def text(session: str, selector: str) -> str:
-    script = f"return [...document.querySelectorAll({selector!r})].map(e => e.innerText).join(' ')"
+    return run(session, f"return [...document.querySelectorAll({selector!r})].map(e => e.innerText).join(' ')")
+
+
+def run(session: str, script: str):
+    """What a script returns that runs in the page."""
     return webdriver(f"{session}/execute/sync", {"script": script, "args": []})
 
 

@@ -50,6 +50,8 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
             dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, split=split, **hub))
     except Exception as error:  # builders may raise anything: say which data set and why
         reason = (explain_hub(name, revision, error) if may_pass(error) else None) or first_line(error)
+        if isinstance(error, ConnectionError):  # by which `datasets` hides the error of the Hub's client
+            reason += "; check the connection and HF_HUB_OFFLINE, or give a folder of images"
         if "Unknown split" not in reason:
             raise PertinenceError(f"data set {name!r} cannot be loaded: {reason}") from error
         other = _split_meant(str(split), reason)

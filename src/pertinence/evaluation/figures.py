@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 DPI = 150
 REGULAR = ("normal", "regular", "book", "medium", 400, 500)
 """Weights of fonts that may stand in for others."""
-LETTER, LINE = 0.065, 0.16
-"""About the width of a letter and the height of a line of the names of points, in inches."""
+LETTER, LINE, FIRST = 0.065, 0.16, 0.2
+"""About the width of a letter, the height of a line of the names of points, and how far the first is below its point,
+in inches."""
 LONGEST_NAME = 48
 """Columns of a name in a figure; the middle of longer ones is left out."""
 
@@ -82,28 +83,48 @@ def add_legend(axes: Axes, entries: Sequence[tuple[Any, str]], **options: Any) -
     axes.legend(*zip(*entries, strict=True), fontsize=8, **options)
 
 
-def name_points(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
-    """Write names below points, towards the middle near the left and right; a name that would run into that of another
-    point goes one line further down."""
+def name_points(
+    axes: Axes,
+    names: Sequence[str],
+    points: Sequence[tuple[float, float]],
+    notes: Mapping[int, str] | None = None,
+    others: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Write names below points, towards the middle near the left and right; a name that would run into another one, or
+    into a point, goes one line further away, and a line leads to it.
+
+    Args:
+        notes: by index, what is added to the names of points on the lower edge, which are written above them.
+        others: further points.
+    """
+    from matplotlib.patheffects import withStroke
+
+    notes = notes or {}
     figure: Any = axes.figure  # of which matplotlib knows two kinds
     axes.autoscale_view()  # else the limits are only found when the figure is written
-    places = axes.transAxes.inverted().transform(axes.transData.transform(points))
+    places = axes.transAxes.inverted().transform(axes.transData.transform([*points, *others]))
     width, height = (
         side * share for side, share in zip(figure.get_size_inches(), (0.8, 0.85), strict=True)
     )  # about those of axes
-    taken: list[tuple[float, float, float]] = []  # left, right and height of each name, in inches
-    for name, point, place in zip(short_names(names), points, places, strict=True):
+    # Left, right and height of each point and name, in inches.
+    taken = [(x * width - LETTER, x * width + LETTER, y * height - LETTER / 2) for x, y in places]
+    for index, (name, point, place) in enumerate(zip(short_names(names), points, places, strict=False)):
+        text, way = name + notes.get(index, ""), 1 if index in notes else -1
         side = "left" if place[0] < 1 / 3 else "right" if place[0] > 2 / 3 else "center"
-        length, x = LETTER * display_width(name), place[0] * width
+        length, x = LETTER * display_width(text), place[0] * width
         left = x - {"left": 0.0, "center": length / 2, "right": length}[side]
-        down = LINE
+        nearest = away = FIRST if way < 0 else 0.12
         while any(
-            left < end and start < left + length and abs(level - (place[1] * height - down)) < 0.9 * LINE
+            left < end and start < left + length and abs(level - (place[1] * height + way * away)) < 0.9 * LINE
             for start, end, level in taken
         ):
-            down += LINE
-        taken.append((left, left + length, place[1] * height - down))
-        axes.annotate(name, point, (0, -72 * down), textcoords="offset points", fontsize=8, ha=side)
+            away += LINE
+        taken.append((left, left + length, place[1] * height + way * away))
+        written = axes.annotate(
+            text, point, (0, 72 * way * away), textcoords="offset points", fontsize=8, ha=side, zorder=7,
+            arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.6} if away > nearest else None,
+        )  # fmt: skip
+        written.set_path_effects([withStroke(linewidth=2, foreground="white")])  # to be read on lines
 
 
 def set_log_costs(axes: Axes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,9 @@ THUMBNAIL, CAPTION = 96, 14
 """Pixels of an example, and letters of a label below it."""
 CURVE_POINTS = 16
 """Largest number of points of a baseline that are drawn; more make a line of noise."""
+EMPTY, FEW = 2 / 3, 1 / 4
+"""Experts are left below the axes if they would leave more than this share of the height empty, and at most this share
+of the front is as low."""
 
 
 def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
@@ -39,21 +43,22 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
         legend = _draw_baselines(axes, evaluation)
         accuracy = np.array([100 * figures.accuracy for figures in front])
         low, high = (np.array([100 * figures.interval[i] for figures in front]) for i in (0, 1))
-        band = axes.fill_between([f.cost for f in front], low, high, step=None, color="C0", alpha=0.12, lw=0, zorder=1)
-        (series,) = axes.plot([f.cost for f in front], accuracy, "o-", color="C0", lw=1.5, ms=3, zorder=4)
-        points = [(f.cost, 100 * f.accuracy) for f in experts]
-        (alone,) = axes.plot(*zip(*points, strict=True), "s", color="C1", ms=7, ls="", zorder=5)
-        (best,) = axes.plot(reference.cost, 100 * reference.accuracy, "D", mfc="none", mec="C1", ms=13, mew=1.5, ls="")
+        costs = [figures.cost for figures in front]
+        if len(front) > 1:
+            band = axes.fill_between(costs, low, high, step=None, color="C0", alpha=0.12, lw=0, zorder=1)
+        else:  # which has no area
+            band = axes.vlines(costs, low, high, color="C0", alpha=0.25, lw=6, zorder=1)
+        (series,) = axes.plot(costs, accuracy, "o-", color="C0", lw=1.5, ms=3, zorder=4)
         axes.axhline(100 * reference.accuracy, color="C1", lw=0.8, ls=":", zorder=1)
+        alone = _draw_experts(axes, evaluation)
+        (best,) = axes.plot(reference.cost, 100 * reference.accuracy, "D", mfc="none", mec="C1", ms=13, mew=1.5, ls="")
         (ring,) = axes.plot(
             default.cost, 100 * default.accuracy, "o", mfc="none", mec="C3", ms=13, mew=1.8, ls="", zorder=6
         )
         (star,) = axes.plot(oracle.cost, 100 * oracle.accuracy, "*", color="C2", ms=12, ls="", zorder=5)
         axes.set_xlabel(f"{_unit(oracle)} per image")
         axes.set_ylabel(f"{oracle.measure} on {oracle.samples} report images, %")
-        axes.margins(0.07)
         axes.grid(alpha=0.25)
-        name_points(axes, evaluation.expert_names, points)
         saved = 100 * (1 - default.cost / reference.cost)
         name = short_names(evaluation.expert_names)[evaluation.reference]
         legend = [
@@ -61,7 +66,7 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
             (best, f"reference: {name}"),
             (series, "pertinence"),
             (band, "95 % intervals"),
-            (alone, "expert alone"),
+            *alone,
             *legend,
             (star, "oracle (its own cost\nnot counted)"),
         ]
@@ -71,7 +76,7 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
 def _draw_baselines(axes: Axes, evaluation: Evaluation) -> list[tuple[Any, str]]:
     """Draw random routing, the best single experts and the baselines; returns their entries in the legend."""
     experts = evaluation.experts
-    costs = np.linspace(min(f.cost for f in experts), max(f.cost for f in experts), 200)
+    costs = sorted(f.cost for f in experts)  # the hull is straight in between
     hull = [100 * evaluation.hull(cost) for cost in costs]
     (mix,) = axes.plot(costs, hull, "--", color="0.55", lw=1, zorder=1)
     best = non_dominated([f.cost for f in experts], [f.accuracy for f in experts])
@@ -88,6 +93,63 @@ def _draw_baselines(axes: Axes, evaluation: Evaluation) -> list[tuple[Any, str]]
         )
         legend.append((line, name))
     return legend
+
+
+def _draw_experts(axes: Axes, evaluation: Evaluation) -> list[tuple[Any, str]]:
+    """Draw the experts alone and set the limits of the axes, on whose lower edge are the experts that are far below
+    all else; returns entries of the legend."""
+    experts, oracle, floor = evaluation.experts, evaluation.oracle, _floor(evaluation)
+    baselines = [figures for series in evaluation.baselines.values() for figures in series.figures]
+    inside = [f for f in (*evaluation.series.figures, *baselines, *experts, oracle) if f.accuracy >= floor]
+    heights = [f.accuracy for f in inside]
+    heights += [end for f in evaluation.series.figures if f.accuracy >= floor for end in f.interval]
+    if sum(f.accuracy >= floor for f in experts) == 1:  # whose cost alone makes no axis
+        axes.set_xlim(*_with_margins([f.cost for f in (*inside, *experts)]))
+    else:
+        axes.set_xlim(*_with_margins([f.cost for f in inside]))
+    axes.set_ylim(*_with_margins([100 * height for height in heights]))
+    left, right = axes.get_xlim()
+    bottom = axes.get_ylim()[0]
+    points, notes = [], {}
+    for index, figures in enumerate(experts):
+        if figures.accuracy >= floor:
+            points.append((figures.cost, 100 * figures.accuracy))
+            continue
+        points.append((min(max(figures.cost, left), right), bottom))
+        notes[index] = f": {100 * figures.accuracy:.1f} %"
+        if not left <= figures.cost <= right:
+            notes[index] += f" at {figures.cost:.4g} {_unit(figures)}"
+    legend: list[tuple[Any, str]] = []
+    for marker, label, group in (
+        ("s", "expert alone", [point for index, point in enumerate(points) if index not in notes]),
+        ("v", "expert below the axes", [points[index] for index in notes]),
+    ):
+        if group:
+            (drawn,) = axes.plot(*zip(*group, strict=True), marker, color="C1", ms=7, ls="", zorder=5, clip_on=False)
+            legend.append((drawn, label))
+    default = evaluation.series.figures[evaluation.series.default]
+    name_points(axes, evaluation.expert_names, points, notes, [(default.cost, 100 * default.accuracy)])
+    return legend
+
+
+def _floor(evaluation: Evaluation) -> float:
+    """The accuracy at which the axes begin, if experts are so far below all else that nothing could be told apart."""
+    front, experts = evaluation.series.figures, evaluation.experts
+    needed = (front[evaluation.series.default], experts[evaluation.reference])
+    tops = [max(figures.accuracy for figures in series.figures) for series in evaluation.baselines.values()]
+    heights = sorted([*(f.accuracy for f in (*front, *experts)), *tops])
+    low, floor = max(pairwise(heights), key=lambda pair: pair[1] - pair[0])
+    ends = [end for figures in front if figures.accuracy >= floor for end in figures.interval]
+    lowest, highest = min([floor, *ends]), max([heights[-1], evaluation.oracle.accuracy, *ends])
+    is_empty = lowest - low > EMPTY * (highest - low)
+    is_rare = sum(figures.accuracy <= low for figures in front) <= FEW * len(front)
+    return floor if is_empty and is_rare and min(f.accuracy for f in needed) >= floor else 0.0
+
+
+def _with_margins(values: Sequence[float], share: float = 0.07) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    margin = share * (high - low or abs(high) or 1.0)
+    return low - margin, high + margin
 
 
 def plot_shares(evaluation: Evaluation, path: str | os.PathLike) -> None:

@@ -38,7 +38,7 @@ from ..routing.dispatcher import Dispatcher
 from ..runtime.entry import CONFIG, ExpertEntry
 from ..utils.downloads import checked_downloads, fetch, with_retries
 from ..utils.errors import PertinenceError
-from ..utils.hub_errors import check_place, explain_place, may_pass
+from ..utils.hub_errors import check_place, explain_place, is_offline, may_pass
 from ..utils.io import beside, give_usual_mode, move_into
 from ..utils.tensors import hash_tensors
 from .expert_store import Experts, ExpertStore, LazyExpert, SavedPool, parse_memory
@@ -155,7 +155,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             reason = None if is_folder else explain_place(source, kwargs.get("revision"), error)
             if reason is None or isinstance(error, PertinenceError):
                 raise
-            if may_pass(error) or not isinstance(error, OSError):
+            if may_pass(error) or is_offline(error) or not isinstance(error, OSError):
                 raise PertinenceError(reason) from error
             raise OSError(reason) from error  # as transformers raises it, for those who catch that
 

@@ -37,11 +37,16 @@ class DamagedDownload(PertinenceError):
     """A downloaded file is not what the Hub announced."""
 
 
+def is_offline(error: Exception) -> bool:
+    """Whether the Hub was not asked, or not reached, for what is not in the cache."""
+    return _any_is(causes_of(error), OFFLINE)
+
+
 def may_pass(error: Exception) -> bool:
     """Whether the error is temporary, so that the same request may succeed later."""
-    causes = causes_of(error)
-    if _any_is(causes, OFFLINE):
+    if is_offline(error):
         return False
+    causes = causes_of(error)
     is_damaged = isinstance(error, (DamagedDownload, *GARBLED))
     return is_damaged or _any_is(causes, BROKEN) or _is_incomplete(causes) or (_status(causes) or 0) >= 500
 
@@ -63,7 +68,7 @@ def check_place(place: str) -> None:
 def explain_place(place: str, revision: str | None, error: Exception) -> str | None:
     """Explain why what a user named cannot be read from the Hub, as `explain_hub` does, and that it is no folder."""
     reason = explain_hub(place, revision, error)
-    was_answered = not (may_pass(error) or _any_is(causes_of(error), OFFLINE))
+    was_answered = not (may_pass(error) or is_offline(error))
     if reason is None or revision is not None or was_answered or Path(place).exists():
         return reason
     return f"there is no folder {place} here, so it was taken as a repository on the Hub: {reason}"
