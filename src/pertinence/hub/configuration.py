@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .._version import INSTALL
-from ..experts.entry import ATTENTION, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
+from ..experts.entry import ATTENTION, CONFIG, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
 from ..experts.modes import PREPROCESSING_MODES
 from ..routing.costs import STEM
 from ..routing.front import Front, OperatingPoint
@@ -255,6 +255,11 @@ def open_config(
     Raises:
         PertinenceError: it does not exist or may not be read, or it is that of another kind of model.
     """
+    if Path(model).is_dir() and not (Path(model) / CONFIG).is_file():
+        raise PertinenceError(
+            f"the folder {model} holds no model: it has no {CONFIG}; give the --output-dir of a finished search, or a "
+            "Hub id"
+        )
     try:
         config = PertinenceConfig.from_pretrained(model, token=token, revision=revision)
     except OSError as error:
