@@ -110,9 +110,9 @@ def test_an_error_is_wrapped_in_a_terminal_and_is_one_line_elsewhere(tmp_path, c
 
 def test_tables_fit_the_terminal(searched):
     wide = in_terminal(100, "info", "runs/digits", cwd=searched)
-    narrow = in_terminal(80, "info", "runs/digits", cwd=searched)
+    narrow = in_terminal(75, "info", "runs/digits", cwd=searched)
     assert "95 % interval" in wide
     assert "95 % interval" not in narrow
     tables = [line for line in narrow.splitlines() if "  " in line or line.startswith("---")]
     assert len(tables) > 8
-    assert max(map(len, tables)) <= 80
+    assert max(map(len, tables)) <= 75

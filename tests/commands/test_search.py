@@ -190,7 +190,7 @@ def test_a_warning_is_printed_once_and_on_standard_error(searched, nameless, tmp
         f"Next: pertinence benchmark run --dataset {nameless} --split val --label-column label",
     ]
     again = run("search", *shared, *split[:-1], "again", "--seed", "1", cwd=tmp_path)
-    assert re.findall(r"(\d+) of (\d+) predictions are taken from the cache", again.stderr) == [("2394", "2394")]
+    assert re.findall(r"(\d+) of (\d+) predictions are taken from the cache", again.stderr) == [("2794", "2794")]
     measured = run("evaluate", "run", *images, "--split", "val", "--cache-dir", tmp_path / "cache", cwd=tmp_path)
     for sentence in (doubt, alias, "was searched on these very images"):
         assert (measured.stderr.count(sentence), measured.stdout.count(sentence)) == (1, 0), sentence

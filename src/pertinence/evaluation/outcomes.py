@@ -260,8 +260,8 @@ def looks_trained_here(names: Sequence[str], measured: Sequence[Figures], select
         return []
     return [
         f"Expert {names[largest]!r} is right on {100 * measured[largest].accuracy:.2f} % of these images, but on "
-        f"{100 * select[largest].accuracy:.2f} % of the search images: experts look trained on these images, "
-        "and then the figures say nothing about others."
+        f"{100 * select[largest].accuracy:.2f} % of the search images: experts look trained on these images "
+        "(or these are easier), and then the figures say nothing about others."
     ]
 
 
