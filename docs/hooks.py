@@ -1,5 +1,5 @@
 """The parts of the documentation that `mkdocs build` generates: the README as the first page, the help of every
-command, and a table with the first sentence of every module.
+command, the settings of every dataclass, and a table with the first sentence of every module.
 """
 
 import ast
@@ -9,6 +9,7 @@ import re
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
+import pertinence
 from pertinence.commands.main import COMMANDS, main
 
 
@@ -18,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def on_page_markdown(markdown: str, page, config, files) -> str:
     """The text of a page, with its generated part in the place of the marker."""
     make = {"index.md": readme, "command-line.md": helps, "architecture.md": modules}.get(page.file.src_uri)
+    if page.file.src_uri == "api.md":
+        return re.sub(r"<!-- settings of (\w+) -->", lambda found: settings(found[1]), markdown)
     return markdown if make is None else markdown.replace("<!-- generated -->", make())
 
 
@@ -41,6 +44,15 @@ def helps() -> str:
             main([command, *(["--recipe", "both"] if command == "search" else []), "--help"])
         sections.append(f"## pertinence {command}\n\n```text\n{printed.getvalue().rstrip()}\n```\n")
     return "\n".join(sections)
+
+
+def settings(name: str) -> str:
+    """A table of a settings dataclass: mkdocstrings reads the source, where the text on a field is an argument."""
+    rows = []
+    for one in getattr(pertinence, name).settings():
+        accepted = "" if one.choices is None else f" One of {', '.join(f'`{choice}`' for choice in one.choices)}."
+        rows.append(f"| `{one.name}` | `{one.default!r}` | {one.metadata['help']}{accepted} |")
+    return "\n".join(["| setting | default | what it does |", "| --- | --- | --- |", *rows])
 
 
 def modules() -> str:

@@ -17,4 +17,5 @@ def test_demo_offline_from_nothing(tmp_path):
     assert finished.returncode == 0, finished.stderr
     for word in ("resnet10t", "oracle", "The default point, ", "fewer operations than resnet10t"):
         assert word in finished.stdout
+    assert finished.stdout.splitlines()[-1] == "Next: pertinence info runs/demo/model"
     assert (tmp_path / "runs/demo/model/front.png").is_file()

@@ -1,6 +1,7 @@
 """`pertinence evaluate`: what it measures, prints and writes."""
 
 import json
+import shutil
 
 import pytest
 from command_line import run
@@ -40,6 +41,44 @@ def test_evaluation_does_not_write_into_a_model(searched, data, capsys):
     assert "holds a model" in capsys.readouterr().err
 
 
-def test_evaluation_on_the_search_images_is_called_out(searched, data, capsys):
+def test_evaluation_on_the_search_images_is_called_out(searched, data, capsys, caplog):
     assert main(["evaluate", str(searched / "runs/digits"), "--dataset", str(data), "--split", "validation"]) == 0
-    assert "was searched on these very images" in capsys.readouterr().out
+    assert caplog.text.count("was searched on these very images") == 1
+    assert "was searched on these very images" not in capsys.readouterr().out
+
+
+def test_wrong_images_are_told_before_experts_are_loaded(searched, data, tmp_path, capsys):
+    shutil.copytree(searched / "runs/digits", tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    for expert in config["experts"]:
+        expert["repo_id"] = str(tmp_path / "gone")
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    words = ["evaluate", str(tmp_path / "run"), "--dataset", str(data), "--split"]
+    assert main([*words, "held"]) == 1
+    assert "has no split 'held'" in capsys.readouterr().err
+    assert main([*words, "test", "--operating-point", "slowest"]) == 1
+    assert "there is no operating point 'slowest'" in capsys.readouterr().err
+    assert main([*words, "test"]) == 1
+    assert "gone" in capsys.readouterr().err
+
+
+def test_images_that_trained_the_experts_are_called_out(searched, digits, tmp_path, capsys, caplog):
+    digits[0].to_parquet(tmp_path / "train.parquet")
+    words = ["evaluate", str(searched / "runs/digits"), "--dataset", str(tmp_path), "--split", "train"]
+    assert main([*words, "--output-dir", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    sentence = (
+        "experts look trained on these images (or these are easier), and then the figures say nothing about others."
+    )
+    assert (caplog.text.count(sentence), said.out.count(sentence)) == (1, 0)
+    assert "Against it: " in said.out
+    (warning,) = json.loads((tmp_path / "out/evaluation.json").read_text())["warnings"]
+    assert warning.endswith(sentence)
+
+
+def test_another_evaluation_is_replaced_aloud(searched, data, tmp_path, caplog):
+    words = ["evaluate", str(searched / "runs/digits"), "--dataset", str(data), "--split", "test"]
+    sentence = "was that of another evaluation, which is replaced."
+    for limit, is_told in (("40", False), ("40", False), ("50", True)):
+        assert main([*words, "--limit", limit, "--output-dir", str(tmp_path / "out")]) == 0
+        assert (sentence in caplog.text) is is_told

@@ -1,9 +1,13 @@
 """The command line as a whole: how it ends, and what a terminal gets."""
 
+import fcntl
 import json
 import os
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -19,7 +23,8 @@ def test_other_models_are_told_apart(command, digit_experts, capsys):
 
 def test_empty_folder_is_one_line(tmp_path, capsys):
     assert main(["info", str(tmp_path)]) == 1
-    assert "config.json" in capsys.readouterr().err
+    said = f"error: the folder {tmp_path} holds no model: it has no config.json; give the --output-dir of a finished"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_unknown_flag_exits_with_usage(capsys):
@@ -71,3 +76,43 @@ def test_a_search_needs_neither_a_console_nor_a_backend(tmp_path):
     )  # fmt: skip
     assert (finished.returncode, finished.stderr) == (0, b"")
     assert {"front.png", "shares.png", "search_result.json"} <= {path.name for path in (tmp_path / "found").iterdir()}
+
+
+def in_terminal(columns: int, *words: str, cwd=None) -> str:
+    """What a command shows in a terminal of so many columns."""
+    outer, inner = os.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "pertinence", *words], cwd=cwd, stdin=subprocess.DEVNULL, stdout=inner, stderr=inner,
+        env=environment,
+    ):  # fmt: skip
+        os.close(inner)
+        shown = b""
+        with suppress(OSError):  # its end, on Linux
+            while read := os.read(outer, 4096):
+                shown += read
+    os.close(outer)
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_an_error_is_wrapped_in_a_terminal_and_is_one_line_elsewhere(tmp_path, capsys):
+    place = str(tmp_path)
+    assert main(["info", place]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) > 90
+    shown = in_terminal(90, "info", place)
+    assert len(shown.splitlines()) > 1
+    assert all(len(part) <= 90 or " " not in part for part in shown.splitlines())
+    assert " ".join(shown.split()) == line
+    assert in_terminal(60, "info", place).splitlines() == [line], "a narrow terminal wraps itself"
+
+
+def test_tables_fit_the_terminal(searched):
+    wide = in_terminal(100, "info", "runs/digits", cwd=searched)
+    narrow = in_terminal(75, "info", "runs/digits", cwd=searched)
+    assert "95 % interval" in wide
+    assert "95 % interval" not in narrow
+    tables = [line for line in narrow.splitlines() if "  " in line or line.startswith("---")]
+    assert len(tables) > 8
+    assert max(map(len, tables)) <= 75

@@ -1,10 +1,18 @@
 """Flags and the help of every command."""
 
+import importlib.util
 import re
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+import pertinence
 from pertinence.commands.main import COMMANDS, main, parse
+from pertinence.commands.parser import CommandParser
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.mark.parametrize(
@@ -116,3 +124,33 @@ def test_what_is_not_understood_exits_with_usage(words, sentence, capsys):
         main(words)
     assert stopped.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_docstring_and_the_page_of_the_api_say_the_same(command, capsys, hooks):
+    words = [command, *(["--recipe", "both"] if command == "search" else [])]
+    page = hooks.on_page_markdown(
+        (DOCS / "api.md").read_text(), SimpleNamespace(file=SimpleNamespace(src_uri="api.md")), {}, []
+    )
+    assert "<!-- settings" not in page
+    shown = "".join(shown_help(*words, capsys=capsys).split())
+    for part in CommandParser(command, COMMANDS[command], "both")._classes:
+        for one in part.settings():
+            text = one.metadata["help"]
+            assert f"\n    {one.name}: {text}" in part.__doc__
+            assert "".join(text.removesuffix(".").split()) in shown
+            if part.__name__ in pertinence.__all__:
+                assert f"| `{one.name}` | `{one.default!r}` | {text}" in page
+
+
+def test_settings_on_the_page_of_the_api_are_all_that_are_public():
+    named = re.findall(r"<!-- settings of (\w+) -->", (DOCS / "api.md").read_text())
+    assert sorted(named) == sorted(name for name in pertinence.__all__ if name.endswith("Arguments"))

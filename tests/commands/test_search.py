@@ -1,9 +1,13 @@
 """`pertinence search`: what it writes, where it fails, and that it asks nothing."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import datasets
 import pytest
 from command_line import SETTINGS, run
 
@@ -158,3 +162,52 @@ def test_two_processes_predict_find_the_same_and_push_once(searched, hub, tmp_pa
     assert config["front"] == alone["front"]
     assert len(hub.commits("tester/two-processes")) == 2  # its creation, and one
     assert json.loads(hub.files("tester/two-processes")["config.json"])["front"] == alone["front"]
+
+
+@pytest.fixture(scope="session")
+def nameless(digits, tmp_path_factory) -> Path:
+    """Images whose labels have no names."""
+    folder = tmp_path_factory.mktemp("nameless")
+    for name, part in zip(("validation", "test"), digits[1:], strict=True):
+        part.cast_column("label", datasets.Value("int64")).to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def test_a_warning_is_printed_once_and_on_standard_error(searched, nameless, tmp_path):
+    experts = ["--experts", searched / "experts/test_vit", searched / "experts/test_resnet"]
+    images = ["--dataset", nameless, "--label-column", "label"]
+    shared = [*experts, *images, "--cache-dir", tmp_path / "cache", "--device", "cpu"]
+    doubt, alias = "have no names: the same order is assumed.", "calls its split 'val' 'validation'."
+    split = ["--split", "val", "--report-split", "test", "--output-dir", "run"]
+    found = run("search", *shared, *split, cwd=tmp_path)
+    warnings = json.loads((tmp_path / "run/search_result.json").read_text())["report"]["warnings"]
+    for sentence in (doubt, alias, *warnings):
+        assert (found.stderr.count(sentence), found.stdout.count(sentence)) == (1, 0), sentence
+    assert "Warning:" not in found.stdout
+    assert "taken from the cache" not in found.stderr
+    assert found.stdout.splitlines()[-2:] == [
+        'In Python: model = PertinenceForImageClassification.from_pretrained("run")',
+        f"Next: pertinence benchmark run --dataset {nameless} --split val --label-column label",
+    ]
+    again = run("search", *shared, *split[:-1], "again", "--seed", "1", cwd=tmp_path)
+    assert re.findall(r"(\d+) of (\d+) predictions are taken from the cache", again.stderr) == [("2794", "2794")]
+    measured = run("evaluate", "run", *images, "--split", "val", "--cache-dir", tmp_path / "cache", cwd=tmp_path)
+    for sentence in (doubt, alias, "was searched on these very images"):
+        assert (measured.stderr.count(sentence), measured.stdout.count(sentence)) == (1, 0), sentence
+    advice = run("advise", *shared, "--split", "val", cwd=tmp_path)
+    for sentence in (doubt, alias):
+        assert (advice.stderr.count(sentence), advice.stdout.count(sentence)) == (1, 0), sentence
+
+
+def test_what_leads_nowhere_is_told_before_anything_is_loaded(bad_search, searched, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(searched / "experts/test_vit", damaged)
+    (damaged / "model.safetensors").write_bytes(b"")
+    nowhere = {"dataset": ["nowhere/at-all"], "experts": [damaged, "experts/test_vti"]}
+    assert bad_search(**nowhere).startswith("error: expert 'test_vti': experts/test_vti is neither a local folder nor")
+    assert "'nowhere/at-all' cannot be loaded" in bad_search(**nowhere | {"experts": [damaged, "experts/test_vit"]})
+    assert "no split 'held'" in bad_search(split=["held"], experts=[damaged, "experts/test_vit"])
+    assert "no column 'picture'" in bad_search(image_column=["picture"], experts=[damaged, "experts/test_vit"])
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/thesis.tex").write_text("precious")
+    assert "holds something else" in bad_search(output_dir=[tmp_path / "thesis"], **nowhere)

@@ -460,7 +460,7 @@ def test_another_order_of_the_same_labels_needs_a_map(make_expert, tmp_path, ima
     message = refusal([plain, rotated])
     assert "'rotated' has the labels of 'plain' in another order" in message
     assert "label 0 is 'digit 3' here and 'digit 0' there" in message
-    proposed = json.loads(re.search(r"Give 'rotated' label_map=(\[.*?\])", message)[1])
+    proposed = json.loads(re.search(r"give 'rotated' label_map=(\[.*?\])", message)[1])
 
     alone = folder_alone(rotated, as_pil(images(8, 96)))
     expected = alone[:, [ROTATED.index(label) for label in LABELS]]

@@ -551,6 +551,23 @@ def test_a_loss_is_allowed_against_the_reference_expert(composed):
             composed.set_budget(max_accuracy_loss=0.1, **other)
 
 
+def test_a_share_of_the_cost_of_the_reference_expert_is_saved(composed):
+    with pytest.raises(PertinenceError, match=r"saving=50 is out of range, .*: 50 % is 0\.5"):
+        composed.set_budget(saving=50)
+    with pytest.raises(PertinenceError, match="the experts were not measured"):
+        composed.set_budget(saving=0.5)
+    composed.config.experts[-1]["select"] = measured(0.90, 10.0).to_dict()
+    chosen = composed.set_budget(saving=0.5)
+    within = [point for point in composed.front if point.select and point.select.gmacs <= 5.0]
+    assert chosen.select.accuracy == max(point.select.accuracy for point in within)
+    assert composed.config.operating_point == chosen.name
+    assert composed.set_budget(saving=0).select.accuracy > chosen.select.accuracy
+    with pytest.raises(PertinenceError, match="no operating point saves 99 % of the reference expert's cost"):
+        composed.set_budget(saving=0.99)
+    with pytest.raises(PertinenceError, match="give exactly one of .*, saving"):
+        composed.set_budget(saving=0.5, max_accuracy_loss=0.1)
+
+
 def test_the_reference_expert_need_not_be_the_last(composed, tmp_path):
     composed.config.experts[0]["select"] = measured(0.85, 1.0).to_dict()
     composed.config.experts[-1]["select"] = measured(0.7, 10.0).to_dict()

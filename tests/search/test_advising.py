@@ -186,3 +186,24 @@ def test_in_python_images_are_needed(table, digits):
         advise(["a", "b"])
     with pytest.raises(PertinenceError, match="a table holds the predictions for its images"):
         advise(PredictionTable.load(*table, "test"), digits[1])
+
+
+def test_an_expert_near_chance_is_told():
+    (note,) = advise_on(["lost", "big"], pool((0.0, 1.5), (1.0, 10.0))).notes
+    assert note.startswith("Expert 'lost' is right on ")
+    assert "no better than chance among 5 labels" in note
+    assert "--label-map by_name" in note
+    assert note.endswith("; a search refuses it.")
+    few = advise_on(["lost", "big"], pool((0.2, 1.5), (1.0, 10.0), count=20)).notes
+    assert any(note.endswith("; more images would tell.") for note in few)
+    assert advise_on(["small", "big"], pool((0.8, 1.5), (1.0, 10.0))).notes == ()
+
+
+def test_pairs_are_counted_in_english():
+    assert "\n1 pair; on 2000 images, without any tuning." in repr(
+        advise_on(["small", "big"], pool((0.8, 1.5), (1.0, 10.0)))
+    )
+    skills = (0.5, 0.7, 0.9, 1.1, 1.5)
+    assert "\n10 pairs, of which the best 8 are shown; on" in repr(
+        advise_on(list("abcde"), pool(skills, (1.0, 2.0, 4.0, 7.0, 10.0)))
+    )

@@ -101,7 +101,7 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(table, expected, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_every_generation_is_kept_and_none_is_searched_twice(table, tmp_path):
+def test_every_generation_is_kept_and_none_is_searched_twice(table, tmp_path, caplog):
     """Interrupted in one generation after the other, in one process; each start evaluates only what is missing."""
     recipe, statics = _recipe(table)
     accelerator = Accelerator(cpu=True)
@@ -119,6 +119,10 @@ def test_every_generation_is_kept_and_none_is_searched_twice(table, tmp_path):
     for generations in (1, 2, 4, 5):
         part = evolve(Counted(), accelerator, generations=generations, state=tmp_path / "state", **settings)
     assert evaluated == [10] * 5
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"The search (paper) continues after generation {done} of {of}." for done, of in ((1, 2), (2, 4), (4, 5))
+    ]
     assert part.evaluated == whole.evaluated
     assert part.hypervolumes == whole.hypervolumes
     assert [c.point for c in part.archive.candidates] == [c.point for c in whole.archive.candidates]

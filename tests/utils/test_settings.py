@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pertinence import PertinenceError
+from pertinence import PertinenceError, SearchArguments
 from pertinence.utils.settings import Settings, check_settings, setting, settings_of
 
 
@@ -116,3 +116,9 @@ def test_what_no_flag_can_give_is_refused():
         settings_of(Mapped)
     with pytest.raises(PertinenceError, match="'values' has no default"):
         settings_of(Needed)
+
+
+def test_docstrings_say_what_settings_do():
+    assert SearchArguments.__doc__.count("    folds: Folds for out-of-fold estimates.") == 1
+    assert "Examples:" in SearchArguments.__doc__
+    assert Settings.__doc__.startswith("Base of dataclasses of settings")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pertinence.utils.tables import evenly_spaced
+from pertinence.utils.tables import evenly_spaced, output_width
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,11 @@ from pertinence.utils.tables import evenly_spaced
 )
 def test_rows_are_spread_evenly_and_those_needed_are_kept(count, most, needed, shown):
     assert evenly_spaced(count, most, needed) == shown
+
+
+@pytest.mark.parametrize(("columns", "width"), [("70", 70), ("250", 100), (None, 100)])
+def test_the_output_is_as_wide_as_the_terminal_up_to_a_hundred_columns(columns, width, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert output_width() == width

@@ -10,7 +10,7 @@ from ..data.arguments import DataArguments
 from ..predictions.arguments import RuntimeArguments
 from ..utils.errors import PertinenceError
 from ..utils.settings import setting
-from .output import JsonArguments, next_line, print_result
+from .output import JsonArguments, given_flags, next_line, print_result
 from .parser import Command, CommandParser
 
 
@@ -45,6 +45,7 @@ def run(data: DataArguments, inputs: AdviceInputs, args: RuntimeArguments) -> No
     from accelerate import PartialState
 
     from ..data.loading import load_images
+    from ..experts.pool import check_references
     from ..predictions.tables import PredictionTable
     from ..search.advising import advise
     from ..utils.io import replaced
@@ -56,6 +57,7 @@ def run(data: DataArguments, inputs: AdviceInputs, args: RuntimeArguments) -> No
             raise PertinenceError("--predictions takes --costs, and neither --experts nor --dataset nor --limit")
         advice = advise(PredictionTable.load(inputs.predictions, inputs.costs, data.split))
     elif inputs.experts:
+        check_references(inputs.experts, args.load_options)
         advice = advise(inputs.experts, load_images(data, args.token), args, label_map=data.label_map)
     else:
         raise PertinenceError("advice needs --experts and --dataset, or --predictions and --costs")
@@ -79,13 +81,10 @@ def _next_command(advice: Advice, data: DataArguments, inputs: AdviceInputs, arg
     if inputs.predictions is not None:
         words += ["--predictions", inputs.predictions, "--costs", str(inputs.costs)]
     else:
-        words += ["--experts", *(str(advice.sources[index]) for index in advice.taken)]
-    for part in (data, args):
-        for one in part.used():
-            value, flag = getattr(part, one.name), f"--{one.name.replace('_', '-')}"
-            if value != one.default and one.name != "token":
-                words += [flag] if value is True else [flag, str(value)]
-    return [*words, "--output-dir", "RUN"]
+        typed = {str(Path(one).resolve()): one for one in inputs.experts or [] if isinstance(one, str)}
+        sources = [str(advice.sources[index]) for index in advice.taken]
+        words += ["--experts", *(typed.get(source, source) for source in sources)]
+    return [*words, *given_flags(data, args), "--output-dir", "RUN"]
 
 
 COMMAND = Command("Say what a search of some experts can be expected to give.", add_arguments, run)

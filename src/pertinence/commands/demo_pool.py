@@ -25,6 +25,7 @@ from ..search.arguments import SearchArguments
 from ..search.search import DispatcherSearch
 from ..utils.errors import PertinenceError
 from ..utils.progress import progress_bar
+from .output import next_line
 
 
 IMAGE_SIZE = 32
@@ -71,7 +72,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     args = SearchArguments(seed=seed, front_size=12, output_dir=saved_to)
     result = DispatcherSearch(experts, search, args, report_dataset=unseen).run()
     result.save(saved_to)
-    print(result.evaluation, "\n")
+    print(result.evaluation.text(with_warnings=False), "\n")
 
     classify: Any = pipeline("image-classification", model=saved_to)
     model = classify.model
@@ -83,7 +84,9 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     print(
         f'pipeline("image-classification", model="{saved_to}") is right on {100 * right:.2f} % '
         f"of the unseen images\nwith {saved:.0f} % fewer operations than {reference['name']} "
-        f"({100 * reference['report']['accuracy']:.2f} %)."
+        f"({100 * reference['report']['accuracy']:.2f} %).",
+        next_line("pertinence", "info", saved_to),
+        sep="\n",
     )
 
 

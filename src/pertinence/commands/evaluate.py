@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from ..utils.settings import setting
 from .models import MODEL, ModelArguments
 from .output import OutputArguments, next_line, print_result
 from .parser import Command, CommandParser
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,13 +50,16 @@ def run(
     if not PartialState().is_main_process:
         return
     if folder is not None:
-        with replaced(folder / "evaluation.json") as file:
-            file.write_text(json.dumps(evaluation.to_dict(), indent=1))
+        path, text = folder / "evaluation.json", json.dumps(evaluation.to_dict(), indent=1)
+        if path.is_file() and path.read_text() != text:
+            logger.warning(f"{path} was that of another evaluation, which is replaced.")
+        with replaced(path) as file:
+            file.write_text(text)
         plot_front(evaluation, folder / FRONT_FIGURE)
         plot_shares(evaluation, folder / SHARES_FIGURE)
     print_result(
         evaluation.to_dict(),
-        repr(evaluation) if output.verbose else str(evaluation),
+        evaluation.text(whole=output.verbose, with_warnings=False),
         *([] if folder is None else [f"Saved to {folder}"]),
         next_line("pertinence", "benchmark", model),
         as_json=output.json,

@@ -6,8 +6,9 @@ import argparse
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import TextIOWrapper
 from typing import Any
 
@@ -21,6 +22,8 @@ from .parser import Command, CommandParser
 
 logger = logging.getLogger(__name__)
 
+LEAST_COLUMNS = 80
+"""A narrower terminal wraps lines itself."""
 COMMANDS: dict[str, Command] = {
     "convert": convert.COMMAND,
     "advise": advise.COMMAND,
@@ -67,18 +70,28 @@ def run_command(arguments: Sequence[str]) -> int:
         run(*parts)
         sys.stdout.flush()
     except PertinenceError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(str(error))
         return 1
     except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # also from transformers and huggingface_hub: no such model, no connection, disk full
-        print(f"error: {first_line(error)}", file=sys.stderr)
+        print_error(first_line(error))
         return 1
     except KeyboardInterrupt:
         print("interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     return 0
+
+
+def print_error(sentence: str) -> None:
+    """Print an error: on one line, or wrapped between words on a terminal of at least 80 columns."""
+    text, width = f"error: {sentence}", 0
+    with suppress(AttributeError, OSError, ValueError):  # stderr may be anything
+        width = os.get_terminal_size(sys.stderr.fileno()).columns if sys.stderr.isatty() else 0
+    if width >= LEAST_COLUMNS:
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    print(text, file=sys.stderr)
 
 
 def load_package() -> None:

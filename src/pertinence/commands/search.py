@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ from ..data.arguments import DataArguments
 from ..search.arguments import SearchArguments, SearchInputs, check_recipe
 from ..search.recipes.registry import RecipeChoices, recipe_names, recipe_settings, registered_recipes
 from ..utils.errors import PertinenceError
-from .output import OutputArguments, next_line, print_result
+from .output import OutputArguments, given_flags, next_line, print_result
 from .parser import Command, CommandParser
 from .push import PushArguments
 from .push import run as push
@@ -30,25 +31,25 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments, output: OutputArguments) -> None:
-    from accelerate import PartialState
-
     from ..hub.push import check_pushable
+    from ..search.folder import holds_search
     from ..search.settings import anchored, resolved_settings
     from ..utils.distributed import make_accelerator
 
     if args.output_dir is None:
         raise PertinenceError("a search needs a place for its result: give --output-dir")
+    holds_search(Path(args.output_dir))  # what else it holds is told first
+    is_main = make_accelerator(args.device).is_main_process
     if inputs.predictions is None:
         prepared = _prepare_images(data, args, inputs)
     else:
         prepared = _prepare_table(inputs.predictions, data, args, inputs)
-    # PartialState would warn in every process if there is no device.
-    if inputs.push_to_hub and make_accelerator(args.device).is_main_process:
+    if inputs.push_to_hub and is_main:
         check_pushable(
             inputs.push_to_hub, [*(inputs.experts or []), *filter(None, [args.stem])], inputs.save_experts, args.token
         )
     if args.resume and prepared.is_finished():
-        if PartialState().is_main_process:
+        if is_main:
             print_result(
                 _found_before(args.output_dir) if output.json else {},
                 f"{args.output_dir} holds the result of this very search: nothing to do (--no-resume searches again)",
@@ -64,9 +65,9 @@ def run(data: DataArguments, inputs: SearchInputs, args: SearchArguments, output
     if result.is_main_process:
         print_result(
             {"output_dir": args.output_dir, **result.evaluation.to_dict()},
-            repr(result.evaluation) if output.verbose else str(result.evaluation),
+            result.evaluation.text(whole=output.verbose, with_warnings=False),
             f"Saved to {args.output_dir}",
-            _next(args.output_dir, result.model is not None, data),
+            *_next(args, result.model is not None, data),
             as_json=output.json,
         )
         _push_result(args.output_dir, args, inputs)
@@ -90,11 +91,13 @@ class Prepared(NamedTuple):
 def _prepare_images(data: DataArguments, args: SearchArguments, inputs: SearchInputs) -> Prepared:
     """Prepare a search that runs experts on images."""
     from ..data.loading import load_images
+    from ..experts.pool import check_references
     from ..search.search import DispatcherSearch
     from ..search.settings import pinned
 
     if not inputs.experts:
         raise PertinenceError("a search needs --experts, or --predictions and --costs")
+    check_references(inputs.experts, args.load_options)
     needs_labels = args.labels == "given"
     images, report = load_images(data, args.token, needs_labels), None
     at_commits, report_dataset = replace(data, dataset=data.dataset and pinned(data.dataset, images.commit)), None
@@ -128,12 +131,17 @@ def _prepare_table(path: str, data: DataArguments, args: SearchArguments, inputs
     )
 
 
-def _next(folder: str, has_model: bool, data: DataArguments) -> str:
-    """What to type after a search: the time that a model takes on such images."""
+def _next(args: SearchArguments, has_model: bool, data: DataArguments) -> list[str]:
+    """What to type after a search: what loads the model in Python, and what times it on such images."""
+    folder = str(args.output_dir)
     if not has_model:
-        return next_line("pertinence", "info", folder)
-    split = [] if data.split is None else ["--split", data.split]
-    return next_line("pertinence", "benchmark", folder, "--dataset", str(data.dataset), *split)
+        return [next_line("pertinence", "info", folder)]
+    trusted = args.trust_remote_code
+    options = ", trust_remote_code=True" if trusted else ""
+    return [
+        f"In Python: model = PertinenceForImageClassification.from_pretrained({json.dumps(folder)}{options})",
+        next_line("pertinence", "benchmark", folder, *given_flags(data), *["--trust-remote-code"] * trusted),
+    ]
 
 
 def _found_before(folder: str) -> dict[str, Any]:

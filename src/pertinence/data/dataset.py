@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,12 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
         Raises:
             PertinenceError: the labels do not fit the pool.
         """
+        match_all([self], labels)
+
+    def _match_labels(self, labels: dict[int, str]) -> str | None:
+        """The same; returns a warning, if the labels leave a doubt."""
         if self.labels is None:
-            return
+            return None
         if self.label_map == "by_name" and self.label_names is not None:
             advice = "rename them as the experts call them, or leave their images out"
             used, which = self.labels.unique(return_inverse=True)  # names that no image has need no match
@@ -163,11 +167,10 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
                 f"{len(labels) - 1})"
             )
         if self.label_names is None:
-            logger.warning(
+            return (
                 "Whether the labels of the data set are in the order of those of the experts cannot be told, as they "
                 "have no names: the same order is assumed."
             )
-            return
         own = self.label_names
         order = in_same_order(own, labels)
         if order is False:
@@ -175,8 +178,14 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
                 "the data set has other labels than the experts, or in another order: "
                 f"{first_difference(own, labels)}. Have its labels found by their names, {BY_NAME}"
             )
-        if order is None:
-            logger.warning(describe_doubt("the data set", own, "the experts", labels))
+        return None if order else describe_doubt("the data set", own, "the experts", labels)
+
+
+def match_all(splits: Iterable[LabelledImages], labels: dict[int, str]) -> None:
+    """`LabelledImages.match_labels` for several splits, with one warning of a doubt that they share."""
+    for doubt in dict.fromkeys(images._match_labels(labels) for images in splits):
+        if doubt is not None:
+            logger.warning(doubt)
 
 
 def labelled(

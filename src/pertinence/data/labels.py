@@ -46,9 +46,9 @@ def check_same_labels(
     difference = first_difference(labels, other_labels)
     if len(labels) != len(other_labels):
         raise PertinenceError(
-            f"{name!r} has {len(labels)} labels and {other_name!r} has {len(other_labels)}: {difference}. Experts "
-            f"must share one label space: have the labels that all share found by their names, {BY_NAME}, or give a "
-            "`label_map` to the one with more labels (in Python, or in the mapping of an expert in a --config file)"
+            f"{name!r} has {len(labels)} labels and {other_name!r} has {len(other_labels)}: {difference}. Keep those "
+            f"that all share, by their names, {BY_NAME}, or give the one with more labels a `label_map` (in Python or "
+            "a --config file)"
         )
     order = in_same_order(labels, other_labels)
     if order is False and is_mapped:
@@ -59,25 +59,25 @@ def check_same_labels(
     elif order is False:
         raise PertinenceError(
             f"{name!r} has the labels of {other_name!r} in another order: {difference}. "
-            f"Give {name!r} {_describe_map(labels, other_labels)}"
+            f"{_describe_map(name, labels, other_labels)}"
         )
     return order is True
 
 
-def _describe_map(labels: Labels, others: Labels) -> str:
-    """The `label_map` that brings labels into the order of others, as far as their names tell it."""
+def _describe_map(name: str, labels: Labels, others: Labels) -> str:
+    """What brings an expert's labels into the order of others, as far as their names tell it."""
     found = match_by_name(others, labels)
     if len(found) < len(others):
         unknown = next(others[index] for index in sorted(others) if index not in found)
         return (
-            f"a label_map, for each label of the pool its index in the expert's own ({unknown!r} is not found by its "
-            f"name); that is list(range({len(others)})) if the order is the same in spite of the names"
+            f"Give {name!r} a label_map, for each label of the pool its index in the expert's own ({unknown!r} is not "
+            f"found by its name); that is list(range({len(others)})) if the order is the same in spite of the names"
         )
     order = [found[index] for index in sorted(others)]
     text = str(order) if len(order) <= 20 else f"[{', '.join(map(str, order[:8]))}, ...]"
     names = _places({index: _normal(name) for index, name in labels.items()})
     twice = "; of labels with one name, the first is taken for the first" if len(names) < len(labels) else ""
-    return f"label_map={text}, which is what label_map='by_name' computes{twice}"
+    return f"Have labels found by their names, {BY_NAME}, or give {name!r} label_map={text}, which is the same{twice}"
 
 
 def in_same_order(labels: Labels, others: Labels) -> bool | None:

@@ -26,7 +26,7 @@ from ..routing.front import Front, OperatingPoint
 from ..routing.guarantee import Comparison, Guarantee
 from ..routing.metrics import ACCURACY
 from ..utils.errors import PertinenceError
-from .evaluate import ModelSource, open_images, open_model, predict_images, source_of
+from .evaluate import ModelSource, config_of, open_images, open_model, predict_images, source_of
 from .noninferiority import images_needed, noninferiority_p_value
 from .outcomes import evaluate_experts, evaluate_point
 
@@ -74,8 +74,9 @@ def calibrate(
     if not 0 < confidence <= MAX_CONFIDENCE:
         raise PertinenceError(f"confidence must lie between 0 and {MAX_CONFIDENCE}, got {confidence}")
     args = args or RuntimeArguments()
-    source, model = source_of(model), open_model(model, args, expert_paths, revision)
-    images = open_images(model, data, args.token)
+    source, config = source_of(model), config_of(model, args.token, revision)
+    images = open_images(config, data, args.token)  # before experts are loaded, which takes longer
+    model = open_model(model, args, expert_paths, revision)
     shared, rows = check_unseen(source, images, args.token, commit_of(model, revision))
     predictions = predict_images(model, images, args)
     predictions = predictions.subset(torch.isin(predictions.rows, rows).nonzero().squeeze(1)).without_copies()

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from transformers.utils import logging
+
 from ..data.arguments import DataArguments
 from ..data.dataset import LabelledImages, labelled
 from ..data.loading import ImageSource, load_images
 from ..data.seen import TOLERATED_SHARED, SeenImages
+from ..hub.configuration import PertinenceConfig, open_config
 from ..hub.layout import find_table_record
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..models.pretrained import commit_of
@@ -23,9 +26,11 @@ from ..routing.metrics import AGREEMENT, Figures
 from ..utils.distributed import make_accelerator
 from ..utils.errors import PertinenceError
 from .baselines import load_baselines
-from .outcomes import evaluate_experts, looks_trained
+from .outcomes import evaluate_experts, looks_trained, looks_trained_here
 from .report import Evaluation, evaluate_front
 
+
+logger = logging.get_logger(__name__)
 
 ModelSource: TypeAlias = str | os.PathLike[str] | PertinenceForImageClassification
 """Folder or Hub id, or a loaded model."""
@@ -53,10 +58,12 @@ def evaluate_model(
         PertinenceError: there is no model, its experts or the images cannot be loaded, or they do not fit together.
     """
     args = args or RuntimeArguments()
-    source, model = source_of(model), open_model(model, args, expert_paths, revision)
+    source, config = source_of(model), config_of(model, args.token, revision)
+    config.build_front().find(operating_point)
+    images = open_images(config, data, args.token)  # before experts are loaded, which takes longer
+    model = open_model(model, args, expert_paths, revision)
     beside = {"token": args.token, "revision": commit_of(model, revision)}
     front, default = model.front, model.front.find(operating_point or model.config.operating_point)
-    images = open_images(model, data, args.token)
     if operating_point is not None:
         front = Front([default], front.expert_names)
     baselines = (
@@ -69,7 +76,7 @@ def evaluate_model(
     heads = {point.name: model.dispatcher.heads(point) for point in front}
     select = [Figures.from_dict(entry.select) for entry in model.config.expert_entries if entry.select]
     select = select if len(select) == len(model.pool) else []
-    warnings = [f"{predictions.describe_skipped('images')}."] if predictions.skipped else []
+    warnings = []
     if images.num_copies:
         warnings.append(
             f"{images.num_copies} of {len(images.digests)} images are copies of others: intervals are too narrow."
@@ -77,9 +84,14 @@ def evaluate_model(
     seen = None if source is None else SeenImages.load(source, **beside)
     if seen is not None and seen.shared(images, "search") > TOLERATED_SHARED:
         warnings.append(f"{source} was searched on these very images: its figures on them are optimistic.")
-    elif select and not _agrees(model):
+    elif select and not _agrees(front):
         measured = [outcome.figures for outcome in evaluate_experts(predictions)]
         warnings += looks_trained(front.expert_names, select, measured, "these images")
+        warnings += looks_trained_here(front.expert_names, measured, select)
+    for warning in warnings:
+        logger.warning(warning)
+    if predictions.skipped:  # which was said when they were read
+        warnings.insert(0, f"{predictions.describe_skipped('images')}.")
     return evaluate_front(
         front, heads, predictions, default.name, baselines, select, model.config.reference_index, warnings
     )
@@ -93,6 +105,22 @@ def source_of(model: ModelSource) -> str | os.PathLike[str] | None:
     return name if name and (Path(name).is_dir() or commit_of(model, None)) else None
 
 
+def config_of(model: ModelSource, token: str | bool | None = None, revision: str | None = None) -> PertinenceConfig:
+    """The config of a model, without its experts.
+
+    Raises:
+        PertinenceError: there is no model.
+    """
+    if isinstance(model, PertinenceForImageClassification):
+        return model.config
+    if find_table_record(model) is not None:
+        raise PertinenceError(
+            f"{model} is the result of a search on a table of predictions: it has no models to run on images; "
+            "search the table again with --report-split or --report-dataset"
+        )
+    return open_config(model, token, revision)
+
+
 def open_model(
     model: ModelSource,
     args: RuntimeArguments,
@@ -102,11 +130,6 @@ def open_model(
     """Load a saved model and its experts, as `args` say; see `evaluate_model`."""
     if isinstance(model, PertinenceForImageClassification):
         return model
-    if find_table_record(model) is not None:
-        raise PertinenceError(
-            f"{model} is the result of a search on a table of predictions: it has no models to run on images; "
-            "search the table again with --report-split or --report-dataset"
-        )
     options = args.load_options
     pinned: dict[str, Any] = {} if revision is None else {"revision": revision}
     return PertinenceForImageClassification.from_pretrained(
@@ -121,16 +144,14 @@ def open_model(
     )
 
 
-def open_images(
-    model: PertinenceForImageClassification, data: ImageSource, token: str | None = None
-) -> LabelledImages:
+def open_images(config: PertinenceConfig, data: ImageSource, token: str | None = None) -> LabelledImages:
     """Load images to measure a model on; labels are required, and checked, unless it was searched without labels."""
-    needs_labels = not _agrees(model)
+    needs_labels = not _agrees(config.build_front())
     if isinstance(data, DataArguments):
         images = load_images(data, token, needs_labels)
     else:
         images = labelled(data, needs_labels)
-    images.match_labels(cast(dict[int, str], model.config.id2label))  # transformers makes its keys numbers
+    images.match_labels(cast(dict[int, str], config.id2label))  # transformers makes its keys numbers
     return images
 
 
@@ -162,8 +183,8 @@ def predict_images(
         objective=objective,
         **args.predict_options,
     )
-    return predictions.agreeing() if _agrees(model) else predictions
+    return predictions.agreeing() if _agrees(model.front) else predictions
 
 
-def _agrees(model: PertinenceForImageClassification) -> bool:
-    return any(point.select is not None and point.select.measure == AGREEMENT for point in model.front)
+def _agrees(front: Front) -> bool:
+    return any(point.select is not None and point.select.measure == AGREEMENT for point in front)

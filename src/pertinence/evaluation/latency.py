@@ -103,7 +103,7 @@ class Benchmark(Tabular):
         note = f"On {some.device}{threads}, {some.images} images; speed-up against {self.reference} alone."
         if some.images != "given":
             note += "\nSynthetic images go other ways than yours: give --dataset (and --split) for figures that hold."
-        return f"{format_table(header, cells)}\n{note}"
+        return f"{format_table(header, cells, expendable=(3, 5))}\n{note}"
 
 
 def benchmark(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..data.labels import BY_NAME
 from ..predictions.predictions import ROWS_AT_ONCE, Predictions
 from ..routing.confidence import count_answers
 from ..routing.front import OperatingPoint
@@ -22,6 +23,9 @@ from .intervals import auroc, paired_difference, wilson_interval
 HARDLY = 0.1
 """Up to this share of the way from chance to perfection, an accuracy counts as hardly better than chance."""
 LEAK_Z = 4.0
+TRAINED_Z = 3.0
+"""Standard errors by which an expert is more accurate on images that look like its training images: of an evaluation a
+smaller lead is told, as nothing is fitted to it."""
 LEAK_CHEAPEST = 0.95
 
 
@@ -152,20 +156,27 @@ def check_better_than_chance(names: Sequence[str], figures: Sequence[Figures], n
         Warnings about experts that may be no better than chance, if there are too few images to tell; a weak expert
         with few labels looks the same.
     """
-    chance, warnings = 1 / num_labels, []
+    warnings = []
+    for sentence, is_certain in near_chance(names, figures, num_labels):
+        if is_certain:
+            raise PertinenceError(sentence)
+        warnings.append(f"{sentence}; more images would tell.")
+    return warnings
+
+
+def near_chance(names: Sequence[str], figures: Sequence[Figures], num_labels: int) -> list[tuple[str, bool]]:
+    """A sentence on each expert that is not clearly better than chance, and whether it certainly is hardly better."""
+    chance, found = 1 / num_labels, []
     for name, measured in zip(names, figures, strict=True):
         spread = 2 * math.sqrt(chance * (1 - chance) / measured.samples)
         if measured.accuracy > chance + spread:
             continue
         sentence = (
             f"expert {name!r} is right on {100 * measured.accuracy:.2f} % of {measured.samples} images, no better "
-            f"than chance among {num_labels} labels: check that its labels are those of the data set, in the same "
-            "order (`label_map`), and that its preprocessing is its own"
+            f"than chance among {num_labels} labels: check the order of its labels ({BY_NAME}) and its preprocessing"
         )
-        if measured.accuracy + spread < chance + HARDLY * (1 - chance):
-            raise PertinenceError(sentence)
-        warnings.append(f"{sentence}; more images would tell.")
-    return warnings
+        found.append((sentence, measured.accuracy + spread < chance + HARDLY * (1 - chance)))
+    return found
 
 
 def reference_warnings(names: Sequence[str], outcomes: Sequence[Outcome], reference: int) -> list[str]:
@@ -232,13 +243,32 @@ def looks_trained(names: Sequence[str], seen: Sequence[Figures], unseen: Sequenc
     """
     warnings = []
     for name, ours, theirs in zip(names, seen, unseen, strict=True):
-        right = ours.accuracy * ours.samples + theirs.accuracy * theirs.samples
-        pooled = right / (ours.samples + theirs.samples)
-        error = math.sqrt(max(pooled * (1 - pooled), 0.0) * (1 / ours.samples + 1 / theirs.samples))
-        if error and (ours.accuracy - theirs.accuracy) / error > LEAK_Z:
+        if _lead(ours, theirs) > LEAK_Z:
             warnings.append(
                 f"Expert {name!r} is right on {100 * ours.accuracy:.2f} % of the search images, but on "
                 f"{100 * theirs.accuracy:.2f} % of {others}: it looks trained on the search images (or {others} are "
                 "harder). Search on images that no expert was trained on."
             )
     return warnings
+
+
+def looks_trained_here(names: Sequence[str], measured: Sequence[Figures], select: Sequence[Figures]) -> list[str]:
+    """At most one warning, if experts are significantly more accurate on the images of an evaluation (`measured`) than
+    on the search images (`select`)."""
+    leads = [_lead(ours, theirs) for ours, theirs in zip(measured, select, strict=True)]
+    largest = max(range(len(names)), key=leads.__getitem__)
+    if leads[largest] <= TRAINED_Z:
+        return []
+    return [
+        f"Expert {names[largest]!r} is right on {100 * measured[largest].accuracy:.2f} % of these images, but on "
+        f"{100 * select[largest].accuracy:.2f} % of the search images: experts look trained on these images "
+        "(or these are easier), and then the figures say nothing about others."
+    ]
+
+
+def _lead(ours: Figures, theirs: Figures) -> float:
+    """By how many standard errors an accuracy exceeds that on other images."""
+    right = ours.accuracy * ours.samples + theirs.accuracy * theirs.samples
+    pooled = right / (ours.samples + theirs.samples)
+    error = math.sqrt(max(pooled * (1 - pooled), 0.0) * (1 / ours.samples + 1 / theirs.samples))
+    return (ours.accuracy - theirs.accuracy) / error if error else 0.0

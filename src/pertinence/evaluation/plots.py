@@ -20,6 +20,7 @@ from .report import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import Collection
 
     from .latency import Benchmark
 
@@ -44,6 +45,7 @@ def plot_front(evaluation: Evaluation, path: str | os.PathLike) -> None:
         accuracy = np.array([100 * figures.accuracy for figures in front])
         low, high = (np.array([100 * figures.interval[i] for figures in front]) for i in (0, 1))
         costs = [figures.cost for figures in front]
+        band: Collection
         if len(front) > 1:
             band = axes.fill_between(costs, low, high, step=None, color="C0", alpha=0.12, lw=0, zorder=1)
         else:  # which has no area

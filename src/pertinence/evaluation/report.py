@@ -166,10 +166,19 @@ class Evaluation(Tabular):
         ]
 
     def __str__(self) -> str:
-        warnings = [f"Warning: {warning}" for warning in self.warnings]
-        return "\n".join([short_table(self), "", *warnings, *sentences(self)])
+        return self.text()
 
     def __repr__(self) -> str:
+        return self.text(whole=True)
+
+    def text(self, *, whole: bool = False, with_warnings: bool = True) -> str:
+        """The evaluation as text: a summary, or everything; commands leave out the warnings, which are logged, too."""
+        warnings = [f"Warning: {warning}" for warning in self.warnings if with_warnings]
+        if whole:
+            return "\n".join([self._whole_table(), *self._notes(), *warnings])
+        return "\n".join([short_table(self), "", *warnings, *sentences(self)])
+
+    def _whole_table(self) -> str:
         reference, name_of_it = self.experts[self.reference], self.expert_names[self.reference]
         header = ["", *figure_header(reference), *self.expert_names]
         header += ["saved", f"vs {name_of_it}", "95 % interval", "vs mix"]
@@ -202,7 +211,7 @@ class Evaluation(Tabular):
         hidden = (
             [f"{len(points)} operating points, of which {len(shown)} are shown."] if len(shown) < len(points) else []
         )
-        return "\n".join([format_table(header, rows), *hidden, *self._notes()])
+        return "\n".join([format_table(header, rows), *hidden])
 
     def _notes(self) -> list[str]:
         measure, reference = self.experts[0].measure, self.expert_names[self.reference]
@@ -231,7 +240,7 @@ class Evaluation(Tabular):
             notes.append(f"Below a random mix of experts at the same cost: {', '.join(self.below_mix)}.")
         if any(figures.approximate for figures in self.series.figures):
             notes.append("Scores were cut to the largest: figures of points that decide or mix are approximate.")
-        return notes + [f"Warning: {warning}" for warning in self.warnings]
+        return notes
 
 
 def evaluate_front(

@@ -53,7 +53,7 @@ def short_table(evaluation: Evaluation) -> str:
         name = series.points[index].name
         rows.append(compared(f"{name} *" if index == series.default else name, series, index))
     rows.append([*row("oracle", evaluation.oracle), "", ""])
-    return format_table(header, rows)
+    return format_table(header, rows, expendable=(2, 6))
 
 
 def sentences(evaluation: Evaluation) -> list[str]:

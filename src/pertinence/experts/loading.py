@@ -149,15 +149,35 @@ def _load_checkpoint(
     return Checkpoint(model, processor, revision, folder, code, replace(options, token=None))
 
 
+def check_exists(reference: ExpertReference, options: LoadOptions) -> None:
+    """Raise `PertinenceError` unless there is a checkpoint where a reference says; nothing is loaded."""
+    repo_id = reference.repo_id
+    if repo_id is None:
+        return
+    title = f"expert {reference.display_name!r}"
+    try:
+        _pinned(repo_id, reference.revision, options)
+    except PertinenceError as error:
+        raise PertinenceError(f"{title}: {error}") from error
+    except Exception as error:  # as of `open_checkpoint`
+        raise PertinenceError(_explain(title, repo_id, reference.revision, options, None, error)) from error
+
+
 def _find_files(repo_id: str, revision: str | None, options: LoadOptions) -> tuple[Path, str]:
     """The folder with the files of a checkpoint, downloaded if necessary, and their pinned revision."""
-    folder = Path(repo_id)
-    if folder.is_absolute():
-        if not (folder / CONFIG).is_file():
-            raise PertinenceError(explain_no_config(repo_id, None, options))
-        return folder, hash_folder(folder)
-    commit = pin(repo_id, revision, CONFIG, **options.hub)
+    commit = _pinned(repo_id, revision, options)
+    if commit is None:
+        return Path(repo_id), hash_folder(Path(repo_id))
     return fetch_checkpoint(repo_id, commit, options), commit
+
+
+def _pinned(repo_id: str, revision: str | None, options: LoadOptions) -> str | None:
+    """The commit of a checkpoint on the Hub; None for a folder, which must have a config."""
+    if not Path(repo_id).is_absolute():
+        return pin(repo_id, revision, CONFIG, **options.hub)
+    if not (Path(repo_id) / CONFIG).is_file():
+        raise PertinenceError(explain_no_config(repo_id, None, options))
+    return None
 
 
 def _load_folder(

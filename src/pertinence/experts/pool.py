@@ -15,7 +15,7 @@ from ..data.labels import Labels, check_same_labels, describe_doubt, is_generic,
 from ..utils.errors import PertinenceError, shown
 from ..utils.validation import is_commit
 from .expert import Expert, load_expert
-from .loading import Checkpoint
+from .loading import Checkpoint, check_exists
 from .reference import ExpertReference, LoadOptions
 
 
@@ -41,9 +41,7 @@ def load_pool(
     """
     if label_map not in (None, "by_name"):
         raise PertinenceError(f"label_map must be 'by_name' or None, got {shown(label_map)}")
-    parsed = [ExpertReference.parse(reference) for reference in list_references(references)]
-    if len(parsed) < 2:
-        raise PertinenceError(f"a pool needs at least two experts, got {len(parsed)}: there is nothing to choose from")
+    parsed = check_references(references, options)
     opened: dict[Any, Checkpoint] = {}
     experts = [load_expert(reference, options, preprocessing, opened=opened) for reference in parsed]
     identities: dict[tuple, str] = {}
@@ -63,6 +61,20 @@ def load_pool(
         expert.with_entry(expert.entry.replace(name=name))
         for expert, name in zip(experts, _unique_names(experts), strict=True)
     ]
+
+
+def check_references(references: Sequence[Any], options: LoadOptions) -> list[ExpertReference]:
+    """Parse the references of a pool, and check that they lead to checkpoints, before anything is loaded.
+
+    Raises:
+        PertinenceError: there are fewer than two, or one leads nowhere.
+    """
+    parsed = [ExpertReference.parse(reference) for reference in list_references(references)]
+    if len(parsed) < 2:
+        raise PertinenceError(f"a pool needs at least two experts, got {len(parsed)}: there is nothing to choose from")
+    for reference in parsed:
+        check_exists(reference, options)
+    return parsed
 
 
 def warn_of_costs(experts: Sequence[Expert]) -> None:

@@ -17,7 +17,7 @@ from ..routing.costs import STEM
 from ..routing.front import Front, OperatingPoint
 from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
-from ..runtime.entry import ATTENTION, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
+from ..runtime.entry import ATTENTION, CONFIG, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
 from ..utils.errors import MALFORMED, PertinenceError, explain, first_line, shown
 from ..utils.hub_errors import check_place, explain_place
 from ..utils.json_files import check_json, read_text
@@ -256,6 +256,11 @@ def open_config(
         PertinenceError: it does not exist or may not be read, or it is that of another kind of model.
     """
     check_place(str(model))
+    if Path(model).is_dir() and not (Path(model) / CONFIG).is_file():
+        raise PertinenceError(
+            f"the folder {model} holds no model: it has no {CONFIG}; give the --output-dir of a finished search, or a "
+            "Hub id"
+        )
     try:
         config = PertinenceConfig.from_pretrained(model, token=token, revision=revision)
     except OSError as error:

@@ -48,7 +48,7 @@ def describe_model(
     front, guarantee = config.build_front(), config.build_guarantee()
     parts = [
         f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
-        format_table(header, rows),
+        format_table(header, rows, expendable=(4, 5, 3)),
         *_code_lines(config.entries),
         *[f"The cost of {entry.name} is uncertain: {entry.cost_note}." for entry in config.entries if entry.cost_note],
         repr(front) if verbose else str(front),

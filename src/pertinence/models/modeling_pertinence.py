@@ -24,7 +24,7 @@ from ..experts.pool import load_pool, pool_labels, warn_of_costs
 from ..experts.reference import LoadOptions
 from ..hub.configuration import FORMAT_VERSION, PertinenceConfig
 from ..hub.reference import FORMER, Reference
-from ..routing.budgets import check_loss
+from ..routing.budgets import check_loss, check_saving, choose_saving
 from ..routing.costs import GMACS, STEM, PoolCosts
 from ..routing.dispatcher import Dispatcher
 from ..routing.front import Front, OperatingPoint, Stage
@@ -231,6 +231,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         latency_ms: float | None = None,
         accuracy: float | None = None,
         max_accuracy_loss: float | None = None,
+        saving: float | None = None,
         operating_point: str | None = None,
         costs: Mapping[str, float] | None = None,
         device: str | None = None,
@@ -244,6 +245,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             accuracy: choose the cheapest point whose accuracy (0 to 1) is at least this.
             max_accuracy_loss: choose the cheapest point whose accuracy is at most this much (a share up to 0.2) below
                 that of the reference expert, the most accurate one on the search images.
+            saving: choose the most accurate point that saves at least this share (0 to 1) of the reference expert's
+                operations, or of what else the search minimised.
             operating_point: choose the point of this name.
             costs: choose the most accurate point whose mean costs are at most these, by unit.
             device, batch_size: which measured milliseconds to use (`point.latency`); default: of the smallest batch.
@@ -261,18 +264,27 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             "operating_point": operating_point,
             "costs": costs,
         }
-        if sum(value is not None for value in (max_accuracy_loss, *budget.values())) != 1:
-            raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss")
+        if sum(value is not None for value in (max_accuracy_loss, saving, *budget.values())) != 1:
+            raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss, saving")
         if max_accuracy_loss is not None:
             check_loss(max_accuracy_loss)
-            entries = self.config.expert_entries
-            reference = entries[self.config.reference_index].select if entries else None
-            if not reference:
-                raise PertinenceError("the experts were not measured: search, or choose with `operating_point=`")
-            budget["accuracy"] = Figures.from_dict(reference).accuracy - max_accuracy_loss
-        point = self._front.choose(**budget, device=device, batch_size=batch_size)
+            budget["accuracy"] = self._reference_figures.accuracy - max_accuracy_loss
+        if saving is not None:
+            check_saving(saving)
+            point = choose_saving(self._front, saving, self._reference_figures)
+        else:
+            point = self._front.choose(**budget, device=device, batch_size=batch_size)
         self.config.operating_point = point.name
         return point
+
+    @property
+    def _reference_figures(self) -> Figures:
+        """Figures of the reference expert on the search images."""
+        entries = self.config.expert_entries
+        select = entries[self.config.reference_index].select if entries else None
+        if not select:
+            raise PertinenceError("the experts were not measured: search, or choose with `operating_point=`")
+        return Figures.from_dict(select)
 
     def compile_experts(self, **options: Any) -> None:
         """Compile every expert's network with `torch.compile`, lazy ones when they are loaded; decisions stay eager.

@@ -62,11 +62,11 @@ def predict(
     """
     root = Path(cache_dir or Path(HF_HOME) / "pertinence") / "predictions"
     runner = _Runner(images, accelerator, root, batch_size, num_workers, on_bad_image == "stop")
-    kept = [runner.keep(expert, index in features_of) for index, expert in enumerate(pool)]
-    of_stem = None if stem is None else runner.keep(stem, True)
+    kept, cached = zip(*(runner.keep(expert, index in features_of) for index, expert in enumerate(pool)), strict=True)
+    of_stem = None if stem is None else runner.keep(stem, True)[0]
     experts = [ExpertPredictions.from_tensors(one, expert.num_labels) for one, expert in zip(kept, pool, strict=True)]
     labels = images.labels if images.labels is not None else torch.zeros(len(images), dtype=torch.int64)
-    predictions = Predictions.of_pool(experts, labels, pool_costs(pool, stem, objective))
+    predictions = replace(Predictions.of_pool(experts, labels, pool_costs(pool, stem, objective)), cached=sum(cached))
     if len(images.digests) == len(images):
         predictions = replace(predictions, digests=images.digests)
     if of_stem is not None:
@@ -128,8 +128,9 @@ class _Runner:
     num_workers: int
     stops: bool
 
-    def keep(self, expert: ExpertLike, with_features: bool) -> dict[str, torch.Tensor]:
-        """The cached tensors of an expert, see `ExpertPredictions`; and `BAD`, if an image is bad."""
+    def keep(self, expert: ExpertLike, with_features: bool) -> tuple[dict[str, torch.Tensor], bool]:
+        """The tensors of an expert, see `ExpertPredictions`, with `BAD` if an image is bad; and whether they were
+        cached."""
         accelerator = self.accelerator
         identity = identify(expert, self.images, accelerator.device)
         folder = store_folder(self.root, expert, identity)
@@ -140,6 +141,7 @@ class _Runner:
             # All processes must agree whether to run the expert: if the disk of one lacks the outputs, all run it.
             found = gather_object([tensors is not None])
             tensors = tensors if all(found) else None
+        is_cached = tensors is not None
         if tensors is None:
             if accelerator.is_local_main_process:
                 check_writable(self.root, ADVICE)
@@ -149,7 +151,7 @@ class _Runner:
             accelerator.wait_for_everyone()
         if not with_features:
             tensors.pop("features", None)
-        return tensors
+        return tensors, is_cached
 
     def _has_healed(self, expert: ExpertLike, is_bad: torch.Tensor) -> bool:
         """Whether an image that could not be decoded can be decoded now: a disk or a network may have been down."""

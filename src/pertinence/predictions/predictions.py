@@ -101,6 +101,7 @@ class Predictions:
         stem: outputs of the separate stem; None if there is none.
         measure: "accuracy", or "agreement" if the labels are the predictions of the largest expert.
         skipped: rows of the split that cannot be decoded and are left out.
+        cached: number of experts whose outputs were read from the cache.
         digests: int64 (n,), equal for duplicates of one image; None unless known for every image.
     """
 
@@ -112,6 +113,7 @@ class Predictions:
     stem: ExpertPredictions | None = None
     measure: str = ACCURACY
     skipped: tuple[int, ...] = ()
+    cached: int = 0
     digests: torch.Tensor | None = None
 
     @classmethod

@@ -62,12 +62,34 @@ def choose_point(
     return best
 
 
+def choose_saving(points: Sequence[OperatingPoint], saving: float, reference: Figures) -> OperatingPoint:
+    """Choose the most accurate point that saves at least a share of the reference expert's cost.
+
+    Args:
+        points: operating points.
+        saving: share from 0 to 1.
+        reference: figures of the reference expert on the search images.
+    """
+    check_saving(saving)
+    unit, limit = reference.objective, (1 - saving) * reference.cost
+    spent = [(point.select.costs[unit], point.name) for point in points if point.select and unit in point.select.costs]
+    if spent and min(spent)[0] > limit:
+        cost, name = min(spent)
+        raise PertinenceError(
+            f"no operating point saves {100 * saving:g} % of the reference expert's cost on the search images; the "
+            f"cheapest, {name!r}, saves {100 * (1 - cost / reference.cost):.1f} %"
+        )
+    return choose_point(points, costs={unit: limit})
+
+
+def check_saving(saving: Any) -> None:
+    """Raise `PertinenceError` unless what is to be saved is a share from 0 to 1."""
+    _check_share("saving", saving)
+
+
 def check_accuracy(accuracy: Any) -> None:
     """Raise `PertinenceError` unless an accuracy is a share from 0 to 1."""
-    _check_limit("accuracy", accuracy)
-    if accuracy > 1:
-        meant = f": {accuracy:g} % is {accuracy / 100:g}" if accuracy <= 100 else ""
-        raise PertinenceError(f"accuracy={accuracy:g} is out of range, expected a share from 0 to 1{meant}")
+    _check_share("accuracy", accuracy)
 
 
 def check_loss(max_accuracy_loss: Any) -> None:
@@ -79,6 +101,13 @@ def check_loss(max_accuracy_loss: Any) -> None:
         raise PertinenceError(
             f"max_accuracy_loss={max_accuracy_loss:g} is out of range, expected a share of at most {MOST_LOSS}{meant}"
         )
+
+
+def _check_share(name: str, share: Any) -> None:
+    _check_limit(name, share)
+    if share > 1:
+        meant = f": {share:g} % is {share / 100:g}" if share <= 100 else ""
+        raise PertinenceError(f"{name}={share:g} is out of range, expected a share from 0 to 1{meant}")
 
 
 def _check_limit(name: str, limit: Any, least: float = 0.0) -> None:

@@ -37,12 +37,14 @@ def short_table(front: Front) -> str:
         rows.append([name, *cells])
     notes = ["* the default operating point"] if default else []
     if any(len(point.figures) > 1 for point in shown):
-        notes.append("Budgets choose by the figures on the search images, after which points are named.")
+        notes.append(
+            "These are figures on report images; budgets and names go by those on search images (to_pandas())."
+        )
     if len(shown) < len(front):
         notes.append(
             f"{len(shown)} of {len(front)} operating points are shown; --verbose shows all, as does to_pandas()."
         )
-    return "\n".join([format_table(header, rows), *notes])
+    return "\n".join([format_table(header, rows, expendable=(2,)), *notes])
 
 
 def whole_table(front: Front) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..utils.errors import PertinenceError, shown
 from ..utils.names import display_width, padded
+from ..utils.tables import output_width
 from ..utils.validation import is_name, is_number, is_whole
 from .costs import GMACS, LATENCY, cost_title, cost_unit
 
@@ -206,8 +207,17 @@ def figure_cells(figures: Figures) -> list[str]:
     ]
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A text table; the first column is left-aligned, the others are right-aligned."""
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], expendable: Sequence[int] = ()) -> str:
+    """A text table; the first column is left-aligned, the others are right-aligned.
+
+    Args:
+        header, rows: the cells.
+        expendable: columns that are left out, one by one in this order, while the table is wider than the terminal.
+    """
+    if expendable and max(map(display_width, format_table(header, rows).splitlines())) > output_width():
+        column, *others = expendable
+        kept = [[cell for place, cell in enumerate(row) if place != column] for row in (header, *rows)]
+        return format_table(kept[0], kept[1:], [place - (place > column) for place in others])
     widths = [max(display_width(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:

@@ -141,7 +141,9 @@ class Advice:
             ]
             for one in self.experts
         ]
-        parts = [format_table(["expert", "accuracy", "95 % interval", self.unit, "dominated by"], rows)]
+        parts = [
+            format_table(["expert", "accuracy", "95 % interval", self.unit, "dominated by"], rows, expendable=(2,))
+        ]
         if self.pairs:
             best = {pair.members for big in range(len(names)) if (pair := self.best_partner(big)) is not None}
             shown = self.pairs[:SHOWN_PAIRS]
@@ -156,12 +158,14 @@ class Advice:
                 for pair in shown
             ]
             header = ["pair, * best partner", "gain", "no loss", "95 %", "20 %", "40 %", "60 %"]
-            parts += ["", format_table(header, cells)]
+            parts += ["", format_table(header, cells, expendable=(3, 4))]
+            count = f"{len(self.pairs)} pair{'s' * (len(self.pairs) > 1)}"
+            if len(shown) < len(self.pairs):
+                count += f", of which the best {len(shown)} are shown"
             parts.append(
-                f"{len(self.pairs)} pairs, the best {len(shown)} are shown, on {self.samples} images, without any "
-                "tuning. Gain: points of accuracy over random routing among single experts. No loss: the largest "
-                f"saving at which the difference to {reference} is at least half its standard error. 20, 40, 60 %: "
-                "the difference at that saving."
+                f"{count}; on {self.samples} images, without any tuning. Gain: points of accuracy over random routing "
+                "among single experts. No loss: the largest saving at which the difference to "
+                f"{reference} is at least half its standard error. 20, 40, 60 %: the difference at that saving."
             )
         return "\n".join([*parts, "", *(f"Note: {note}" for note in self.notes), self.sentence])
 

@@ -82,6 +82,10 @@ def evolve(
     resumed = _resume(state, start, recipe.measure, stamp) if main and state is not None and state.is_file() else None
     algorithm, evolution = resumed or (start(), Evolution(Archive(initial)))
     (evolution,) = broadcast_object_list([evolution])  # other processes may not see this disk
+    if resumed:
+        logger.warning(
+            f"The search ({recipe.name}) continues after generation {evolution.generation} of {generations}."
+        )
     with progress_bar(generations, f"Search ({recipe.name})", "generation", main) as bar:
         bar.update(evolution.generation)
         while evolution.generation < generations:

@@ -161,27 +161,17 @@ def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) ->
         PertinenceError: it is a file, or contains something else, or another search.
     """
     folder, settings = Path(output_dir), json.loads(json.dumps(settings))
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise PertinenceError(f"the output folder {folder} is a file: choose another --output-dir")
-    if all(path.name.endswith(SUFFIX) for path in folder.iterdir()):
+    if not holds_search(folder):
         return
     try:
         if (folder / RECORD).is_file():
             stored = json.loads((folder / RECORD).read_text())["settings"]
-        elif (folder / STATE).is_dir():
+        else:
             path = folder / STATE / "settings.json"
             stored = settings
             if path.is_file() and _has_generations(path.parent):
                 stored = json.loads(path.read_text())
-        else:
-            raise PertinenceError(
-                f"the output folder {folder} holds something else: choose another --output-dir, or empty it"
-            )
         differences = _differences(stored, settings)
-    except PertinenceError:
-        raise
     except MALFORMED as error:
         raise PertinenceError(
             f"the search in the output folder {folder} is damaged: choose another --output-dir, or remove it"
@@ -191,6 +181,25 @@ def check_output_dir(output_dir: str | os.PathLike, settings: dict[str, Any]) ->
             f"the output folder {folder} holds another search ({'; '.join(differences)}): choose another "
             "--output-dir, or remove it"
         )
+
+
+def holds_search(folder: Path) -> bool:
+    """Whether a folder contains a search or its result; False if it is new or empty.
+
+    Raises:
+        PertinenceError: it is a file, or contains something else.
+    """
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise PertinenceError(f"the output folder {folder} is a file: choose another --output-dir")
+    if all(path.name.endswith(SUFFIX) for path in folder.iterdir()):
+        return False
+    if not (folder / RECORD).is_file() and not (folder / STATE).is_dir():
+        raise PertinenceError(
+            f"the output folder {folder} holds something else: choose another --output-dir, or empty it"
+        )
+    return True
 
 
 def _differences(stored: dict[str, Any], settings: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ..data.dataset import LabelledImages, first_readable, labelled, raise_or
+from ..data.dataset import LabelledImages, first_readable, labelled, match_all, raise_or
 from ..data.seen import TOLERATED_SHARED, SeenImages
 from ..experts.costs import Measurement, measured_costs
 from ..experts.expert import Expert
@@ -28,7 +28,7 @@ from .proposals import propose_variants
 from .record import record_of, run_facts
 from .result import SearchResult, pick_examples
 from .sizes import measured_on
-from .steps import SearchPool, compose, hold_out, load, merged, predict_split, price, say_held_out
+from .steps import SearchPool, compose, hold_out, load, merged, predict_split, price, say_cached, say_held_out
 
 
 logger = logging.get_logger(__name__)
@@ -97,15 +97,20 @@ class DispatcherSearch:
         start, args = time.perf_counter(), self.args
         accelerator = make_accelerator(args.device)
         pool = load(self.references, args, self.label_map)
+        match_all(filter(None, [self.images, self.report_images]), pool_labels(pool.experts))
         settings = self._settings(pool, accelerator)
         with SearchFolder.opened(args.output_dir, settings, args.resume, accelerator) as folder:
             pool = price(pool, lambda experts: self._measured(folder, accelerator, measured_on(experts, self.images)))
             if accelerator.is_main_process:
                 warn_of_costs([*pool.experts, *filter(None, [pool.stem])])
-            search, report = self._predict(pool, accelerator)
+            parts = self._predict(pool, accelerator)
+            if accelerator.is_main_process:
+                say_cached(parts, len(pool.experts))
+            search, report = parts if len(parts) > 1 else hold_out(parts[0], args)
             if args.variants == "auto":
                 pool = self._with_variants(pool, search, folder, accelerator)
-                search, report = self._predict(pool, accelerator)
+                parts = self._predict(pool, accelerator)
+                search, report = parts if len(parts) > 1 else hold_out(parts[0], args)
             if self.report_images is None:
                 say_held_out(search, report)
             predicted = time.perf_counter()
@@ -188,14 +193,13 @@ class DispatcherSearch:
         variants = propose_variants(pool.experts, self.images, search, accelerator, self.args, measured)
         return merged(pool, variants)
 
-    def _predict(self, pool: SearchPool, accelerator: Accelerator) -> tuple[Predictions, Predictions]:
-        """Predictions for the search images and for the report images."""
-        parts = [
+    def _predict(self, pool: SearchPool, accelerator: Accelerator) -> list[Predictions]:
+        """Predictions for the search images and, if they were given, for the report images."""
+        return [
             predict_split(pool, images, accelerator, self.args)
             for images in (self.images, self.report_images)
             if images is not None
         ]
-        return (parts[0], parts[1]) if len(parts) > 1 else hold_out(parts[0], self.args)
 
 
 def _warn_of_copies(images: LabelledImages) -> None:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from ..data.dataset import LabelledImages
 from ..data.splits import stratified_split
 from ..experts.expert import Expert, load_expert
-from ..experts.pool import load_pool, pool_labels
+from ..experts.pool import load_pool
 from ..experts.reference import ExpertReference
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..predictions.predict import predict
@@ -102,8 +102,8 @@ def merged(pool: SearchPool, variants: Mapping[str, Expert]) -> SearchPool:
 def predict_split(
     pool: SearchPool, images: LabelledImages, accelerator: Accelerator, args: SearchArguments
 ) -> Predictions:
-    """Predictions of every expert for a split; a search runs experts over images only here."""
-    images.match_labels(pool_labels(pool.experts))
+    """Predictions of every expert for a split whose labels are those of the pool; a search runs experts over images
+    only here."""
     reading = {
         expert
         for name in recipe_names(args.recipe)
@@ -125,6 +125,14 @@ def hold_out(predictions: Predictions, args: SearchArguments) -> tuple[Predictio
     """Split predictions into those for search images and those for report images."""
     kept, held_out = stratified_split(predictions.targets, args.report_fraction, args.seed, predictions.copies)
     return predictions.subset(kept), predictions.subset(held_out)
+
+
+def say_cached(parts: Sequence[Predictions], num_experts: int) -> None:
+    """Say how many predictions of an earlier run are used, if any."""
+    cached = sum(part.cached * len(part.labels) for part in parts)
+    total = sum(num_experts * len(part.labels) for part in parts)
+    if cached:
+        logger.warning(f"{cached} of {total} predictions are taken from the cache.")
 
 
 def say_held_out(search: Predictions, report: Predictions) -> None:

@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
+from inspect import cleandoc
 from numbers import Real
 from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
 
@@ -211,7 +212,17 @@ def check_settings(arguments: Any) -> None:
 
 @dataclass
 class Settings:
-    """Base of dataclasses of settings: their values are checked when an object is made."""
+    """Base of dataclasses of settings: their values are checked when an object is made, and the `help` of their fields
+    is added to the docstring."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = {name: one for name, one in vars(cls).items() if isinstance(one, Field)}
+        of_bases = [vars(base).get("__dataclass_fields__", {}) for base in reversed(cls.__mro__[1:])]
+        found = {name: one for part in [*of_bases, own] for name, one in part.items() if "help" in one.metadata}
+        if cls.__doc__ and found:  # not with python -OO
+            lines = [f"    {name}: {one.metadata['help']}" for name, one in found.items()]
+            cls.__doc__ = "\n".join([cleandoc(cls.__doc__), "", "Args:", *lines])
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+WIDEST = 100
+
+
+def output_width() -> int:
+    """Columns that the output may take: those of the terminal, at most 100, which are also taken without one."""
+    return min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
 
 
 def evenly_spaced(count: int, most: int, needed: Iterable[int] = ()) -> list[int]:
