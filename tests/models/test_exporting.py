@@ -14,6 +14,7 @@ import pytest
 import torch
 from coded_expert import save_coded_expert
 from onnx import TensorProto, helper
+from safetensors.torch import load_file, save_file
 
 from pertinence import PertinenceError, PertinenceForImageClassification
 
@@ -93,7 +94,9 @@ def test_without_a_backend_it_loads_in_torch_bit_for_bit(model, exported, batch)
 
 
 def test_neither_checkpoint_nor_code_is_needed_afterwards(images, tmp_path):
-    coded = [save_coded_expert(tmp_path / name) for name in ("first", "second")]
+    coded = [save_coded_expert(tmp_path / "first"), save_coded_expert(tmp_path / "second")]
+    weights = load_file(coded[1] / "model.safetensors")
+    save_file({name: 2 * values for name, values in weights.items()}, coded[1] / "model.safetensors", {"format": "pt"})
     model = PertinenceForImageClassification.from_experts(coded, thresholds=0.6, trust_remote_code=True)
     seen = images(IMAGES, 16)
     expected = model(seen)

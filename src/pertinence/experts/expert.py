@@ -22,7 +22,7 @@ from ..runtime.transform import UnfitImage
 from ..utils.errors import PertinenceError, explain, shown
 from ..utils.graphs import outside_graphs
 from ..utils.validation import LONGEST_NAME, is_commit, is_name
-from .backends.base import BACKENDS, Backend, backend_of, check_device, moving
+from .backends.base import BACKENDS, Backend, backend_of, calibration_images, check_device, moving
 from .cards import read_licence
 from .checkpoint_files import is_content
 from .input_size import assumed_size, fitting_transform, native_side
@@ -82,11 +82,24 @@ class Expert(nn.Module):
         self.origin, self.entry, self.network, self.preprocess = origin, entry, network, preprocess
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, entry: ExpertEntry, preprocessing: str = "exact") -> Expert:
-        """The expert that runs a checkpoint, which several experts may share, as its entry says."""
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        entry: ExpertEntry,
+        preprocessing: str = "exact",
+        calibration: Images | None = None,
+    ) -> Expert:
+        """The expert that runs a checkpoint, which several experts may share, as its entry says.
+
+        Args:
+            checkpoint: the loaded checkpoint.
+            entry: its entry.
+            preprocessing: "exact" or "fast".
+            calibration: uint8 images for a backend that is made with them (`calibration_images`).
+        """
         checkpoint.model.eval().requires_grad_(False)
         preprocess = Preprocessor(entry.transform, checkpoint.processor, preprocessing)
-        return cls(checkpoint, entry, _make_network(checkpoint, entry), preprocess)
+        return cls(checkpoint, entry, _make_network(checkpoint, entry, calibration), preprocess)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -245,10 +258,11 @@ class Expert(nn.Module):
         return max(LEAST_AT_ONCE, PIXELS_AT_ONCE // (height * width)) * torch.get_num_threads()
 
 
-def _make_network(checkpoint: Checkpoint, entry: ExpertEntry) -> Backend:
+def _make_network(checkpoint: Checkpoint, entry: ExpertEntry, calibration: Images | None) -> Backend:
     check_device(entry, checkpoint.model.device)
+    backend: Any = backend_of(entry)
     try:
-        return backend_of(entry)(checkpoint, entry)
+        return backend(checkpoint, entry, calibration) if calibration_images(backend) else backend(checkpoint, entry)
     except Exception as error:  # a backend from outside may raise anything
         reason = (
             str(error)
@@ -326,6 +340,7 @@ def measured_expert(
     backend: str = TORCH,
     *,
     is_stem: bool = False,
+    calibration: Images | None = None,
 ) -> Expert:
     """Make the expert that runs a checkpoint with a given input size and backend, and measure its costs and features.
 
@@ -335,6 +350,7 @@ def measured_expert(
         preprocessing: "exact" or "fast".
         image_size, image_size_by, backend: see `ExpertReference`.
         is_stem: whether it is a separate stem, whose labels are ignored.
+        calibration: see `Expert.of`.
 
     Raises:
         PertinenceError: the architecture does not take such images, or it is no classifier.
@@ -344,7 +360,7 @@ def measured_expert(
         transform = smaller_transform(checkpoint, entry.transform, image_size, image_size_by)
         operations = count_operations(model, transform.size, checkpoint.call_options(transform))
     entry = entry.replace(costs={GMACS: operations.gmacs}, transform=transform, backend=backend)
-    expert = Expert.of(checkpoint, entry, preprocessing)
+    expert = Expert.of(checkpoint, entry, preprocessing, calibration)
     notes = [operations.note, None if expert.preprocess.has_fixed_size else assumed_size(checkpoint, transform)]
     probe = torch.zeros(1, 3, *transform.size, dtype=torch.uint8, device="cpu")
     logits, features = expert(probe)
@@ -353,9 +369,9 @@ def measured_expert(
             f"expert {name!r} answers with scores of shape {tuple(logits.shape)} for one image, expected (1, "
             f"{model.config.num_labels}): it is not an image classifier"
         )
-    return expert.with_entry(
-        entry.replace(features=features.shape[1], cost_note="; ".join(filter(None, notes)) or None)
-    )
+    made = tuple(getattr(expert.network, "made", ()))  # the graphs of a backend that has any
+    note = "; ".join(filter(None, notes)) or None
+    return expert.with_entry(entry.replace(features=features.shape[1], cost_note=note, exports=made))
 
 
 @contextmanager

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..data.batches import Images, chunks, sorted_by_shape
-from ..runtime.entry import TORCH
+from ..runtime.entry import ONNX, TORCH
 from ..runtime.exports import Agreement, Export
 from ..runtime.sessions import Session
 from ..utils.errors import PertinenceError
-from .backends.torch import TorchBackend
 from .expert import Expert, naming
 from .exporting import exported
 
@@ -42,9 +40,11 @@ def export_expert(
     Raises:
         PertinenceError: it has no network in torch, it cannot be exported, or its graph gives other answers.
     """
-    entry, network = expert.entry, expert.network
+    entry = expert.entry
     with naming(entry.name):
-        if not isinstance(network, TorchBackend) or entry.backend != TORCH:
+        if entry.backend == ONNX:  # which made a graph of it, not compared with torch yet
+            expert = Expert.of(expert.checkpoint, entry.replace(backend=TORCH), expert.preprocessing)
+        elif entry.backend != TORCH:
             raise PertinenceError(f"it runs in {entry.backend}: only experts in torch are exported to ONNX")
         if not expert.preprocess.has_fixed_size:
             raise PertinenceError(
@@ -72,35 +72,36 @@ def compare(expert: Expert, session: Session, images: Images) -> Agreement:
             f"an export is compared with torch on at least {LEAST_IMAGES} images, got {len(images)}: give a larger "
             "data set or split"
         )
-    largest, features_apart, same = 0.0, 0.0, 0
-    for pixels in _pixels(expert, images):
-        with torch.inference_mode():
-            expected, expected_features = expert.network.run(pixels)
-        logits, features = (None if one is None else torch.from_numpy(one) for one in session.run(_array(pixels)))
-        assert logits is not None
-        expected = expected.float().cpu()
-        largest = max(largest, (logits - expected).abs().max().item())
-        if features is not None and expected_features is not None:
-            wanted = expected_features.float().cpu()
-            apart = (features - wanted).abs().max() / wanted.abs().max().clamp_min(1)
-            features_apart = max(features_apart, apart.item())
-        best = expected.topk(2).values
-        same += int(((logits.argmax(1) == expected.argmax(1)) | (best[:, 0] - best[:, 1] < TIE)).sum())
-    agreement = Agreement(len(images), largest, same / len(images))
-    if not (largest <= MOST_DIFFERENCE and features_apart <= MOST_DIFFERENCE and same == len(images)):
+    agreement, apart = agreement_of(expert, session, images)
+    if max(agreement.largest_difference, apart) > MOST_DIFFERENCE or agreement.same_answers < 1:
         raise PertinenceError(
-            f"its graph does not answer as torch does: {agreement}, features within {features_apart:.2g} of their "
-            f"size; expected all the same, and at most {MOST_DIFFERENCE}"
+            f"its graph does not answer as torch does: {agreement}, features within {apart:.2g} of their size; "
+            f"expected all the same, and at most {MOST_DIFFERENCE}"
         )
     return agreement
 
 
-def _pixels(expert: Expert, images: Images) -> Iterator[torch.Tensor]:
+def agreement_of(expert: Expert, session: Session, images: Images) -> tuple[Agreement, float]:
+    """How far a graph agrees with the network of an expert in torch on images, and the largest difference of a
+    feature, relative to the largest feature."""
+    largest, apart, same = 0.0, 0.0, 0
+    for pixels in pixels_of(expert, images):
+        with torch.inference_mode():
+            expected, expected_features = (one.float().cpu() for one in expert.network.run(pixels) if one is not None)
+        logits, features = session.run(pixels.float().cpu().contiguous().numpy())
+        largest = max(largest, (torch.from_numpy(logits) - expected).abs().max().item())
+        if features is not None:
+            difference = (torch.from_numpy(features) - expected_features).abs().max()
+            apart = max(apart, (difference / expected_features.abs().max().clamp_min(1)).item())
+        best = expected.topk(2).values
+        is_tie = best[:, 0] - best[:, 1] < TIE
+        same += int(((torch.from_numpy(logits).argmax(1) == expected.argmax(1)) | is_tie).sum())
+    return Agreement(len(images), largest, same / len(images)), apart
+
+
+def pixels_of(expert: Expert, images: Images) -> Iterator[torch.Tensor]:
+    """The input of an expert's network, in small batches, for uint8 images; not in their order."""
     ordered, device = sorted_by_shape(images)[0], expert.device
     for chunk in chunks(ordered, AT_ONCE):
         moved = chunk.to(device) if isinstance(chunk, torch.Tensor) else [image.to(device) for image in chunk]
         yield from expert.preprocess.batches(moved)
-
-
-def _array(pixels: torch.Tensor) -> Any:
-    return pixels.float().cpu().contiguous().numpy()

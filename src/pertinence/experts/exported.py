@@ -17,6 +17,7 @@ from ..utils.errors import PertinenceError
 from .backends.base import backend_of
 from .backends.onnx import OnnxBackend
 from .expert import Expert, naming
+from .loading import load_processor
 from .preprocessing import Preprocessor
 from .reference import LoadOptions
 
@@ -106,4 +107,6 @@ def open_exported(
     """
     with naming(entry.name):
         backend = cast(type[OnnxBackend], backend_of(entry)).from_file(path, export, options)
-        return Expert(origin, entry, backend, Preprocessor(entry.transform, None, preprocessing))
+        is_own = entry.transform.library == "own"
+        processor = load_processor(origin.folder, options) if is_own else None
+        return Expert(origin, entry, backend, Preprocessor(entry.transform, processor, preprocessing))

@@ -217,6 +217,14 @@ def _load_folder(
     return Backbone(model) if is_headless else model, processor, info["missing_keys"]
 
 
+def load_processor(folder: Path, options: LoadOptions) -> Any:
+    """The image processor of a checkpoint of transformers; raises `PertinenceError` if it cannot be loaded."""
+    try:
+        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
+    except Exception as error:  # it may have code of its own, which may raise anything
+        raise PertinenceError(f"its image processor in {folder} cannot be loaded ({explain(error)})") from error
+
+
 def _model_class(auto: Any, config: Any, described: Path, code: Mapping[str, Path]) -> Callable[..., Any]:
     """The function that loads a model: that of an Auto class, or of the class in the code of the checkpoint."""
     reference = (getattr(config, "auto_map", None) or {}).get(auto.__name__)

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from ..data.batches import Images, by_shape
+from ..runtime.pixels import host_pixels
 from ..runtime.transform import Transform
 from ..utils.errors import MALFORMED, PertinenceError, explain
 from .transforms import apply_transform, cut
@@ -35,12 +36,12 @@ class Preprocessor:
 
     Args:
         transform: description of the processor, from `resolve_transform`.
-        processor: the expert's own image processor.
+        processor: the expert's own image processor; None for a graph, unless only its processor knows its pixels.
         mode: "exact" or "fast".
     """
 
     def __init__(self, transform: Transform, processor: Any, mode: str = "exact"):
-        if transform.processor_size is not None:
+        if transform.processor_size is not None and processor is not None:
             processor = resized_processor(processor, transform.processor_size)
         self.transform, self.processor, self.mode = transform, processor, mode
 
@@ -79,6 +80,9 @@ class Preprocessor:
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:
         """What the processor itself makes of images of one size."""
+        if self.processor is None:  # a graph comes without one: its resize is that of Pillow, as in the processor
+            arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+            return torch.from_numpy(np.stack([host_pixels(self.transform, one) for one in arrays])).to(images.device)
         try:
             return run_processor(self.processor, images)
         except Exception as error:  # a processor may fail in any way

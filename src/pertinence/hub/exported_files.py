@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..experts.checkpoint_files import check_contained
+from ..experts.expert import Expert
 from ..runtime.entry import ExpertEntry
-from ..runtime.exports import Export
+from ..runtime.exports import FOLDER, Export
 from ..utils.downloads import fetch
 
 
@@ -22,12 +23,28 @@ class ExportedFiles:
         revision: commit on the Hub.
         subfolder: subfolder of the model in `source`.
         options: how files are downloaded from the Hub.
+        made: the files of graphs that were made for a model that is not saved yet, by their place in its folder.
     """
 
-    source: str
+    @classmethod
+    def of_pool(cls, experts: Sequence[Expert], stem: Expert | None) -> tuple[list[ExpertEntry], ExportedFiles]:
+        """The entries of experts that become a model, that of a stem last, with the graphs that were made for them."""
+        entries, made = [], {}
+        homes = [*map(str, range(len(experts))), *([] if stem is None else ["stem"])]
+        for home, expert in zip(homes, [*experts, *filter(None, [stem])], strict=True):
+            exports = []
+            for export in getattr(expert.network, "made", ()):
+                file = f"experts/{home}/{FOLDER}/{Path(export.file).name}"
+                exports.append(replace(export, file=file))
+                made[file] = expert.network.path
+            entries.append(expert.entry.replace(exports=tuple(exports)))
+        return entries, cls(None, made=made)
+
+    source: str | None
     revision: str | None = None
     subfolder: str = ""
     options: dict[str, Any] = field(default_factory=dict, repr=False)
+    made: Mapping[str, Path] = field(default_factory=dict)
 
     def find(self, export: Export) -> Path:
         """The path of a graph, which is downloaded if necessary.
@@ -35,6 +52,9 @@ class ExportedFiles:
         Raises:
             PertinenceError: it is a link that leads out of the folder, or cannot be downloaded.
         """
+        if export.file in self.made:
+            return self.made[export.file]
+        assert self.source is not None  # every other graph is in the folder of a saved model
         root, file = Path(self.source), (Path(self.subfolder) / export.file).as_posix()
         if not root.is_dir():
             root = fetch(self.source, self.revision, [file], **self.options)

@@ -141,7 +141,8 @@ class SavedPool:
     def memory_key(self, index: int) -> Any:
         """Equal for experts that share memory: those of one checkpoint, while every graph has its own."""
         entry = self.entries[index]
-        return export_to_run(entry, self.options.file_name) or self.key(index)
+        export = export_to_run(entry, self.options.file_name)
+        return self.key(index) if export is None else export.file
 
     def dtype(self, index: int) -> torch.dtype:
         """The dtype that an expert is loaded in."""

@@ -23,6 +23,7 @@ from ..experts.expert import Expert
 from ..experts.pool import load_pool, pool_labels, warn_of_costs
 from ..experts.reference import LoadOptions
 from ..hub.configuration import FORMAT_VERSION, PertinenceConfig
+from ..hub.exported_files import ExportedFiles
 from ..hub.reference import FORMER, Reference
 from ..routing.budgets import check_loss, check_saving, choose_saving
 from ..routing.costs import GMACS, STEM, PoolCosts
@@ -126,9 +127,11 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             reference: pool index of the expert that losses and savings refer to; default: the last.
         """
         labels = pool_labels(experts)
+        entries, exported_files = ExportedFiles.of_pool(experts, stem)
+        values = [entry.to_dict() for entry in entries]
         config = PertinenceConfig(
-            experts=[expert.entry.to_dict() for expert in experts],
-            stem=stem.entry.to_dict() if stem is not None else None,
+            experts=values[: len(experts)],
+            stem=values[-1] if stem is not None else None,
             front=front.to_list(),
             operating_point=operating_point,
             preprocessing=experts[0].preprocessing,
@@ -145,6 +148,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         model.routing_reference = dict(routing_reference or {})
         model.experts.extend(experts)
         model.stem = stem
+        model.exported_files = exported_files
         return model.eval()
 
     @classmethod

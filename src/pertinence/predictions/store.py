@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..data.dataset import LabelledImages
 from ..experts.backends.base import backend_of
 from ..experts.base import ExpertLike
+from ..experts.exported import export_to_run
 from ..utils.errors import PertinenceError
 from ..utils.io import hash_file, replaced
 from ..utils.names import file_name
@@ -50,6 +51,7 @@ def identify(expert: ExpertLike, images: LabelledImages, device: torch.device) -
             "transform": entry.transform.to_dict(),
             "quantization": entry.quantization,
             "label_map": entry.label_map,
+            **({"graph": export.sha256} if (export := export_to_run(entry)) is not None else {}),
             **({} if entry.is_of_torch else {"backend": entry.backend, "version": backend_of(entry).version}),
         },
         "preprocessing": expert.preprocessing,

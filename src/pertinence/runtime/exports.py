@@ -107,6 +107,11 @@ class Export:
                 raise
             raise PertinenceError(f"an exported file is described wrongly ({explain(error)})") from error
 
+    @property
+    def outputs(self) -> list[str]:
+        """Names of its outputs."""
+        return [LOGITS, FEATURES] if self.has_features else [LOGITS]
+
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
         unknown = values.pop("unknown")

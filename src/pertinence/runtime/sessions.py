@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..utils.errors import PertinenceError, explain, shown
-from .exports import FEATURES, INPUT, LOGITS, Export
+from .exports import INPUT, Export
 
 
 CPU = "CPUExecutionProvider"
+FLOATS = "tensor(float)"
 QUIET = 3
 """Severity of ONNX Runtime's log: errors only."""
 
@@ -54,18 +55,17 @@ class Session:
     def __init__(self, content: bytes, export: Export, settings: SessionSettings | None = None):
         self.export, self.settings = export, settings or SessionSettings()
         self._session = _open(content, export.file, self.settings)
-        self._outputs = [LOGITS, FEATURES] if export.has_features else [LOGITS]
-        self._check_interface()
+        self._outputs = export.outputs
+        check_interface(
+            export,
+            {one.name: one.shape for one in self._session.get_inputs() if one.type == FLOATS},
+            {one.name: one.shape for one in self._session.get_outputs() if one.type == FLOATS},
+        )
 
     @classmethod
     def of(cls, path: Path, export: Export, settings: SessionSettings | None = None) -> Session:
         """Open a file after its hash was checked; see `Export.read`."""
         return cls(export.read(path), export, settings)
-
-    @property
-    def num_outputs(self) -> int:
-        """How many logits it gives."""
-        return int(self._session.get_outputs()[0].shape[1])
 
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run it on float32 (b, 3, height, width): logits (b, C), and features (b, F) or None.
@@ -82,30 +82,34 @@ class Session:
             ) from error
         return logits, features[0] if features else None
 
-    def _check_interface(self) -> None:
-        inputs = {one.name: (one.shape, one.type) for one in self._session.get_inputs()}
-        outputs = {one.name: (one.shape, one.type) for one in self._session.get_outputs()}
-        shape, kind = inputs.get(INPUT, ([], ""))
-        is_right = (
-            set(inputs) == {INPUT}
-            and (kind, len(shape), tuple(shape[1:])) == ("tensor(float)", 4, self.export.input_shape)
-            and not isinstance(shape[0], int)
-            and set(outputs) >= set(self._outputs)
-            and all(_is_table(*outputs[name]) for name in self._outputs)
+
+def check_interface(export: Export, inputs: dict[str, Sequence[Any]], outputs: dict[str, Sequence[Any]]) -> None:
+    """Raise `PertinenceError` unless a graph has the inputs and outputs that its description promises.
+
+    Args:
+        export: the description.
+        inputs, outputs: shapes of float32 inputs and outputs by name; a dimension of any size is no number.
+    """
+    pixels = list(inputs.get(INPUT, ()))
+    is_right = (
+        set(inputs) == {INPUT}
+        and pixels[1:] == list(export.input_shape)
+        and not isinstance(pixels[0], int)
+        and all(_is_table(outputs.get(name, ())) for name in export.outputs)
+    )
+    if not is_right:
+        raise PertinenceError(
+            f"{export.file} maps {_shown(inputs)} to {_shown(outputs)}, but config.json describes {INPUT} (any, "
+            f"{', '.join(map(str, export.input_shape))}) and {' and '.join(export.outputs)}"
         )
-        if not is_right:
-            raise PertinenceError(
-                f"{self.export.file} maps {_shown(inputs)} to {_shown(outputs)}, but config.json describes "
-                f"{INPUT} (any, {', '.join(map(str, self.export.input_shape))}) and {' and '.join(self._outputs)}"
-            )
 
 
-def _is_table(shape: Sequence[Any], kind: str) -> bool:
-    return kind == "tensor(float)" and len(shape) == 2 and not isinstance(shape[0], int) and isinstance(shape[1], int)
+def _is_table(shape: Sequence[Any]) -> bool:
+    return len(shape) == 2 and not isinstance(shape[0], int) and isinstance(shape[1], int)
 
 
-def _shown(values: dict[str, tuple[Sequence[Any], str]]) -> str:
-    return shown({name: list(shape) for name, (shape, _) in values.items()}, 200)
+def _shown(shapes: dict[str, Sequence[Any]]) -> str:
+    return shown({name: list(shape) for name, shape in shapes.items()}, 200)
 
 
 def _open(content: bytes, file: str, settings: SessionSettings) -> Any:

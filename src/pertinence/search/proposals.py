@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..data.dataset import LabelledImages
+from ..data.batches import Images
+from ..data.dataset import LabelledImages, raise_or
 from ..data.splits import sample_rows
 from ..evaluation.intervals import paired_difference
-from ..experts.backends.base import BACKENDS
+from ..experts.backends.base import BACKENDS, calibration_images
 from ..experts.expert import Expert, measured_expert
 from ..experts.reference import variant_suffix
 from ..experts.variants import SIZE_MODES, possible_sizes
 from ..predictions.predict import predict
 from ..predictions.predictions import Predictions
 from ..routing.costs import COSTS
-from ..runtime.entry import TORCH
+from ..runtime.entry import GRAPH_BACKENDS, TORCH
 from ..runtime.transform import Transform
 from ..utils.progress import progress_bar
 from .arguments import SearchArguments
@@ -94,7 +95,10 @@ def propose_variants(
 
     def attempt(index: int, how: dict[str, Any]) -> Trial | None:
         expert = pool[index]
-        variant = _variant(expert, how)
+        count = calibration_images(BACKENDS.get(how.get("backend", expert.entry.backend)))
+        calibration = raise_or([tried[row] for row in range(min(count, len(tried)))]) if count else None
+        with accelerator.main_process_first():  # which may write a file that the others read
+            variant = _variant(expert, how, calibration)
         unit, variant = search.costs.objective, measure(variant)
         saving = 1 - variant.entry.costs[unit] / expert.entry.costs[unit]
         if saving <= 0:
@@ -150,7 +154,7 @@ def best_variant(
 
 def _ladders(expert: Expert, cost_depends: bool, device: torch.device) -> Iterator[Iterator[dict[str, Any]]]:
     """Kinds of variants of an expert, each from the mildest on; an expert that is a variant itself has none."""
-    if expert.entry.transform.is_smaller or expert.entry.backend != TORCH:
+    if expert.entry.transform.is_smaller or expert.entry.backend not in (TORCH, *GRAPH_BACKENDS):
         return
     sizes = possible_sizes(expert.checkpoint)
     for by in SIZE_MODES:
@@ -165,7 +169,8 @@ def _identity(expert: Expert) -> tuple[str, Transform, str]:
     return expert.entry.revision, expert.entry.transform, expert.entry.backend
 
 
-def _variant(expert: Expert, how: dict[str, Any]) -> Expert:
-    how = {"image_size": None, "image_size_by": "crop", "backend": TORCH, **how}
-    entry = expert.entry.replace(name=expert.entry.name + variant_suffix(**how))
-    return measured_expert(expert.checkpoint, entry, expert.preprocessing, **how)
+def _variant(expert: Expert, how: dict[str, Any], calibration: Images | None) -> Expert:
+    name = expert.entry.name + variant_suffix(**{"image_size": None, "image_size_by": "crop", "backend": TORCH, **how})
+    how = {"backend": expert.entry.backend, **how}
+    entry = expert.entry.replace(name=name)
+    return measured_expert(expert.checkpoint, entry, expert.preprocessing, calibration=calibration, **how)

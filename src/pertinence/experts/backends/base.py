@@ -25,6 +25,8 @@ class Backend(Protocol):
         devices: kinds of device that it runs on, like ("cpu",); None: all of torch's.
         fixed_dtype: the dtype that it computes in, even if the model is cast; None: it is cast with the model.
         compiles: whether it can be compiled.
+        calibration_images: how many images of a search it is made with, given as a third argument; an attribute that
+            it need not have.
     """
 
     version: ClassVar[int]
@@ -81,6 +83,7 @@ BACKENDS: Registry[type[Backend]] = Registry(
         "torch": "pertinence.experts.backends.torch:TorchBackend",
         "torch-int8": "pertinence.experts.backends.torch:TorchInt8Backend",
         "onnx": "pertinence.experts.backends.onnx:OnnxBackend",
+        "onnx-int8": "pertinence.experts.backends.onnx:OnnxInt8Backend",
         "openvino": "pertinence.experts.backends.openvino:OpenVinoBackend",
     },
     asked=ASKED,
@@ -103,6 +106,11 @@ def register_backend(name: str, backend: type[Backend]) -> type[Backend]:
 def backend_of(entry: ExpertEntry) -> type[Backend]:
     """The backend that an entry names; raises `PertinenceError` if it is not registered."""
     return BACKENDS.require(entry.backend, f"expert {entry.name!r}")
+
+
+def calibration_images(backend: type[Backend]) -> int:
+    """How many images of a search a backend is made with; 0 for most."""
+    return int(getattr(backend, "calibration_images", 0))
 
 
 def check_device(entry: ExpertEntry, device: torch.device) -> None:

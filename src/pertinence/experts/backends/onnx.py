@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -12,7 +13,8 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from transformers.utils import logging
 
-from ...runtime.entry import ExpertEntry
+from ...data.batches import Images
+from ...runtime.entry import TORCH, ExpertEntry
 from ...runtime.exports import Export
 from ...runtime.sessions import Session, SessionSettings
 from ...utils.errors import PertinenceError
@@ -41,9 +43,13 @@ class OnnxBackend:
     """An exported graph. It takes its pixels on the host, wherever its provider computes.
 
     Attributes:
+        path: the file.
+        export: what is recorded about it.
         graph: the opened graph.
+        made: what a saved model must keep, because it could not be made again.
     """
 
+    made: tuple[Export, ...] = ()
     version: ClassVar[int] = 1
     devices: ClassVar[tuple[str, ...] | None] = ("cpu",)
     fixed_dtype: ClassVar[torch.dtype | None] = torch.float32
@@ -66,7 +72,7 @@ class OnnxBackend:
         return False  # it gives the same answers: a model is loaded with it, rather than searched
 
     def _open(self, path: Path, export: Export, options: LoadOptions) -> None:
-        self._source = path, export, options
+        self.path, self.export, self._options = path, export, options
         self.graph = self.opened(export.read(path), export, options)
         self.memory = path.stat().st_size
 
@@ -94,8 +100,36 @@ class OnnxBackend:
         raise PertinenceError("an exported graph is not compiled: load the model without backend= to compile it")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        path, export, options = self._source
-        return type(self).from_file, (path, export, options)
+        return type(self).from_file, (self.path, self.export, self._options)
+
+
+class OnnxInt8Backend(OnnxBackend):
+    """The graph in 8 bits: another expert than the one in 32 bits, to whose predictions other heads are fitted."""
+
+    calibration_images: ClassVar[int] = 384
+
+    def __init__(self, checkpoint: Checkpoint, entry: ExpertEntry, images: Images | None = None):
+        """Quantize the network of a checkpoint in the cache, unless it is there, and open it.
+
+        Args:
+            checkpoint, entry: of the expert.
+            images: uint8 images of the search that no report shows, which calibrate the scales of activations.
+        """
+        from ..expert import Expert
+        from ..quantizing import quantized
+
+        if images is None:
+            raise PertinenceError(
+                "8-bit graphs are calibrated on images of a search: ask for them with `search --variants auto`"
+            )
+        path, export = quantized(Expert.of(checkpoint, entry.replace(backend=TORCH)), images)
+        self._open(path, export, checkpoint.options)
+        self.made = (export,)
+
+    @classmethod
+    def is_offered(cls, checkpoint: Checkpoint, cost_depends: bool, device: torch.device) -> bool:
+        has_packages = all(find_spec(name) is not None for name in ("onnx", "onnxruntime", "onnxscript"))
+        return cost_depends and device.type == "cpu" and has_packages
 
 
 def cached_export(checkpoint: Checkpoint, entry: ExpertEntry) -> tuple[Path, Export]:

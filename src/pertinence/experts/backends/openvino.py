@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...runtime.exports import FEATURES, INPUT, LOGITS, Export
+from ...runtime.exports import INPUT, Export
+from ...runtime.sessions import check_interface
 from ...utils.errors import PertinenceError, explain
 from ..reference import LoadOptions
 from .onnx import Graph, OnnxBackend
@@ -47,9 +48,10 @@ class CompiledGraph:
             # Otherwise it computes in bfloat16 where the CPU can, and thresholds move.
             settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
             self._compiled = core.compile_model(model, "CPU", settings)
-            self._outputs = [self._compiled.output(name) for name in [LOGITS, FEATURES][: 1 + export.has_features]]
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise PertinenceError(f"{export.file} cannot be opened by OpenVINO ({explain(error)})") from error
+        check_interface(export, _shapes(model.inputs), _shapes(model.outputs))
+        self._outputs = [self._compiled.output(name) for name in export.outputs]
 
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         try:
@@ -61,3 +63,12 @@ class CompiledGraph:
             ) from error
         logits, *features = (np.array(found[output]) for output in self._outputs)
         return logits, features[0] if features else None
+
+
+def _shapes(ports: Any) -> dict[str, list[int | None]]:
+    """Shapes of float32 inputs or outputs by name, None for a dimension of any size."""
+    return {
+        port.any_name: [side.get_length() if side.is_static else None for side in port.get_partial_shape()]
+        for port in ports
+        if port.get_element_type().to_dtype() == np.float32
+    }
