@@ -24,7 +24,6 @@ from ..hub.configuration import PertinenceConfig
 from ..hub.expert_files import check_unchanged, save_components
 from ..hub.layout import WEIGHT_PATTERNS, check_same_search, update_config
 from ..hub.reference import (
-    FORMER,
     Reference,
     former_counts,
     load_reference,
@@ -34,6 +33,7 @@ from ..hub.reference import (
 )
 from ..routing.costs import STEM
 from ..routing.dispatcher import Dispatcher
+from ..routing.heads import FORMER
 from ..runtime.entry import CONFIG, ExpertEntry
 from ..utils.downloads import checked_downloads, fetch, with_retries
 from ..utils.errors import PertinenceError

@@ -14,7 +14,7 @@ from .metrics import Figures
 
 
 if TYPE_CHECKING:
-    from .front import OperatingPoint
+    from .front import Front, OperatingPoint
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,31 @@ MOST_LOSS = 0.2
 
 _Measured = Sequence[tuple["OperatingPoint", Figures]]
 """Operating points with their figures on the search images."""
+
+
+def choose_by_budget(
+    front: Front, reference: Mapping[str, Any] | None, *, max_accuracy_loss: float | None = None, **budget: Any
+) -> OperatingPoint:
+    """Choose the operating point for the budget of a model.
+
+    Args:
+        front: operating points of the model.
+        reference: figures of the reference expert on the search images, as its entry stores them; None: not measured.
+        max_accuracy_loss: choose the cheapest point whose accuracy is at most this much below that of the reference.
+        budget: the other budgets of `Front.choose`, with `device` and `batch_size`.
+
+    Raises:
+        PertinenceError: no point meets the budget, or not exactly one budget is given.
+    """
+    how = {name: budget.pop(name, None) for name in ("device", "batch_size")}
+    if sum(value is not None for value in (max_accuracy_loss, *budget.values())) != 1:
+        raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss")
+    if max_accuracy_loss is not None:
+        check_loss(max_accuracy_loss)
+        if not reference:
+            raise PertinenceError("the experts were not measured: search, or choose with `operating_point=`")
+        budget["accuracy"] = Figures.from_dict(reference).accuracy - max_accuracy_loss
+    return front.choose(**budget, **how)
 
 
 def choose_point(
