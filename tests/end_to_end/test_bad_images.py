@@ -165,9 +165,9 @@ def test_odd_images_are_read_as_transformers_reads_them(folder, classify, name):
 
 
 def test_more_than_eight_bits_are_said(folder, caplog):
-    from transformers.utils import logging
+    from pertinence.utils.images import warn_of_depth
 
-    logging.warning_once.cache_clear()
+    warn_of_depth.cache_clear()
     PertinenceImageProcessor()(str(folder / "cmyk"))
     assert "more than 8 bits" not in caplog.text
     with Image.open(folder / "16 bit") as opened:

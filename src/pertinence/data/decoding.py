@@ -8,19 +8,17 @@ import re
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 import numpy as np
 import torch
 from huggingface_hub import get_session
 from PIL import Image, ImageOps
-from transformers.utils import logging
 
 from ..utils.errors import PertinenceError, explain, shown
+from ..utils.images import channels_first, check_unit_range, decode_rgb, open_image
 
-
-logger = logging.get_logger(__name__)
 
 REMOTE, ARCHIVE = (
     re.compile(rf"({schemes})://") for schemes in ("https?|hf|s3|gs|gcs|abfs|az", "zip|tar|gzip|xz|bz2|zstd")
@@ -43,20 +41,7 @@ def decode_image(image: Any) -> torch.Tensor:
             reason = str(error) if isinstance(error, PertinenceError) else explain(error)
             raise PertinenceError(f"{shown(str(image), 300)} cannot be read as an image ({reason})") from error
     if isinstance(image, Image.Image):
-        try:
-            _refuse_programs(image)
-            if image.mode.startswith(("I", "F")) and np.max(image.getextrema()) > 255:
-                logger.warning_once(
-                    "An image has more than 8 bits a channel: what lies above 255 is cut off, as transformers does. "
-                    "Scale such images down before."
-                )
-            # As in transformers' `load_image`, so that an expert sees the same pixels as when it is used alone.
-            image = ImageOps.exif_transpose(image).convert("RGB")
-        except Exception as error:  # as above
-            raise PertinenceError(
-                f"an image cannot be decoded ({explain(error)}): replace it or leave it out"
-            ) from error
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(decode_rgb(image)).permute(2, 0, 1).contiguous()
     if isinstance(image, np.ndarray):
         try:
             image = torch.from_numpy(np.require(image, image.dtype.newbyteorder("="), ("C", "W")))
@@ -65,19 +50,7 @@ def decode_image(image: Any) -> torch.Tensor:
     if not isinstance(image, torch.Tensor):
         raise PertinenceError(f"expected an image (PIL, path, URL, numpy or torch array), got {type(image).__name__}")
     check_plain(image)
-    return to_uint8(_channels_first(image))
-
-
-def open_image(source: str | Path | BinaryIO) -> Image.Image:
-    """Open an image file without decoding it; raises `PertinenceError` for PostScript."""
-    opened = Image.open(source)
-    _refuse_programs(opened)
-    return opened
-
-
-def _refuse_programs(image: Image.Image) -> None:
-    if image.format == "EPS":
-        raise PertinenceError("an EPS file is a program, which Pillow would have run")
+    return to_uint8(channels_first(image).contiguous())
 
 
 def open_row(row: Mapping[str, Any], mode: str | None) -> Image.Image:
@@ -170,20 +143,5 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     if images.itemsize == 1:  # torch has no arithmetic for 8-bit floats
         images = images.float()
     low, high = (value.item() for value in images.aminmax())
-    if not (low >= 0 and high <= 1):
-        raise PertinenceError(
-            f"float images must lie in [0, 1], got values from {low:.3g} to {high:.3g}: pass images as they are, "
-            "every expert normalises them itself"
-        )
+    check_unit_range(low, high)
     return (images * 255).round().to(torch.uint8)
-
-
-def _channels_first(image: torch.Tensor) -> torch.Tensor:
-    if image.ndim == 2:
-        image = image[None]
-    if image.ndim != 3 or not image.numel() or (image.shape[0] not in (1, 3, 4) and image.shape[-1] not in (1, 3, 4)):
-        raise PertinenceError(f"expected an image of 1, 3 or 4 channels, got an array of shape {tuple(image.shape)}")
-    # An image that is four pixels high is not one of four channels.
-    if image.shape[0] not in (1, 3, 4) or (image.shape[0] == 4 and image.shape[-1] in (1, 3)):
-        image = image.permute(2, 0, 1)
-    return (image[:3] if image.shape[0] != 1 else image.expand(3, -1, -1)).contiguous()

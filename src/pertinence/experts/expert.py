@@ -369,7 +369,7 @@ def measured_expert(
             f"expert {name!r} answers with scores of shape {tuple(logits.shape)} for one image, expected (1, "
             f"{model.config.num_labels}): it is not an image classifier"
         )
-    made = tuple(getattr(expert.network, "made", ()))  # the graphs of a backend that has any
+    made = tuple(export for export, _ in getattr(expert.network, "made", ()))  # by a backend of graphs
     note = "; ".join(filter(None, notes)) or None
     return expert.with_entry(entry.replace(features=features.shape[1], cost_note=note, exports=made))
 

@@ -9,26 +9,36 @@ from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
-from transformers.utils import logging
 
-from .._version import INSTALL
-from ..experts.modes import PREPROCESSING_MODES
-from ..routing.costs import STEM
-from ..routing.front import Front, OperatingPoint
+from ..routing.front import Front
 from ..routing.guarantee import Guarantee
-from ..routing.metrics import Figures
-from ..runtime.entry import ATTENTION, CONFIG, DTYPES, MAX_LABELS, MEANINGLESS, MODEL_TYPE, ExpertEntry
+from ..runtime.config import (
+    ModelConfig,
+    build_front,
+    check_label_maps,
+    check_labels,
+    feature_sizes,
+    parse_experts,
+    parse_stem,
+)
+from ..runtime.entry import ATTENTION, CONFIG, DTYPES, MEANINGLESS, MODEL_TYPE, ExpertEntry
 from ..utils.errors import MALFORMED, PertinenceError, explain, first_line, shown
 from ..utils.hub_errors import check_place, explain_place
 from ..utils.json_files import check_json, read_text
-from ..utils.validation import is_whole
 
 
-logger = logging.get_logger(__name__)
-
-FORMAT_VERSION = 2
-"""The newest format. Format 2 has a reference expert that is not the last one, on which older code would mislead."""
-MAX_EXPERTS = 256
+_CHECKED = (
+    "experts",
+    "stem",
+    "front",
+    "operating_point",
+    "preprocessing",
+    "guarantee",
+    "reference",
+    "heads_hash",
+    "format_version",
+)
+"""What `ModelConfig` checks; transformers makes objects of the labels only later."""
 
 
 class PertinenceConfig(PreTrainedConfig):
@@ -75,16 +85,14 @@ class PertinenceConfig(PreTrainedConfig):
         # Before the parent builds label maps: a number in a file must not determine how much memory they take.
         _check_settings(type(self), kwargs)
         labels = kwargs.get("id2label") or self.id2label
-        _check_labels(labels, kwargs.get("num_labels"))
+        check_labels(labels, kwargs.get("num_labels"))
         if self.dtype is not None and str(self.dtype).removeprefix("torch.") not in DTYPES:
             raise PertinenceError(
                 f"config.json has dtype {shown(self.dtype)}, which is not one of {', '.join(DTYPES)}"
             )
         if self.experts is not None:
             self.check()
-            for entry in self.expert_entries:
-                if labels and entry.label_map is not None and len(entry.label_map) != len(labels):
-                    raise PertinenceError(f"the label_map of expert {entry.name!r} does not have {len(labels)} labels")
+            check_label_maps(self.expert_entries, labels)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -119,15 +127,12 @@ class PertinenceConfig(PreTrainedConfig):
     @property
     def expert_entries(self) -> list[ExpertEntry]:
         """The entries of the experts, by rising cost."""
-        return [
-            ExpertEntry.from_dict(values, f"expert {index} of config.json")
-            for index, values in enumerate(self.experts or [])
-        ]
+        return list(parse_experts(self.experts))
 
     @property
     def stem_entry(self) -> ExpertEntry | None:
         """The entry of the separate stem; None if there is none."""
-        return None if self.stem is None else ExpertEntry.from_dict(self.stem, "the stem of config.json")
+        return parse_stem(self.stem)
 
     @property
     def entries(self) -> list[ExpertEntry]:
@@ -152,15 +157,11 @@ class PertinenceConfig(PreTrainedConfig):
     @property
     def feature_sizes(self) -> dict[int, int]:
         """Width of the pooled features of each expert by pool index, and of a separate stem by `STEM`."""
-        values = dict(enumerate(self.experts or [])) | ({STEM: self.stem} if self.stem else {})
-        return {index: one["features"] for index, one in values.items()}
+        return feature_sizes(self.expert_entries, self.stem_entry)
 
     def build_front(self) -> Front:
         """The front as an object; raises `PertinenceError` if an entry is malformed."""
-        points = [OperatingPoint.from_dict(values) for values in self.front or []]
-        reference = (self.experts or [{}])[self.reference_index].get("select") if self.experts else None
-        cost = Figures.from_dict(reference).cost if reference else None
-        return Front(points, self.expert_names, self.operating_point, cost)
+        return build_front(self.front, self.expert_entries, self.operating_point, self.reference_index)
 
     def build_guarantee(self) -> Guarantee | None:
         """The guarantee as an object; None if there is none. Raises `PertinenceError` if it is malformed."""
@@ -168,45 +169,7 @@ class PertinenceConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise `PertinenceError` if this cannot be the config of a model."""
-        count = len(self.experts or [])
-        if not 1 <= count <= MAX_EXPERTS:
-            raise PertinenceError(f"`experts` has {count} entries, expected 1 to {MAX_EXPERTS}")
-        if self.preprocessing not in PREPROCESSING_MODES:
-            raise PertinenceError(
-                f"preprocessing={shown(self.preprocessing)} is not one of {', '.join(map(repr, PREPROCESSING_MODES))}"
-            )
-        if not isinstance(self.format_version, int):
-            raise PertinenceError(f"format_version must be a number, got {shown(self.format_version)}")
-        if self.format_version > FORMAT_VERSION:
-            logger.warning(
-                f"This model has format version {self.format_version}, newer than {FORMAT_VERSION}, which this "
-                f"version of pertinence knows: install a newer one ({INSTALL})."
-            )
-        if self.reference is not None and not is_whole(self.reference, 0, count - 1):
-            raise PertinenceError(
-                f"reference={shown(self.reference)} is not the index of an expert, expected 0 to {count - 1}"
-            )
-        experts, stem = self.expert_entries, self.stem_entry
-        for index, entry in enumerate(experts):
-            for figures in filter(None, (entry.select, entry.report)):
-                _check_figures(f"expert {index} of config.json", figures, count)
-        entries = [*experts, *filter(None, [stem])]
-        for entry in entries:
-            if entry.unknown:
-                logger.warning(
-                    f"Expert {entry.name!r} has unknown keys, which are ignored: {shown(sorted(entry.unknown), 200)}."
-                )
-        names = [entry.name for entry in entries]
-        if len(set(names)) != len(names):
-            raise PertinenceError(f"experts need different names, got {names}")
-        front = self.build_front()
-        if self.stem is None and any(stage.after == STEM for point in front for stage in point.stages):
-            raise PertinenceError("an operating point starts at a stem, but config.json has no `stem`")
-        if self.operating_point is not None:
-            front.find(self.operating_point)
-        guarantee = self.build_guarantee()
-        for tested in guarantee.tested if guarantee else ():
-            front.find(tested.operating_point)
+        ModelConfig.parse({name: getattr(self, name) for name in _CHECKED})
 
 
 def _check_settings(cls: type[PertinenceConfig], settings: dict[str, Any]) -> None:
@@ -224,27 +187,6 @@ def _check_settings(cls: type[PertinenceConfig], settings: dict[str, Any]) -> No
     for key in settings:
         if callable(getattr(cls, key, None)):
             raise PertinenceError(f"config.json has the key {shown(key)}, which is the name of a method: take it out")
-
-
-def _check_labels(labels: Any, count: Any) -> None:
-    if count is not None and not is_whole(count, 0, MAX_LABELS):
-        raise PertinenceError(f"config.json claims {shown(count)} labels, more than {MAX_LABELS} labels")
-    if labels is None:
-        return
-    if not isinstance(labels, dict) or len(labels) > MAX_LABELS:
-        raise PertinenceError(f"id2label must map up to {MAX_LABELS} indices to labels, got {type(labels).__name__}")
-    if {str(index) for index in labels} != set(map(str, range(len(labels)))):
-        raise PertinenceError(f"id2label must have the indices 0 to {len(labels) - 1}")
-    if not all(isinstance(label, (str, int)) for label in labels.values()):
-        raise PertinenceError("id2label must map indices to text")
-
-
-def _check_figures(where: str, values: dict[str, Any], num_experts: int) -> None:
-    try:
-        figures = Figures.from_dict(values)
-    except MALFORMED as error:
-        raise PertinenceError(f"{where}: its figures are malformed ({explain(error)})") from error
-    figures.check(where, num_experts)
 
 
 def open_config(

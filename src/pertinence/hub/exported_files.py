@@ -33,10 +33,10 @@ class ExportedFiles:
         homes = [*map(str, range(len(experts))), *([] if stem is None else ["stem"])]
         for home, expert in zip(homes, [*experts, *filter(None, [stem])], strict=True):
             exports = []
-            for export in getattr(expert.network, "made", ()):
+            for export, path in getattr(expert.network, "made", ()):
                 file = f"experts/{home}/{FOLDER}/{Path(export.file).name}"
                 exports.append(replace(export, file=file))
-                made[file] = expert.network.path
+                made[file] = path
             entries.append(expert.entry.replace(exports=tuple(exports)))
         return entries, cls(None, made=made)
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from ..experts.checkpoint_files import Tensors
 from ..routing.confidence import CONFIDENCE_BINS
 from ..routing.front import Front
+from ..routing.heads import FORMER
 from ..utils.errors import PertinenceError
 from ..utils.tensors import save_tensors
 from .layout import ROUTING_REFERENCE
@@ -20,8 +21,6 @@ from .layout import ROUTING_REFERENCE
 Reference = dict[str, torch.Tensor]
 """int64 (N, 32) by name of the operating point: `count_answers` of the report images."""
 COUNTS, HEADS = "counts", "heads_hash"
-FORMER = "dispatcher.answers"
-"""The name of the counts among the weights, as float32, in models saved before the counts had their own file."""
 
 
 def reference_shape(front: Front) -> tuple[int, int, int]:

@@ -22,16 +22,16 @@ from ..experts.base import ExpertLike
 from ..experts.expert import Expert
 from ..experts.pool import load_pool, pool_labels, warn_of_costs
 from ..experts.reference import LoadOptions
-from ..hub.configuration import FORMAT_VERSION, PertinenceConfig
+from ..hub.configuration import PertinenceConfig
 from ..hub.exported_files import ExportedFiles
-from ..hub.reference import FORMER, Reference
-from ..routing.budgets import check_loss, check_saving, choose_saving
-from ..routing.costs import GMACS, STEM, PoolCosts
+from ..hub.reference import Reference
+from ..routing.budgets import choose_by_budget
+from ..routing.costs import STEM
 from ..routing.dispatcher import Dispatcher
 from ..routing.front import Front, OperatingPoint, Stage
-from ..routing.heads import Head, threshold_head
-from ..routing.metrics import Figures
+from ..routing.heads import FORMER, Head, threshold_head
 from ..routing.policy import Outputs, Routing, route
+from ..runtime.config import FORMAT_VERSION, pool_costs
 from ..runtime.transform import UnfitImage
 from ..utils.errors import PertinenceError, shown
 from ..utils.graphs import outside_graphs, untraceable, without_gradient
@@ -84,11 +84,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         if config.experts:
             config.check()  # again, as options of from_pretrained replace values of the file
         self._front = config.build_front()
-        stem = config.stem_entry
-        self.costs = PoolCosts(
-            {GMACS: tuple(entry.gmacs for entry in config.expert_entries)},
-            {GMACS: stem.gmacs} if stem else {},
-        )
+        self.costs = pool_costs(config.expert_entries, config.stem_entry)
         self.dispatcher = Dispatcher(self._front, len(config.experts or []), config.feature_sizes)
         # Experts are only referenced: they are attached after the dispatcher's weights are loaded, and never saved.
         self.experts = nn.ModuleList()
@@ -261,34 +257,22 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         Raises:
             PertinenceError: no point meets the budget; the message names the nearest one.
         """
-        budget: dict[str, Any] = {
-            "gmacs": gmacs,
-            "latency_ms": latency_ms,
-            "accuracy": accuracy,
-            "operating_point": operating_point,
-            "costs": costs,
-        }
-        if sum(value is not None for value in (max_accuracy_loss, saving, *budget.values())) != 1:
-            raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss, saving")
-        if max_accuracy_loss is not None:
-            check_loss(max_accuracy_loss)
-            budget["accuracy"] = self._reference_figures.accuracy - max_accuracy_loss
-        if saving is not None:
-            check_saving(saving)
-            point = choose_saving(self._front, saving, self._reference_figures)
-        else:
-            point = self._front.choose(**budget, device=device, batch_size=batch_size)
+        entries = self.config.expert_entries
+        point = choose_by_budget(
+            self._front,
+            entries[self.config.reference_index].select if entries else None,
+            gmacs=gmacs,
+            latency_ms=latency_ms,
+            accuracy=accuracy,
+            operating_point=operating_point,
+            costs=costs,
+            max_accuracy_loss=max_accuracy_loss,
+            saving=saving,
+            device=device,
+            batch_size=batch_size,
+        )
         self.config.operating_point = point.name
         return point
-
-    @property
-    def _reference_figures(self) -> Figures:
-        """Figures of the reference expert on the search images."""
-        entries = self.config.expert_entries
-        select = entries[self.config.reference_index].select if entries else None
-        if not select:
-            raise PertinenceError("the experts were not measured: search, or choose with `operating_point=`")
-        return Figures.from_dict(select)
 
     def compile_experts(self, **options: Any) -> None:
         """Compile every expert's network with `torch.compile`, lazy ones when they are loaded; decisions stay eager.

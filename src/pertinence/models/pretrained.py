@@ -25,7 +25,6 @@ from ..hub.expert_files import check_unchanged, save_components
 from ..hub.exported_files import ExportedFiles
 from ..hub.layout import WEIGHT_PATTERNS, check_same_search, update_config
 from ..hub.reference import (
-    FORMER,
     Reference,
     former_counts,
     load_reference,
@@ -35,6 +34,7 @@ from ..hub.reference import (
 )
 from ..routing.costs import STEM
 from ..routing.dispatcher import Dispatcher
+from ..routing.heads import FORMER
 from ..runtime.entry import CONFIG, ExpertEntry
 from ..utils.downloads import checked_downloads, fetch, with_retries
 from ..utils.errors import PertinenceError

@@ -14,7 +14,7 @@ from .metrics import Figures
 
 
 if TYPE_CHECKING:
-    from .front import OperatingPoint
+    from .front import Front, OperatingPoint
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,43 @@ MOST_LOSS = 0.2
 
 _Measured = Sequence[tuple["OperatingPoint", Figures]]
 """Operating points with their figures on the search images."""
+
+
+def choose_by_budget(
+    front: Front,
+    reference: Mapping[str, Any] | None,
+    *,
+    max_accuracy_loss: float | None = None,
+    saving: float | None = None,
+    **budget: Any,
+) -> OperatingPoint:
+    """Choose the operating point for the budget of a model.
+
+    Args:
+        front: operating points of the model.
+        reference: figures of the reference expert on the search images, as its entry stores them; None: not measured.
+        max_accuracy_loss: choose the cheapest point whose accuracy is at most this much below that of the reference.
+        saving: choose the most accurate point that saves at least this share of the reference's cost.
+        budget: the other budgets of `Front.choose`, with `device` and `batch_size`.
+
+    Raises:
+        PertinenceError: no point meets the budget, or not exactly one budget is given.
+    """
+    how = {name: budget.pop(name, None) for name in ("device", "batch_size")}
+    if sum(value is not None for value in (max_accuracy_loss, saving, *budget.values())) != 1:
+        raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss, saving")
+    if max_accuracy_loss is None and saving is None:
+        return front.choose(**budget, **how)
+    if saving is not None:
+        check_saving(saving)
+    else:
+        check_loss(max_accuracy_loss)
+    if not reference:
+        raise PertinenceError("the experts were not measured: search, or choose with `operating_point=`")
+    figures = Figures.from_dict(reference)
+    if saving is not None:
+        return _most_accurate_saving(front, saving, figures)
+    return front.choose(**{**budget, "accuracy": figures.accuracy - (max_accuracy_loss or 0.0)}, **how)
 
 
 def choose_point(
@@ -62,15 +99,8 @@ def choose_point(
     return best
 
 
-def choose_saving(points: Sequence[OperatingPoint], saving: float, reference: Figures) -> OperatingPoint:
-    """Choose the most accurate point that saves at least a share of the reference expert's cost.
-
-    Args:
-        points: operating points.
-        saving: share from 0 to 1.
-        reference: figures of the reference expert on the search images.
-    """
-    check_saving(saving)
+def _most_accurate_saving(points: Sequence[OperatingPoint], saving: float, reference: Figures) -> OperatingPoint:
+    """The most accurate point that saves at least a share of the reference expert's cost."""
     unit, limit = reference.objective, (1 - saving) * reference.cost
     spent = [(point.select.costs[unit], point.name) for point in points if point.select and unit in point.select.costs]
     if spent and min(spent)[0] > limit:

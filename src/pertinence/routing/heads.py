@@ -19,6 +19,12 @@ from .registry import EVIDENCE
 MAX_ELEMENTS = 2**27
 """Largest number of weights of all heads together, so that a file cannot claim any amount of memory."""
 
+PREFIX = "dispatcher."
+"""How the names of the weights of heads begin."""
+FORMER = f"{PREFIX}answers"
+"""The name of the counts of the routing reference, float32, among the weights of models saved before it had its own
+file."""
+
 
 @dataclass
 class Head:

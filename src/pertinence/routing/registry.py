@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 
 EVIDENCE: Registry[Evidence] = Registry(
     "evidence",
-    {name: f"pertinence.routing.evidence:{name.upper()}" for name in ("features", "confidence", "mix", "both")},
+    {name: f"{__package__}.evidence:{name.upper()}" for name in ("features", "confidence", "mix", "both")},
     asked=("version", "reads", "num_statistics", "width", "fit", "compute"),
 )

@@ -49,6 +49,26 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class HostPixels:
+    """What changes if Pillow instead of torchvision resizes the images of an expert, measured on real images.
+
+    Attributes:
+        images: how many.
+        equal_pixels: share of the values at the network's input that are equal.
+        largest_difference: largest absolute difference of two values at the network's input.
+        same_answers: share of the images with the same answer.
+    """
+
+    images: int
+    equal_pixels: float
+    largest_difference: float
+    same_answers: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.same_answers:.2f} % the same answers on {self.images} images that Pillow resized"
+
+
+@dataclass(frozen=True)
 class Export:
     """An exported graph of an expert.
 
@@ -61,6 +81,7 @@ class Export:
         precision: "float32" or "int8".
         has_features: whether its second output are the pooled features.
         agreement: how far it agrees with the network; None if that was not measured.
+        host_pixels: what preprocessing without torch changes; None if that was not measured.
         unknown: keys that this version does not know; they are kept.
     """
 
@@ -72,6 +93,7 @@ class Export:
     precision: str = FLOAT32
     has_features: bool = False
     agreement: Agreement | None = None
+    host_pixels: HostPixels | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -89,8 +111,11 @@ class Export:
         if wrong := [name for name, is_right in checks.items() if not is_right]:
             values = ", ".join(f"{name} {shown(getattr(self, name))}" for name in wrong)
             raise PertinenceError(f"an exported file is described wrongly: {values}")
-        if self.agreement is not None and not all(map(is_number, asdict(self.agreement).values())):
-            raise PertinenceError(f"the agreement of {self.file} is no set of numbers: {shown(self.agreement)}")
+        for measured in (self.agreement, self.host_pixels):
+            if measured is not None and not all(map(is_number, asdict(measured).values())):
+                raise PertinenceError(
+                    f"the agreement of the exported file {self.file} is no set of numbers: {shown(measured)}"
+                )
 
     @classmethod
     def from_dict(cls, values: Any) -> Export:
@@ -99,8 +124,9 @@ class Export:
             known = {key: value for key, value in values.items() if key in cls.__dataclass_fields__}
             unknown = {key: value for key, value in values.items() if key not in known}
             known["input_shape"] = tuple(known["input_shape"])
-            if known.get("agreement") is not None:
-                known["agreement"] = Agreement(**known["agreement"])
+            for key, kind in (("agreement", Agreement), ("host_pixels", HostPixels)):
+                if known.get(key) is not None:
+                    known[key] = kind(**known[key])
             return cls(**known, unknown=unknown)
         except MALFORMED as error:
             if isinstance(error, PertinenceError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ class Session:
         """Open a file after its hash was checked; see `Export.read`."""
         return cls(export.read(path), export, settings)
 
+    @property
+    def num_outputs(self) -> int:
+        """How many logits it gives."""
+        return int(self._session.get_outputs()[0].shape[1])
+
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run it on float32 (b, 3, height, width): logits (b, C), and features (b, F) or None.
 
@@ -83,7 +88,7 @@ class Session:
         return logits, features[0] if features else None
 
 
-def check_interface(export: Export, inputs: dict[str, Sequence[Any]], outputs: dict[str, Sequence[Any]]) -> None:
+def check_interface(export: Export, inputs: Mapping[str, Sequence[Any]], outputs: Mapping[str, Sequence[Any]]) -> None:
     """Raise `PertinenceError` unless a graph has the inputs and outputs that its description promises.
 
     Args:
@@ -108,7 +113,7 @@ def _is_table(shape: Sequence[Any]) -> bool:
     return len(shape) == 2 and not isinstance(shape[0], int) and isinstance(shape[1], int)
 
 
-def _shown(shapes: dict[str, Sequence[Any]]) -> str:
+def _shown(shapes: Mapping[str, Sequence[Any]]) -> str:
     return shown({name: list(shape) for name, shape in shapes.items()}, 200)
 
 

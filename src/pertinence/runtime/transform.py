@@ -11,6 +11,9 @@ from ..utils.validation import is_number, is_whole
 
 
 MAX_RESIZED_PIXELS = 2**26
+EXACT, FAST = "exact", "fast"
+PREPROCESSING_MODES = (EXACT, FAST)
+"""exact: each expert receives the pixels of its own processor; fast: torchvision on uint8 for all."""
 LIBRARIES = ("timm", "transformers", "own")
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 """The interpolations of torchvision."""

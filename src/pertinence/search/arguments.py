@@ -8,10 +8,10 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from ..data.arguments import DataArguments
-from ..experts.modes import PREPROCESSING_MODES
 from ..predictions.arguments import RuntimeArguments
 from ..routing.costs import COSTS
 from ..routing.names import MAX_POINTS
+from ..runtime.transform import PREPROCESSING_MODES
 from ..utils.settings import Setting, Settings, setting, settings_of
 from .recipes.arguments import CascadeArguments, PaperArguments
 from .recipes.registry import RECIPES, RecipeChoices, recipe_names, recipe_settings, registered_recipes

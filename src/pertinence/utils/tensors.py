@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from .hashing import hash_arrays
 from .io import give_usual_mode
 
 
@@ -19,10 +20,9 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names, shapes and values, with floating-point values cast to float32, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        values = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        digest.update(f"{name}\0{tuple(values.shape)}\0".encode())
-        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """The hash of tensors, see `hash_arrays`."""
+    return hash_arrays({name: _as_array(tensor.detach()) for name, tensor in tensors.items()})
+
+
+def _as_array(tensor: torch.Tensor) -> np.ndarray:
+    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()

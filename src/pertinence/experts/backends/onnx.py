@@ -46,10 +46,10 @@ class OnnxBackend:
         path: the file.
         export: what is recorded about it.
         graph: the opened graph.
-        made: what a saved model must keep, because it could not be made again.
+        made: what a saved model must keep, because it could not be made again, with the files.
     """
 
-    made: tuple[Export, ...] = ()
+    made: tuple[tuple[Export, Path], ...] = ()
     version: ClassVar[int] = 1
     devices: ClassVar[tuple[str, ...] | None] = ("cpu",)
     fixed_dtype: ClassVar[torch.dtype | None] = torch.float32
@@ -124,7 +124,7 @@ class OnnxInt8Backend(OnnxBackend):
             )
         path, export = quantized(Expert.of(checkpoint, entry.replace(backend=TORCH)), images)
         self._open(path, export, checkpoint.options)
-        self.made = (export,)
+        self.made = ((export, path),)
 
     @classmethod
     def is_offered(cls, checkpoint: Checkpoint, cost_depends: bool, device: torch.device) -> bool:

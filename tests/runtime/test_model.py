@@ -1,0 +1,278 @@
+"""The runtime without torch answers as the full model: operating points, images, budgets, streams, threads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exported import change_config
+from PIL import Image
+
+from pertinence import PertinenceError, PertinenceImageProcessor, StreamDispatcher
+from pertinence.runtime import RuntimeModel, load
+
+
+POINTS = ("only-first", "from-stem", "from-features", "mixed", "confident")
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model(exported) -> RuntimeModel:
+    return load(exported.folder, threads=1)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    """120 pictures of coloured blobs and noise, of odd sizes and many modes."""
+    generator, pictures = np.random.default_rng(0), []
+    for index in range(120):
+        small = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        size = tuple(map(int, generator.integers(20, 200, 2)))
+        picture = Image.fromarray(small).resize(size, Image.Resampling.BILINEAR)
+        pictures.append(
+            picture.convert(("RGB", "L", "RGBA", "P", "CMYK", "1", "YCbCr")[index % 7 if index % 2 else 0])
+        )
+    return pictures
+
+
+@pytest.fixture
+def copied(exported, tmp_path) -> Path:
+    """A copy of the model's folder that a test may damage."""
+    return Path(shutil.copytree(exported.folder, tmp_path / "model"))
+
+
+def same_images(exported, pictures: list[Image.Image]) -> tuple[list[torch.Tensor], list[np.ndarray]]:
+    """The pictures for the full model, and for the runtime in the size that the ResNet's processor leaves as it is.
+
+    Where torchvision resizes, the pixels of the two differ a little; see test_pixels.py.
+    """
+    sized = [picture.convert("RGB").resize((72, 72)) for picture in pictures]
+    return PertinenceImageProcessor()(sized)["images"], [np.asarray(picture) for picture in sized]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_every_point_gives_the_same_logits_and_routes(exported, model, pictures, point):
+    tensors, arrays = same_images(exported, pictures)
+    expected = exported.full(tensors, operating_point=point)
+    routing = model.route(arrays, point)
+    np.testing.assert_array_equal(routing.experts_run, expected.experts_run)
+    np.testing.assert_array_equal(routing.expert_indices, expected.expert_indices)
+    np.testing.assert_allclose(routing.logits, expected.logits, atol=TOLERANCE)
+    np.testing.assert_allclose(routing.gmacs, expected.gmacs, rtol=1e-6)
+    np.testing.assert_allclose(routing.scores, expected.dispatcher_logits, atol=1e-3)
+    if point != "only-first":
+        assert len(set(routing.expert_indices.tolist())) > 1
+    for row in range(0, len(arrays), 10):
+        alone = model.route(arrays[row], point)
+        np.testing.assert_allclose(alone.logits[0], routing.logits[row], atol=TOLERANCE)
+        assert alone.expert_indices[0] == routing.expert_indices[row]
+
+
+@pytest.mark.parametrize("point", ["only-first", "mixed"])
+def test_images_of_any_size_and_mode_get_the_same_answers(exported, model, pictures, point):
+    expected = exported.full(PertinenceImageProcessor()(pictures)["images"], operating_point=point)
+    answers = model(pictures, operating_point=point)
+    same = [
+        answer.label == exported.full.config.id2label[int(logits.argmax())]
+        for answer, logits in zip(answers, expected.logits, strict=True)
+    ]
+    assert np.mean(same) >= 0.98 if point == "mixed" else all(same)
+
+
+def test_an_answer_names_what_ran_and_what_it_cost(exported, model, pictures, tmp_path):
+    pictures[0].save(tmp_path / "a.png")
+    answer = model(tmp_path / "a.png", top_k=3)
+    assert model(str(tmp_path / "a.png"), top_k=3).top == answer.top
+    assert model((tmp_path / "a.png").read_bytes()).label == answer.label
+    assert model(BytesIO((tmp_path / "a.png").read_bytes())).label == answer.label
+    assert model([np.asarray(pictures[0])])[0].label == answer.label
+    assert (answer.label, answer.score) == answer.top[0]
+    assert len(answer.top) == 3
+    assert answer.top[0][1] >= answer.top[1][1] >= answer.top[2][1]
+    assert answer.expert == answer.experts_run[-1]
+    assert answer.operating_point == "mixed"
+    assert answer.logits.shape == (10,)
+    probabilities = np.exp(answer.logits) / np.exp(answer.logits).sum()
+    assert answer.score == pytest.approx(probabilities.max(), rel=1e-5)
+    assert len(model(pictures[0], top_k=100).top) == 10
+
+
+def test_an_expert_that_never_runs_is_never_opened(exported, pictures):
+    model = load(exported.folder, operating_point="only-first")
+    assert not any(expert.is_open for expert in model.experts.values())
+    model(pictures[:3])
+    assert [index for index, expert in model.experts.items() if expert.is_open] == [0]
+    assert all(expert.is_open for expert in load(exported.folder, lazy=False).experts.values())
+
+
+BUDGETS = [
+    {"gmacs": 0.035},
+    {"accuracy": 0.75},
+    {"max_accuracy_loss": 0.02},
+    {"operating_point": "from-stem"},
+    {"costs": {"gmacs": 0.05}},
+    {},
+    {"gmacs": 0.001},
+    {"gmacs": 1, "accuracy": 0.5},
+    {"max_accuracy_loss": 1},
+    {"accuracy": 80},
+    {"latency_ms": 3},
+    {"operating_point": "unknown"},
+    {"accuracy": 0.7, "device": "cpu"},
+]
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_a_budget_chooses_and_refuses_as_in_the_full_model(exported, budget):
+    model, results = load(exported.folder), []
+    default = exported.full.config.operating_point
+    for one in (exported.full, model):
+        try:
+            results.append(one.set_budget(**budget).name)
+        except PertinenceError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+    assert str(model.front) == str(exported.full.front)
+    assert repr(model.front) == repr(exported.full.front)
+    exported.full.config.operating_point = default
+
+
+@pytest.mark.parametrize(
+    "how", [{"interval": 3}, {"scene_change": 0.05}, {"interval": 4, "scene_change": 0.02}], ids=str
+)
+def test_a_stream_decides_and_answers_as_in_the_full_package(exported, model, images, how):
+    frames = [frame for frame in images(6, 72, seed=1) for _ in range(5)]
+    expected = StreamDispatcher(exported.full, **how)
+    stream = model.stream(**how)
+    for frame in frames:
+        ours, theirs = stream.update(frame.permute(1, 2, 0).numpy()), expected.update(frame)
+        assert (ours.expert_index, ours.dispatched) == (theirs.expert_index, theirs.dispatched)
+        assert ours.change == theirs.change
+        assert ours.gmacs == pytest.approx(theirs.gmacs)
+        np.testing.assert_allclose(ours.logits, theirs.logits, atol=TOLERANCE)
+    assert 1 < stream.dispatches < stream.frames
+    assert repr(stream) == repr(expected).replace("StreamDispatcher", "RuntimeStream")
+    with pytest.raises(PertinenceError, match="give `interval`, `scene_change` or both"):
+        model.stream()
+
+
+def test_threads_share_one_model(exported, pictures):
+    model = load(exported.folder, threads=1)
+    expected = [answer.logits for answer in load(exported.folder, threads=1)(pictures[:24])]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(model, pictures[:24]))
+    for answer, logits in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer.logits, logits, atol=TOLERANCE)
+
+
+# What is refused
+
+
+def _drop_exports(values):
+    values["experts"][1]["exports"] = None
+
+
+def _unmeasured(values):
+    for entry in values["experts"]:
+        entry["exports"][0]["host_pixels"] = None
+
+
+def _disagreeing(values):
+    for entry in values["experts"]:
+        if entry["exports"][0]["host_pixels"]:
+            entry["exports"][0]["host_pixels"]["same_answers"] = 0.97
+
+
+def _own_processor(values):
+    values["experts"][0]["transform"]["library"] = "own"
+
+
+def _unknown_evidence(values):
+    values["front"][3]["stages"][0]["evidence"] = "tea-leaves"
+
+
+def _other_heads(values):
+    values["heads_hash"] = "0" * 64
+
+
+def _without_features(values):
+    values["experts"][0]["exports"][0]["has_features"] = False
+
+
+def _other_file(values):
+    values["experts"][0]["exports"][0]["sha256"] = "0" * 64
+
+
+REFUSED = {
+    "not exported": (_drop_exports, "has no exported files, .* `pertinence export`"),
+    "pixels not measured": (_unmeasured, "it was not measured what Pillow changes: export it again, with images"),
+    "pixels that disagree": (_disagreeing, r"only 97.0 % of its answers are the same .*expected 99.5 %"),
+    "code of its own": (_own_processor, "its preprocessing is code of its own"),
+    "unknown evidence": (_unknown_evidence, "evidence 'tea-leaves' is not one of"),
+    "heads of another model": (_other_heads, "do not belong together"),
+    "no features": (_without_features, "reads features, which experts/0/onnx/model.onnx does not give"),
+    "another file": (_other_file, "does not have the hash in config.json"),
+    "no front": (lambda values: values.update(front=[], operating_point=None), "no operating points|do not fit"),
+    "another kind": (lambda values: values.update(model_type="vit"), "is not a pertinence model"),
+    "a point that is not there": (lambda values: values.update(operating_point="x"), "no operating point 'x'"),
+    "labels": (lambda values: values.update(id2label={"0": "a", "1": "b"}), "has 10 outputs, but the model has 2"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_run_is_refused_in_one_sentence(copied, change, words):
+    change_config(copied, change)
+    with pytest.raises(PertinenceError, match=words):
+        load(copied, lazy=False)
+
+
+def test_bad_files_calls_and_images_are_refused(copied, model, tmp_path):
+    with pytest.raises(PertinenceError, match="neither a local folder nor"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(PertinenceError, match="it is no file"):
+        model("http://example.com/cat.jpg")
+    with pytest.raises(PertinenceError, match="image 1 of 2: expected an image"):
+        model([np.zeros((9, 9, 3), np.uint8), 3])
+    with pytest.raises(PertinenceError, match="empty batch"):
+        model([])
+    with pytest.raises(PertinenceError, match="top_k must be"):
+        model(np.zeros((9, 9, 3), np.uint8), top_k=0)
+    with pytest.raises(PertinenceError, match="image 1 of 2: 1 x 20000 pixels would be resized"):
+        model([np.zeros((9, 9, 3), np.uint8), np.zeros((1, 20000, 3), np.uint8)])
+    with pytest.raises(PertinenceError, match="provider='Abacus' is not one of"):
+        load(copied, provider="Abacus", lazy=False)
+    (copied / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(PertinenceError, match="cannot be read"):
+        load(copied)
+    (copied / "config.json").write_text("[" * 100_000)
+    with pytest.raises(PertinenceError, match="cannot be read as a config"):
+        load(copied)
+
+
+def test_any_damaged_config_is_refused_or_loads(copied):
+    """Values of every kind in every place of the config: whatever is wrong is a `PertinenceError`."""
+    generator = np.random.default_rng(0)
+    path = copied / "config.json"
+    original = path.read_text()
+    strange = [None, -1, 10**30, float("nan"), "", "x" * 300, [], {}, [[]], True, {"a": None}, 0.5]
+    for _ in range(300):
+        values = json.loads(original)
+        place = values
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            key = keys[generator.integers(len(keys))]
+            if isinstance(place[key], (dict, list)) and place[key] and generator.random() < 0.8:
+                place = place[key]
+                continue
+            place[key] = strange[generator.integers(len(strange))]
+            break
+        path.write_text(json.dumps(values))
+        with suppress(PertinenceError):
+            load(copied)
