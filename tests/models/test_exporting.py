@@ -15,6 +15,7 @@ import torch
 from coded_expert import save_coded_expert
 from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
+from transformers import ViTImageProcessor
 
 from pertinence import PertinenceError, PertinenceForImageClassification
 
@@ -95,6 +96,8 @@ def test_without_a_backend_it_loads_in_torch_bit_for_bit(model, exported, batch)
 
 def test_neither_checkpoint_nor_code_is_needed_afterwards(images, tmp_path):
     coded = [save_coded_expert(tmp_path / "first"), save_coded_expert(tmp_path / "second")]
+    for folder in coded:
+        ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
     weights = load_file(coded[1] / "model.safetensors")
     save_file({name: 2 * values for name, values in weights.items()}, coded[1] / "model.safetensors", {"format": "pt"})
     model = PertinenceForImageClassification.from_experts(coded, thresholds=0.6, trust_remote_code=True)
@@ -105,6 +108,13 @@ def test_neither_checkpoint_nor_code_is_needed_afterwards(images, tmp_path):
         shutil.rmtree(folder)
     again = PertinenceForImageClassification.from_pretrained(tmp_path / "model", backend="onnx")
     check_same(again(seen), expected)
+
+
+def test_preprocessing_by_code_of_its_own_is_refused(images, experts, tmp_path):
+    coded = save_coded_expert(tmp_path / "coded")
+    model = PertinenceForImageClassification.from_experts([coded, experts[0]], thresholds=0.5, trust_remote_code=True)
+    with pytest.raises(PertinenceError, match="expert 'coded': its preprocessing is code of its own"):
+        model.export_onnx(tmp_path / "model", images(IMAGES, 16))
 
 
 def test_saved_again_with_its_graphs(exported, batch, tmp_path):

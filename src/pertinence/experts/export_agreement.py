@@ -15,6 +15,7 @@ from ..runtime.sessions import Session
 from ..utils.errors import PertinenceError
 from .expert import Expert, naming
 from .exporting import exported
+from .preprocessing import is_of_transformers
 
 
 LEAST_IMAGES = 256
@@ -46,6 +47,8 @@ def export_expert(
             expert = Expert.of(expert.checkpoint, entry.replace(backend=TORCH), expert.preprocessing)
         elif entry.backend != TORCH:
             raise PertinenceError(f"it runs in {entry.backend}: only experts in torch are exported to ONNX")
+        if entry.transform.library == "own" and not is_of_transformers(expert.checkpoint.processor):
+            raise PertinenceError("its preprocessing is code of its own, which would be needed beside its graph")
         if not expert.preprocess.has_fixed_size:
             raise PertinenceError(
                 "its images have several sizes, and a graph takes one: give it a size of its own ({'image_size': N})"

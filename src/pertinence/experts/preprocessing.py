@@ -108,7 +108,7 @@ def run_processor(processor: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 def _outputs_of(processor: Any, images: torch.Tensor) -> Any:
-    if is_timm_processor(processor) or not _is_of_transformers(processor):
+    if is_timm_processor(processor) or not is_of_transformers(processor):
         # Code of others is given what a pipeline gives: it need not know images whose channels come first.
         return processor(
             [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).cpu().numpy()], return_tensors="pt"
@@ -161,7 +161,8 @@ def is_timm_processor(processor: Any) -> bool:
     return type(processor).__name__ == "TimmWrapperImageProcessor"
 
 
-def _is_of_transformers(processor: Any) -> bool:
+def is_of_transformers(processor: Any) -> bool:
+    """Whether a processor is a part of transformers, so that it needs no other code."""
     return type(processor).__module__.startswith("transformers.")
 
 
@@ -212,7 +213,7 @@ def _described(processor: Any) -> Transform | None:
     if is_timm_processor(processor):
         return _describe_timm(processor)
     # What others wrote may depend on what an image shows, which no comparison on a few images would find.
-    if not _is_of_transformers(processor):
+    if not is_of_transformers(processor):
         return None
     try:
         return _describe_transformers(processor)

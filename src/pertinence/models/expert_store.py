@@ -116,19 +116,18 @@ class SavedPool:
         labels = cast(dict[int, str], self.config.id2label)
         if entry.label_map is not None:
             labels = dict(zip(entry.label_map, labels.values(), strict=True))
-        find_folder = partial(self.folder, index)
-        origin = ExportedOrigin(
-            labels,
-            f"sha256:{export.sha256}",
-            find_folder,
-            lambda: fetch_code(find_folder(), entry.code or {}, self.options),
-        )
+        find_folder, find_code = partial(self.folder, index), partial(self.code, index)
+        origin = ExportedOrigin(labels, f"sha256:{export.sha256}", find_folder, find_code)
         path = self.exported_files.find(export)
         return open_exported(entry, export, path, origin, self.options, self.config.preprocessing)
 
     def folder(self, index: int) -> Path:
         """The folder of the files of an expert (see `find_folder`)."""
         return find_folder(self.entries[index], self.source, self.revision, self.options, self.subfolder)
+
+    def code(self, index: int) -> dict[str, Path]:
+        """The folders of an expert's code in other repositories (see `fetch_code`)."""
+        return fetch_code(self.folder(index), self.entries[index].code or {}, self.options)
 
     def load_all(self) -> dict[int, Expert]:
         opened: dict[Any, Checkpoint] = {}
@@ -376,7 +375,7 @@ class LazyExpert(nn.Module):
 
     def find_code(self) -> dict[str, Path]:
         """See `Expert.find_code`; nothing runs."""
-        return fetch_code(self.find_folder(), self.entry.code or {}, self.store.pool.options)
+        return self.store.pool.code(self.index)
 
     def find_revision(self) -> str:
         """See `Expert.find_revision`; it reads the files as they are now."""

@@ -103,9 +103,9 @@ class PertinencePreTrainedModel(PreTrainedModel):
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.
         """
-        options = _expert_options(kwargs, lazy, max_memory)
+        options = LoadOptions.parse(_expert_options(kwargs, lazy, max_memory))
         wants_info, source = kwargs.pop("output_loading_info", False), str(pretrained_model_name_or_path)
-        model, info, files = cls._load_dispatcher(source, args, kwargs, options.get("cache_dir"))
+        model, info, files = cls._load_dispatcher(source, args, kwargs, options.cache_dir)
         if not model.config.experts:
             raise PertinenceError(f"{source} is not a pertinence model: its config.json lists no experts")
         if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
@@ -114,7 +114,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         if files is not None:
             model._load_reference(source, files)
         revision, subfolder = commit_of(model, kwargs.get("revision")), kwargs.get("subfolder") or ""
-        pool = SavedPool(model.config, source, revision, LoadOptions.parse(options), subfolder)
+        pool = SavedPool(model.config, source, revision, options, subfolder)
         model.exported_files = pool.exported_files
         pool.move(expert_paths or {})
         experts: Experts = ExpertStore(pool, parse_memory(max_memory)).experts() if lazy else pool.load_all()
