@@ -47,7 +47,7 @@ class Answer:
     experts_run: tuple[str, ...]
     gmacs: float
     operating_point: str
-    logits: np.ndarray = field(repr=False)
+    logits: np.ndarray = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
