@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from exported import change_config
@@ -258,6 +260,14 @@ def save_with_exports_of(other: Path, model: PertinenceForImageClassification, f
     return folder
 
 
+def test_experts_with_a_label_map_answer_in_the_order_of_the_model(copied, pictures):
+    change_config(copied, lambda values: [entry.update(label_map=[*range(9, -1, -1)]) for entry in values["experts"]])
+    sized = [picture.convert("RGB").resize((72, 72)) for picture in pictures[:8]]
+    full = PertinenceForImageClassification.from_pretrained(copied)
+    expected = full(PertinenceImageProcessor()(sized)["images"])
+    np.testing.assert_allclose(load(copied).route(sized).logits, expected.logits, atol=TOLERANCE)
+
+
 # What is refused
 
 
@@ -340,6 +350,18 @@ def test_bad_files_calls_and_images_are_refused(copied, model, tmp_path):
     (copied / "config.json").write_text("[" * 100_000)
     with pytest.raises(PertinenceError, match="cannot be read as a config"):
         load(copied)
+
+
+def test_scores_that_are_not_finite_are_refused_by_the_name_of_the_expert(copied, pictures):
+    path = copied / "experts" / "0" / "onnx" / "model.onnx"
+    graph = onnx.load(path)
+    (bias,) = (one for one in graph.graph.initializer if list(one.dims) == [10])
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, np.float32), bias.name))
+    onnx.save(graph, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    change_config(copied, lambda values: values["experts"][0]["exports"][0].update(sha256=digest))
+    with pytest.raises(PertinenceError, match="expert 'resnet': it answers with NaN"):
+        load(copied)(pictures[0])
 
 
 def test_any_damaged_config_is_refused_or_loads(copied):

@@ -111,8 +111,8 @@ class Export:
         if wrong := [name for name, is_right in checks.items() if not is_right]:
             values = ", ".join(f"{name} {shown(getattr(self, name))}" for name in wrong)
             raise PertinenceError(f"an exported file is described wrongly: {values}")
-        for measured in filter(None, (self.agreement, self.host_pixels)):
-            if not all(map(is_number, asdict(measured).values())):
+        for measured in (self.agreement, self.host_pixels):
+            if measured is not None and not all(map(is_number, asdict(measured).values())):
                 raise PertinenceError(f"the agreement of {self.file} is no set of numbers: {shown(measured)}")
 
     @classmethod
