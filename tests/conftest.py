@@ -57,7 +57,7 @@ SLOW = (
     "utils/test_io.py",
 )
 """Tests of whole programs, of chances that need many draws, and of processes that are killed."""
-SLOW_FIXTURES = {"digits", "digit_experts", "hub", "small_disk", "tiny_experts", "zoo"}
+SLOW_FIXTURES = {"digits", "digit_experts", "exported", "hub", "small_disk", "tiny_experts", "zoo"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -243,3 +243,11 @@ def digit_experts(digits: tuple, tmp_path_factory: pytest.TempPathFactory) -> li
 
     folder = tmp_path_factory.mktemp("digit_experts")
     return [save_digit_expert(name, digits[0], folder / name) for name in ARCHITECTURES]
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_experts: list[Path], make_expert, images, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model of three experts and a stem that were exported to ONNX, see `exported.make_exported`."""
+    from exported import make_exported
+
+    return make_exported(tiny_experts, tmp_path_factory.mktemp("exported"), make_expert, images)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[1]
+RUNTIME = "pertinence_runtime"
+"""The folder of another wheel, which is built from the same source."""
 TEMPLATE = "pertinence/hub_cards/model_card.md.jinja"
 
 
@@ -25,6 +27,7 @@ def problems(wheel: Path) -> list[str]:
     info = metadata.removesuffix("METADATA")
     source = ROOT / "src"
     files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    files = [path for path in files if path.parts[0] != RUNTIME]
     expected = {path.as_posix() for path in files if not {"__pycache__", ".DS_Store"} & set(path.parts)}
     expected |= {TEMPLATE, *(info + name for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt"))}
     expected.add(f"{info}licenses/LICENSE")
@@ -36,7 +39,10 @@ def problems(wheel: Path) -> list[str]:
     found += [f"{name} does not belong there" for name in sorted(names - expected)]
     if header["Version"] != version:
         found.append(f"its version is {header['Version']}, that of the source is {version}")
-    if _bare(header.get_all("Requires-Dist")) != _bare(project["dependencies"]):
+    declared = [*project["dependencies"]]
+    for extra, requirements in project["optional-dependencies"].items():
+        declared += [f"{requirement}; extra == '{extra}'" for requirement in requirements]
+    if _bare(header.get_all("Requires-Dist")) != _bare(declared):
         found.append("its dependencies are not those of pyproject.toml")
     found += [
         f"the command {name} is missing"

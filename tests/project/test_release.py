@@ -29,7 +29,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         assert {"pertinence/py.typed", TEMPLATE} <= set(names)
         assert archive.read(TEMPLATE) == (ROOT / "hub_cards" / "model_card.md.jinja").read_bytes()
     assert not [name for name in names if "test" in name or name.endswith(".pyc")]
-    packages = {path.parent.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("__init__.py")}
+    modules = (ROOT / "src" / "pertinence").rglob("__init__.py")
+    packages = {path.parent.relative_to(ROOT / "src").as_posix() for path in modules}
     assert packages == {name.removesuffix("/__init__.py") for name in names if name.endswith("/__init__.py")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,24 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from exported import change_config
 from PIL import Image
 
-from pertinence import PertinenceError, PertinenceImageProcessor, StreamDispatcher
+from pertinence import (
+    Front,
+    OperatingPoint,
+    PertinenceError,
+    PertinenceForImageClassification,
+    PertinenceImageProcessor,
+    Stage,
+    StreamDispatcher,
+    register_evidence,
+)
+from pertinence.routing.heads import Head
+from pertinence.routing.registry import EVIDENCE
 from pertinence.runtime import RuntimeModel, load
 
 
@@ -172,6 +185,89 @@ def test_threads_share_one_model(exported, pictures):
         np.testing.assert_allclose(answer.logits, logits, atol=TOLERANCE)
 
 
+def test_a_model_on_the_hub_is_loaded_with_only_what_runs(exported, hub, tmp_path, pictures):
+    commit = hub.add_model("tester/exported", exported.folder)
+    hub.requests.clear()
+    model = load("tester/exported", cache_dir=str(tmp_path))
+    assert model(pictures[0]) == load(exported.folder)(pictures[0])
+    (snapshot,) = (tmp_path / "models--tester--exported" / "snapshots").iterdir()
+    fetched = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
+    homes = (0, 1, 2, "stem")
+    assert fetched == {"config.json", "model.safetensors", *(f"experts/{home}/onnx/model.onnx" for home in homes)}
+    assert snapshot.name == commit
+    hub.requests.clear()
+    load("tester/exported", cache_dir=str(tmp_path), local_files_only=True)
+    assert not hub.requests
+    with pytest.raises(PertinenceError, match="has no revision 'missing'"):
+        load("tester/exported", cache_dir=str(tmp_path), revision="missing")
+    with pytest.raises(PertinenceError, match="neither a local folder nor a repository on the Hub"):
+        load("tester/nothing", cache_dir=str(tmp_path))
+
+
+def test_evidence_from_outside_runs_once_it_is_registered(exported, pictures, tmp_path, registered_evidence):
+    points = [
+        OperatingPoint("only-first", "static", (0,)),
+        OperatingPoint("outside", "thresholds", (0, 2), (Stage(0, "runtime-top"),)),
+    ]
+    register_evidence(TopProbability())
+    head = Head(np.array([[0], [-9], [-1]], np.float32), np.array([0, -9, 0.6], np.float32))
+    names = [expert.entry.name for expert in exported.full.experts]
+    stemless = list(exported.full.experts)
+    full = PertinenceForImageClassification.compose(stemless, Front(points, names), {"outside": [head]}, "outside")
+    folder = save_with_exports_of(exported.folder, full, tmp_path / "outside")
+    tensors, arrays = same_images(exported, pictures[:40])
+    routing = load(folder).route(arrays)
+    np.testing.assert_array_equal(routing.expert_indices, full(tensors).expert_indices)
+    assert set(routing.expert_indices.tolist()) == {0, 2}
+    EVIDENCE._registered.pop("runtime-top")
+    with pytest.raises(PertinenceError, match="evidence 'runtime-top' is not one of"):
+        load(folder)
+
+
+@pytest.fixture
+def registered_evidence(monkeypatch):
+    monkeypatch.setattr(EVIDENCE, "_registered", dict(EVIDENCE._registered))
+
+
+class TopProbability:
+    """The largest probability."""
+
+    name, version, num_statistics = "runtime-top", 1, 0
+    reads = ("log_probs",)
+
+    def width(self, num_experts, num_features):
+        return 1
+
+    def fit(self, logits, tail=1):
+        return None
+
+    def compute(self, known, statistics):
+        return np.exp(known.log_probs.max(1, keepdims=True))
+
+
+def save_with_exports_of(other: Path, model: PertinenceForImageClassification, folder: Path) -> Path:
+    """Save another model of the same experts, with copies of the graphs that were exported before."""
+    entries = json.loads((other / "config.json").read_text())["experts"]
+    model.save_pretrained(folder, save_experts=True)
+    for index in range(len(entries)):
+        shutil.copytree(other / "experts" / str(index) / "onnx", folder / "experts" / str(index) / "onnx")
+
+    def add(values):
+        for entry, exported_before in zip(values["experts"], entries, strict=True):
+            entry["exports"] = exported_before["exports"]
+
+    change_config(folder, add)
+    return folder
+
+
+def test_experts_with_a_label_map_answer_in_the_order_of_the_model(copied, pictures):
+    change_config(copied, lambda values: [entry.update(label_map=[*range(9, -1, -1)]) for entry in values["experts"]])
+    sized = [picture.convert("RGB").resize((72, 72)) for picture in pictures[:8]]
+    full = PertinenceForImageClassification.from_pretrained(copied)
+    expected = full(PertinenceImageProcessor()(sized)["images"])
+    np.testing.assert_allclose(load(copied).route(sized).logits, expected.logits, atol=TOLERANCE)
+
+
 # What is refused
 
 
@@ -244,8 +340,8 @@ def test_bad_files_calls_and_images_are_refused(copied, model, tmp_path):
         model([])
     with pytest.raises(PertinenceError, match="top_k must be"):
         model(np.zeros((9, 9, 3), np.uint8), top_k=0)
-    with pytest.raises(PertinenceError, match="image 1 of 2: 1 x 20000 pixels would be resized"):
-        model([np.zeros((9, 9, 3), np.uint8), np.zeros((1, 20000, 3), np.uint8)])
+    with pytest.raises(PertinenceError, match="image 1 of 2: 2 x 120000 pixels would be resized"):
+        model([np.zeros((9, 9, 3), np.uint8), np.zeros((2, 120000, 3), np.uint8)], operating_point="from-stem")
     with pytest.raises(PertinenceError, match="provider='Abacus' is not one of"):
         load(copied, provider="Abacus", lazy=False)
     (copied / "model.safetensors").write_bytes(b"nothing")
@@ -254,6 +350,18 @@ def test_bad_files_calls_and_images_are_refused(copied, model, tmp_path):
     (copied / "config.json").write_text("[" * 100_000)
     with pytest.raises(PertinenceError, match="cannot be read as a config"):
         load(copied)
+
+
+def test_scores_that_are_not_finite_are_refused_by_the_name_of_the_expert(copied, pictures):
+    path = copied / "experts" / "0" / "onnx" / "model.onnx"
+    graph = onnx.load(path)
+    (bias,) = (one for one in graph.graph.initializer if list(one.dims) == [10])
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, np.float32), bias.name))
+    onnx.save(graph, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    change_config(copied, lambda values: values["experts"][0]["exports"][0].update(sha256=digest))
+    with pytest.raises(PertinenceError, match="expert 'resnet': it answers with NaN"):
+        load(copied)(pictures[0])
 
 
 def test_any_damaged_config_is_refused_or_loads(copied):

@@ -69,7 +69,7 @@ def test_the_pixels_of_torchvision_are_nearly_equal(interpolation):
     for size in SIZES:
         image = noise(*size)
         expected = apply_transform(transform, torch.from_numpy(image).permute(2, 0, 1)[None])[0].numpy()
-        assert np.abs(host_pixels(transform, image) - expected).max() <= 2.01 / 255
+        assert np.abs(host_pixels(transform, image) - expected).mean() < 0.5 / 255
 
 
 def test_a_processor_of_its_own_is_refused():

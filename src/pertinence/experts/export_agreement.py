@@ -15,6 +15,7 @@ from ..runtime.sessions import Session
 from ..utils.errors import PertinenceError
 from .expert import Expert, naming
 from .exporting import exported
+from .host_pixels import measure_host_pixels
 from .preprocessing import is_of_transformers
 
 
@@ -55,7 +56,10 @@ def export_expert(
             )
         export = exported(expert.checkpoint, entry, home, root, with_features)
         session = Session.of(root / export.file, export)
-        return export if images is None else replace(export, agreement=compare(expert, session, images))
+        if images is None:
+            return export
+        agreement = compare(expert, session, images)
+        return replace(export, agreement=agreement, host_pixels=measure_host_pixels(expert, images))
 
 
 def compare(expert: Expert, session: Session, images: Images) -> Agreement:

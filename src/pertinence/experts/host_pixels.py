@@ -20,13 +20,14 @@ def measure_host_pixels(expert: Expert, images: Sequence[torch.Tensor]) -> HostP
         images: uint8 images (3, H, W) of any sizes.
 
     Returns:
-        The agreement; None if the pixels are the same by construction.
+        The agreement; None if the pixels are the same by construction, or if only its own processor makes them, so
+        that it does not run without torch.
 
     Raises:
-        PertinenceError: there are no images, or its preprocessing is code of its own.
+        PertinenceError: there are no images.
     """
     transform = expert.entry.transform
-    if not differs_from_torch(transform, expert.preprocessing) and transform.library != "own":
+    if not differs_from_torch(transform, expert.preprocessing) or transform.library == "own":
         return None
     if not len(images):
         raise PertinenceError("the agreement of pixels is measured on images, and there are none")

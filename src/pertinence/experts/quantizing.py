@@ -22,6 +22,7 @@ from ..utils.io import replaced
 from .backends.onnx import CACHE, cached_export
 from .expert import Expert
 from .export_agreement import agreement_of, pixels_of
+from .host_pixels import measure_host_pixels
 
 
 CALIBRATION_IMAGES = 128
@@ -58,8 +59,9 @@ def quantized(expert: Expert, images: Images) -> tuple[Path, Export]:
     digest = hashlib.sha256((root / file).read_bytes()).hexdigest()
     made = replace(export, file=file, sha256=digest, precision=INT8)
     if len(images) > CALIBRATION_IMAGES:
-        session = Session.of(root / file, made)
-        made = replace(made, agreement=agreement_of(expert, session, images[CALIBRATION_IMAGES:])[0])
+        session, others = Session.of(root / file, made), images[CALIBRATION_IMAGES:]
+        agreement, _ = agreement_of(expert, session, others)
+        made = replace(made, agreement=agreement, host_pixels=measure_host_pixels(expert, others))
     with replaced(record) as temporary:
         temporary.write_text(json.dumps(made.to_dict()))
     return root / file, made

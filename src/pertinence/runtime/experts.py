@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -95,8 +94,10 @@ class GraphExpert:
         features = [one for _, one in outputs if one is not None]
         if self.entry.label_map is not None:
             logits = logits[:, self.entry.label_map]
-        if not math.isfinite(logits.sum()):
+        if not np.isfinite(logits).all():
             self._fail("it answers with NaN or infinite scores: check its weights, and export it again")
+        if features and features[0].shape[1] != self.entry.features:
+            self._fail(f"its exported graph gives {features[0].shape[1]} features, expected {self.entry.features}")
         return logits, np.concatenate(features) if features else None
 
     def _check_labels(self, count: int) -> None:

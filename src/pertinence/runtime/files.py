@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
 from ..utils.errors import PertinenceError, explain
 from ..utils.hub_errors import explain_hub
 from .entry import CONFIG
@@ -60,6 +58,8 @@ def open_model(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> ModelFi
 
 
 def _download(repo_id: str, names: Sequence[str], hub: Mapping[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download  # takes half a second, which a folder does not need
+
     try:
         return Path(snapshot_download(repo_id, allow_patterns=list(names), **hub))
     except Exception as error:  # from the Hub's client, or the network

@@ -47,7 +47,7 @@ class Answer:
     experts_run: tuple[str, ...]
     gmacs: float
     operating_point: str
-    logits: np.ndarray = field(repr=False)
+    logits: np.ndarray = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,7 @@ class RuntimeModel:
         batch = _decoded(images)
 
         def run(index: int, rows: np.ndarray) -> Arrays:
-            logits, features = self._expert(index).run([batch[row] for row in rows.tolist()])
-            return logits, features
+            return self.experts[index].run([batch[row] for row in rows.tolist()])
 
         try:
             swept = sweep(point, self._heads[point.name], run, len(batch), self._costs)
@@ -193,11 +192,8 @@ class RuntimeModel:
 
     def run_expert(self, index: int, image: np.ndarray) -> Routed:
         """Run one expert of the pool alone on one decoded image, uint8 (H, W, 3)."""
-        logits, _ = self._expert(index).run([image])
+        logits, _ = self.experts[index].run([image])
         return Routed(logits[0], index, float(self._costs.alone(GMACS)[index]))
-
-    def _expert(self, index: int) -> GraphExpert:
-        return self.experts[index]
 
     def _answer(self, routing: Routing, row: int, probabilities: np.ndarray, top_k: int) -> Answer:
         best = np.argsort(-probabilities, kind="stable")[:top_k]
