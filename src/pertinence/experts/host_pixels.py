@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
+from ..data.batches import Images
 from ..runtime.exports import HostPixels
 from ..runtime.pixels import differs_from_torch, host_pixels
 from ..utils.errors import PertinenceError
 from .expert import Expert
 
 
-def measure_host_pixels(expert: Expert, images: Sequence[torch.Tensor]) -> HostPixels | None:
+def measure_host_pixels(expert: Expert, images: Images) -> HostPixels | None:
     """Compare the pixels that Pillow and NumPy give with those of an expert's own preprocessing, and its answers.
 
     Args:
         expert: the expert, with its network in torch.
-        images: uint8 images (3, H, W) of any sizes.
+        images: uint8 images, see `Images`.
 
     Returns:
         The agreement; None if the pixels are the same by construction, or if only its own processor makes them, so
