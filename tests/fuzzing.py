@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import faulthandler
+import hashlib
 import json
 import math
 import resource
@@ -45,6 +46,7 @@ from pertinence.routing.front import STEM
 from pertinence.routing.guarantee import Comparison, Guarantee
 from pertinence.routing.heads import Head
 from pertinence.routing.metrics import Latency
+from pertinence.runtime import load
 from pertinence.utils.errors import causes_of
 
 
@@ -391,3 +393,34 @@ def bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGPROF, previous)
+
+
+# Exported graphs
+
+
+@st.composite
+def damage_to_graphs(draw: st.DrawFn, files: dict[str, bytes]) -> dict[str, bytes | None]:
+    """Another graph, half of the time with its hash in config.json, as whoever writes a config can write that, too; or
+    another description of the graphs."""
+    config = json.loads(files["config.json"])
+    index, how = draw(st.integers(0, len(config["experts"]) - 1)), draw(st.integers(0, 3))
+    export = config["experts"][index]["exports"][0]
+    if how == 0:
+        config["experts"][index]["exports"] = draw(damaged_json(config["experts"][index]["exports"]))
+        return {"config.json": dumped(config)}
+    content = draw(damaged_bytes(files[export["file"]], 2048))
+    changed: dict[str, bytes | None] = {export["file"]: content}
+    if how > 1:
+        export["sha256"] = hashlib.sha256(content).hexdigest()
+        changed["config.json"] = dumped(config)
+    return changed
+
+
+def use_graphs(folder: Path, images: torch.Tensor) -> None:
+    """Load an exported model, with torch and without, and classify."""
+    model = PertinenceForImageClassification.from_pretrained(folder, backend="onnx")
+    logits = model(images).logits
+    assert logits.shape == (len(images), model.config.num_labels)
+    assert logits.isfinite().all()
+    answers = load(folder).route([image.permute(1, 2, 0).numpy() for image in images])
+    assert answers.logits.shape == logits.shape

@@ -18,11 +18,20 @@ from collections.abc import Callable
 
 import pytest
 import yaml
-from fuzzing import Case, DamagedFiles, damage_to_model, damage_to_record, save_whole_model, use_model
+from fuzzing import (
+    Case,
+    DamagedFiles,
+    damage_to_graphs,
+    damage_to_model,
+    damage_to_record,
+    save_whole_model,
+    use_graphs,
+    use_model,
+)
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from pertinence import DispatcherSearch, PertinenceError, SearchArguments
+from pertinence import DispatcherSearch, PertinenceError, PertinenceForImageClassification, SearchArguments
 from pertinence.commands.main import parse
 from pertinence.data.seen import SeenImages
 from pertinence.evaluation.baselines import load_baselines
@@ -101,6 +110,21 @@ def test_damaged_models_load_or_are_refused(use, model):
 def test_very_many_damaged_models_load_or_are_refused(use, model):
     count, random = int(os.environ.get("FUZZ_CASES", "20000")), int(os.environ.get("FUZZ_SEED", "0"))
     fuzz(use, damage_to_model(model.files), count, random)
+
+
+@pytest.mark.parametrize(("count", "random"), [(200, None), pytest.param(5000, 0, marks=pytest.mark.nightly)])
+def test_damaged_graphs_load_or_are_refused(make_expert, images, tmp_path, count, random):
+    pool = [make_expert(tmp_path / name, name, 32) for name in ("test_convnext", "test_efficientnet")]
+    PertinenceForImageClassification.from_experts(pool, 0.5).export_onnx(tmp_path / "model", images(256, 32))
+    graphs = DamagedFiles(tmp_path / "model")
+    photos = images(2, 40)
+    assert graphs.use({}, lambda: use_graphs(graphs.folder, photos)).outcome == "loaded"
+    fuzz(
+        lambda changed: graphs.use(changed, lambda: use_graphs(graphs.folder, photos)),
+        damage_to_graphs(graphs.files),
+        count,
+        random,
+    )
 
 
 # What lies beside a model
