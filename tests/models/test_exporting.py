@@ -141,7 +141,11 @@ def test_through_the_hub(hub, exported, batch, tmp_path):
     assert torch.equal(again(batch).logits, loaded(batch).logits)
     card = hub.files("user/exported")["README.md"].decode()
     assert 'backend="onnx"' in card
-    assert f"100.00 % the same answers on {IMAGES} images" in card
+    for export in (export for entry in loaded.config.expert_entries for export in entry.exports):
+        line = next(line for line in card.splitlines() if export.file in line)
+        assert f"opset {export.opset}, input 3 x " in line
+        assert f"100.00 % the same answers on {IMAGES} images" in line
+        assert export.sha256 in line
 
 
 def test_experts_without_a_graph_stay_in_torch_and_that_is_said(changed, model, batch, caplog):
