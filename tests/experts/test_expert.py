@@ -445,7 +445,7 @@ def test_more_labels_need_a_map(make_expert, tmp_path, images, larger_first):
     message = refusal([ten, eleven][::order])
     assert re.search("has 10 labels|has 11 labels", message)
     assert re.search("label 0 is '(digit 0|background)' here and '(digit 0|background)' there", message)
-    assert "`label_map` to the one with more labels" in message
+    assert "give the one with more labels a `label_map`" in message
 
     pool = cascade([ten, {"repo_id": str(eleven), "label_map": list(range(1, 11))}][::order])
     assert list(pool.config.id2label.values()) == LABELS

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pertinence import PertinenceError
-from pertinence.routing.budgets import choose_saving
+from pertinence.routing.budgets import choose_by_budget
 from pertinence.routing.front import Front, OperatingPoint
 from pertinence.routing.metrics import Figures, Latency
 
@@ -66,13 +66,13 @@ def test_milliseconds_of_several_devices_are_not_mixed_up(front):
 
 def test_a_saving_refers_to_the_reference_expert(front):
     reference = Figures(0.9, (0.0, 1.0), {"gmacs": 2.0}, (1.0,), 100)
-    assert choose_saving(front, 0.5, reference).name == "small"
-    assert choose_saving(front, 0, reference).name == "large"
+    assert choose_by_budget(front, reference.to_dict(), saving=0.5).name == "small"
+    assert choose_by_budget(front, reference.to_dict(), saving=0).name == "large"
     with pytest.raises(PertinenceError, match="saves 60 % of the reference expert's cost .* 'small', saves 50.0 %"):
-        choose_saving(front, 0.6, reference)
+        choose_by_budget(front, reference.to_dict(), saving=0.6)
     with pytest.raises(
         PertinenceError, match=r"saving=50 is out of range, expected a share from 0 to 1: 50 % is 0\.5"
     ):
-        choose_saving(front, 50, reference)
+        choose_by_budget(front, reference.to_dict(), saving=50)
     with pytest.raises(PertinenceError, match="saving='half' is not a budget, expected a number"):
-        choose_saving(front, "half", reference)
+        choose_by_budget(front, reference.to_dict(), saving="half")

@@ -46,6 +46,11 @@ class ExportedFiles:
     options: dict[str, Any] = field(default_factory=dict, repr=False)
     made: Mapping[str, Path] = field(default_factory=dict)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle, which stores no token."""
+        options = {name: value for name, value in self.options.items() if name != "token" or value is True}
+        return {**vars(self), "options": options}
+
     def find(self, export: Export) -> Path:
         """The path of a graph, which is downloaded if necessary.
 

@@ -44,9 +44,10 @@ class RuntimeArguments(Settings):
         "What runs the experts: torch, onnx or openvino; default: what each was saved with. A saved model runs its "
         "exported files; references are exported into the cache.",
         group="hardware",
+        decides=False,  # the entries of the experts record it
     )
     provider: str | None = setting(
-        None, "Execution provider of ONNX Runtime; default: CPUExecutionProvider.", group="hardware"
+        None, "Execution provider of ONNX Runtime; default: CPUExecutionProvider.", group="hardware", decides=False
     )
     trust_remote_code: bool = setting(
         False, "Run code that comes with experts. Read it first.", group="experts", decides=False
