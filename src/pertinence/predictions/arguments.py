@@ -48,6 +48,12 @@ class RuntimeArguments(Settings):
     provider: str | None = setting(
         None, "Execution provider of ONNX Runtime; default: CPUExecutionProvider.", group="hardware"
     )
+    fold_batch_norms: bool = setting(
+        False,
+        "Fold batch norms into the layers before them: experts in torch are faster, and the last bits of their scores "
+        "change.",
+        group="hardware",
+    )
     trust_remote_code: bool = setting(
         False, "Run code that comes with experts. Read it first.", group="experts", decides=False
     )
@@ -69,5 +75,5 @@ class RuntimeArguments(Settings):
         # It imports torch and transformers, which the help of a command must not.
         from ..experts.reference import LoadOptions
 
-        names = ("dtype", "token", "trust_remote_code", "backend", "provider")
+        names = ("dtype", "token", "trust_remote_code", "backend", "provider", "fold_batch_norms")
         return LoadOptions.parse({name: getattr(self, name) for name in names})
