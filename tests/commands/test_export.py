@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import run
+from command_line import documented, run
 
 from pertinence.commands.main import main
 
@@ -48,22 +48,17 @@ def said(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) ->
     return printed.err if status else printed.out
 
 
-def test_into_another_folder_with_images_that_are_named(searched, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(searched)
-    words = ["--dataset", "data", "--split", "validation", "--output-dir", tmp_path / "out"]
-    printed = json.loads(said(capsys, "export", "runs/digits", *words, "--json"))
-    assert printed["model"] == str(tmp_path / "out")
-    assert printed["experts"] == {entry["name"]: entry["exports"] for entry in entries_of(tmp_path / "out")}
-    assert not list((searched / "runs/digits").rglob("*.onnx"))
-
-
-def test_of_a_model_on_the_hub(exported, searched, hub, capsys, monkeypatch):
+def test_of_a_model_on_the_hub_into_a_folder_and_to_the_hub(exported, searched, hub, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(searched)
     said(capsys, "push", "runs/digits", "tester/plain-digits", "--save-experts", "--token", hub.token)
-    words = ["export", "tester/plain-digits", "--dataset", "data", "--split", "validation"]
+    words = ["export", "tester/plain-digits", "--dataset", "data", "--split", "validation", "--json"]
     refused = said(capsys, *words, status=1)
     assert "tester/plain-digits is not a folder here: give --output-dir or --push-to-hub for the result" in refused
-    run(*words, "--push-to-hub", "tester/exported-digits", "--token", hub.token, cwd=searched)
+    places = ["--output-dir", tmp_path / "out", "--push-to-hub", "tester/exported-digits", "--token", hub.token]
+    printed = json.loads(run(*words, *places, cwd=searched).stdout)
+    assert set(printed) == documented("export")
+    assert printed["model"] == "tester/exported-digits"
+    assert printed["experts"] == {entry["name"]: entry["exports"] for entry in entries_of(tmp_path / "out")}
     assert graphs(hub.files("tester/exported-digits")) == {f"experts/{index}/onnx/model.onnx" for index in range(3)}
     assert figures(capsys, "tester/exported-digits", "onnx") == figures(capsys, exported, "torch")
 
