@@ -41,18 +41,14 @@ class RuntimeArguments(Settings):
     )
     backend: str | None = setting(
         None,
-        "What runs the experts: torch, onnx or openvino; default: what each was saved with. A saved model runs its "
-        "exported files; references are exported into the cache.",
+        "torch, onnx or openvino; default: what each expert was saved with.",
         group="hardware",
     )
     provider: str | None = setting(
-        None, "Execution provider of ONNX Runtime; default: CPUExecutionProvider.", group="hardware"
+        None, "Execution provider of ONNX Runtime; default: that of the CPU.", group="hardware"
     )
     fold_batch_norms: bool = setting(
-        False,
-        "Fold batch norms into the layers before them: experts in torch are faster, and the last bits of their scores "
-        "change.",
-        group="hardware",
+        False, "Fold batch norms into the layers before them (of torch): faster.", group="hardware"
     )
     trust_remote_code: bool = setting(
         False, "Run code that comes with experts. Read it first.", group="experts", decides=False
