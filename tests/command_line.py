@@ -1,11 +1,13 @@
-"""The command line in a process of its own, and the settings of a search that is over soon."""
+"""The command line in a process of its own, the settings of a search that is over soon, and what its page says."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "command-line.md"
 SETTINGS = ["--population", "6", "--generations", "2", "--epochs", "2", "--device", "cpu"]
 
 
@@ -21,3 +23,10 @@ def run(*arguments, cwd: Path, ok: bool = True, show_progress: bool = False) -> 
     )
     assert (finished.returncode == 0) is ok, finished.stderr
     return finished
+
+
+def documented(command: str) -> set[str]:
+    """The keys of the JSON that the page of the command line lists for a command."""
+    (row,) = re.findall(rf"^\| `{command}` \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+    keys = set(re.findall(r"`(\w+)`", row.partition("; of a search on a table")[0]))
+    return (keys - {"evaluate"}) | documented("evaluate") if "`evaluate`" in row else keys

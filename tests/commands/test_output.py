@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
+from command_line import documented
 from timm.models import save_for_hf
 
 from pertinence.commands.main import main
-
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "command-line.md"
-
-
-def documented(command: str) -> set[str]:
-    """The keys that the page lists for a command."""
-    (row,) = re.findall(rf"^\| `{command}` \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
-    keys = set(re.findall(r"`(\w+)`", row.partition("; of a search on a table")[0]))
-    return (keys - {"evaluate"}) | documented("evaluate") if "`evaluate`" in row else keys
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,9 @@ class ExportArguments(ModelArguments, JsonArguments):
         None, "Folder for the model with its exported experts; default: the model's own.", group="output"
     )
     push_to_hub: str | None = setting(None, "Model repository to push the result to.", group="output")
+    save_experts: bool = setting(
+        False, "With --push-to-hub, also push a copy of each expert's own files.", group="output"
+    )
     private: bool = setting(False, "Make the repository private if it is created.", group="output")
     trust_remote_code: bool = setting(False, "Run code that comes with experts. Read it first.", group="experts")
     token: str | None = setting(None, "Hub token; default: that of `hf auth login`.", group="experts")
@@ -44,14 +47,17 @@ def run(model: str, data: DataArguments, args: ExportArguments) -> None:
         if folder is None:
             raise PertinenceError(f"{model} is not a folder here: give --output-dir or --push-to-hub for the result")
         exported = export_onnx(model, folder, data, runtime, args.expert_folders, args.revision)
-        pushed = (
-            push_folder(folder, args.push_to_hub, private=args.private or None, token=args.token)
-            if (args.push_to_hub)
-            else None
-        )
+        if args.push_to_hub is not None:
+            push_folder(
+                folder,
+                args.push_to_hub,
+                save_experts=args.save_experts or any(entry.is_embedded for entry in exported.config.entries),
+                private=args.private or None,
+                token=args.token,
+            )
     entries = [entry for entry in exported.config.entries if entry.exports]
     lines = [f"{entry.name}: {export.file}, {export.agreement}" for entry in entries for export in entry.exports]
-    where = args.push_to_hub if pushed else folder
+    where = args.push_to_hub or folder
     values = {
         "model": where,
         "experts": {entry.name: [export.to_dict() for export in entry.exports] for entry in entries},

@@ -139,6 +139,7 @@ def open_model(
         trust_remote_code=options.trust_remote_code,
         backend=options.backend,
         provider=options.provider,
+        fold_batch_norms=options.fold_batch_norms,
         expert_paths=expert_paths,
         **pinned,
     )

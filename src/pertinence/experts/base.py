@@ -26,6 +26,7 @@ class ExpertLike(Protocol):
         preprocessing: "exact" or "fast".
         device, dtype: its device and dtype.
         weights_key: equal for experts that share a checkpoint.
+        folds_batch_norms: whether its batch norms are folded, if they can be.
     """
 
     @property
@@ -45,6 +46,9 @@ class ExpertLike(Protocol):
 
     @property
     def weights_key(self) -> Any: ...
+
+    @property
+    def folds_batch_norms(self) -> bool: ...
 
     def __call__(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Classify uint8 images.

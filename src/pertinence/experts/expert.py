@@ -135,6 +135,10 @@ class Expert(nn.Module):
         return id(self.origin) if isinstance(self.origin, Checkpoint) else self.entry.checkpoint_key
 
     @property
+    def folds_batch_norms(self) -> bool:
+        return isinstance(self.origin, Checkpoint) and self.origin.options.folds(self.entry)
+
+    @property
     def labels(self) -> dict[int, str]:
         """Its names of the pool's labels, by index."""
         own, label_map = self.origin.labels, self.entry.label_map

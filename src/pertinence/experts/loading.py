@@ -64,7 +64,8 @@ Classifier = PreTrainedModel | Backbone
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint: classifier, image processor, pinned revision (commit or content hash), folder, folders of
-    its code in other repositories (see `fetch_code`), and how it was loaded, without the token."""
+    its code in other repositories (see `fetch_code`), how it was loaded, without the token, and networks that were
+    derived from the classifier, which experts share, by what was done."""
 
     model: Classifier
     processor: Any
@@ -72,6 +73,7 @@ class Checkpoint:
     folder: Path | None
     code: Mapping[str, Path] = field(default_factory=dict)
     options: LoadOptions = field(default_factory=LoadOptions)
+    derived: dict[str, Classifier] = field(default_factory=dict, repr=False)
 
     @property
     def labels(self) -> Labels:

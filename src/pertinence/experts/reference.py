@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..runtime.entry import GRAPH_BACKENDS, QUANTIZATIONS, TORCH, backend_name
+from ..runtime.entry import GRAPH_BACKENDS, QUANTIZATIONS, TORCH, ExpertEntry, backend_name
 from ..utils.errors import PertinenceError
 from ..utils.hub_errors import check_place
 from ..utils.validation import split_revision
@@ -33,6 +33,7 @@ class LoadOptions:
         backend: "torch", "onnx" or "openvino": what runs the networks; None: what each entry says.
         provider, session_options: of ONNX Runtime, see `SessionSettings`.
         file_name: name of the exported file to run, like "model.onnx".
+        fold_batch_norms: whether batch norms are folded into the layers before them, for experts in torch.
     """
 
     dtype: str | torch.dtype | None = None
@@ -48,6 +49,7 @@ class LoadOptions:
     provider: str | None = None
     session_options: Any = None
     file_name: str | None = None
+    fold_batch_norms: bool = False
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> LoadOptions:
@@ -78,7 +80,15 @@ class LoadOptions:
                 f"device_map={self.device_map!r} is of torch: exported graphs run where their provider does "
                 "(provider='CUDAExecutionProvider'), so leave it out"
             )
+        if self.backend in GRAPH_BACKENDS and self.fold_batch_norms:
+            raise PertinenceError(
+                f"fold_batch_norms is of torch: backend={self.backend!r} folds batch norms itself, so leave it out"
+            )
         return self
+
+    def folds(self, entry: ExpertEntry) -> bool:
+        """Whether the batch norms of an expert are folded, if they can be."""
+        return self.fold_batch_norms and entry.backend == TORCH
 
     @property
     def hub(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,10 +46,12 @@ def describe_model(
         known = [f"{entry.gmacs:.4g}", f"{entry.parameters:,}", entry.licence or ""]
         rows.append([entry.name, *known, entry.revision[:14], entry.repo_id or "no file"])
     front, guarantee = config.build_front(), config.build_guarantee()
+    exports = _exports(config, Path(model))
     parts = [
         f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
         format_table(header, rows, expendable=(4, 5, 3)),
         *_code_lines(config.entries),
+        *([_table_of_exports(exports)] if exports else []),
         *[f"The cost of {entry.name} is uncertain: {entry.cost_note}." for entry in config.entries if entry.cost_note],
         repr(front) if verbose else str(front),
         *([] if guarantee is None else [guarantee.describe(front)]),
@@ -58,7 +60,30 @@ def describe_model(
     keys = ("experts", "stem", "front", "operating_point", "preprocessing", "guarantee", "reference", "format_version")
     names = cast("dict[int, str]", config.id2label)
     labels = [names[index] for index in range(len(names))]
-    return {"labels": labels, **{key: getattr(config, key) for key in keys}}, "\n\n".join(parts)
+    values = {"labels": labels, **{key: getattr(config, key) for key in keys}, "exports": exports}
+    return values, "\n\n".join(parts)
+
+
+def _exports(config: PertinenceConfig, folder: Path) -> list[dict[str, Any]]:
+    """The exported files of experts, with the size in bytes of those that are in a folder here."""
+    found = []
+    for entry in config.entries:
+        for export in entry.exports:
+            path = folder / export.file
+            size = path.stat().st_size if folder.is_dir() and path.is_file() else None
+            found.append({"expert": entry.name, **export.to_dict(), "bytes": size})
+    return found
+
+
+def _table_of_exports(exports: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for export in exports:
+        agreement = export["agreement"]
+        answers = "not compared" if agreement is None else f"{100 * agreement['same_answers']:.2f} %"
+        images = "" if agreement is None else str(agreement["images"])
+        size = "not here" if export["bytes"] is None else f"{export['bytes'] / 1e6:.3g} MB"
+        rows.append([export["expert"], export["precision"], answers, images, size, export["file"]])
+    return format_table(["exported", "precision", "same answers", "images", "size", "file"], rows, expendable=(5, 3))
 
 
 def _about_default(config: PertinenceConfig, front: Front) -> list[str]:

@@ -153,9 +153,13 @@ class SavedPool:
         return backend_of(self.entries[index]).fixed_dtype
 
     def size(self, index: int, dtype: torch.dtype) -> int:
-        """Bytes of the parameters of an expert's checkpoint after a cast of the expert to `dtype`."""
+        """Bytes of the parameters of an expert's checkpoint, and of a folded copy, after a cast to `dtype`.
+
+        A checkpoint with nothing to fold, which is not known yet, is counted twice, too.
+        """
         dtype = dtype if self.fixed_dtype(index) is None else self.dtype(index)
-        return self.entries[index].parameters * dtype.itemsize
+        copies = 2 if self.options.folds(self.entries[index]) else 1
+        return copies * self.entries[index].parameters * dtype.itemsize
 
 
 @dataclass
@@ -368,6 +372,10 @@ class LazyExpert(nn.Module):
     @property
     def weights_key(self) -> tuple[str | None, str]:
         return self.store.pool.key(self.index)
+
+    @property
+    def folds_batch_norms(self) -> bool:
+        return self.store.pool.options.folds(self.entry)
 
     def find_folder(self) -> Path:
         """See `Expert.find_folder`; files of the Hub are downloaded, but no network is built."""

@@ -34,6 +34,11 @@ def export_model(model: PertinenceForImageClassification, folder: Path, images: 
         )
     batch = as_images(images)
     experts: dict[int, ExpertLike] = dict(enumerate(model.pool)) | ({STEM: model.stem} if model.stem else {})
+    if any(expert.folds_batch_norms for expert in experts.values()):
+        raise PertinenceError(
+            "this model was loaded with fold_batch_norms, but networks are exported as they are, and folded when "
+            "their graphs are opened: load it without"
+        )
     read = {index for point in model.front for index in point.reads_features_of}
     kept = [expert.entry.name for expert in experts.values() if expert.entry.backend != TORCH]
     if len(kept) == len(experts):

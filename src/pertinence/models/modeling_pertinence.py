@@ -168,8 +168,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             label_map: "by_name": the model has the labels that all experts share, found by their names; default: all
                 experts have the same labels in the same order.
             load_options: dtype, device_map, attn_implementation, token, cache_dir, local_files_only, force_download,
-                trust_remote_code; with `backend="onnx"` or `"openvino"` experts are exported into the cache, and run
-                there, with `provider` and `session_options`.
+                trust_remote_code, fold_batch_norms; with `backend="onnx"` or `"openvino"` experts are exported into
+                the cache, and run there, with `provider` and `session_options`.
         """
         pool = load_pool(experts, LoadOptions.parse(load_options), preprocessing, label_map)
         warn_of_costs(pool)

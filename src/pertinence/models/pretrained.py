@@ -45,6 +45,10 @@ from .expert_store import Experts, ExpertStore, LazyExpert, SavedPool, parse_mem
 from .image_processing_pertinence import PertinenceImageProcessor
 
 
+OF_GRAPHS = ("backend", "provider", "session_options", "file_name")
+"""Options of experts that run exported graphs."""
+
+
 @dataclass(frozen=True)
 class _ModelFiles:
     """The folder of a model, downloaded if necessary, and the files of its weights."""
@@ -98,7 +102,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 `trust_remote_code` apply to every expert. `operating_point` and `preprocessing` replace those of the
                 config. `backend="onnx"` or `"openvino"` runs the exported graphs of the experts that have them, whose
                 checkpoints and code are not loaded; `provider`, `session_options` and `file_name` are those of
-                optimum.
+                optimum. `fold_batch_norms=True` folds batch norms into the layers before them in copies of the
+                networks, which changes the last bits of answers; saving stores the experts as they are.
 
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.
@@ -393,6 +398,6 @@ def _expert_options(kwargs: dict[str, Any], lazy: bool, max_memory: Any) -> dict
         options.setdefault("disable_mmap", True)
     elif max_memory is not None:
         kwargs["max_memory"] = max_memory
-    for alone in ("trust_remote_code", "attn_implementation", "backend", "provider", "session_options", "file_name"):
+    for alone in ("trust_remote_code", "attn_implementation", "fold_batch_norms", *OF_GRAPHS):
         kwargs.pop(alone, None)
     return options

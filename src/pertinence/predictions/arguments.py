@@ -41,13 +41,18 @@ class RuntimeArguments(Settings):
     )
     backend: str | None = setting(
         None,
-        "What runs the experts: torch, onnx or openvino; default: what each was saved with. A saved model runs its "
-        "exported files; references are exported into the cache.",
+        "torch, onnx or openvino; default: what each expert was saved with.",
         group="hardware",
         decides=False,  # the entries of the experts record it
     )
     provider: str | None = setting(
-        None, "Execution provider of ONNX Runtime; default: CPUExecutionProvider.", group="hardware", decides=False
+        None, "Execution provider of ONNX Runtime; default: that of the CPU.", group="hardware", decides=False
+    )
+    fold_batch_norms: bool = setting(
+        False,
+        "Fold batch norms into the layers before them (of torch): faster.",
+        group="hardware",
+        decides=False,  # it changes the last bits
     )
     trust_remote_code: bool = setting(
         False, "Run code that comes with experts. Read it first.", group="experts", decides=False
@@ -70,5 +75,5 @@ class RuntimeArguments(Settings):
         # It imports torch and transformers, which the help of a command must not.
         from ..experts.reference import LoadOptions
 
-        names = ("dtype", "token", "trust_remote_code", "backend", "provider")
+        names = ("dtype", "token", "trust_remote_code", "backend", "provider", "fold_batch_norms")
         return LoadOptions.parse({name: getattr(self, name) for name in names})

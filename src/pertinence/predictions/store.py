@@ -52,6 +52,7 @@ def identify(expert: ExpertLike, images: LabelledImages, device: torch.device) -
             "quantization": entry.quantization,
             "label_map": entry.label_map,
             **({"graph": export.sha256} if (export := export_to_run(entry)) is not None else {}),
+            **({"batch_norms": "folded"} if expert.folds_batch_norms else {}),
             **({} if entry.is_of_torch else {"backend": entry.backend, "version": backend_of(entry).version}),
         },
         "preprocessing": expert.preprocessing,

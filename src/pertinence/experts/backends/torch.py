@@ -14,6 +14,7 @@ from ...runtime.entry import ExpertEntry
 from ...utils.errors import PertinenceError
 from ...utils.modules import execution_device, first_parameter
 from ..features import FeatureTap
+from ..folding import folded_network
 from ..loading import Checkpoint, Classifier
 
 
@@ -37,7 +38,8 @@ class TorchBackend(nn.Module):
         super().__init__()
         self.is_convolutional = is_convolutional(checkpoint.model)
         checkpoint.model.to(memory_format=self.memory_format)  # type: ignore[call-arg]  # transformers hides `self`
-        self.model = self.prepared(checkpoint.model)
+        folds = checkpoint.options.folds(entry)
+        self.model = self.prepared(folded_network(checkpoint, entry) if folds else checkpoint.model)
         self._options = checkpoint.call_options(entry.transform)
         self._features = FeatureTap.of(self.model)
 
