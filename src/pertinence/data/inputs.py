@@ -136,10 +136,9 @@ def open_inputs(
     found = [one for given in several for one in finder.find(given)]
     finder.check_used()
     parts: list[Rows] = []
-    for _, group in groupby(found, key=lambda one: isinstance(one, str)):
-        several = list(group)
-        paths = tuple(one for one in several if isinstance(one, str))
-        parts += [FileRows(paths)] if paths else [one for one in several if not isinstance(one, str)]
+    for is_file, group in groupby(found, key=lambda one: isinstance(one, str)):
+        several: list[Any] = list(group)
+        parts += [FileRows(tuple(several))] if is_file else several
     return InputImages(parts, arguments.limit)
 
 

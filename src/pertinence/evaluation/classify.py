@@ -217,6 +217,7 @@ def _describe_run(
 ) -> Run:
     """What decides the rows of the output."""
     labels = len(_labels_of(config))
+    dtype = model.dtype if isinstance(model, PertinenceForImageClassification) else args.dtype or config.dtype
     if args.top_k is not None and args.top_k > labels:
         raise PertinenceError(f"top_k={args.top_k} is too many: the model has {labels} labels")
     return {
@@ -226,7 +227,7 @@ def _describe_run(
         "top_k": args.top_k or min(TOP_K, labels),
         "batch_size": args.batch_size,
         "part_size": args.part_size,
-        "dtype": args.dtype,
+        "dtype": str(dtype).removeprefix("torch."),
         "backend": args.backend,
         "provider": args.provider,
     }
@@ -244,9 +245,9 @@ def _identify(model: ModelSource, config: PertinenceConfig, args: Classification
         "labels": _labels_of(config),
     }
     if isinstance(model, PertinenceForImageClassification):
-        values |= {"heads": hash_tensors(model.own_state()), "dtype": str(model.dtype)}
+        values["heads"] = hash_tensors(model.own_state())
     else:
-        values |= {"heads": config.heads_hash or _hash_heads(model), "dtype": None}
+        values["heads"] = config.heads_hash or _hash_heads(model)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
