@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,8 @@ from .rows import DatasetRows, FileRows, ParquetRows, Read, Rows, TarRows, image
 PARQUET, TAR = (".parquet", ".pq"), (".tar",)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 STANDARD_INPUT = "-"
+ADDRESS = re.compile(r" object at 0x[0-9a-f]+")
+"""What differs from run to run in a message of Pillow."""
 
 Input: TypeAlias = str | os.PathLike[str] | datasets.Dataset
 """A file, a folder, a pattern, a shard, a Hub id (or id@revision) of a data set, "-", or a data set."""
@@ -103,7 +106,7 @@ def _decode(name: str, row: Any, mode: str | None) -> Decoded:
         return name, decode_image(open_row(row, mode))
     except Exception as error:  # Pillow may raise anything
         reason = first_line(error) if isinstance(error, PertinenceError) else explain(error)
-        return name, unreadable(name, reason)
+        return name, unreadable(name, ADDRESS.sub("", reason))
 
 
 def unreadable(name: str, reason: str) -> PertinenceError:
@@ -129,7 +132,7 @@ def open_inputs(
         PertinenceError: something does not exist, is of another kind, or has no images.
     """
     arguments = arguments or InputArguments()
-    several = [inputs] if isinstance(inputs, (str, os.PathLike, datasets.Dataset)) else list(inputs)
+    several = list(inputs) if isinstance(inputs, (list, tuple, Iterator)) else [inputs]
     if not several:
         raise PertinenceError("no images were named: give files, folders, patterns, shards or data sets")
     finder = _Finder(arguments, token, output)

@@ -29,7 +29,7 @@ from ..routing.budgets import choose_by_budget
 from ..routing.costs import STEM
 from ..routing.front import OperatingPoint
 from ..runtime.entry import TORCH, ExpertEntry
-from ..utils.distributed import by_main, make_accelerator
+from ..utils.distributed import by_main, device_of, make_accelerator
 from ..utils.errors import PertinenceError
 from ..utils.io import hash_file
 from ..utils.progress import progress_bar
@@ -145,9 +145,7 @@ def classify(
             parts = Parts(path, len(images), size)
             result = parts.finished(run)
             if result is not None and args.resume:
-                if parts.folder.is_dir():  # of a run that was killed when it was finished
-                    parts.clear()
-                    parts.folder.rmdir()
+                parts.remove()
                 return _Work(images, parts, run, point, [], Classification(**result, is_old=True))
             until_the_end.enter_context(parts.opened(run, args.resume))
             return _Work(images, parts, run, point, parts.unfinished())
@@ -158,7 +156,7 @@ def classify(
         work.say_where()
         loaded = open_model(model, args, expert_paths, revision)
         if loaded is not model:
-            loaded = loaded.to(accelerator.device)
+            loaded = loaded.to(device_of(accelerator))
         seconds, count = _Runner(loaded, work, args, accelerator).run()
         if not accelerator.is_main_process:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,7 @@ class Parts:
         Raises:
             PertinenceError: it holds the parts of another run, or another process is at work.
         """
-        busy = f"another process is writing {self.output}: wait for its end, or choose another --output"
-        with locked(self.folder, busy, ADVICE):
+        with self._locked():
             manifest = self.folder / MANIFEST
             if manifest.is_file():
                 self._check(_read(manifest), run, "the unfinished output")
@@ -130,6 +129,12 @@ class Parts:
         with replaced(self.record, ADVICE) as temporary:
             temporary.write_text(json.dumps(values, indent=1))
 
+    def remove(self) -> None:
+        """Remove what a run that was killed at its very end left behind."""
+        if self.folder.is_dir():
+            with self._locked():
+                self.clear()
+
     def clear(self) -> None:
         """Remove the parts; the lock stays until it is released."""
         (self.folder / MANIFEST).unlink(missing_ok=True)  # first: what is left then belongs to nothing
@@ -138,6 +143,10 @@ class Parts:
                 shutil.rmtree(path, ignore_errors=True)
             elif path.name != LOCK:
                 path.unlink(missing_ok=True)
+
+    def _locked(self) -> AbstractContextManager[None]:
+        busy = f"another process is writing {self.output}: wait for its end, or choose another --output"
+        return locked(self.folder, busy, ADVICE)
 
     def _is_whole(self, part: int) -> bool:
         try:

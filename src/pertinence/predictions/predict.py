@@ -18,6 +18,7 @@ from ..data.batches import decoded_batches
 from ..data.dataset import LabelledImages, raise_or, unusable
 from ..experts.base import ExpertLike
 from ..routing.costs import GMACS, PoolCosts
+from ..utils.distributed import device_of
 from ..utils.errors import PertinenceError
 from ..utils.io import check_writable
 from ..utils.progress import progress_bar
@@ -166,7 +167,7 @@ class _Runner:
         mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
         loader = decoded_batches(self.images, [batches[index] for index in mine], self.num_workers)
         home, results = expert.device, []
-        expert.to(accelerator.device)
+        expert.to(device_of(accelerator))
         shown = f"Predictions of {expert.entry.name}"
         total = sum(len(batches[index]) for index in mine)
         with progress_bar(total, shown, "image", accelerator.is_local_main_process) as bar:

@@ -112,6 +112,13 @@ def by_main(accelerator: Accelerator, make: Callable[[], Made]) -> Made:
     return cast(Made, made)
 
 
+def device_of(accelerator: Accelerator) -> torch.device:
+    """The device of a process, as a model is moved to it: moved from `cpu` to `cpu:0`, which accelerate names where
+    several processes share a CPU, weights would be copied to other addresses, and matrix products differ in last
+    bits."""
+    return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
+
+
 def device_name(device: torch.device) -> str:
     """Name of a device in measurements: the model of a GPU, else the kind of device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
