@@ -16,10 +16,12 @@ from .utils.errors import PertinenceError
 
 
 if TYPE_CHECKING:
-    from .data.arguments import DataArguments
+    from .data.arguments import DataArguments, InputArguments
     from .data.dataset import LabelledImages
+    from .evaluation.arguments import ClassificationArguments
     from .evaluation.baselines import register_baseline
     from .evaluation.calibration import calibrate, store_guarantee
+    from .evaluation.classify import Classification, classify
     from .evaluation.evaluate import evaluate_model
     from .evaluation.monitoring import RoutingMonitor
     from .experts.backends.base import register_backend
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from .models.streaming import StreamDispatcher
     from .predictions.arguments import RuntimeArguments
     from .predictions.tables import PredictionTable
+    from .routing.arguments import BudgetArguments
     from .routing.costs import register_cost
     from .routing.evidence import register_evidence
     from .search.advice import Advice
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Advice",
+    "BudgetArguments",
+    "Classification",
+    "ClassificationArguments",
     "Conversion",
     "ConversionArguments",
     "DataArguments",
@@ -46,6 +52,7 @@ __all__ = [
     "Figures",
     "Front",
     "Guarantee",
+    "InputArguments",
     "LabelledImages",
     "OperatingPoint",
     "PertinenceConfig",
@@ -62,6 +69,7 @@ __all__ = [
     "StreamDispatcher",
     "advise",
     "calibrate",
+    "classify",
     "convert_checkpoint",
     "evaluate_model",
     "register_backend",
@@ -80,10 +88,14 @@ AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageCla
 
 _LAZY = {
     "Advice": "search.advice",
+    "BudgetArguments": "routing.arguments",
+    "Classification": "evaluation.classify",
+    "ClassificationArguments": "evaluation.arguments",
     "Conversion": "experts.conversion.convert",
     "ConversionArguments": "experts.conversion.arguments",
     "DataArguments": "data.arguments",
     "DispatcherSearch": "search.search",
+    "InputArguments": "data.arguments",
     "LabelledImages": "data.dataset",
     "PredictionTable": "predictions.tables",
     "RoutingMonitor": "evaluation.monitoring",
@@ -93,6 +105,7 @@ _LAZY = {
     "StreamDispatcher": "models.streaming",
     "advise": "search.advising",
     "calibrate": "evaluation.calibration",
+    "classify": "evaluation.classify",
     "convert_checkpoint": "experts.conversion.convert",
     "evaluate_model": "evaluation.evaluate",
     "register_backend": "experts.backends.base",

@@ -87,3 +87,8 @@ def test_of_a_model(searched, tmp_path, capsys, monkeypatch):
     assert set(printed(capsys, "info", "runs/digits")) == documented("info")
     images = ["--dataset", "data", "--split", "test"]
     assert set(printed(capsys, "evaluate", "runs/digits", *images)) == documented("evaluate")
+    words = ["classify", "runs/digits", "data/test.parquet", "--limit", "8", "--output", str(tmp_path / "out.csv")]
+    first = printed(capsys, *words)
+    assert set(first) == documented("classify")
+    now = {"classified": 0, "images_per_second": None, "is_old": True}
+    assert printed(capsys, *words) == {**first, **now}, "nothing was left to do"

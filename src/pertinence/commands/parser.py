@@ -69,10 +69,10 @@ class CommandParser(argparse.ArgumentParser):
             self.add_argument("--config", metavar="FILE", help="YAML file of settings; flags override it.")
         add_plugins(self)
 
-    def add_positional(self, name: str, help: str) -> None:
-        """Add a positional argument."""
+    def add_positional(self, name: str, help: str, several: bool = False) -> None:
+        """Add a positional argument; with `several` it takes one or more words."""
         self._positional.append(name)
-        self.add_argument(name, help=help)
+        self.add_argument(name, help=help, nargs="+" if several else None)
 
     def add_settings(self, *classes: type[Settings], hidden: Collection[str] = ()) -> None:
         """Add a flag for every setting of these dataclasses; the help omits those with `hidden` names."""

@@ -30,3 +30,15 @@ class DataArguments(Settings):
     def replaced(self, dataset: str | None, split: str | None) -> DataArguments:
         """A copy with another data set or split, if one is given."""
         return replace(self, dataset=dataset or self.dataset, split=split or self.split)
+
+
+@dataclass
+class InputArguments(Settings):
+    """Which of the images that were named are classified, and where they lie in a data set."""
+
+    split: str | None = setting(None, "Split of a data set on the Hub.", group="data")
+    dataset_config: str | None = setting(None, "Configuration of a data set that has several.", group="data")
+    image_column: str | None = setting(
+        None, "Column of parquet files or a data set; default: the only image column.", group="data"
+    )
+    limit: int | None = setting(None, "Classify only the first N images.", group="data", least=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 
@@ -71,3 +72,21 @@ def take(images: Images, rows: torch.Tensor) -> Images:
     if isinstance(images, torch.Tensor):
         return images[rows.to(images.device, non_blocking=True)]
     return [images[row] for row in rows.tolist()]
+
+
+def decoded_batches(
+    images: torch.utils.data.Dataset[Any], batches: Sequence[Sequence[int]], num_workers: int
+) -> torch.utils.data.DataLoader[Any]:
+    """Batches of items of a data set that decodes images, as lists; workers decode while experts run.
+
+    Args:
+        images: the data set.
+        batches: the rows of each batch.
+        num_workers: number of processes that decode; 0: this one does.
+    """
+    sampler: Any = batches  # torch asks for lists, and takes ranges
+    return torch.utils.data.DataLoader(images, batch_sampler=sampler, num_workers=num_workers, collate_fn=_no_collate)
+
+
+def _no_collate(batch: list[Any]) -> list[Any]:
+    return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -32,14 +33,29 @@ def find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role:
             raise PertinenceError(f"column {wanted!r} holds no images, but {_describe(dataset.features[wanted])}")
         return wanted
     found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
+    return only_column(found, dataset.column_names, role, "the data set")
+
+
+def only_column(found: Sequence[str], columns: Sequence[str], role: str, where: str) -> str:
+    """The only one of the columns that were found to be of a kind.
+
+    Args:
+        found: names of the columns of the kind.
+        columns: names of all columns.
+        role: "image" or "label", for messages.
+        where: what has the columns, for messages.
+
+    Raises:
+        PertinenceError: none or several were found.
+    """
     if len(found) == 1:
         return found[0]
-    columns = ", ".join(found or dataset.column_names)
-    problem = f"several {role} columns ({columns})" if found else f"no {role} column (its columns: {columns})"
+    listed = ", ".join(found or columns)
+    problem = f"several {role} columns ({listed})" if found else f"no {role} column (its columns: {listed})"
     advice = f"name one with --{role}-column (in Python {role}_column=)"
     if role == "label":
         advice += ", or search without labels, --labels agree"
-    raise PertinenceError(f"the data set has {problem}: {advice}")
+    raise PertinenceError(f"{where} has {problem}: {advice}")
 
 
 def read_labels(

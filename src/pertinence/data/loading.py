@@ -29,11 +29,17 @@ ImageSource: TypeAlias = DataArguments | datasets.Dataset | LabelledImages
 
 
 def load_images(arguments: DataArguments, token: str | None = None, needs_labels: bool = True) -> LabelledImages:
-    """Load one split from the Hub or a local folder.
+    """Load the images of one split from the Hub or a local folder.
 
     Raises:
         PertinenceError: the data set, split or column does not exist, or the images have no labels.
     """
+    columns = arguments.image_column, arguments.label_column
+    return LabelledImages(load_split(arguments, token), *columns, needs_labels, arguments.label_map)
+
+
+def load_split(arguments: DataArguments, token: str | None = None) -> datasets.Dataset:
+    """Load one split from the Hub or a local folder; raises `PertinenceError` if it does not exist."""
     name, split = arguments.dataset, arguments.split
     if name is None:
         raise PertinenceError(f"no images were named: give --dataset{' and --split' if split is None else ''}")
@@ -58,13 +64,12 @@ def load_images(arguments: DataArguments, token: str | None = None, needs_labels
         if other is None:
             raise PertinenceError(f"data set {name!r} has no split {split!r}: {reason}") from error
         logger.warning(f"Data set {name!r} calls its split {split!r} {other!r}.")
-        return load_images(replace(arguments, split=other), token, needs_labels)
+        return load_split(replace(arguments, split=other), token)
     if split is None:
         raise PertinenceError(f"data set {given!r} has the splits {', '.join(known)}: name one with --split")
     if arguments.limit is not None and arguments.limit < len(dataset):
         dataset = dataset.select(range(arguments.limit))
-    columns = arguments.image_column, arguments.label_column
-    return LabelledImages(dataset, *columns, needs_labels, arguments.label_map)
+    return dataset
 
 
 def _split_meant(wanted: str, known: str) -> str | None:

@@ -1,10 +1,10 @@
-"""Settings of the benchmark."""
+"""Settings of the benchmark, and of classifying many images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..predictions.arguments import RuntimeArguments
+from ..predictions.arguments import ExpertArguments, RuntimeArguments
 from ..utils.settings import setting
 
 
@@ -25,3 +25,25 @@ class BenchmarkArguments(RuntimeArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.batch_size = sorted(set(self.batch_size))
+
+
+@dataclass
+class ClassificationArguments(ExpertArguments):
+    """How many images are classified, and what is written of each."""
+
+    on_bad_image: str = setting(
+        "skip",
+        "If an image cannot be read: skip it, with the reason in its row, or stop with an error.",
+        group="data",
+        choices=["skip", "stop"],
+    )
+    top_k: int | None = setting(
+        None, "Labels in top_labels; default: 5, or all if there are fewer.", group="output", least=1
+    )
+    part_size: int = setting(
+        1024,
+        "Images of a part, in whole batches; a run that is killed classifies those of unfinished parts again.",
+        group="output",
+        least=1,
+    )
+    resume: bool = setting(True, "Continue the same run where it stopped.", group="output")

@@ -17,7 +17,7 @@ from ..hub.configuration import PertinenceConfig, open_config
 from ..hub.layout import find_table_record
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..models.pretrained import commit_of
-from ..predictions.arguments import RuntimeArguments
+from ..predictions.arguments import ExpertArguments, RuntimeArguments
 from ..predictions.predict import predict
 from ..predictions.predictions import Predictions
 from ..routing.costs import COSTS, GMACS, STEM
@@ -123,7 +123,7 @@ def config_of(model: ModelSource, token: str | bool | None = None, revision: str
 
 def open_model(
     model: ModelSource,
-    args: RuntimeArguments,
+    args: ExpertArguments,
     expert_paths: dict[str, str] | None = None,
     revision: str | None = None,
 ) -> PertinenceForImageClassification:

@@ -205,7 +205,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
 
     def _load_reference(self, source: str, files: _ModelFiles) -> None:
         """Load the routing reference; refuse weights, or a reference, that belong to another model."""
-        own, expected, front = self._own(), self.config.heads_hash, self.config.build_front()
+        own, expected, front = self.own_state(), self.config.heads_hash, self.config.build_front()
         counts = former_counts(files.weights)
         if counts is not None and counts.any():
             own[FORMER] = counts
@@ -250,7 +250,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             )
         folder = Path(save_directory)
         check_same_search(folder, self.config.front)
-        own = self._own(state_dict)
+        own = self.own_state(state_dict)
         heads_hash = hash_tensors(own)  # before transformers empties the state
         pushes = kwargs.pop("push_to_hub", False)
         hub = {key: kwargs.pop(key) for key in _push_options() & set(kwargs)} if pushes else {}
@@ -315,7 +315,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
             saved.append(entry)
         return saved
 
-    def _own(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    def own_state(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """The part of a state that is saved: the dispatcher."""
         return {
             key: value

@@ -13,19 +13,12 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class RuntimeArguments(Settings):
-    """How experts run."""
+class ExpertArguments(Settings):
+    """How experts are loaded and run."""
 
     batch_size: int = setting(64, "Images per call of an expert.", group="hardware", least=1, decides=False)
     num_workers: int = setting(
         0, "Processes that decode images; 0: the main one.", group="hardware", least=0, decides=False
-    )
-    on_bad_image: str = setting(
-        "stop",
-        "If an image cannot be decoded: stop with an error, or skip it and report it.",
-        group="data",
-        choices=["stop", "skip"],
-        decides=False,
     )
     device: str | None = setting(
         None, "cpu, cuda, ...; default: an accelerator if there is one.", group="hardware", decides=False
@@ -35,9 +28,6 @@ class RuntimeArguments(Settings):
         "Precision of the experts; default: that of each checkpoint.",
         group="hardware",
         choices=["float32", "bfloat16", "float16"],
-    )
-    cache_dir: str | None = setting(
-        None, "Folder for predictions; default: $HF_HOME/pertinence.", group="output", decides=False
     )
     backend: str | None = setting(
         None,
@@ -60,6 +50,31 @@ class RuntimeArguments(Settings):
     token: str | None = setting(None, "Hub token; default: that of `hf auth login`.", group="experts", decides=False)
 
     @property
+    def load_options(self) -> LoadOptions:
+        """How experts are loaded."""
+        # It imports torch and transformers, which the help of a command must not.
+        from ..experts.reference import LoadOptions
+
+        names = ("dtype", "token", "trust_remote_code", "backend", "provider", "fold_batch_norms")
+        return LoadOptions.parse({name: getattr(self, name) for name in names})
+
+
+@dataclass
+class RuntimeArguments(ExpertArguments):
+    """How experts run over a split."""
+
+    on_bad_image: str = setting(
+        "stop",
+        "If an image cannot be decoded: stop with an error, or skip it and report it.",
+        group="data",
+        choices=["stop", "skip"],
+        decides=False,
+    )
+    cache_dir: str | None = setting(
+        None, "Folder for predictions; default: $HF_HOME/pertinence.", group="output", decides=False
+    )
+
+    @property
     def predict_options(self) -> dict[str, Any]:
         """How experts are run over images, as `predict` takes it."""
         return {
@@ -68,12 +83,3 @@ class RuntimeArguments(Settings):
             "cache_dir": self.cache_dir,
             "on_bad_image": self.on_bad_image,
         }
-
-    @property
-    def load_options(self) -> LoadOptions:
-        """How experts are loaded."""
-        # It imports torch and transformers, which the help of a command must not.
-        from ..experts.reference import LoadOptions
-
-        names = ("dtype", "token", "trust_remote_code", "backend", "provider", "fold_batch_norms")
-        return LoadOptions.parse({name: getattr(self, name) for name in names})

@@ -14,9 +14,11 @@ from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
 from transformers.utils import logging
 
+from ..data.batches import decoded_batches
 from ..data.dataset import LabelledImages, raise_or, unusable
 from ..experts.base import ExpertLike
 from ..routing.costs import GMACS, PoolCosts
+from ..utils.distributed import device_of
 from ..utils.errors import PertinenceError
 from ..utils.io import check_writable
 from ..utils.progress import progress_bar
@@ -163,14 +165,9 @@ class _Runner:
         accelerator, count = self.accelerator, len(self.images)
         batches = [range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
         mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
-        loader = torch.utils.data.DataLoader(
-            self.images,
-            batch_sampler=[list(batches[index]) for index in mine],
-            num_workers=self.num_workers,
-            collate_fn=_no_collate,
-        )
+        loader = decoded_batches(self.images, [batches[index] for index in mine], self.num_workers)
         home, results = expert.device, []
-        expert.to(accelerator.device)
+        expert.to(device_of(accelerator))
         shown = f"Predictions of {expert.entry.name}"
         total = sum(len(batches[index]) for index in mine)
         with progress_bar(total, shown, "image", accelerator.is_local_main_process) as bar:
@@ -204,7 +201,3 @@ class _Runner:
             kept["features"] = features
         kept[BAD] = torch.tensor([problem is not None for problem in problems])
         return kept
-
-
-def _no_collate(batch: list[Any]) -> list[Any]:
-    return batch

@@ -6,26 +6,23 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from ..hub.layout import RECORD, STATE
 from ..utils.errors import MALFORMED, PertinenceError, shown
-from ..utils.io import SUFFIX, UNWRITABLE, check_writable, remove_leftovers, replaced, writing
+from ..utils.io import SUFFIX, remove_leftovers, replaced
+from ..utils.locks import LOCK, locked
 from ..utils.validation import is_name
 
 
 logger = logging.get_logger(__name__)
 
-LOCK = "lock"
-PATIENCE = 10
-"""Seconds that a search waits for the lock of a folder: workers of a killed search may hold it a little longer."""
 ADVICE = "free some space, or choose another --output-dir; the same search goes on from where it stopped"
 
 
@@ -36,28 +33,9 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         PertinenceError: another process is searching there, or the folder is not writable.
     """
-    state = folder / STATE
-    check_writable(state, ADVICE)
-    lock = FileLock(state / LOCK)
-    with writing(state, ADVICE):
-        try:
-            lock.acquire(timeout=PATIENCE)
-        except Timeout as error:
-            raise PertinenceError(
-                f"another search is running in {folder}: wait for its end, or choose another --output-dir"
-            ) from error
-        except (NotImplementedError, OSError) as error:
-            if getattr(error, "errno", None) in UNWRITABLE:
-                raise
-            logger.warning(f"{folder} cannot be locked ({error}): make sure that no other search uses it meanwhile.")
-    try:
+    busy = f"another search is running in {folder}: wait for its end, or choose another --output-dir"
+    with locked(folder / STATE, busy, ADVICE):
         yield
-    finally:
-        with suppress(OSError):
-            (state / LOCK).unlink(missing_ok=True)
-        lock.release()
-        with suppress(OSError):  # fails if there is something to continue, or if it has been removed
-            state.rmdir()
 
 
 class SearchFolder:

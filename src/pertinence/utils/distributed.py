@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import is_initialized
+from accelerate.utils import broadcast_object_list
 from threadpoolctl import threadpool_limits
 from transformers.utils import logging
 
@@ -19,6 +21,8 @@ from .processes import quiet_other_processes
 
 
 logger = logging.get_logger(__name__)
+
+Made = TypeVar("Made")
 
 LAUNCHERS = {"srun": "SLURM_STEP_NUM_TASKS", "mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
 """Environment variables in which launchers say how many processes they started. SLURM_NTASKS does not serve: it is the
@@ -88,6 +92,31 @@ def _check_launcher() -> None:
                 f"{launcher} started {count} processes that do not find each other: let it start one on each node, "
                 "and have that start the others with torchrun"
             )
+
+
+def by_main(accelerator: Accelerator, make: Callable[[], Made]) -> Made:
+    """What the main process makes, in all processes; if it fails, its error is raised there, and the others end."""
+    if accelerator.num_processes == 1:
+        return make()
+    made, error = None, None
+    if accelerator.is_main_process:
+        try:
+            made = make()
+        except BaseException as raised:
+            error = raised
+    made, has_failed = broadcast_object_list([made, error is not None])
+    if error is not None:
+        raise error
+    if has_failed:
+        raise SystemExit(1)
+    return cast(Made, made)
+
+
+def device_of(accelerator: Accelerator) -> torch.device:
+    """The device of a process, as a model is moved to it: moved from `cpu` to `cpu:0`, which accelerate names where
+    several processes share a CPU, weights would be copied to other addresses, and matrix products differ in last
+    bits."""
+    return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
 
 
 def device_name(device: torch.device) -> str:
