@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 uv run python tests/benchmarks/backends.py imagenet --batch-size 1 16 --images 32
 
 `cifar10`: the five ResNets of the zoo, searched on `validation`; `imagenet`: the seven mobile networks, searched on
-one half of the validation images. The searched and exported model is kept in --folder, with the cache of predictions.
+one half of the validation images; predictions are those of the graphs. The searched and exported model is kept in
+--folder, with the cache of predictions.
 
 The default point runs in eager torch, with compiled networks (--compile), in ONNX Runtime, in OpenVINO (--openvino),
 and in the runtime without torch, on decoded images; and so does the reference expert alone. All take turns; figures
@@ -35,6 +36,7 @@ from pertinence import DispatcherSearch, PertinenceForImageClassification, Searc
 from pertinence.data.decoding import decode_image
 from pertinence.evaluation.exports import export_onnx
 from pertinence.predictions.arguments import RuntimeArguments
+from pertinence.runtime.entry import CONFIG
 from pertinence.runtime.model import load
 from pertinence.utils.errors import PertinenceError
 
@@ -44,7 +46,7 @@ POOLS = {
     "cifar10": [ZOO / "cifar10" / f"resnet{depth}" for depth in (8, 20, 32, 44, 56)],
     "imagenet": [ZOO / "imagenet" / name for name in MOBILE[:7]],
 }
-POINTS = 20
+POINTS, COMPARED = 20, 256
 
 
 def images_of(pool: str, split: str) -> Dataset:
@@ -56,7 +58,7 @@ def images_of(pool: str, split: str) -> Dataset:
 def searched_model(pool: str, folder: Path) -> Path:
     """The folder of the searched model of a pool, with its exported experts; made if it is not there."""
     target = folder / pool
-    if not (target / "experts").is_dir():
+    if not (target / CONFIG).is_file():
         args = SearchArguments(
             cache_dir=str(folder / "cache"),
             trust_remote_code=True,
@@ -64,12 +66,15 @@ def searched_model(pool: str, folder: Path) -> Path:
             front_size=POINTS,
             baselines=False,
             device="cpu",
+            backend="onnx",
         )
         given = {"label_map": "by_name"} if pool == "imagenet" else {"report_dataset": images_of(pool, "test")}
         result = DispatcherSearch(POOLS[pool], images_of(pool, "validation"), args, **given).run()
         print(result.evaluation)
         result.save(target)
-        export_onnx(target, target, images_of(pool, "validation"), RuntimeArguments(trust_remote_code=True))
+    if not (target / "experts").is_dir():
+        arguments = RuntimeArguments(trust_remote_code=True, backend="torch")
+        export_onnx(target, target, images_of(pool, "validation").select(range(COMPARED)), arguments)
     return target
 
 
@@ -88,8 +93,8 @@ class Way:
     images: Callable[[Sequence[torch.Tensor]], list[Any]] = list
 
 
-def in_full_package(folder: Path, compiled: bool = False, **options: Any) -> Way:
-    model = PertinenceForImageClassification.from_pretrained(folder, trust_remote_code=True, **options)
+def in_full_package(folder: Path, compiled: bool = False, backend: str = "torch") -> Way:
+    model = PertinenceForImageClassification.from_pretrained(folder, trust_remote_code=True, backend=backend)
     if compiled:
         model.compile_experts()
 
@@ -189,7 +194,7 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     folder = searched_model(options.pool, options.folder)
-    model = PertinenceForImageClassification.from_pretrained(folder, trust_remote_code=True)
+    model = PertinenceForImageClassification.from_pretrained(folder, trust_remote_code=True, backend="torch")
     rows = images_of(options.pool, "test")
     chosen = np.linspace(0, len(rows) - 1, options.images).round().astype(int)
     images = [decode_image(image) for image in rows.select(chosen)["image"][:]]
@@ -197,7 +202,7 @@ def main() -> None:
     print(f"\n{options.pool}, {model.config.operating_point}, {options.threads} thread(s)")
     routes = check_answers(ways, images)
     reference, gmacs = model.config.reference_index, model(images).gmacs.mean().item()
-    saved = 1 - gmacs / model.config.experts[reference]["costs"]["gmacs"]
+    saved = 1 - gmacs / model.config.experts[reference]["gmacs"]
     name = model.config.expert_names[reference]
     ran = ", ".join(f"{share:.2f}" for share in routes.mean(0))
     print(f"operations saved against {name}: {100 * saved:.1f} %; share of the images by expert: {ran}\n")

@@ -37,8 +37,7 @@ if backend == "runtime":
     label = load(model)(image).label
 else:
     from pertinence import PertinenceForImageClassification, PertinenceImageProcessor
-    options = {} if backend == "torch" else {"backend": backend}
-    loaded = PertinenceForImageClassification.from_pretrained(model, trust_remote_code=True, **options)
+    loaded = PertinenceForImageClassification.from_pretrained(model, trust_remote_code=True, backend=backend)
     label = loaded.config.id2label[int(loaded(PertinenceImageProcessor()(image)["images"]).logits.argmax())]
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({
@@ -114,7 +113,7 @@ def show_answers(python: Path, model: Path, folder: Path, count: int) -> None:
     """Print the share of the same answers and of the same experts at every operating point."""
     from pertinence import PertinenceForImageClassification, PertinenceImageProcessor
 
-    full = PertinenceForImageClassification.from_pretrained(model, trust_remote_code=True)
+    full = PertinenceForImageClassification.from_pretrained(model, trust_remote_code=True, backend="torch")
     told = run(python, ANSWERS, model, folder, str(BATCH))
     images = PertinenceImageProcessor()([str(path) for path in sorted(folder.glob("*.png"))])["images"]
     print(f"\n| operating point | same answers of {count} | same experts |\n| --- | ---: | ---: |")
