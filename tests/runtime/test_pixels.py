@@ -38,7 +38,7 @@ def test_the_pixels_of_timm_are_equal_bit_for_bit(make_expert, tmp_path, interpo
         for size in SIZES:
             image = noise(*size)
             expected = own([torch.from_numpy(image).permute(2, 0, 1)])[0]
-            np.testing.assert_array_equal(host_pixels(chosen, image), expected.numpy())
+            np.testing.assert_array_equal(host_pixels(chosen, [image])[0], expected.numpy())
         own.transform = transform
 
 
@@ -57,10 +57,9 @@ WITHOUT_RESIZE = {
 
 @pytest.mark.parametrize("transform", WITHOUT_RESIZE.values(), ids=WITHOUT_RESIZE)
 def test_without_a_resize_the_pixels_are_equal_bit_for_bit(transform):
-    for size in SIZES:
-        image = noise(*size)
-        expected = apply_transform(transform, torch.from_numpy(image).permute(2, 0, 1)[None])[0]
-        np.testing.assert_array_equal(host_pixels(transform, image), expected.numpy())
+    images = [noise(*size) for size in SIZES]
+    expected = [apply_transform(transform, torch.from_numpy(image).permute(2, 0, 1)[None]) for image in images]
+    np.testing.assert_array_equal(host_pixels(transform, images), torch.cat(expected).numpy())
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -69,12 +68,12 @@ def test_the_pixels_of_torchvision_are_nearly_equal(interpolation):
     for size in SIZES:
         image = noise(*size)
         expected = apply_transform(transform, torch.from_numpy(image).permute(2, 0, 1)[None])[0].numpy()
-        assert np.abs(host_pixels(transform, image) - expected).mean() < 0.5 / 255
+        assert np.abs(host_pixels(transform, [image])[0] - expected).mean() < 0.5 / 255
 
 
 def test_a_processor_of_its_own_is_refused():
     with pytest.raises(PertinenceError, match="code of its own"):
-        host_pixels(Transform("own", (64, 64)), noise(64, 64))
+        host_pixels(Transform("own", (64, 64)), [noise(64, 64)])
 
 
 MODES = ("RGB", "L", "LA", "RGBA", "P", "PA", "1", "CMYK", "YCbCr", "HSV", "LAB", "I", "F")

@@ -33,11 +33,11 @@ def measure_host_pixels(expert: Expert, images: Images) -> HostPixels | None:
     equal, largest, same = 0.0, 0.0, 0
     for image in images:
         own = expert.preprocess([image.to(expert.device)]).float()
-        host = torch.from_numpy(host_pixels(transform, image.permute(1, 2, 0).contiguous().cpu().numpy()).copy())
-        difference = (own.cpu()[0] - host).abs()
+        host = torch.from_numpy(host_pixels(transform, [image.permute(1, 2, 0).contiguous().cpu().numpy()]))
+        difference = (own.cpu() - host).abs()
         equal += (difference == 0).float().mean().item()
         largest = max(largest, difference.max().item())
-        same += _answer(expert, own) == _answer(expert, host[None])
+        same += _answer(expert, own) == _answer(expert, host)
     return HostPixels(len(images), equal / len(images), largest, same / len(images))
 
 

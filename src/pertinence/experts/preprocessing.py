@@ -81,8 +81,8 @@ class Preprocessor:
     def _run(self, images: torch.Tensor) -> torch.Tensor:
         """What the processor itself makes of images of one size."""
         if self.processor is None:  # a graph comes without one: its resize is that of Pillow, as in the processor
-            arrays = images.permute(0, 2, 3, 1).cpu().numpy()
-            return torch.from_numpy(np.stack([host_pixels(self.transform, one) for one in arrays])).to(images.device)
+            arrays = list(images.permute(0, 2, 3, 1).cpu().numpy())
+            return torch.from_numpy(host_pixels(self.transform, arrays)).to(images.device)
         try:
             return run_processor(self.processor, images)
         except Exception as error:  # a processor may fail in any way

@@ -188,7 +188,7 @@ class ConfidenceAndAgreement:
         return None
 
     def compute(self, known: Known, statistics: np.ndarray | None) -> np.ndarray:
-        return _confidence(known, self.width(known.votes.shape[1], 0))[0]
+        return _confidence(known, self.width(known.votes.shape[1], 0))
 
 
 class MixtureStatistics:
@@ -209,16 +209,17 @@ class MixtureStatistics:
     def compute(self, known: Known, statistics: np.ndarray | None) -> np.ndarray:
         assert statistics is not None  # `fit` gives them to every head
         num_experts = known.votes.shape[1]
-        evidence, confidence, last_agree = _confidence(known, self.width(num_experts, 0))
-        hinges, at = np.maximum(confidence[:, None] - statistics, 0), CONFIDENCE.width(num_experts, 0)
+        evidence = _confidence(known, self.width(num_experts, 0))
+        # logit(p1): the first log-probability, and log(1 - p1)
+        confidence, at = evidence[:, 0] - evidence[:, TOP_SCORES + 4], CONFIDENCE.width(num_experts, 0)
+        hinges = np.maximum(confidence[:, None] - statistics, 0)
         evidence[:, at : at + self.num_statistics] = hinges
-        evidence[:, at + self.num_statistics :] = hinges * last_agree[:, None]
+        evidence[:, at + self.num_statistics :] = hinges * _last_agree(known.votes)[:, None]
         return evidence
 
 
-def _confidence(known: Known, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The columns of the evidence "confidence", first in a table (b, width) of zeros; logit(p1) (b,); and whether the
-    last two experts agree, bool (b,)."""
+def _confidence(known: Known, width: int) -> np.ndarray:
+    """The columns of the evidence "confidence", first in a table (b, width) of zeros."""
     votes, summary = known.votes, known.summary
     assert summary is not None
     count, num_experts = votes.shape
@@ -236,8 +237,8 @@ def _confidence(known: Known, width: int) -> tuple[np.ndarray, np.ndarray, np.nd
     evidence[:, at + 4] = rest
     at += 5
     evidence[:, at : at + num_experts] = votes == summary[:, -1:]
-    evidence[:, at + num_experts], last_agree = _compare(votes)
-    return evidence, outcomes[:, 0] - rest, last_agree
+    evidence[:, at + num_experts] = _agreement(votes)
+    return evidence
 
 
 class FeaturesAndMixture:
@@ -287,17 +288,19 @@ def compute_evidence(
     return torch.from_numpy(evidence.compute(known, None if statistics is None else statistics.cpu().numpy()))
 
 
-def _compare(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean agreement of pairs of experts that have run, 1 if there is no pair: float64 (b,); and whether the last two
-    agree: bool (b,)."""
-    count, num_experts = votes.shape
-    ran = votes >= 0
-    run = ran.sum(1)
-    if not (run > 1).any():
-        return np.ones(count), np.zeros(count, dtype=bool)
+def _agreement(votes: np.ndarray) -> np.ndarray | float:
+    """Mean agreement of pairs of experts that have run, 1 if there is no pair: float64 (b,), or 1 for all."""
+    run = (votes >= 0).sum(1)
+    if run.max(initial=0) < 2:
+        return 1.0
     # The N x N table contains N ones on its diagonal, and each agreeing pair twice.
-    agreeing = (votes[:, :, None] == votes[:, None, :]).sum((1, 2)) - num_experts
-    agreement = np.where(run > 1, agreeing / np.maximum(run * (run - 1), 1), 1)
+    agreeing = (votes[:, :, None] == votes[:, None, :]).sum((1, 2)) - votes.shape[1]
+    return np.where(run > 1, agreeing / np.maximum(run * (run - 1), 1), 1)
+
+
+def _last_agree(votes: np.ndarray) -> np.ndarray:
+    """Whether the last two experts that have run agree: bool (b,)."""
+    ran = votes >= 0
     from_last = np.where(ran, ran[:, ::-1].cumsum(1)[:, ::-1], 0)
     last, before = (np.where(from_last == place, votes, 0).sum(1) for place in (1, 2))
-    return agreement, (last == before) & (run > 1)
+    return (last == before) & (ran.sum(1) > 1)

@@ -85,7 +85,8 @@ def summary(mixed: ArrayT, tail: int = 1) -> ArrayT:
     best = best - best[:, :1]
     total = xp.exp(best).sum(1, keepdims=True) + others
     parts = [best - xp.log(total), others / total, top_label(mixed)]
-    parts[1:1] = [xp.full_like(best[:, :1], -np.inf)] * (TOP_SCORES - best.shape[1])  # if there are fewer labels
+    if best.shape[1] < TOP_SCORES:  # there are fewer labels
+        parts[1:1] = [xp.full_like(best[:, :1], -np.inf)] * (TOP_SCORES - best.shape[1])
     return xp.concatenate(parts, 1)
 
 

@@ -84,8 +84,7 @@ class GraphExpert:
         size = max(1, most // (height * width))
         for start in range(0, len(images), size):
             try:
-                chunk = [host_pixels(self.entry.transform, image) for image in images[start : start + size]]
-                outputs.append(session.run(np.stack(chunk)))
+                outputs.append(session.run(host_pixels(self.entry.transform, images[start : start + size])))
             except UnfitImage:
                 raise
             except PertinenceError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -58,15 +59,20 @@ def differs_from_torch(transform: Transform, mode: str) -> bool:
     return transform.resize is not None and (transform.library == "transformers" or mode == FAST)
 
 
-def host_pixels(transform: Transform, image: np.ndarray) -> np.ndarray:
-    """Preprocess uint8 (H, W, 3) for an expert: float32 (3, height, width).
+def host_pixels(transform: Transform, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Preprocess uint8 images (H, W, 3) of any sizes for an expert: float32 (b, 3, height, width).
 
     Raises:
-        UnfitImage: the image would be resized to a very large one.
+        UnfitImage: an image would be resized to a very large one.
         PertinenceError: the expert has a processor of its own, which a `Transform` does not describe.
     """
     if transform.library == "own":
         raise PertinenceError("its preprocessing is code of its own, which is not here: use the full package")
+    return _normalised(transform, np.stack([_shaped(transform, image) for image in images]))
+
+
+def _shaped(transform: Transform, image: np.ndarray) -> np.ndarray:
+    """Resize and crop an image, uint8 (H, W, 3)."""
     transform.check_image(*image.shape[:2])
     height, width = transform.resized(*image.shape[:2])
     if (height, width) != image.shape[:2]:
@@ -76,12 +82,13 @@ def host_pixels(transform: Transform, image: np.ndarray) -> np.ndarray:
         image = _center_crop(image, transform.crop, rounds_down=transform.library == "transformers")
     if transform.window is not None:
         image = _center_crop(image, transform.window)
-    return _normalised(transform, image).transpose(2, 0, 1)
+    return image
 
 
-def _normalised(transform: Transform, image: np.ndarray) -> np.ndarray:
-    """Scale and normalise, in the order of operations that gives the same bits as `experts.transforms`."""
-    values = image.astype(np.float32)
+def _normalised(transform: Transform, images: np.ndarray) -> np.ndarray:
+    """Scale and normalise (b, H, W, 3), in the order of operations that gives the same bits as `experts.transforms`;
+    the result has channels first."""
+    values = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
     scale = np.float32(1)
     if transform.library == "transformers" and transform.rescale is not None and transform.mean is not None:
         scale = np.float32(1.0 / transform.rescale)
@@ -90,8 +97,8 @@ def _normalised(transform: Transform, image: np.ndarray) -> np.ndarray:
     elif transform.rescale is not None:
         values *= np.float32(transform.rescale)
     if transform.mean is not None:
-        values -= np.array(transform.mean, dtype=np.float32) * scale
-        values /= np.array(transform.std, dtype=np.float32) * scale
+        values -= (np.array(transform.mean, dtype=np.float32) * scale)[:, None, None]
+        values /= (np.array(transform.std, dtype=np.float32) * scale)[:, None, None]
     return values
 
 
