@@ -23,7 +23,7 @@ from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import Latency, format_table
 from ..routing.names import FASTEST, MOST_ACCURATE
-from ..runtime.entry import CONFIG
+from ..runtime.entry import CONFIG, TORCH
 from ..utils.distributed import device_name, make_accelerator
 from ..utils.errors import PertinenceError
 from ..utils.names import shortened
@@ -135,8 +135,10 @@ def benchmark(
     with progress_bar(args.rounds * len(calls) * len(args.batch_size), "Latency", "round") as bar:
         seconds = time_calls(calls, images, args.batch_size, args.rounds, device, bar.update)
     threads = torch.get_num_threads() if device.type == "cpu" else None
+    how = [args.backend if args.backend != TORCH else None, "folded" if args.fold_batch_norms else None]
+    where = ", ".join([device_name(device), *filter(None, how)])
     found = [
-        tuple(_summarise(rounds, size, device_name(device), kind, threads) for size, rounds in by_size.items())
+        tuple(_summarise(rounds, size, where, kind, threads) for size, rounds in by_size.items())
         for by_size in seconds
     ]
     measured = {point.name: latency for point, latency in zip(timed, found[: len(timed)], strict=True)}

@@ -129,7 +129,8 @@ class Latency:
     """Measured latency of an operating point, preprocessing included.
 
     Attributes:
-        device: model of a GPU, else the kind of device (see `utils.distributed.device_name`).
+        device: model of a GPU, else the kind of device (see `utils.distributed.device_name`); with what runs the
+            experts if that was asked for: "cpu, onnx".
         batch_size: images per call; the time of a call is divided by it.
         milliseconds: milliseconds per image, the median of several rounds.
         low, high: quartiles of the rounds.
