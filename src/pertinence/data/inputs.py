@@ -140,8 +140,8 @@ def open_inputs(
     finder.check_used()
     parts: list[Rows] = []
     for is_file, group in groupby(found, key=lambda one: isinstance(one, str)):
-        several: list[Any] = list(group)
-        parts += [FileRows(tuple(several))] if is_file else several
+        alike: list[Any] = list(group)
+        parts += [FileRows(tuple(alike))] if is_file else alike
     return InputImages(parts, arguments.limit)
 
 

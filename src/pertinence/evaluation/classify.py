@@ -156,7 +156,8 @@ def classify(
         work.say_where()
         loaded = open_model(model, args, expert_paths, revision)
         if loaded is not model:
-            loaded = loaded.to(device_of(accelerator))
+            device: Any = device_of(accelerator)  # transformers types `to` for a model alone
+            loaded = loaded.to(device)
         seconds, count = _Runner(loaded, work, args, accelerator).run()
         if not accelerator.is_main_process:
             return None
