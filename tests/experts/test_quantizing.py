@@ -104,3 +104,18 @@ def test_a_reference_cannot_ask_for_it(digit_experts):
     pool = [{"repo_id": str(digit_experts[0]), "backend": "onnx-int8"}, str(digit_experts[1])]
     with pytest.raises(PertinenceError, match="8-bit graphs are calibrated on images of a search"):
         PertinenceForImageClassification.from_experts(pool, thresholds=0.5)
+
+
+def test_what_cannot_be_quantized_is_not_tried_and_the_search_goes_on(
+    digits, digit_experts, tmp_path, monkeypatch, caplog
+):
+    def fails(*args):
+        raise PertinenceError("torch cannot export this network")
+
+    monkeypatch.setattr("pertinence.experts.export_cache.exported", fails)
+    monkeypatch.setattr("pertinence.experts.export_cache.CACHE", tmp_path / "empty")
+    monkeypatch.setattr("pertinence.search.proposals.possible_sizes", lambda checkpoint: [])
+    args = SearchArguments(cost="latency", variants="auto", cache_dir=str(tmp_path / "cache"), device="cpu")
+    result = DispatcherSearch(digit_experts[:2], digits[1], args, report_dataset=digits[2]).run()
+    assert "Not tried as a variant: " in caplog.text
+    assert not any(entry.backend == "onnx-int8" for entry in result.model.config.expert_entries)

@@ -185,6 +185,66 @@ def test_it_is_copied_pickled_and_runs_in_threads(exported, batch):
         assert all(torch.equal(one, expected) for one in threads.map(lambda _: again(batch).logits, range(8)))
 
 
+def test_no_token_is_pickled(exported, batch):
+    again = PertinenceForImageClassification.from_pretrained(exported, backend="onnx", token="hf_secret")
+    stored = pickle.dumps(again)
+    assert b"hf_secret" not in stored
+    assert torch.equal(pickle.loads(stored)(batch[:2]).logits, again(batch[:2]).logits)
+
+
+def test_saved_again_when_its_experts_are_gone(make_expert, images, tmp_path):
+    pool = [make_expert(tmp_path / name, name, 32) for name in ("test_convnext", "test_efficientnet")]
+    model, seen = PertinenceForImageClassification.from_experts(pool, thresholds=0.6), images(IMAGES, 32)
+    model.export_onnx(tmp_path / "model", seen)
+    for folder in pool:
+        shutil.rmtree(folder)
+    again = PertinenceForImageClassification.from_pretrained(tmp_path / "model", backend="onnx")
+    again.set_budget(operating_point="cascade")
+    again.save_pretrained(tmp_path / "copy")
+    twice = PertinenceForImageClassification.from_pretrained(tmp_path / "copy", backend="onnx")
+    check_same(twice(seen), model(seen))
+
+
+def test_a_checkpoint_that_has_changed_is_not_copied_under_its_old_figures(make_expert, images, tmp_path):
+    pool = [make_expert(tmp_path / name, name, 32) for name in ("test_convnext", "test_efficientnet")]
+    PertinenceForImageClassification.from_experts(pool, 0.6).export_onnx(tmp_path / "model", images(IMAGES, 32))
+    weights = load_file(pool[0] / "model.safetensors")
+    save_file({name: 2 * values for name, values in weights.items()}, pool[0] / "model.safetensors", {"format": "pt"})
+    again = PertinenceForImageClassification.from_pretrained(tmp_path / "model", backend="onnx")
+    with pytest.raises(PertinenceError, match="has changed since this model was made"):
+        again.save_pretrained(tmp_path / "copy", save_experts=True)
+
+
+def test_made_on_the_fly_it_can_be_exported(experts, model, batch, tmp_path):
+    fast = PertinenceForImageClassification.from_experts(experts, thresholds=0.6, backend="onnx")
+    fast.save_pretrained(tmp_path / "saved")
+    again = PertinenceForImageClassification.from_pretrained(tmp_path / "saved")
+    again.export_onnx(tmp_path / "model", batch)
+    loaded = PertinenceForImageClassification.from_pretrained(tmp_path / "model")
+    assert [type(expert.network).__name__ for expert in loaded.experts] == ["OnnxBackend"] * 2
+    check_same(loaded(batch), model(batch))
+    other = PertinenceForImageClassification.from_pretrained(tmp_path / "saved", backend="openvino")
+    assert [type(expert.network).__name__ for expert in other.experts] == ["OpenVinoBackend"] * 2
+
+
+def test_a_damaged_cache_is_made_anew(experts, batch):
+    from pertinence.experts.export_cache import CACHE
+
+    def answer():
+        return PertinenceForImageClassification.from_experts(experts, thresholds=0.6, backend="onnx")(batch).logits
+
+    expected = answer()
+    for path in CACHE.rglob("*.onnx"):
+        path.write_bytes(b"damaged")
+    assert torch.equal(answer(), expected)
+
+
+def test_a_checkpoint_in_half_precision_is_refused(experts, batch, tmp_path):
+    half = PertinenceForImageClassification.from_experts(experts, thresholds=0.6, dtype="bfloat16")
+    with pytest.raises(PertinenceError, match="expert 'small': it computes in bfloat16, and graphs in float32"):
+        half.export_onnx(tmp_path / "model", batch)
+
+
 def test_within_a_memory_limit(exported, batch, model):
     sizes = [(exported / f"experts/{index}/onnx/model.onnx").stat().st_size for index in range(2)]
     again = PertinenceForImageClassification.from_pretrained(
@@ -320,6 +380,19 @@ HOSTILE = {
         ),
         True,
         "maps .* to .*, but config.json describes pixel_values",
+    ),
+    "more labels": (
+        lambda content: graph(
+            [
+                helper.make_node("ReduceMean", ["pixel_values", "axes"], ["means"], keepdims=0),
+                helper.make_node("Concat", ["means"] * 4, ["logits"], axis=1),
+            ],
+            [tensor("pixel_values", ["b", 3, 64, 64])],
+            [tensor("logits", ["b", 12])],
+            [helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])],
+        ),
+        True,
+        "gives 12 logits, but config.json says 10",
     ),
     "custom operator": (
         lambda content: graph(

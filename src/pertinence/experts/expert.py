@@ -22,7 +22,16 @@ from ..runtime.transform import UnfitImage
 from ..utils.errors import PertinenceError, explain, shown
 from ..utils.graphs import outside_graphs
 from ..utils.validation import LONGEST_NAME, is_commit, is_name
-from .backends.base import BACKENDS, Backend, backend_of, calibration_images, check_device, moving
+from .backends.base import (
+    BACKENDS,
+    Backend,
+    Calibration,
+    backend_of,
+    calibration_images,
+    check_device,
+    made_by,
+    moving,
+)
 from .cards import read_licence
 from .checkpoint_files import is_content
 from .input_size import assumed_size, fitting_transform, native_side
@@ -87,7 +96,7 @@ class Expert(nn.Module):
         checkpoint: Checkpoint,
         entry: ExpertEntry,
         preprocessing: str = "exact",
-        calibration: Images | None = None,
+        calibration: Calibration | None = None,
     ) -> Expert:
         """The expert that runs a checkpoint, which several experts may share, as its entry says.
 
@@ -95,7 +104,7 @@ class Expert(nn.Module):
             checkpoint: the loaded checkpoint.
             entry: its entry.
             preprocessing: "exact" or "fast".
-            calibration: uint8 images for a backend that is made with them (`calibration_images`).
+            calibration: images for a backend that is made with them.
         """
         checkpoint.model.eval().requires_grad_(False)
         preprocess = Preprocessor(entry.transform, checkpoint.processor, preprocessing)
@@ -262,7 +271,7 @@ class Expert(nn.Module):
         return max(LEAST_AT_ONCE, PIXELS_AT_ONCE // (height * width)) * torch.get_num_threads()
 
 
-def _make_network(checkpoint: Checkpoint, entry: ExpertEntry, calibration: Images | None) -> Backend:
+def _make_network(checkpoint: Checkpoint, entry: ExpertEntry, calibration: Calibration | None) -> Backend:
     check_device(entry, checkpoint.model.device)
     backend: Any = backend_of(entry)
     try:
@@ -344,7 +353,7 @@ def measured_expert(
     backend: str = TORCH,
     *,
     is_stem: bool = False,
-    calibration: Images | None = None,
+    calibration: Calibration | None = None,
 ) -> Expert:
     """Make the expert that runs a checkpoint with a given input size and backend, and measure its costs and features.
 
@@ -373,7 +382,7 @@ def measured_expert(
             f"expert {name!r} answers with scores of shape {tuple(logits.shape)} for one image, expected (1, "
             f"{model.config.num_labels}): it is not an image classifier"
         )
-    made = tuple(export for export, _ in getattr(expert.network, "made", ()))  # by a backend of graphs
+    made = tuple(export for export, _ in made_by(expert.network))
     note = "; ".join(filter(None, notes)) or None
     return expert.with_entry(entry.replace(features=features.shape[1], cost_note=note, exports=made))
 

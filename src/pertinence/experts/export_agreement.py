@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..data.batches import Images, chunks, sorted_by_shape
-from ..runtime.entry import ONNX, TORCH
+from ..runtime.entry import GRAPH_BACKENDS, TORCH
 from ..runtime.exports import Agreement, Export
 from ..runtime.sessions import Session
 from ..utils.errors import PertinenceError
@@ -27,24 +28,22 @@ TIE = 2e-3
 AT_ONCE = 64
 
 
-def export_expert(
-    expert: Expert, home: str, root: Path, with_features: bool = False, images: Images | None = None
-) -> Export:
+def export_expert(expert: Expert, home: str, root: Path, images: Images, with_features: bool = False) -> Export:
     """Export an expert to `experts/<home>/onnx/model.onnx` in a folder, and compare the graph with torch.
 
     Args:
         expert: a loaded expert.
         home: name of its folder: its pool index, or "stem".
         root: folder of the model.
+        images: at least 256 real images.
         with_features: whether a decision reads its features.
-        images: at least 256 real images; None: the graph is not compared, as for one that stays on this machine.
 
     Raises:
         PertinenceError: it has no network in torch, it cannot be exported, or its graph gives other answers.
     """
     entry = expert.entry
     with naming(entry.name):
-        if entry.backend == ONNX:  # which made a graph of it, not compared with torch yet
+        if entry.backend in GRAPH_BACKENDS:  # which made a graph of it, not compared with torch yet
             expert = Expert.of(expert.checkpoint, entry.replace(backend=TORCH), expert.preprocessing)
         elif entry.backend != TORCH:
             raise PertinenceError(f"it runs in {entry.backend}: only experts in torch are exported to ONNX")
@@ -55,10 +54,7 @@ def export_expert(
                 "its images have several sizes, and a graph takes one: give it a size of its own ({'image_size': N})"
             )
         export = exported(expert.checkpoint, entry, home, root, with_features)
-        session = Session.of(root / export.file, export)
-        if images is None:
-            return export
-        agreement = compare(expert, session, images)
+        agreement = compare(expert, Session.of(root / export.file, export), images)
         return replace(export, agreement=agreement, host_pixels=measure_host_pixels(expert, images))
 
 
@@ -96,6 +92,8 @@ def agreement_of(expert: Expert, session: Session, images: Images) -> tuple[Agre
         with torch.inference_mode():
             expected, expected_features = (one.float().cpu() for one in expert.network.run(pixels) if one is not None)
         logits, features = session.run(pixels.float().cpu().contiguous().numpy())
+        if not all(np.isfinite(values).all() for values in (logits, features) if values is not None):
+            raise PertinenceError("its graph gives NaN or infinite scores or features: check its weights")
         largest = max(largest, (torch.from_numpy(logits) - expected).abs().max().item())
         if features is not None:
             difference = (torch.from_numpy(features) - expected_features).abs().max()

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
+import torch
 from transformers.utils import logging
 
 from ..data.labels import Labels
@@ -78,7 +79,11 @@ def chosen_backends(entries: Mapping[int, ExpertEntry], options: LoadOptions) ->
     # Heads that were fitted to 8-bit graphs are not run with others, and the same holds for other backends.
     movable = {index for index, entry in entries.items() if entry.backend in (TORCH, *GRAPH_BACKENDS)}
     if wanted in GRAPH_BACKENDS:
-        movable = {index for index in movable if any(one.precision == FLOAT32 for one in entries[index].exports)}
+        movable = {
+            index
+            for index in movable
+            if entries[index].backend != TORCH or any(one.precision == FLOAT32 for one in entries[index].exports)
+        }
         left = [entry.name for index, entry in entries.items() if index not in movable and entry.backend == TORCH]
         if not movable and left:
             raise PertinenceError(
@@ -107,6 +112,20 @@ def open_exported(
     """
     with naming(entry.name):
         backend = cast(type[OnnxBackend], backend_of(entry)).from_file(path, export, options)
+        _check_widths(backend, entry, origin)
         is_own = entry.transform.library == "own"
         processor = load_processor(origin.folder, options) if is_own else None
         return Expert(origin, entry, backend, Preprocessor(entry.transform, processor, preprocessing))
+
+
+def _check_widths(backend: OnnxBackend, entry: ExpertEntry, origin: ExportedOrigin) -> None:
+    """Raise `PertinenceError` unless a graph gives as many logits and features as its entry says."""
+    logits, features = backend.run(torch.zeros(1, *backend.export.input_shape))
+    wanted = len(origin.labels)
+    is_right = logits.shape[1] == wanted if entry.label_map is None else logits.shape[1] > max(entry.label_map)
+    if not (is_right or wanted == 0) or (features is not None and features.shape[1] != entry.features):
+        raise PertinenceError(
+            f"the exported file {backend.export.file} gives {logits.shape[1]} logits"
+            f"{'' if features is None else f' and {features.shape[1]} features'}, but config.json says {wanted} and "
+            f"{entry.features}: export the model again"
+        )

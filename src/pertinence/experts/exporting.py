@@ -66,6 +66,11 @@ def export_network(checkpoint: Checkpoint, entry: ExpertEntry, with_features: bo
         raise PertinenceError(
             f"an export needs the package {error.name}: pip install onnx onnxscript onnxruntime"
         ) from error
+    if checkpoint.model.dtype != torch.float32:
+        raise PertinenceError(
+            f"it computes in {str(checkpoint.model.dtype).removeprefix('torch.')}, and graphs in float32, which "
+            "answers otherwise: search with --dtype float32, then export"
+        )
     model = _Outputs(checkpoint.model, checkpoint.call_options(entry.transform), with_features).eval()
     pixels = torch.zeros(2, 3, *entry.transform.size, device=checkpoint.model.device, dtype=checkpoint.model.dtype)
     try:

@@ -1,32 +1,31 @@
-"""8-bit graphs: static quantization by ONNX Runtime, calibrated on images of the search."""
+"""8-bit graphs: static quantization by ONNX Runtime, calibrated on images of a search."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from ..data.batches import Images
+from ..data.batches import Images, take
+from ..data.splits import sample_rows
 from ..runtime.exports import FILES, INT8, Export
 from ..runtime.sessions import Session
 from ..utils.errors import PertinenceError, explain
-from ..utils.io import replaced
-from .backends.onnx import CACHE, cached_export
 from .expert import Expert
 from .export_agreement import agreement_of, pixels_of
-from .host_pixels import measure_host_pixels
+from .export_cache import as_bytes, cached, cached_export
 
 
 CALIBRATION_IMAGES = 128
-COMPARED_IMAGES = 256
+"""How many of the images calibrate; on the others the graph is compared with torch."""
 OPERATORS = ["Conv", "Gemm", "MatMul"]
 """What is computed in 8 bits; in transformers, scales of other operators (LayerNormalization) cannot be quantized."""
 AT_ONCE = 32
@@ -40,31 +39,36 @@ def quantized(expert: Expert, images: Images) -> tuple[Path, Export]:
 
     Args:
         expert: a loaded expert in torch.
-        images: the first 128 calibrate; on the others, if there are any, the graph is compared with torch.
+        images: 128 of them, evenly spaced, calibrate; on the others, if any, the graph is compared with torch.
 
     Raises:
         PertinenceError: the packages of an export are missing, or ONNX Runtime cannot quantize the network.
     """
-    path, export = cached_export(expert.checkpoint, expert.entry)
-    content = export.read(path)
-    pixels = [one.float().cpu().numpy() for one in pixels_of(expert, images[:CALIBRATION_IMAGES])]
-    key = hashlib.sha256(content + b"".join(one.tobytes() for one in pixels)).hexdigest()[:32]
-    root = CACHE / key
-    record, file = root / "export.json", str(Path(export.file).with_name(FILES[INT8]))
-    if record.is_file():
-        return root / file, Export.from_dict(json.loads(record.read_text()))
-    (root / file).parent.mkdir(parents=True, exist_ok=True)
-    with replaced(root / file) as temporary:
-        _quantize(path, temporary, pixels)
-    digest = hashlib.sha256((root / file).read_bytes()).hexdigest()
-    made = replace(export, file=file, sha256=digest, precision=INT8)
-    if len(images) > CALIBRATION_IMAGES:
-        session, others = Session.of(root / file, made), images[CALIBRATION_IMAGES:]
-        agreement, _ = agreement_of(expert, session, others)
-        made = replace(made, agreement=agreement, host_pixels=measure_host_pixels(expert, others))
-    with replaced(record) as temporary:
-        temporary.write_text(json.dumps(made.to_dict()))
-    return root / file, made
+    path, whole = cached_export(expert.checkpoint, expert.entry)
+    chosen = sample_rows(len(images), CALIBRATION_IMAGES)
+    pixels = [one.float().cpu().numpy() for one in pixels_of(expert, take(images, chosen))]
+
+    def make(folder: Path) -> Export:
+        file = str(Path(whole.file).with_name(FILES[INT8]))
+        (folder / file).parent.mkdir(parents=True)
+        _quantize(path, folder / file, pixels)
+        digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        return replace(whole, file=file, sha256=digest, precision=INT8)
+
+    versions = as_bytes([_version(name) for name in ("onnxruntime", "onnx")], OPERATORS)
+    made, export = cached(whole.read(path) + b"".join(one.tobytes() for one in pixels) + versions, make)
+    others = sorted(set(range(len(images))) - set(chosen.tolist()))
+    if others:
+        compared = [images[row] for row in others]
+        export = replace(export, agreement=agreement_of(expert, Session.of(made, export), compared)[0])
+    return made, export
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _quantize(source: Path, target: Path, pixels: list[np.ndarray]) -> None:

@@ -64,6 +64,16 @@ class LoadOptions:
             known = ", ".join(field.name for field in fields(cls))
             raise PertinenceError(f"{error}; experts are loaded with: {known}") from error
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle, which stores no token."""
+        return {**vars(self), "token": None if isinstance(self.token, str) else self.token}
+
+    def __copy__(self) -> LoadOptions:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoadOptions:
+        return self  # it is never changed, and a copy that is not stored keeps the token
+
     def _checked(self) -> LoadOptions:
         of_graphs = [name for name in ("provider", "session_options", "file_name") if getattr(self, name) is not None]
         if of_graphs and self.backend not in GRAPH_BACKENDS:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from ..experts.backends.base import made_by
 from ..experts.checkpoint_files import check_contained
 from ..experts.expert import Expert
+from ..experts.reference import LoadOptions
 from ..runtime.entry import ExpertEntry
 from ..runtime.exports import FOLDER, Export
 from ..utils.downloads import fetch
@@ -26,6 +27,12 @@ class ExportedFiles:
         made: the files of graphs that were made for a model that is not saved yet, by their place in its folder.
     """
 
+    source: str | None
+    revision: str | None = None
+    subfolder: str = ""
+    options: LoadOptions = field(default_factory=LoadOptions, repr=False)
+    made: Mapping[str, Path] = field(default_factory=dict)
+
     @classmethod
     def of_pool(cls, experts: Sequence[Expert], stem: Expert | None) -> tuple[list[ExpertEntry], ExportedFiles]:
         """The entries of experts that become a model, that of a stem last, with the graphs that were made for them."""
@@ -33,23 +40,12 @@ class ExportedFiles:
         homes = [*map(str, range(len(experts))), *([] if stem is None else ["stem"])]
         for home, expert in zip(homes, [*experts, *filter(None, [stem])], strict=True):
             exports = []
-            for export, path in getattr(expert.network, "made", ()):
+            for export, path in made_by(expert.network):
                 file = f"experts/{home}/{FOLDER}/{Path(export.file).name}"
                 exports.append(replace(export, file=file))
                 made[file] = path
             entries.append(expert.entry.replace(exports=tuple(exports)))
         return entries, cls(None, made=made)
-
-    source: str | None
-    revision: str | None = None
-    subfolder: str = ""
-    options: dict[str, Any] = field(default_factory=dict, repr=False)
-    made: Mapping[str, Path] = field(default_factory=dict)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle, which stores no token."""
-        options = {name: value for name, value in self.options.items() if name != "token" or value is True}
-        return {**vars(self), "options": options}
 
     def find(self, export: Export) -> Path:
         """The path of a graph, which is downloaded if necessary.
@@ -62,7 +58,7 @@ class ExportedFiles:
         assert self.source is not None  # every other graph is in the folder of a saved model
         root, file = Path(self.source), (Path(self.subfolder) / export.file).as_posix()
         if not root.is_dir():
-            root = fetch(self.source, self.revision, [file], **self.options)
+            root = fetch(self.source, self.revision, [file], **self.options.hub)
         check_contained([root / file], root)
         return root / file
 

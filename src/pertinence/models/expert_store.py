@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -72,7 +72,7 @@ class SavedPool:
     @property
     def exported_files(self) -> ExportedFiles:
         """Where the exported graphs of the model are."""
-        return ExportedFiles(self.source, self.revision, self.subfolder, self.options.hub)
+        return ExportedFiles(self.source, self.revision, self.subfolder, self.options)
 
     def move(self, paths: Mapping[str, Any]) -> None:
         """Set the folders that local experts have moved to, by name; raises `PertinenceError` for an unknown name."""
@@ -323,10 +323,8 @@ class ExpertStore:
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For pickle, which stores no weights, and no token."""
-        pool, token = copy.copy(self.pool), self.pool.options.token
-        pool.options = replace(pool.options, token=None if isinstance(token, str) else token)
-        return self._restored, (pool, self.max_memory, self._dtypes)
+        """For pickle, which stores no weights; the options store no token."""
+        return self._restored, (self.pool, self.max_memory, self._dtypes)
 
     @classmethod
     def _restored(cls, pool: SavedPool, max_memory: int | None, dtypes: dict[int, torch.dtype]) -> ExpertStore:
@@ -387,6 +385,9 @@ class LazyExpert(nn.Module):
 
     def find_revision(self) -> str:
         """See `Expert.find_revision`; it reads the files as they are now."""
+        export = export_to_run(self.entry, self.store.pool.options.file_name)
+        if export is not None:
+            return f"sha256:{export.sha256}"
         return self.entry.revision if self.entry.is_on_hub else hash_folder(self.find_folder())
 
     @outside_graphs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,10 @@ from ..data.batches import Images
 from ..data.decoding import as_images
 from ..experts.base import ExpertLike
 from ..experts.export_agreement import export_expert
+from ..experts.host_pixels import measure_host_pixels
 from ..hub.exported_files import ExportedFiles
 from ..routing.costs import STEM
-from ..runtime.entry import TORCH
+from ..runtime.entry import GRAPH_BACKENDS, ONNX_INT8, TORCH
 from ..utils.errors import PertinenceError
 from ..utils.io import beside
 from ..utils.progress import progress_bar
@@ -40,21 +42,28 @@ def export_model(model: PertinenceForImageClassification, folder: Path, images: 
             "their graphs are opened: load it without"
         )
     read = {index for point in model.front for index in point.reads_features_of}
-    kept = [expert.entry.name for expert in experts.values() if expert.entry.backend != TORCH]
+    kept = [expert.entry.name for expert in experts.values() if not _has_network(expert)]
     if len(kept) == len(experts):
-        raise PertinenceError(f"no expert runs in torch, so there is nothing to export: {', '.join(kept)}")
+        raise PertinenceError(
+            f"there is nothing to export, as no expert has its checkpoint loaded ({', '.join(kept)}): load the model "
+            "with backend='torch'"
+        )
     if kept:
-        logger.warning(f"Not exported, as they do not run in torch: {', '.join(kept)}.")
+        logger.warning(f"Not exported, as they are no networks in torch: {', '.join(kept)}.")
     with beside(folder / "exports") as staged, progress_bar(len(experts), "Exporting", "expert") as bar:
         if model.exported_files is not None:
             model.exported_files.copy(model.config.entries, staged)
         entries = []
         for (index, expert), entry in zip(experts.items(), model.config.entries, strict=True):
-            if expert.entry.backend == TORCH:
-                with expert.loaded() as loaded:
-                    home = "stem" if index == STEM else str(index)
-                    export = export_expert(loaded, home, staged, index in read, batch)
-                entry = entry.replace(exports=(export, *(one for one in entry.exports if one.file != export.file)))
+            with expert.loaded() as loaded:
+                home = "stem" if index == STEM else str(index)
+                if _has_network(expert):
+                    export = export_expert(loaded, home, staged, batch, index in read)
+                    others = (one for one in entry.exports if one.file != export.file)
+                    entry = entry.replace(exports=(export, *others))
+                elif entry.backend == ONNX_INT8:
+                    pixels = measure_host_pixels(loaded, batch)
+                    entry = entry.replace(exports=tuple(replace(one, host_pixels=pixels) for one in entry.exports))
             entries.append(entry)
             bar.update(1)
         before = model.config.entries, model.exported_files
@@ -67,3 +76,9 @@ def export_model(model: PertinenceForImageClassification, folder: Path, images: 
             model.exported_files = before[1]
             raise
     model.exported_files = ExportedFiles(str(folder.resolve()))
+
+
+def _has_network(expert: ExpertLike) -> bool:
+    """Whether an expert's checkpoint is loaded, or will be, to be run in torch or as a graph made of it."""
+    is_graph = expert.entry.backend in GRAPH_BACKENDS
+    return expert.entry.backend == TORCH or (is_graph and not expert.entry.exports)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ..experts.base import ExpertLike
 from ..experts.checkpoint_files import FLOATS, Tensors, find_weights, hash_folder
 from ..experts.expert import Expert
+from ..experts.loading import Checkpoint
 from ..experts.reference import LoadOptions
 from ..experts.remote_code import commits_of
 from ..hub.configuration import PertinenceConfig
@@ -41,7 +42,7 @@ from ..utils.errors import PertinenceError
 from ..utils.hub_errors import check_place, explain_place, is_offline, may_pass
 from ..utils.io import beside, give_usual_mode, move_into
 from ..utils.tensors import hash_tensors
-from .expert_store import Experts, ExpertStore, LazyExpert, SavedPool, parse_memory
+from .expert_store import Experts, ExpertStore, SavedPool, parse_memory
 from .image_processing_pertinence import PertinenceImageProcessor
 
 
@@ -294,7 +295,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         homes: dict[Any, str] = {}
         names = [homes.setdefault(expert.weights_key, name) for name, expert in components.items()]
         here = all(
-            not entry.is_on_hub and expert.find_folder() == (folder / "experts" / name).resolve()
+            _is_at(entry, expert, (folder / "experts" / name).resolve())
             for entry, name, expert in zip(entries, names, components.values(), strict=True)
         )
         if save_experts and not here:
@@ -304,13 +305,14 @@ class PertinencePreTrainedModel(PreTrainedModel):
             if save_experts or here:
                 copy = entry.copied_to(name)
                 revision = hash_folder((folder if here else staged) / cast(str, copy.repo_id))
-                if isinstance(expert, LazyExpert):  # other experts were checked when they were loaded
+                if not _is_checked(expert):
                     # The copy itself may differ: it has all code beside it.
-                    check_unchanged(entry, expert.find_revision(), expert.find_folder())
+                    source = cast(Path, expert.find_folder())
+                    check_unchanged(entry, hash_folder(source), source)
                 entry = copy.replace(revision=revision)
             elif entry.is_embedded:
                 entry = entry.replace(repo_id=str(expert.find_folder()))
-            if isinstance(expert, Expert) and (code := commits_of(expert.find_code())):
+            if isinstance(expert, Expert) and _is_checked(expert) and (code := commits_of(expert.find_code())):
                 entry = entry.replace(code=code)
             saved.append(entry)
         return saved
@@ -353,6 +355,18 @@ class PertinencePreTrainedModel(PreTrainedModel):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, save_experts=save_experts, **shards)
             return push_folder(folder, repo_id, tags=tags, **options)
+
+
+def _is_at(entry: ExpertEntry, expert: ExpertLike, place: Path) -> bool:
+    """Whether the files of an expert are in a folder; one that has vanished is not needed to tell."""
+    if entry.is_on_hub:
+        return False
+    return Path(cast(str, entry.repo_id)) == place if entry.is_local else expert.find_folder() == place
+
+
+def _is_checked(expert: ExpertLike) -> bool:
+    """Whether the files of an expert were checked when they were loaded, as those of a graph's checkpoint are not."""
+    return isinstance(expert, Expert) and isinstance(expert.origin, Checkpoint)
 
 
 def _find_files(source: str, kwargs: dict[str, Any], hub: dict[str, Any]) -> _ModelFiles:

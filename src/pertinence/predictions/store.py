@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from ..data.dataset import LabelledImages
-from ..experts.backends.base import backend_of
+from ..experts.backends.base import backend_of, libraries_of
 from ..experts.base import ExpertLike
-from ..experts.exported import export_to_run
+from ..runtime.entry import ONNX_INT8
 from ..utils.errors import PertinenceError
 from ..utils.io import hash_file, replaced
 from ..utils.names import file_name
@@ -51,9 +51,17 @@ def identify(expert: ExpertLike, images: LabelledImages, device: torch.device) -
             "transform": entry.transform.to_dict(),
             "quantization": entry.quantization,
             "label_map": entry.label_map,
-            **({"graph": export.sha256} if (export := export_to_run(entry)) is not None else {}),
+            **({"graph": entry.exports[0].sha256} if entry.backend == ONNX_INT8 else {}),
             **({"batch_norms": "folded"} if expert.folds_batch_norms else {}),
-            **({} if entry.is_of_torch else {"backend": entry.backend, "version": backend_of(entry).version}),
+            **(
+                {}
+                if entry.is_of_torch
+                else {
+                    "backend": entry.backend,
+                    "version": backend_of(entry).version,
+                    **libraries_of(backend_of(entry)),
+                }
+            ),
         },
         "preprocessing": expert.preprocessing,
         "dtype": str(expert.dtype),

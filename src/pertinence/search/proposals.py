@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers.utils import logging
 
-from ..data.batches import Images
 from ..data.dataset import LabelledImages, raise_or
 from ..data.splits import sample_rows
 from ..evaluation.intervals import paired_difference
-from ..experts.backends.base import BACKENDS, calibration_images
+from ..experts.backends.base import BACKENDS, Calibration, calibration_images
 from ..experts.expert import Expert, measured_expert
 from ..experts.reference import variant_suffix
 from ..experts.variants import SIZE_MODES, possible_sizes
@@ -23,9 +23,12 @@ from ..predictions.predictions import Predictions
 from ..routing.costs import COSTS
 from ..runtime.entry import GRAPH_BACKENDS, TORCH
 from ..runtime.transform import Transform
+from ..utils.errors import PertinenceError
 from ..utils.progress import progress_bar
 from .arguments import SearchArguments
 
+
+logger = logging.get_logger(__name__)
 
 TRIED_IMAGES = 2000
 """Number of search images that variants are tried on; a choice among a few coarse steps needs no more."""
@@ -96,9 +99,16 @@ def propose_variants(
     def attempt(index: int, how: dict[str, Any]) -> Trial | None:
         expert = pool[index]
         count = calibration_images(BACKENDS.get(how.get("backend", expert.entry.backend)))
-        calibration = raise_or([tried[row] for row in range(min(count, len(tried)))]) if count else None
+        calibration = Calibration(
+            raise_or([tried[row] for row in sample_rows(len(tried), count).tolist()]) if count else (),
+            expert.preprocessing,
+        )
         with accelerator.main_process_first():  # which may write a file that the others read
-            variant = _variant(expert, how, calibration)
+            try:
+                variant = _variant(expert, how, calibration)
+            except PertinenceError as error:
+                logger.warning(f"Not tried as a variant: {error}.")
+                return None
         unit, variant = search.costs.objective, measure(variant)
         saving = 1 - variant.entry.costs[unit] / expert.entry.costs[unit]
         if saving <= 0:
@@ -169,7 +179,7 @@ def _identity(expert: Expert) -> tuple[str, Transform, str]:
     return expert.entry.revision, expert.entry.transform, expert.entry.backend
 
 
-def _variant(expert: Expert, how: dict[str, Any], calibration: Images | None) -> Expert:
+def _variant(expert: Expert, how: dict[str, Any], calibration: Calibration) -> Expert:
     name = expert.entry.name + variant_suffix(**{"image_size": None, "image_size_by": "crop", "backend": TORCH, **how})
     how = {"backend": expert.entry.backend, **how}
     entry = expert.entry.replace(name=name)

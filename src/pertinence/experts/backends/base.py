@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 
+from ...data.batches import Images
 from ...runtime.entry import ExpertEntry
+from ...runtime.exports import Export
 from ...utils.errors import PertinenceError
 from ...utils.modules import keeping_dtype
 from ...utils.registry import Registry
@@ -25,8 +30,11 @@ class Backend(Protocol):
         devices: kinds of device that it runs on, like ("cpu",); None: all of torch's.
         fixed_dtype: the dtype that it computes in, even if the model is cast; None: it is cast with the model.
         compiles: whether it can be compiled.
-        calibration_images: how many images of a search it is made with, given as a third argument; an attribute that
-            it need not have.
+
+    Attributes that it need not have:
+        calibration_images: how many images of a search it is made with, given as a third argument, a `Calibration`.
+        made: pairs of an `Export` and its file: graphs that a saved model must keep, as they could not be made again.
+        libraries: packages whose versions its answers depend on, besides those of torch.
     """
 
     version: ClassVar[int]
@@ -106,6 +114,24 @@ def register_backend(name: str, backend: type[Backend]) -> type[Backend]:
 def backend_of(entry: ExpertEntry) -> type[Backend]:
     """The backend that an entry names; raises `PertinenceError` if it is not registered."""
     return BACKENDS.require(entry.backend, f"expert {entry.name!r}")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a backend is calibrated with: uint8 images of a search, and the mode of their preprocessing."""
+
+    images: Images
+    preprocessing: str = "exact"
+
+
+def made_by(backend: Backend) -> tuple[tuple[Export, Path], ...]:
+    """The graphs that a saved model must keep of a backend, with their files; none for most."""
+    return tuple(getattr(backend, "made", ()))
+
+
+def libraries_of(backend: type[Backend]) -> dict[str, str]:
+    """The packages, besides torch's, that the answers of a backend depend on, with their versions."""
+    return {name: version(name) for name in getattr(backend, "libraries", ())}
 
 
 def calibration_images(backend: type[Backend]) -> int:

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
-from huggingface_hub.constants import HF_HOME
-from transformers.utils import logging
 
-from ...data.batches import Images
 from ...runtime.entry import TORCH, ExpertEntry
 from ...runtime.exports import Export
 from ...runtime.sessions import Session, SessionSettings
 from ...utils.errors import PertinenceError
-from ...utils.io import replaced
-from ..exporting import exported
+from ..expert import Expert
+from ..export_cache import cached_export
 from ..loading import Checkpoint
+from ..quantizing import quantized
 from ..reference import LoadOptions
+from .base import Calibration
 
 
-logger = logging.get_logger(__name__)
-
-CACHE = Path(HF_HOME) / "pertinence" / "exports"
-"""Graphs that were exported because a checkpoint was loaded with this backend."""
 CPU = torch.device("cpu")
 
 
@@ -46,10 +39,9 @@ class OnnxBackend:
         path: the file.
         export: what is recorded about it.
         graph: the opened graph.
-        made: what a saved model must keep, because it could not be made again, with the files.
     """
 
-    made: tuple[tuple[Export, Path], ...] = ()
+    libraries: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     version: ClassVar[int] = 1
     devices: ClassVar[tuple[str, ...] | None] = ("cpu",)
     fixed_dtype: ClassVar[torch.dtype | None] = torch.float32
@@ -108,45 +100,26 @@ class OnnxInt8Backend(OnnxBackend):
 
     calibration_images: ClassVar[int] = 384
 
-    def __init__(self, checkpoint: Checkpoint, entry: ExpertEntry, images: Images | None = None):
+    def __init__(self, checkpoint: Checkpoint, entry: ExpertEntry, calibration: Calibration | None = None):
         """Quantize the network of a checkpoint in the cache, unless it is there, and open it.
 
         Args:
             checkpoint, entry: of the expert.
-            images: uint8 images of the search that no report shows, which calibrate the scales of activations.
+            calibration: images of the search that no report shows, which calibrate the scales of activations.
         """
-        from ..expert import Expert
-        from ..quantizing import quantized
-
-        if images is None:
+        if calibration is None:
             raise PertinenceError(
                 "8-bit graphs are calibrated on images of a search: ask for them with `search --variants auto`"
             )
-        path, export = quantized(Expert.of(checkpoint, entry.replace(backend=TORCH)), images)
+        expert = Expert.of(checkpoint, entry.replace(backend=TORCH), calibration.preprocessing)
+        path, export = quantized(expert, calibration.images)
         self._open(path, export, checkpoint.options)
-        self.made = ((export, path),)
+
+    @property
+    def made(self) -> tuple[tuple[Export, Path], ...]:
+        return ((self.export, self.path),)
 
     @classmethod
     def is_offered(cls, checkpoint: Checkpoint, cost_depends: bool, device: torch.device) -> bool:
         has_packages = all(find_spec(name) is not None for name in ("onnx", "onnxruntime", "onnxscript"))
         return cost_depends and device.type == "cpu" and has_packages
-
-
-def cached_export(checkpoint: Checkpoint, entry: ExpertEntry) -> tuple[Path, Export]:
-    """The graph of a checkpoint in the cache, exported now if it is not there; it is not compared with torch.
-
-    Raises:
-        PertinenceError: it cannot be exported.
-    """
-    identity = [checkpoint.revision, entry.transform.to_dict(), torch.__version__, str(checkpoint.model.dtype)]
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    root = CACHE / key
-    record = root / "export.json"
-    if record.is_file():
-        export = Export.from_dict(json.loads(record.read_text()))
-        return root / export.file, export
-    logger.info(f"Exporting {entry.name} to {root}.")
-    export = exported(checkpoint, entry, "0", root, with_features=True)
-    with replaced(record) as temporary:
-        temporary.write_text(json.dumps(export.to_dict()))
-    return root / export.file, export

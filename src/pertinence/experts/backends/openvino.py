@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from .onnx import Graph, OnnxBackend
 
 class OpenVinoBackend(OnnxBackend):
     """The same ONNX file, compiled by OpenVINO for the CPU."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("openvino",)
 
     def opened(self, content: bytes, export: Export, options: LoadOptions) -> Graph:
         if options.provider is not None or options.session_options is not None:
