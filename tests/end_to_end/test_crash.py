@@ -159,7 +159,7 @@ def test_folder_that_must_not_be_written_to(search, read_only, tmp_path, capsys)
 def test_another_search_in_the_same_folder_is_refused_while_the_first_lives(
     search, expected, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("pertinence.search.folder.PATIENCE", 0.2)
+    monkeypatch.setattr("pertinence.utils.locks.PATIENCE", 0.2)
     output = tmp_path / "run"
     code = "import sys; from pathlib import Path; from pertinence.search.folder import exclusive\n" \
            "with exclusive(Path(sys.argv[1])): print('in', flush=True); sys.stdin.readline()"  # fmt: skip
@@ -178,7 +178,7 @@ def test_another_search_in_the_same_folder_is_refused_while_the_first_lives(
 
 
 def test_a_result_is_not_saved_where_another_search_is_running(expected, tmp_path, search, monkeypatch, capsys):
-    monkeypatch.setattr("pertinence.search.folder.PATIENCE", 0.2)
+    monkeypatch.setattr("pertinence.utils.locks.PATIENCE", 0.2)
     shutil.copytree(expected, tmp_path / "run")
     with exclusive(tmp_path / "run"):
         assert search(tmp_path / "run") == 1
