@@ -7,22 +7,47 @@ import shutil
 import pytest
 import torch
 
-from pertinence import DispatcherSearch, PertinenceError, PertinenceForImageClassification, SearchArguments
+from pertinence import (
+    DispatcherSearch,
+    PertinenceError,
+    PertinenceForImageClassification,
+    SearchArguments,
+    register_cost,
+)
+from pertinence.routing.costs import COSTS, Cost
 from pertinence.runtime import load
+
+
+class Energy(Cost):
+    """A cost that depends on what runs a network, as time does, and that is the same at every measurement."""
+
+    name, title, unit = "energy", "J", "joules"
+    depends_on_backend = True
+
+    def measure(self, experts, how):
+        return [expert.entry.gmacs * (0.3 if expert.entry.backend == "onnx-int8" else 1.0) for expert in experts]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def energy():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(COSTS, "_registered", dict(COSTS._registered))
+        register_cost(Energy())
+        yield
 
 
 @pytest.fixture(scope="module")
 def found(digits, digit_experts, tmp_path_factory):
-    """The result of a search by latency in which only 8-bit graphs are tried as variants, and its folder."""
+    """The result of a search in which only 8-bit graphs are tried as variants, and its folder."""
     folder = tmp_path_factory.mktemp("int8")
-    args = SearchArguments(cost="latency", variants="auto", cache_dir=str(folder / "cache"), device="cpu")
+    args = SearchArguments(cost="energy", variants="auto", cache_dir=str(folder / "cache"), device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pertinence.search.proposals.possible_sizes", lambda checkpoint: [])
-        patch.setattr("pertinence.search.proposals.price_of_pool", lambda right, costs: 1.0)  # any saving is worth it
+        patch.setattr("pertinence.search.proposals.price_of_pool", lambda right, costs: 10.0)
         patch.setattr(
             "pertinence.experts.backends.torch.TorchInt8Backend.is_offered", classmethod(lambda cls, *how: False)
         )
-        result = DispatcherSearch(digit_experts[:2], digits[1], args, report_dataset=digits[2]).run()
+        result = DispatcherSearch(digit_experts[1:], digits[1], args, report_dataset=digits[2]).run()
     result.save(folder / "run")
     return result, folder / "run"
 
@@ -115,7 +140,7 @@ def test_what_cannot_be_quantized_is_not_tried_and_the_search_goes_on(
     monkeypatch.setattr("pertinence.experts.export_cache.exported", fails)
     monkeypatch.setattr("pertinence.experts.export_cache.CACHE", tmp_path / "empty")
     monkeypatch.setattr("pertinence.search.proposals.possible_sizes", lambda checkpoint: [])
-    args = SearchArguments(cost="latency", variants="auto", cache_dir=str(tmp_path / "cache"), device="cpu")
-    result = DispatcherSearch(digit_experts[:2], digits[1], args, report_dataset=digits[2]).run()
+    args = SearchArguments(cost="energy", variants="auto", cache_dir=str(tmp_path / "cache"), device="cpu")
+    result = DispatcherSearch(digit_experts[1:], digits[1], args, report_dataset=digits[2]).run()
     assert "Not tried as a variant: " in caplog.text
     assert not any(entry.backend == "onnx-int8" for entry in result.model.config.expert_entries)
