@@ -329,6 +329,24 @@ def test_what_cannot_run_is_refused_in_one_sentence(copied, change, words):
         load(copied, lazy=False)
 
 
+def test_a_file_name_chooses_among_files_of_the_precision_that_heads_were_fitted_to(copied, pictures):
+    def add_int8(values):
+        for index, entry in enumerate(values["experts"]):
+            (float32,) = entry["exports"]
+            entry["exports"] = [
+                {**float32, "file": f"experts/{index}/onnx/model_qint8.onnx", "precision": "int8"},
+                float32,
+            ]
+
+    change_config(copied, add_int8)
+    expected = load(copied)(pictures[0])
+    assert load(copied, file_name="model.onnx")(pictures[0]) == expected
+    with pytest.raises(PertinenceError, match=r"no exported file 'model_qint8.onnx' in float32; it has: model_qint8"):
+        load(copied, file_name="model_qint8.onnx")
+    change_config(copied, lambda values: values["experts"][0].update(backend="own-int8"))
+    assert load(copied).experts[0].export.precision == "float32"
+
+
 def test_bad_files_calls_and_images_are_refused(copied, model, tmp_path):
     with pytest.raises(PertinenceError, match="neither a local folder nor"):
         load(tmp_path / "nowhere")

@@ -9,7 +9,7 @@ from threading import Lock
 import numpy as np
 
 from ..utils.errors import PertinenceError
-from .entry import ExpertEntry
+from .entry import ONNX_INT8, ExpertEntry
 from .exports import FLOAT32, INT8, Export, find_export
 from .pixels import differs_from_torch, host_pixels
 from .sessions import Session, SessionSettings
@@ -128,13 +128,10 @@ class GraphExpert:
 
 
 def chosen_export(entry: ExpertEntry, file_name: str | None = None) -> Export:
-    """The exported graph of an expert to run: the one of this file name, else that of its own precision.
+    """The exported graph of an expert to run, in the precision that its heads were fitted to.
 
     Raises:
-        PertinenceError: there is none.
+        PertinenceError: there is none, or none of this file name.
     """
-    precision = INT8 if entry.backend.endswith("int8") else FLOAT32
-    if file_name is not None:
-        named = (export.precision for export in entry.exports if export.file.endswith(f"/{file_name}"))
-        precision = next(named, precision)
+    precision = INT8 if entry.backend == ONNX_INT8 else FLOAT32
     return find_export(entry.exports, entry.name, precision, file_name)
