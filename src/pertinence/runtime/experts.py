@@ -66,8 +66,14 @@ class GraphExpert:
         """The opened graph; raises `PertinenceError` if it cannot be opened."""
         with self._opening:
             if self._session is None:
-                session = Session.of(self._path, self.export, self.settings)
-                self._check_labels(session.num_outputs)
+                label_map = self.entry.label_map
+                # With a label map the graph may have more labels than the model.
+                num_logits = None if label_map is not None else self._num_labels or None
+                session = Session.of(
+                    self._path, self.export, self.settings, num_logits=num_logits, num_features=self.entry.features
+                )
+                if max(label_map or (0,)) >= session.num_outputs:
+                    self._fail(f"its label_map names output {max(label_map or (0,))} of {session.num_outputs}")
                 self._session = session
             return self._session
 
@@ -95,16 +101,7 @@ class GraphExpert:
             logits = logits[:, self.entry.label_map]
         if not np.isfinite(logits).all():
             self._fail("it answers with NaN or infinite scores: check its weights, and export it again")
-        if features and features[0].shape[1] != self.entry.features:
-            self._fail(f"its exported graph gives {features[0].shape[1]} features, expected {self.entry.features}")
         return logits, np.concatenate(features) if features else None
-
-    def _check_labels(self, count: int) -> None:
-        label_map = self.entry.label_map
-        if label_map is None and self._num_labels not in (0, count):
-            self._fail(f"its exported graph has {count} outputs, but the model has {self._num_labels} labels")
-        if label_map is not None and max(label_map, default=0) >= count:
-            self._fail(f"its label_map names output {max(label_map)}, but its exported graph has {count}")
 
     def _check_pixels(self, preprocessing: str) -> None:
         transform, measured = self.entry.transform, self.export.host_pixels
