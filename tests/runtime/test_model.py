@@ -31,6 +31,7 @@ from pertinence import (
 from pertinence.routing.heads import Head
 from pertinence.routing.registry import EVIDENCE
 from pertinence.runtime import RuntimeModel, load
+from pertinence.runtime.exports import check_self_contained
 
 
 POINTS = ("only-first", "from-stem", "from-features", "mixed", "confident")
@@ -403,6 +404,25 @@ def save_graph(graph: onnx.ModelProto, path: Path, folder: Path) -> None:
     onnx.save(graph, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     change_config(folder, lambda values: values["experts"][0]["exports"][0].update(sha256=digest))
+
+
+def test_only_a_key_location_is_weights_in_another_file(copied, pictures):
+    expected = load(copied)(pictures[:4])
+    path = copied / "experts" / "0" / "onnx" / "model.onnx"
+    graph = onnx.load(path)
+    graph.graph.node[0].name = "relocation"
+    save_graph(graph, path, copied)
+    assert load(copied, lazy=False)(pictures[:4]) == expected
+
+
+@pytest.mark.parametrize("length", [b"\x08", b"\x88\x00", b"\x88\x80\x00", b"\x88\x80\x80\x80\x00"])
+def test_a_key_location_is_found_however_its_length_is_written(length):
+    tensor = onnx.TensorProto(dims=[1], data_type=1, data_location=onnx.TensorProto.EXTERNAL)
+    entry = b"\x0a" + length + b"location" + b"\x12\x06secret"
+    content = tensor.SerializeToString() + b"\x6a" + bytes([len(entry)]) + entry
+    assert onnx.TensorProto.FromString(content).external_data[0].key == "location"
+    with pytest.raises(PertinenceError, match="x has weights in another file, which could be any file"):
+        check_self_contained(content, "x")
 
 
 def test_scores_that_are_not_finite_are_refused_by_the_name_of_the_expert(copied, pictures):

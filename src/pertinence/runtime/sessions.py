@@ -39,7 +39,7 @@ class SessionSettings:
     def __post_init__(self) -> None:
         if self.session_options is not None and self.threads is not None:
             raise PertinenceError(
-                "session_options and threads were both given, expected one: set intra_op_num_threads of session_options"
+                "session_options and threads were both given, expected one: set session_options.intra_op_num_threads"
             )
 
     @property
@@ -131,8 +131,8 @@ def check_interface(
     for name, expected in zip(export.outputs, (num_logits, num_features), strict=False):
         if expected not in (None, outputs[name][1]):
             raise PertinenceError(
-                f"{export.file} gives {outputs[name][1]} {name}, but config.json describes {expected}: it is the graph "
-                "of another expert, so export the model again"
+                f"{export.file} gives {outputs[name][1]} {name}, but config.json describes {expected}: it is the "
+                "graph of another expert, so export the model again"
             )
 
 
