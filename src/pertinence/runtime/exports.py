@@ -20,8 +20,8 @@ FILES = {FLOAT32: "model.onnx", INT8: "model_qint8.onnx"}
 """Names of the files of an expert in its folder `onnx`, by precision; those of sentence-transformers."""
 FILE = re.compile(rf"experts/([0-9]{{1,3}}|stem)/{FOLDER}/\w[\w.-]{{0,100}}\.onnx")
 OUTSIDE = re.compile(rb"(?:\x08|\x88\x80{0,8}\x00)location")
-"""The key "location" in protobuf: its length, 8, and its letters. A length may be padded with zeros to ten bytes. Bytes
-are searched, as a parser that is not that of ONNX Runtime may read fields, their order and their repeats otherwise."""
+"""The key "location" in protobuf: its length, 8, and its letters. A length may be padded with zeros, to ten bytes. The
+tag before it is not looked for, as fields may be in any order and written in several ways."""
 MAX_BYTES = 2**31
 """Largest size of a graph: that of a message of protobuf."""
 INPUT, LOGITS, FEATURES = "pixel_values", "logits", "features"
