@@ -4,10 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 from command_line import documented, run
+from huggingface_hub import HfApi
 
+from pertinence import PertinenceError
 from pertinence.commands.main import main
+from pertinence.evaluation.exports import export_onnx
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +137,7 @@ def test_push_refuses_what_it_cannot_export_and_pushes_nothing(searched, hub, tm
     Path("run/search.yaml").unlink()
     refused = said(capsys, "push", "run", "tester/never", "--export", "onnx", "--token", hub.token, status=1)
     assert "run names no data set in search.yaml" in refused
+    assert "(pertinence export run --dataset ... --split ...)" in refused
     assert not [request for request in hub.requests if request.method == "POST"]
 
 
@@ -142,6 +147,42 @@ def test_without_a_data_set_one_sentence(searched, tmp_path, capsys):
     (line,) = said(capsys, "export", folder, status=1).splitlines()
     assert line.startswith(f"error: {folder} names no data set in search.yaml: give one of at least 256 real images")
     assert not list(folder.rglob("*.onnx"))
+
+
+def test_what_is_given_replaces_what_search_yaml_names(searched, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(searched)
+    words = ["export", "runs/digits", "--output-dir", tmp_path / "out"]
+    assert "got 7: give a larger data set" in said(capsys, *words, "--limit", "7", status=1)
+    assert "'elsewhere'" in said(capsys, *words, "--split", "elsewhere", status=1)
+    assert not any(tmp_path.iterdir())
+
+
+def test_images_are_taken_from_all_of_a_data_set(searched, digits, tmp_path):
+    several = datasets.concatenate_datasets([digits[1]] * 3).cast_column("image", datasets.Image(decode=False))
+    assert len(several) > 600
+    broken = several.select([0]).map(lambda row: {"image": {"bytes": b"no image", "path": None}})
+    images = datasets.concatenate_datasets([several, broken]).cast_column("image", datasets.Image())
+    with pytest.raises(PertinenceError, match="cannot be decoded|not an image|no image"):
+        export_onnx(searched / "runs/digits", tmp_path / "out", images)
+
+
+def test_of_a_model_that_cannot_be_read_the_cause_is_said(hub, tmp_path, capsys):
+    words = ["--output-dir", tmp_path / "out"]
+    assert "there is no folder ./typo here" in said(capsys, "export", "./typo", *words, status=1)
+    assert "neither a local folder nor a repository" in said(capsys, "export", "tester/nothing", *words, status=1)
+    HfApi(token=hub.token).create_repo("tester/bare")
+    refused = said(capsys, "export", "tester/bare", "--revision", "missing", *words, status=1)
+    assert "tester/bare has no revision 'missing' on the Hub" in refused
+    assert "tester/bare names no data set in search.yaml" in said(capsys, "export", "tester/bare", *words, status=1)
+
+
+def test_options_without_the_one_that_they_belong_to_are_refused(searched, capsys):
+    for option in ("--save-experts", "--private"):
+        assert "give --push-to-hub, or leave them out" in said(
+            capsys, "export", searched / "runs/digits", option, status=1
+        )
+    words = ["push", searched / "runs/digits", "tester/never", "--trust-remote-code"]
+    assert "give --export, or leave it out" in said(capsys, *words, status=1)
 
 
 def test_of_too_few_images_one_sentence_and_nothing_is_written(searched, tmp_path, capsys, monkeypatch):

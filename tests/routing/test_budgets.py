@@ -60,7 +60,9 @@ def test_of_several_measured_batch_sizes_the_smallest_is_taken_and_that_is_said(
 def test_milliseconds_of_several_devices_are_not_mixed_up(front):
     here, there = Latency("cpu", 1, 4.0, 3.9, 4.1), Latency("gpu", 1, 1.0, 0.9, 1.1)
     timed = Front([one.replaced_latency([here, there]) for one in front], ["only"])
-    with pytest.raises(PertinenceError, match="latency was measured for .*: say which"):
+    with pytest.raises(
+        PertinenceError, match="latency was measured for .*: give device=... with latency_ms in Python"
+    ):
         timed.choose(latency_ms=5.0)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from exported import change_config
@@ -30,6 +31,7 @@ from pertinence import (
 from pertinence.routing.heads import Head
 from pertinence.routing.registry import EVIDENCE
 from pertinence.runtime import RuntimeModel, load
+from pertinence.runtime.exports import check_self_contained
 
 
 POINTS = ("only-first", "from-stem", "from-features", "mixed", "confident")
@@ -306,6 +308,18 @@ def _other_file(values):
     values["experts"][0]["exports"][0]["sha256"] = "0" * 64
 
 
+def _other_labels(values):
+    values["id2label"] = {"0": "a", "1": "b"}
+
+
+def _wide_label_map(values):
+    values["experts"][0]["label_map"] = [*range(9), 12]
+
+
+def _other_features(values):
+    values["experts"][1]["features"] = 7
+
+
 REFUSED = {
     "not exported": (_drop_exports, "has no exported files, .* `pertinence export`"),
     "pixels not measured": (_unmeasured, "it was not measured what Pillow changes: export it again, with images"),
@@ -318,7 +332,9 @@ REFUSED = {
     "no front": (lambda values: values.update(front=[], operating_point=None), "no operating points|do not fit"),
     "another kind": (lambda values: values.update(model_type="vit"), "is not a pertinence model"),
     "a point that is not there": (lambda values: values.update(operating_point="x"), "no operating point 'x'"),
-    "labels": (lambda values: values.update(id2label={"0": "a", "1": "b"}), "has 10 outputs, but the model has 2"),
+    "labels": (_other_labels, "experts/0/onnx/model.onnx gives 10 logits, but config.json describes 2"),
+    "labels of a label map": (_wide_label_map, "label_map names output 12 of 10"),
+    "width of features": (_other_features, "experts/1/onnx/model.onnx gives .* features, but config.json describes 7"),
 }
 
 
@@ -329,8 +345,26 @@ def test_what_cannot_run_is_refused_in_one_sentence(copied, change, words):
         load(copied, lazy=False)
 
 
+def test_a_file_name_chooses_among_files_of_the_precision_that_heads_were_fitted_to(copied, pictures):
+    def add_int8(values):
+        for index, entry in {"stem": values["stem"], **dict(enumerate(values["experts"]))}.items():
+            (float32,) = entry["exports"]
+            entry["exports"] = [
+                {**float32, "file": f"experts/{index}/onnx/model_qint8.onnx", "precision": "int8"},
+                float32,
+            ]
+
+    change_config(copied, add_int8)
+    expected = load(copied)(pictures[0])
+    assert load(copied, file_name="model.onnx")(pictures[0]) == expected
+    with pytest.raises(PertinenceError, match=r"no exported file 'model_qint8.onnx' in float32; it has: model_qint8"):
+        load(copied, file_name="model_qint8.onnx")
+    change_config(copied, lambda values: values["experts"][0].update(backend="own-int8"))
+    assert load(copied).experts[0].export.precision == "float32"
+
+
 def test_bad_files_calls_and_images_are_refused(copied, model, tmp_path):
-    with pytest.raises(PertinenceError, match="neither a local folder nor"):
+    with pytest.raises(PertinenceError, match="there is no folder .*nowhere here, and no repository on the Hub can"):
         load(tmp_path / "nowhere")
     with pytest.raises(PertinenceError, match="it is no file"):
         model("http://example.com/cat.jpg")
@@ -344,6 +378,8 @@ def test_bad_files_calls_and_images_are_refused(copied, model, tmp_path):
         model([np.zeros((9, 9, 3), np.uint8), np.zeros((2, 120000, 3), np.uint8)], operating_point="from-stem")
     with pytest.raises(PertinenceError, match="provider='Abacus' is not one of"):
         load(copied, provider="Abacus", lazy=False)
+    with pytest.raises(PertinenceError, match="session_options and threads were both given, expected one"):
+        load(copied, session_options=onnxruntime.SessionOptions(), threads=4)
     (copied / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(PertinenceError, match="cannot be read"):
         load(copied)
@@ -352,14 +388,49 @@ def test_bad_files_calls_and_images_are_refused(copied, model, tmp_path):
         load(copied)
 
 
+def test_logits_are_counted_where_they_are_not_the_first_output(copied, pictures):
+    expected = load(copied)(pictures[:4])
+    path = copied / "experts" / "0" / "onnx" / "model.onnx"
+    graph = onnx.load(path)
+    outputs = list(graph.graph.output)
+    del graph.graph.output[:]
+    graph.graph.output.extend(reversed(outputs))
+    save_graph(graph, path, copied)
+    assert load(copied, lazy=False)(pictures[:4]) == expected
+
+
+def save_graph(graph: onnx.ModelProto, path: Path, folder: Path) -> None:
+    """Write a changed graph of expert 0, and its hash into the config."""
+    onnx.save(graph, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    change_config(folder, lambda values: values["experts"][0]["exports"][0].update(sha256=digest))
+
+
+def test_only_a_key_location_is_weights_in_another_file(copied, pictures):
+    expected = load(copied)(pictures[:4])
+    path = copied / "experts" / "0" / "onnx" / "model.onnx"
+    graph = onnx.load(path)
+    graph.graph.node[0].name = "relocation"
+    save_graph(graph, path, copied)
+    assert load(copied, lazy=False)(pictures[:4]) == expected
+
+
+@pytest.mark.parametrize("length", [b"\x08", b"\x88\x00", b"\x88\x80\x00", b"\x88\x80\x80\x80\x00"])
+def test_a_key_location_is_found_however_its_length_is_written(length):
+    tensor = onnx.TensorProto(dims=[1], data_type=1, data_location=onnx.TensorProto.EXTERNAL)
+    entry = b"\x0a" + length + b"location" + b"\x12\x06secret"
+    content = tensor.SerializeToString() + b"\x6a" + bytes([len(entry)]) + entry
+    assert onnx.TensorProto.FromString(content).external_data[0].key == "location"
+    with pytest.raises(PertinenceError, match="x has weights in another file, which could be any file"):
+        check_self_contained(content, "x")
+
+
 def test_scores_that_are_not_finite_are_refused_by_the_name_of_the_expert(copied, pictures):
     path = copied / "experts" / "0" / "onnx" / "model.onnx"
     graph = onnx.load(path)
     (bias,) = (one for one in graph.graph.initializer if list(one.dims) == [10])
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, np.float32), bias.name))
-    onnx.save(graph, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    change_config(copied, lambda values: values["experts"][0]["exports"][0].update(sha256=digest))
+    save_graph(graph, path, copied)
     with pytest.raises(PertinenceError, match="expert 'resnet': it answers with NaN"):
         load(copied)(pictures[0])
 

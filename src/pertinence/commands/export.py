@@ -37,6 +37,8 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(model: str, data: DataArguments, args: ExportArguments) -> None:
+    if args.push_to_hub is None and (args.save_experts or args.private):
+        raise PertinenceError("--save-experts and --private say what is pushed: give --push-to-hub, or leave them out")
     from ..evaluation.exports import export_onnx
     from ..hub.push import push_folder
     from ..predictions.arguments import RuntimeArguments

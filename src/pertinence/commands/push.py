@@ -41,6 +41,8 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(model: str, repo_id: str, args: PushArguments) -> None:
+    if args.trust_remote_code and args.export is None:
+        raise PertinenceError("--trust-remote-code runs code of experts for --export: give --export, or leave it out")
     from ..hub.push import push_folder
 
     if args.export is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
@@ -13,11 +12,13 @@ from transformers.utils import logging
 from ..data.arguments import DataArguments
 from ..data.dataset import labelled, raise_or
 from ..data.loading import ImageSource, load_images
+from ..data.splits import sample_rows
 from ..hub.layout import SETTINGS
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..predictions.arguments import RuntimeArguments
-from ..utils.downloads import fetch_file
-from ..utils.errors import PertinenceError
+from ..utils.downloads import find_file
+from ..utils.errors import PertinenceError, explain
+from ..utils.hub_errors import check_place, explain_place
 from ..utils.parsing import parse_yaml, read_mapping
 from .evaluate import open_model
 
@@ -41,8 +42,8 @@ def export_onnx(
     Args:
         model: folder or Hub id of a saved model, or the model.
         output_dir: folder to save it to, which may be its own.
-        images: real images, of which the first 512 are used, and at least 256 are needed; None: those of the data set
-            that the search.yaml of the model names.
+        images: real images, of which 512 evenly spaced ones are used, and at least 256 are needed; None: those of the
+            data set that the search.yaml of the model names; settings without a data set change those of search.yaml.
         args: how experts are loaded.
         expert_paths: new folders of local experts that have moved, by name.
         revision: branch, tag or commit on the Hub.
@@ -58,36 +59,47 @@ def export_onnx(
     if images is None or (isinstance(images, DataArguments) and images.dataset is None):
         if isinstance(model, PertinenceForImageClassification):
             raise PertinenceError("give real images, on which each exported expert is compared with torch")
-        images = searched_data(model, args.token, revision)
+        images = searched_data(model, args.token, revision, images)
     found = load_images(images, args.token, False) if isinstance(images, DataArguments) else labelled(images, False)
     opened = open_model(model, args, expert_paths, revision)
-    opened.export_onnx(output_dir, raise_or([found[index] for index in range(min(len(found), IMAGES))]))
+    opened.export_onnx(output_dir, raise_or([found[row] for row in sample_rows(len(found), IMAGES).tolist()]))
     return opened
 
 
-def searched_data(model: str | os.PathLike[str], token: str | None, revision: str | None) -> DataArguments:
+def searched_data(
+    model: str | os.PathLike[str], token: str | None, revision: str | None, given: DataArguments | None = None
+) -> DataArguments:
     """The data set that the search of a model used, as its search.yaml names it.
 
+    Args:
+        model: folder or Hub id of a saved model.
+        token, revision: of the Hub.
+        given: settings that replace those of search.yaml.
+
     Raises:
-        PertinenceError: there is none, or it was given in Python, or it is not on this machine.
+        PertinenceError: there is none, or it was given in Python, or search.yaml cannot be read.
     """
     settings = _read_settings(model, token, revision)
-    known = {field.name for field in fields(DataArguments)}
-    data = DataArguments(**{key: value for key, value in settings.items() if key in known})
+    known = [field.name for field in fields(DataArguments)]
+    changed = {key: value for key in known if (value := getattr(given, key, None)) is not None}
+    data = DataArguments(**{key: settings[key] for key in known if key in settings} | changed)
     if data.dataset is None:
         raise PertinenceError(
-            f"{model} names no data set in {SETTINGS}: give one of at least 256 real images (--dataset, --split), "
-            "on which each exported expert is compared with torch"
+            f"{model} names no data set in {SETTINGS}: give one of at least 256 real images, on which each exported "
+            f"expert is compared with torch (pertinence export {model} --dataset ... --split ...)"
         )
     logger.info(f"The exported experts are compared with torch on images of {data.dataset}.")
     return data
 
 
 def _read_settings(model: str | os.PathLike[str], token: str | None, revision: str | None) -> Mapping[str, Any]:
-    folder = Path(model)
-    if not folder.is_dir():
-        try:
-            folder = fetch_file(str(model), SETTINGS, token=token, revision=revision).parent
-        except Exception:  # the client raises errors of several libraries; without the file the caller says what to do
-            return {}
-    return read_mapping(folder / SETTINGS, parse_yaml) or {}
+    place = str(model)
+    check_place(place)
+    try:
+        path = find_file(place, SETTINGS, token=token, revision=revision)
+    except PertinenceError:
+        raise
+    except Exception as error:  # from the Hub's client, or the network
+        reason = explain_place(place, revision, error) or f"{place} cannot be read ({explain(error)})"
+        raise PertinenceError(reason) from error
+    return {} if path is None else read_mapping(path, parse_yaml)

@@ -178,7 +178,9 @@ def _milliseconds(points: Sequence[OperatingPoint], device: str | None, batch_si
     wanted = [(d, b) for d, b in settings if device in (None, d) and batch_size in (None, b)]
     known = "; ".join(f"device={d!r}, batch_size={b}" for d, b in settings)
     if len({d for d, _ in wanted}) > 1:
-        raise PertinenceError(f"latency was measured for {known}: say which")
+        raise PertinenceError(
+            f"latency was measured for {known}: give device=... with latency_ms in Python, or an operating point"
+        )
     if settings and not wanted:
         raise PertinenceError(f"latency was not measured for that, only for {known}: run `pertinence benchmark`")
     if len(wanted) > 1:

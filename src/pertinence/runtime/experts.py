@@ -9,7 +9,7 @@ from threading import Lock
 import numpy as np
 
 from ..utils.errors import PertinenceError
-from .entry import ExpertEntry
+from .entry import ONNX_INT8, ExpertEntry
 from .exports import FLOAT32, INT8, Export, find_export
 from .pixels import differs_from_torch, host_pixels
 from .sessions import Session, SessionSettings
@@ -66,8 +66,14 @@ class GraphExpert:
         """The opened graph; raises `PertinenceError` if it cannot be opened."""
         with self._opening:
             if self._session is None:
-                session = Session.of(self._path, self.export, self.settings)
-                self._check_labels(session.num_outputs)
+                label_map = self.entry.label_map
+                # With a label map the graph may have more labels than the model.
+                num_logits = None if label_map is not None else self._num_labels or None
+                session = Session.of(
+                    self._path, self.export, self.settings, num_logits=num_logits, num_features=self.entry.features
+                )
+                if max(label_map or (0,)) >= session.num_outputs:
+                    self._fail(f"its label_map names output {max(label_map or (0,))} of {session.num_outputs}")
                 self._session = session
             return self._session
 
@@ -95,16 +101,7 @@ class GraphExpert:
             logits = logits[:, self.entry.label_map]
         if not np.isfinite(logits).all():
             self._fail("it answers with NaN or infinite scores: check its weights, and export it again")
-        if features and features[0].shape[1] != self.entry.features:
-            self._fail(f"its exported graph gives {features[0].shape[1]} features, expected {self.entry.features}")
         return logits, np.concatenate(features) if features else None
-
-    def _check_labels(self, count: int) -> None:
-        label_map = self.entry.label_map
-        if label_map is None and self._num_labels not in (0, count):
-            self._fail(f"its exported graph has {count} outputs, but the model has {self._num_labels} labels")
-        if label_map is not None and max(label_map, default=0) >= count:
-            self._fail(f"its label_map names output {max(label_map)}, but its exported graph has {count}")
 
     def _check_pixels(self, preprocessing: str) -> None:
         transform, measured = self.entry.transform, self.export.host_pixels
@@ -128,13 +125,10 @@ class GraphExpert:
 
 
 def chosen_export(entry: ExpertEntry, file_name: str | None = None) -> Export:
-    """The exported graph of an expert to run: the one of this file name, else that of its own precision.
+    """The exported graph of an expert to run, in the precision that its heads were fitted to.
 
     Raises:
-        PertinenceError: there is none.
+        PertinenceError: there is none, or none of this file name.
     """
-    precision = INT8 if entry.backend.endswith("int8") else FLOAT32
-    if file_name is not None:
-        named = (export.precision for export in entry.exports if export.file.endswith(f"/{file_name}"))
-        precision = next(named, precision)
+    precision = INT8 if entry.backend == ONNX_INT8 else FLOAT32
     return find_export(entry.exports, entry.name, precision, file_name)

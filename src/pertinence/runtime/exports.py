@@ -18,8 +18,10 @@ PRECISIONS = (FLOAT32, INT8)
 FOLDER = "onnx"
 FILES = {FLOAT32: "model.onnx", INT8: "model_qint8.onnx"}
 """Names of the files of an expert in its folder `onnx`, by precision; those of sentence-transformers."""
-PATTERN = f"experts/*/{FOLDER}/*.onnx"
 FILE = re.compile(rf"experts/([0-9]{{1,3}}|stem)/{FOLDER}/\w[\w.-]{{0,100}}\.onnx")
+OUTSIDE = re.compile(rb"(?:\x08|\x88\x80{0,8}\x00)location")
+"""The key "location" in protobuf: its length, 8, and its letters. A length may be padded with zeros, to ten bytes. The
+tag before it is not looked for, as fields may be in any order and written in several ways."""
 MAX_BYTES = 2**31
 """Largest size of a graph: that of a message of protobuf."""
 INPUT, LOGITS, FEATURES = "pixel_values", "logits", "features"
@@ -166,14 +168,14 @@ class Export:
 def check_self_contained(content: bytes, name: str) -> None:
     """Refuse a graph that may read other files: whoever made it chooses which.
 
-    A tensor outside of the file has an entry with the key "location", spelt out in the bytes.
+    A tensor outside of the file has an entry with the key "location".
 
     Raises:
         PertinenceError: there is such a key, or the file is not one of ONNX.
     """
     if content[4:8] == b"ORTM":
         raise PertinenceError(f"{name} is a file in the format of ONNX Runtime, expected ONNX")
-    if b"location" in content:
+    if OUTSIDE.search(content):
         raise PertinenceError(
             f"{name} has weights in another file, which could be any file of this machine: save it as one file "
             "(external_data=False)"

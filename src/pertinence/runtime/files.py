@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import PertinenceError, explain
-from ..utils.hub_errors import explain_hub
+from ..utils.hub_errors import check_place, explain_place
 from .entry import CONFIG
 from .heads import WEIGHTS
 
@@ -53,6 +53,7 @@ def open_model(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> ModelFi
     """
     if Path(model).is_dir():
         return ModelFiles(Path(model))
+    check_place(str(model))
     folder = _download(str(model), (CONFIG, WEIGHTS), hub)
     return ModelFiles(folder, str(model), {**hub, "revision": folder.name})  # the cache names a folder by its commit
 
@@ -63,5 +64,5 @@ def _download(repo_id: str, names: Sequence[str], hub: Mapping[str, Any]) -> Pat
     try:
         return Path(snapshot_download(repo_id, allow_patterns=list(names), **hub))
     except Exception as error:  # from the Hub's client, or the network
-        reason = explain_hub(repo_id, hub.get("revision"), error)
+        reason = explain_place(repo_id, hub.get("revision"), error)
         raise PertinenceError(reason or f"{repo_id} cannot be fetched ({explain(error)})") from error

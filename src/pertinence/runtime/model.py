@@ -265,10 +265,9 @@ def load(
         model: folder or Hub id. From the Hub only config, heads and the exported files that run are downloaded.
         operating_point: name of the operating point; default: that of the model.
         provider: execution provider of ONNX Runtime.
-        session_options: `onnxruntime.SessionOptions`.
+        session_options: `onnxruntime.SessionOptions`, in place of `threads`.
         threads: threads of each graph; default: those of ONNX Runtime.
-        file_name: name of the exported file to run of every expert, like "model_qint8.onnx"; default: that of the
-            expert's own precision.
+        file_name: name of the exported file to run of every expert, where it has several of its own precision.
         token, revision, cache_dir, local_files_only: as in `huggingface_hub.snapshot_download`.
         lazy: open each graph only when it first runs.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..utils.errors import PertinenceError, explain, shown
-from .exports import INPUT, Export
+from .exports import INPUT, LOGITS, Export
 
 
 CPU = "CPUExecutionProvider"
@@ -25,13 +25,22 @@ class SessionSettings:
 
     Attributes:
         provider: execution provider of ONNX Runtime, like "CPUExecutionProvider" or "CUDAExecutionProvider".
-        session_options: `onnxruntime.SessionOptions`; default: as many threads as `threads`.
-        threads: threads of each session where `session_options` is not given; default: ONNX Runtime's.
+        session_options: `onnxruntime.SessionOptions`, in place of `threads`.
+        threads: threads of each session; default: ONNX Runtime's.
+
+    Raises:
+        PertinenceError: both are given.
     """
 
     provider: str = CPU
     session_options: Any = None
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.session_options is not None and self.threads is not None:
+            raise PertinenceError(
+                "session_options and threads were both given, expected one: set session_options.intra_op_num_threads"
+            )
 
     @property
     def device(self) -> str:
@@ -42,35 +51,40 @@ class SessionSettings:
 class Session:
     """One exported graph, opened; it may run in several threads.
 
+    Attributes:
+        num_outputs: how many logits it gives.
+
     Args:
         content: the file, see `Export.read`.
         export: what the config records about it.
         settings: how it is opened.
+        num_logits, num_features: widths of its outputs; None: not known.
 
     Raises:
         PertinenceError: ONNX Runtime is not installed or does not have the provider, or the file is no graph with the
             recorded inputs and outputs.
     """
 
-    def __init__(self, content: bytes, export: Export, settings: SessionSettings | None = None):
+    def __init__(
+        self,
+        content: bytes,
+        export: Export,
+        settings: SessionSettings | None = None,
+        num_logits: int | None = None,
+        num_features: int | None = None,
+    ):
         self.export, self.settings = export, settings or SessionSettings()
         self._session = _open(content, export.file, self.settings)
         self._outputs = export.outputs
-        check_interface(
-            export,
-            {one.name: one.shape for one in self._session.get_inputs() if one.type == FLOATS},
-            {one.name: one.shape for one in self._session.get_outputs() if one.type == FLOATS},
-        )
+        shapes = {one.name: one.shape for one in self._session.get_outputs() if one.type == FLOATS}
+        inputs = {one.name: one.shape for one in self._session.get_inputs() if one.type == FLOATS}
+        check_interface(export, inputs, shapes, num_logits, num_features)
+        self.num_outputs = int(shapes[LOGITS][1])
 
     @classmethod
-    def of(cls, path: Path, export: Export, settings: SessionSettings | None = None) -> Session:
+    def of(cls, path: Path, export: Export, *how: Any, **widths: Any) -> Session:
         """Open a file after its hash was checked; see `Export.read`."""
-        return cls(export.read(path), export, settings)
-
-    @property
-    def num_outputs(self) -> int:
-        """How many logits it gives."""
-        return int(self._session.get_outputs()[0].shape[1])
+        return cls(export.read(path), export, *how, **widths)
 
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run it on float32 (b, 3, height, width): logits (b, C), and features (b, F) or None.
@@ -88,12 +102,19 @@ class Session:
         return logits, features[0] if features else None
 
 
-def check_interface(export: Export, inputs: Mapping[str, Sequence[Any]], outputs: Mapping[str, Sequence[Any]]) -> None:
+def check_interface(
+    export: Export,
+    inputs: Mapping[str, Sequence[Any]],
+    outputs: Mapping[str, Sequence[Any]],
+    num_logits: int | None = None,
+    num_features: int | None = None,
+) -> None:
     """Raise `PertinenceError` unless a graph has the inputs and outputs that its description promises.
 
     Args:
         export: the description.
         inputs, outputs: shapes of float32 inputs and outputs by name; a dimension of any size is no number.
+        num_logits, num_features: widths of its outputs; None: not known.
     """
     pixels = list(inputs.get(INPUT, ()))
     is_right = (
@@ -107,6 +128,12 @@ def check_interface(export: Export, inputs: Mapping[str, Sequence[Any]], outputs
             f"{export.file} maps {_shown(inputs)} to {_shown(outputs)}, but config.json describes {INPUT} (any, "
             f"{', '.join(map(str, export.input_shape))}) and {' and '.join(export.outputs)}"
         )
+    for name, expected in zip(export.outputs, (num_logits, num_features), strict=False):
+        if expected not in (None, outputs[name][1]):
+            raise PertinenceError(
+                f"{export.file} gives {outputs[name][1]} {name}, but config.json describes {expected}: it is the "
+                "graph of another expert, so export the model again"
+            )
 
 
 def _is_table(shape: Sequence[Any]) -> bool:

@@ -71,9 +71,8 @@ class OnnxBackend:
     def opened(self, content: bytes, export: Export, options: LoadOptions) -> Graph:
         """The graph of a file's content."""
         provider = {} if options.provider is None else {"provider": options.provider}
-        settings = SessionSettings(
-            **provider, session_options=options.session_options, threads=torch.get_num_threads()
-        )
+        threads = torch.get_num_threads() if options.session_options is None else None
+        settings = SessionSettings(**provider, session_options=options.session_options, threads=threads)
         return Session(content, export, settings)
 
     @property
