@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -14,6 +16,9 @@ from pertinence import (
     SearchArguments,
     register_cost,
 )
+from pertinence.experts.backends.base import Calibration
+from pertinence.experts.expert import load_expert, measured_expert
+from pertinence.experts.reference import ExpertReference, LoadOptions
 from pertinence.routing.costs import COSTS, Cost
 from pertinence.runtime import load
 
@@ -144,3 +149,18 @@ def test_what_cannot_be_quantized_is_not_tried_and_the_search_goes_on(
     result = DispatcherSearch(digit_experts[1:], digits[1], args, report_dataset=digits[2]).run()
     assert "Not tried as a variant: " in caplog.text
     assert not any(entry.backend == "onnx-int8" for entry in result.model.config.expert_entries)
+
+
+def test_weights_keep_to_seven_bits_so_that_no_processor_overflows(make_expert, images, tmp_path):
+    expert = load_expert(ExpertReference(str(make_expert(tmp_path / "expert"))), LoadOptions())
+    calibration = Calibration(list(images(160, 64)))
+    made = measured_expert(expert.checkpoint, expert.entry, "exact", backend="onnx-int8", calibration=calibration)
+    graph = onnx.load(made.network.path).graph
+    quantized = [onnx.numpy_helper.to_array(one) for one in graph.initializer]
+    weights = [values for values in quantized if values.dtype == np.int8 and values.ndim > 1]
+    assert weights
+    assert max(np.abs(values.astype(int)).max() for values in weights) == 64
+    (export,) = made.entry.exports
+    assert export.precision == "int8"
+    assert export.agreement.images == 32
+    assert export.agreement.same_answers >= 0.9
