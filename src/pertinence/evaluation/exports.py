@@ -102,4 +102,4 @@ def _read_settings(model: str | os.PathLike[str], token: str | None, revision: s
     except Exception as error:  # from the Hub's client, or the network
         reason = explain_place(place, revision, error) or f"{place} cannot be read ({explain(error)})"
         raise PertinenceError(reason) from error
-    return {} if path is None else read_mapping(path, parse_yaml)
+    return (None if path is None else read_mapping(path, parse_yaml)) or {}
