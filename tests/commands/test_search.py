@@ -54,7 +54,7 @@ def bad_search(searched, tmp_path, monkeypatch, capsys):
         ),
         ({"experts": ["experts/test_vit"]}, "error: a pool needs at least two experts, got 1"),
         ({"experts": ["experts/test_vit"] * 2}, "error: experts 'test_vit' and 'test_vit' are the same checkpoint"),
-        ({"split": ["held"]}, "error: data set 'data' has no split 'held': Unknown split"),
+        ({"split": ["held"]}, "error: data set 'data' has no split 'held', but "),
         ({"image_column": ["picture"]}, "error: there is no column 'picture'"),
         ({"population": ["1"]}, "error: population must be at least 2"),
         ({"device": ["tpu0"]}, "error: there is no device 'tpu0': expected cpu"),

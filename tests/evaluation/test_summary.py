@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -37,7 +38,9 @@ def test_the_sentences_say_what_the_default_saves_and_beats(evaluation):
     assert f"at {100 * versus.mean:+.2f} points of accuracy" in saving
     medium = evaluation.experts[1]
     assert medium.cost <= default.cost < large.cost
-    assert f"the best expert alone, medium, by {100 * (default.accuracy - medium.accuracy):.2f} points" in beaten
+    lead, noise = default.accuracy - medium.accuracy, (versus.interval[1] - versus.interval[0]) / 2
+    assert lead > noise
+    assert f"it beats the best expert alone (medium) by {100 * lead:.2f} points" in beaten
     assert "only 800 search images chose it (take 1,000 or more)" in against
     assert "1 warning, above" in against
     assert "Warning: Mind the gap." in str(evaluation).splitlines()
@@ -54,6 +57,16 @@ def test_a_better_baseline_speaks_against_the_default():
     assert beaten.endswith(f"it is worse than pairs by {100 * (there - default.accuracy):.2f} points.")
     assert there > default.accuracy
     assert "at its cost there is better: pairs" in against
+
+
+def test_what_these_images_cannot_tell_is_no_victory():
+    search = make_predictions(1200, seed=2)
+    points = [chain("fastest", (0,), 0.0, search), chain("good", (0, 1, 2), 0.7, search)]
+    same = ([chain("", (0, 1, 2), threshold, search) for threshold in (0.69, 0.71)], 1)
+    found = report_on(points, make_predictions(100, seed=3), search, baselines={"same": same})
+    beaten = str(found).splitlines()[-2]
+    assert re.search(r"it is not measurably different from .*same \([+-]\d\.\d\d points\)", beaten)
+    assert "beats same" not in beaten
 
 
 def test_nothing_against_it_is_said_as_well():

@@ -54,7 +54,7 @@ def only_column(found: Sequence[str], columns: Sequence[str], role: str, where: 
     problem = f"several {role} columns ({listed})" if found else f"no {role} column (its columns: {listed})"
     advice = f"name one with --{role}-column (in Python {role}_column=)"
     if role == "label":
-        advice += ", or search without labels, --labels agree"
+        advice += ", give each label a folder of its own, or search without labels, --labels agree"
     raise PertinenceError(f"{where} has {problem}: {advice}")
 
 

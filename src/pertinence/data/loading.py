@@ -57,12 +57,14 @@ def load_split(arguments: DataArguments, token: str | None = None) -> datasets.D
     except Exception as error:  # builders may raise anything: say which data set and why
         reason = (explain_hub(name, revision, error) if may_pass(error) else None) or first_line(error)
         if isinstance(error, ConnectionError):  # by which `datasets` hides the error of the Hub's client
-            reason += "; check the connection and HF_HUB_OFFLINE, or give a folder of images"
+            here = "" if Path(name).exists() else f"there is no folder {name} here, and "
+            reason = f"{here}{reason}; check the path, the connection and HF_HUB_OFFLINE"
         if "Unknown split" not in reason:
             raise PertinenceError(f"data set {name!r} cannot be loaded: {reason}") from error
         other = _split_meant(str(split), reason)
         if other is None:
-            raise PertinenceError(f"data set {name!r} has no split {split!r}: {reason}") from error
+            known = ", ".join(re.findall(r"'([^']*)'", reason.partition("one of")[2]))
+            raise PertinenceError(f"data set {name!r} has no split {split!r}, but {known or reason}") from error
         logger.warning(f"Data set {name!r} calls its split {split!r} {other!r}.")
         return load_split(replace(arguments, split=other), token)
     if split is None:

@@ -82,15 +82,22 @@ def _beaten(evaluation: Evaluation) -> str:
     others = {}
     if affordable:
         accuracy, name = max(affordable)
-        others[f"the best expert alone, {name},"] = accuracy
+        others[f"the best expert alone ({name})"] = accuracy
     leads = {name: 100 * (default.accuracy - other) for name, other in (others | _at_cost(evaluation)).items()}
-    least = 100 / default.samples  # less than one image is no difference
-    ahead = [f"{name} by {lead:.2f} points" for name, lead in leads.items() if lead >= least]
-    level = [name for name, lead in leads.items() if abs(lead) < least]
-    behind = [f"{name} by {-lead:.2f} points" for name, lead in leads.items() if lead <= -least]
-    said = {"it beats": ahead, "it equals": level, "it is worse than": behind}
+    noise = 100 * _noise(evaluation)
+    ahead = [f"{name} by {lead:.2f} points" for name, lead in leads.items() if lead > noise]
+    level = [f"{name} ({lead:+.2f} points)" for name, lead in leads.items() if abs(lead) <= noise]
+    behind = [f"{name} by {-lead:.2f} points" for name, lead in leads.items() if lead < -noise]
+    said = {"it beats": ahead, "it is not measurably different from": level, "it is worse than": behind}
     parts = [f"{verb} {' and '.join(names)}" for verb, names in said.items() if names]
     return f"At its cost {'; '.join(parts)}." if parts else "Nothing else is as cheap."
+
+
+def _noise(evaluation: Evaluation) -> float:
+    """The difference of accuracy that these images can tell: half of the 95 % interval of the default's difference to
+    the reference, which is about that of its differences to others; at least one image."""
+    low, high = evaluation.series.versus_reference[evaluation.series.default].interval
+    return max((high - low) / 2, 1 / evaluation.series.figures[evaluation.series.default].samples)
 
 
 def _objections(evaluation: Evaluation) -> str:
@@ -104,14 +111,17 @@ def _objections(evaluation: Evaluation) -> str:
     if versus.interval[1] < 0:
         found.append("its loss is more than chance")
     default = series.figures[series.default]
-    if better := [
-        name for name, accuracy in _at_cost(evaluation).items() if accuracy >= default.accuracy + 1 / default.samples
-    ]:
-        found.append(f"at its cost there is better: {', '.join(better)}")
+    ahead = {name: accuracy - default.accuracy for name, accuracy in _at_cost(evaluation).items()}
+    if better := [name for name, lead in ahead.items() if lead >= 1 / default.samples]:
+        doubt = ", which may be chance" if max(ahead.values()) <= _noise(evaluation) else ""
+        found.append(f"at its cost there is better{doubt}: {', '.join(better)}")
     if evaluation.default in evaluation.below_mix:
         found.append("it lies below a random mix of experts")
     if evaluation.drop is not None and evaluation.drop > LARGE_DROP:
-        found.append(f"leads are {100 * evaluation.drop:.2f} points smaller than stated, so the images may differ")
+        found.append(
+            f"points are {100 * evaluation.drop:.2f} points less ahead of the reference than the search said (by chance, "
+            "or as the images differ)"
+        )
     if evaluation.warnings:
         found.append(f"{len(evaluation.warnings)} warning{'s' * (len(evaluation.warnings) > 1)}, above")
     return f"Against it: {'; '.join(found)}." if found else f"Against it: nothing on these {default.samples} images."

@@ -129,6 +129,11 @@ def convert_checkpoint(file: str | Path, args: ConversionArguments) -> Conversio
             f"{', ...' if len(network.beside) > 5 else ''}."
         )
     steps, origin = choose_preprocessing(args, recorded, network, source.record)
+    if size is None and "img_size" not in network.options:  # which the weights of a ViT tell
+        logger.warning(
+            f"{path} does not say how large its images were: {steps['input_size'][-1]} pixels a side are taken, "
+            f"{network.origin}; give --image-size if it was trained on others."
+        )
     descriptions = config.label_descriptions if config is not None and args.labels is None else {}
     with replaced(folder) as written:
         model_args = _write(written, network, steps, {"label_names": labels, "label_descriptions": descriptions})
