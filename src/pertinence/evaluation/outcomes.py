@@ -196,15 +196,21 @@ def reference_warnings(names: Sequence[str], outcomes: Sequence[Outcome], refere
             f"Losses and savings refer to {name!r}, the most accurate expert on the search images. {names[index]!r} "
             f"is dominated: it is {worse}, and costs {more}."
         )
-    for index in range(reference):
-        difference, error = best.versus(outcomes[index])
-        if difference <= error:
-            warnings.append(
-                f"{names[index]!r} costs less than {name!r}, and is not measurably less accurate on the search images "
-                f"({_points(difference, error)})."
-            )
-            break
+    if (rival := cheaper_rival(names, outcomes, reference)) is not None:
+        warnings.append(f"{rival}.")
     return warnings
+
+
+def cheaper_rival(names: Sequence[str], outcomes: Sequence[Outcome], reference: int) -> str | None:
+    """A clause on the cheapest expert that is not measurably less accurate than the reference, if there is one."""
+    for index in range(reference):
+        difference, error = outcomes[reference].versus(outcomes[index])
+        if difference <= error:
+            return (
+                f"{names[index]!r} costs less than {names[reference]!r}, and is not measurably less accurate on the "
+                f"search images ({_points(difference, error)})"
+            )
+    return None
 
 
 def _points(difference: float, error: float) -> str:

@@ -119,8 +119,8 @@ def _objections(evaluation: Evaluation) -> str:
         found.append("it lies below a random mix of experts")
     if evaluation.drop is not None and evaluation.drop > LARGE_DROP:
         found.append(
-            f"leads over the reference are {100 * evaluation.drop:.2f} points smaller than the search said, by chance or "
-            "as the images differ"
+            f"leads over the reference are {100 * evaluation.drop:.2f} points smaller than the search said, by chance "
+            "or as the images differ"
         )
     if evaluation.warnings:
         found.append(f"{len(evaluation.warnings)} warning{'s' * (len(evaluation.warnings) > 1)}, above")

@@ -12,7 +12,7 @@ import numpy as np
 from ..data.dataset import LabelledImages, labelled
 from ..data.splits import assign_folds, sample_rows
 from ..evaluation.intervals import wilson_interval
-from ..evaluation.outcomes import evaluate_experts, near_chance
+from ..evaluation.outcomes import cheaper_rival, evaluate_experts, near_chance
 from ..experts.pool import list_references, load_pool, pool_labels, warn_of_costs
 from ..predictions.arguments import RuntimeArguments
 from ..predictions.predict import predict
@@ -120,11 +120,14 @@ def advise_on(names: Sequence[str], predictions: Predictions, seed: int = 0) -> 
     experts = _experts(names, predictions)
     hopeless = [one.dominated_by is not None and one.clearly for one in experts]
     among = tuple(index for index in range(len(names)) if index == reference or not hopeless[index])
-    figures = [outcome.figures for outcome in evaluate_experts(predictions)]
+    outcomes = evaluate_experts(predictions)
+    figures = [outcome.figures for outcome in outcomes]
     notes = [
         f"{sentence[0].upper()}{sentence[1:]}{'; a search refuses it' if is_refused else '; more images would tell'}."
         for sentence, is_refused in near_chance(names, figures, predictions.num_labels)
     ]
+    if (rival := cheaper_rival(names, outcomes, reference)) is not None:
+        notes.append(f"{rival}: it may be enough alone.")
     if len(sample) < len(predictions):
         notes.append(f"Pairs are compared on {len(sample)} of {len(predictions)} images.")
     if len(among) > MAX_EXPERTS:
