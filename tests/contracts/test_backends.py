@@ -209,7 +209,7 @@ print(json.dumps(model(torch.full((2, 3, 64, 64), 99, dtype=torch.uint8)).logits
 def test_where_it_is_not_imported_its_model_is_refused_and_nothing_imported(found, workplace, run_python):
     (sentence, is_imported), logits = run_python(LOADED, found, cwd=workplace)
     assert (
-        "backend 'bfloat16' is not one of torch, torch-int8, onnx, openvino, which are registered: import the module"
+        "backend 'bfloat16' is not one of torch, torch-int8, onnx, onnx-int8, openvino, which are registered: import the module"
         in sentence
     )
     assert not is_imported
@@ -236,7 +236,7 @@ def test_a_saved_model_that_needs_an_unknown_backend_is_refused(found, monkeypat
     with pytest.raises(
         PertinenceError,
         match="expert 'test_resnet-bfloat16': backend 'bfloat16' is not one of torch, torch-int8, onnx, "
-        "openvino, which are registered: import the module that registers it first",
+        "onnx-int8, openvino, which are registered: import the module that registers it first",
     ):
         PertinenceForImageClassification.from_pretrained(found, lazy=lazy)
 
@@ -247,8 +247,9 @@ def test_asked_for_by_a_wrong_name(folder, monkeypatch):
             load_pool([{"repo_id": str(folder), **how}, str(folder)], LoadOptions())
         return str(caught.value)
 
-    assert "expert 'vit-onx': backend='onx' is not one of torch, torch-int8, onnx, openvino, bfloat16" in refusal(
-        backend="onx"
+    assert (
+        "expert 'vit-onx': backend='onx' is not one of torch, torch-int8, onnx, onnx-int8, openvino, bfloat16"
+        in refusal(backend="onx")
     )
     both = refusal(backend="bfloat16", quantization="int8")
     assert both == "expert 'vit' is given a quantization and a backend: give one of them"
