@@ -209,7 +209,7 @@ print(json.dumps(model(torch.full((2, 3, 64, 64), 99, dtype=torch.uint8)).logits
 def test_where_it_is_not_imported_its_model_is_refused_and_nothing_imported(found, workplace, run_python):
     (sentence, is_imported), logits = run_python(LOADED, found, cwd=workplace)
     assert (
-        "backend 'bfloat16' is not one of torch, torch-int8, onnx, onnx-int8, openvino, which are registered: import the module"
+        "backend 'bfloat16' is not one of torch, torch-int8, onnx, onnx-int8, openvino, which are registered: import "
         in sentence
     )
     assert not is_imported

@@ -478,7 +478,7 @@ def test_two_processes_skip_the_same_images(parquet, digit_experts, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pertinence"]
     finished = subprocess.run([*launcher, *command("together")], capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stderr.count("4 of 200 search images cannot be decoded and are skipped") == 1
+    assert finished.stderr.count("4 of 200 images cannot be decoded and are skipped") == 1
     alone, together = (json.loads((tmp_path / n / "search_result.json").read_text()) for n in ("alone", "together"))
     assert (alone.pop("run")["processes"], together.pop("run")["processes"]) == (1, 2)
     assert together == alone
