@@ -100,11 +100,16 @@ def test_fit_select_and_report_images_are_disjoint_and_stated(result, digits):
 
 
 @pytest.fixture(scope="module")
-def routed(saved, digits):
+def batch(digits):
+    """The report images."""
+    images = [torch.from_numpy(image) for image in digits[2].with_format("numpy")["image"][:]]
+    return [image.expand(3, -1, -1) if image.ndim == 2 else image.permute(2, 0, 1) for image in images]
+
+
+@pytest.fixture(scope="module")
+def routed(saved, batch):
     """For each operating point what the loaded model does with every report image."""
     model = PertinenceForImageClassification.from_pretrained(saved)
-    images = [torch.from_numpy(image) for image in digits[2].with_format("numpy")["image"][:]]
-    batch = [image.expand(3, -1, -1) if image.ndim == 2 else image.permute(2, 0, 1) for image in images]
     return {point.name: model(batch, operating_point=point.name) for point in model.front}
 
 
@@ -118,12 +123,12 @@ def test_reported_figures_are_those_of_the_saved_model(saved, routed, digits):
         assert point.report.expert_shares == pytest.approx(shares.tolist())
 
 
-def test_one_decision_then_one_expert_that_answers_alone(saved, routed, digits):
-    model = PertinenceForImageClassification.from_pretrained(saved)
+def test_one_decision_then_one_expert_that_answers_alone(search, batch):
+    model = search(recipe="paper").model
     dispatched = [point for point in model.front if point.recipe == "paper"]
     assert dispatched
     for point in dispatched:
-        out = routed[point.name]
+        out = model(batch, operating_point=point.name)
         chosen = torch.nn.functional.one_hot(out.expert_indices, 3).bool()
         chosen[:, 0] = True
         assert torch.equal(out.experts_run, chosen)
