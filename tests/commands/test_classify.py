@@ -169,7 +169,7 @@ def test_a_list_on_standard_input(model, files, expected, tmp_path):
     assert_answers(rows, expected)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", ["images.parquet", "bytes.parquet", "paths.parquet", "images.tar"])
 def test_shards(name, workers, model, shards, files, expected, tmp_path):
     column = ["--image-column", "file"] if name == "paths.parquet" else []
@@ -491,7 +491,7 @@ def test_killed_again_and_again_each_row_is_there_once(model, many, undisturbed,
     words = long_command(model, many, output)
     rng, kept, kills = random.Random(0), 0, 0
     parts = tmp_path / "out.parquet.parts"
-    while kills < 5:
+    while kills < 3:
         process = subprocess.Popen(
             [sys.executable, "-m", "pertinence", *words, "--num-workers", str(kills % 2)], stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -521,7 +521,10 @@ def test_killed_again_and_again_each_row_is_there_once(model, many, undisturbed,
     assert {path.name for path in tmp_path.iterdir()} == {"out.parquet", "out.parquet.run.json"}
 
 
-@pytest.mark.parametrize("moment", ["joined", "recorded", "cleared"])
+@pytest.mark.parametrize(
+    "moment",
+    ["recorded", *(pytest.param(moment, marks=pytest.mark.nightly) for moment in ("joined", "cleared"))],
+)
 def test_killed_at_the_end(moment, model, many, undisturbed, tmp_path):
     """Just before the record, before the parts are removed, and while they are."""
     stops = {

@@ -88,6 +88,7 @@ def test_evaluated_with_it_a_model_has_the_same_figures(work, capsys):
     assert figures(capsys, "runs/digits", "onnx") == figures(capsys, "runs/digits", "torch")
 
 
+@pytest.mark.nightly
 def test_evaluated_with_folded_batch_norms_too(work, capsys):
     words = ["evaluate", "runs/digits", "--dataset", "data", "--split", "test", "--fold-batch-norms", "--json"]
     assert json.loads(said(capsys, *words))["front"] == figures(capsys, "runs/digits", "torch")

@@ -40,7 +40,11 @@ def folder(make_expert, tmp_path_factory):
     return make_expert(tmp_path_factory.mktemp("backends") / "vit", "test_vit", SIZE, model_args={"img_size": SIZE})
 
 
-@pytest.fixture(scope="module", params=ASKED_FOR)
+@pytest.fixture(
+    scope="module",
+    # OpenVINO runs the very file of ONNX Runtime, and tests/models/test_exporting.py compares both.
+    params=[pytest.param(name, marks=pytest.mark.nightly) if name == "openvino" else name for name in ASKED_FOR],
+)
 def name(request):
     return request.param
 
