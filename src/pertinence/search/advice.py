@@ -162,11 +162,12 @@ class Advice:
             count = f"{len(self.pairs)} pair{'s' * (len(self.pairs) > 1)}"
             if len(shown) < len(self.pairs):
                 count += f", of which the best {len(shown)} are shown"
-            parts.append(
-                f"{count}; on {self.samples} images, without any tuning. Gain: points of accuracy over random routing "
-                "among single experts. No loss: the largest saving at which the difference to "
-                f"{reference} is at least half its standard error. 20, 40, 60 %: the difference at that saving."
-            )
+            parts += [
+                f"{count}; on {self.samples} images, without any tuning.",
+                "Gain: points of accuracy over random routing among single experts.",
+                f"No loss: the largest saving at which the difference to {reference} is at least",
+                "half its standard error. 20, 40, 60 %: the difference at that saving.",
+            ]
         return "\n".join([*parts, "", *(f"Note: {note}" for note in self.notes), self.sentence])
 
     def plot(self, path: str | os.PathLike[str]) -> None:
