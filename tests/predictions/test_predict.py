@@ -220,6 +220,7 @@ def test_interrupted_run_leaves_whole_stores_only(pool, images, tmp_path, monkey
     assert [store.name.split("-")[0] for store in stores(tmp_path)] == [pool[0].entry.name]
 
 
+@pytest.mark.nightly  # in a process that has run very many other tests, its fork has ended the process, twice
 def test_workers_decode_the_same(pool, images, tmp_path):
     alone = predict_all(pool, images, tmp_path / "alone")
     workers = predict_all(pool, images, tmp_path / "workers", num_workers=2)
