@@ -21,6 +21,7 @@ from pertinence import PertinenceError, PertinenceForImageClassification
 
 
 IMAGES = 256
+BACKENDS = ["onnx", pytest.param("openvino", marks=pytest.mark.nightly)]  # which takes long to import
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def check_same(found, expected):
     assert torch.equal(found.gmacs, expected.gmacs)
 
 
-@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lazy", [False, True])
 def test_it_answers_as_torch_does(model, exported, batch, backend, lazy):
     again = PertinenceForImageClassification.from_pretrained(exported, backend=backend, lazy=lazy)
@@ -223,6 +224,12 @@ def test_made_on_the_fly_it_can_be_exported(experts, model, batch, tmp_path):
     loaded = PertinenceForImageClassification.from_pretrained(tmp_path / "model")
     assert [type(expert.network).__name__ for expert in loaded.experts] == ["OnnxBackend"] * 2
     check_same(loaded(batch), model(batch))
+
+
+@pytest.mark.nightly
+def test_made_on_the_fly_it_runs_in_openvino(experts, tmp_path):
+    fast = PertinenceForImageClassification.from_experts(experts, thresholds=0.6, backend="onnx")
+    fast.save_pretrained(tmp_path / "saved")
     other = PertinenceForImageClassification.from_pretrained(tmp_path / "saved", backend="openvino")
     assert [type(expert.network).__name__ for expert in other.experts] == ["OpenVinoBackend"] * 2
 
@@ -408,7 +415,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_hostile_file_is_refused_in_one_sentence(changed, kind, backend):
     make, is_described, message = HOSTILE[kind]
     path = changed / "experts/0/onnx/model.onnx"
