@@ -32,13 +32,12 @@ def cached_export(checkpoint: Checkpoint, entry: ExpertEntry) -> tuple[Path, Exp
     Raises:
         PertinenceError: it cannot be exported.
     """
-    identity = [checkpoint.revision, entry.transform.to_dict(), torch.__version__]
 
     def make(folder: Path) -> Export:
         logger.info(f"Exporting {entry.name} to ONNX.")
         return exported(checkpoint, entry, "0", folder, with_features=True)
 
-    return cached(json.dumps(identity, sort_keys=True).encode(), make)
+    return cached(as_bytes(checkpoint.revision, entry.transform.to_dict(), torch.__version__), make)
 
 
 def cached(identity: bytes, make: Callable[[Path], Export]) -> tuple[Path, Export]:

@@ -58,8 +58,8 @@ def quantized(expert: Expert, images: Images) -> tuple[Path, Export]:
         digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
         return replace(whole, file=file, sha256=digest, precision=INT8)
 
-    versions = as_bytes([_version(name) for name in ("onnxruntime", "onnx")], VERSION)
-    made, export = cached(whole.read(path) + b"".join(one.tobytes() for one in pixels) + versions, make)
+    graph = as_bytes(whole.sha256, [_version(name) for name in ("onnxruntime", "onnx")], VERSION)
+    made, export = cached(graph + b"".join(one.tobytes() for one in pixels), make)
     others = sorted(set(range(len(images))) - set(chosen.tolist()))
     if others:
         compared = [images[row] for row in others]
