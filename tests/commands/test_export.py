@@ -103,7 +103,7 @@ def test_timed_with_it(work, exported, capsys):
 
 
 def test_info_names_the_files(work, exported, capsys):
-    shown = said(capsys, "info", "runs/digits")
+    shown = said(capsys, "info", "runs/digits", "--verbose")
     for index, entry in enumerate(entries_of(exported)):
         size = (exported / f"experts/{index}/onnx/model.onnx").stat().st_size
         (line,) = [line for line in shown.splitlines() if line.endswith(f"experts/{index}/onnx/model.onnx")]

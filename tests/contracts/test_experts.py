@@ -104,7 +104,8 @@ def test_compiled(experts, batch):
 
 def test_it_has_what_the_protocol_asks(experts):
     methods = {name: value for name, value in vars(ExpertLike).items() if inspect.isfunction(value) and name[0] != "_"}
-    assert {"run", "check", "find_folder", "find_code", "find_revision", "compile_network", "to"} == set(methods)
+    asked = {"run", "check", "find_folder", "find_code", "find_revision", "compile_network", "loaded", "to"}
+    assert asked == set(methods)
     for expert in experts:
         for name, method in methods.items():
             if name != "to":  # of torch, which takes more

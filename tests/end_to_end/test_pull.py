@@ -281,7 +281,7 @@ def test_a_mistyped_path_does_not_ask_the_hub(words, place, hub, tmp_path, monke
 
 def test_a_mistyped_path_that_may_be_an_id_is_named_when_the_hub_cannot_be_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OSError, match="^there is no folder runs/m here, so it was taken as a repository on the Hub"):
+    with pytest.raises(PertinenceError, match="^there is no folder runs/m here, so it was taken as a repos"):
         PertinenceForImageClassification.from_pretrained("runs/m", local_files_only=True)
     with pytest.raises(PertinenceError, match="'x': there is no folder experts/x here, so it was taken as a repos"):
         PertinenceForImageClassification.from_experts(["experts/x", "experts/y"], 0.5, local_files_only=True)

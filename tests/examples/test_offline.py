@@ -14,7 +14,7 @@ from PIL import Image
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 STUDENT = "{name: student, architecture: resnet18, epochs: 1}"
-HUB, DATA = "the Hub cannot be reached: connect and load it once", "check the connection and HF_HUB_OFFLINE"
+HUB, DATA = "the Hub cannot be reached: connect and load it once", "check the path, the connection and HF_HUB_OFFLINE"
 COMMANDS = {
     "search_from_hub": ([], DATA),
     "label_free": ([], DATA),

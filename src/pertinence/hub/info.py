@@ -29,7 +29,7 @@ def describe_model(
         model: folder or Hub id.
         token: Hub token.
         revision: branch, tag or commit on the Hub.
-        verbose: whether the text has all operating points, with the share of each expert.
+        verbose: whether the text has all columns and operating points, with the share of each expert.
 
     Returns:
         The description as plain values, and as text.
@@ -49,9 +49,9 @@ def describe_model(
     exports = _exports(config, Path(model))
     parts = [
         f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
-        format_table(header, rows, expendable=(4, 5, 3)),
+        format_table(header, rows, expendable=() if verbose else (4, 5, 3)),
         *_code_lines(config.entries),
-        *([_table_of_exports(exports)] if exports else []),
+        *([_table_of_exports(exports, verbose)] if exports else []),
         *[f"The cost of {entry.name} is uncertain: {entry.cost_note}." for entry in config.entries if entry.cost_note],
         repr(front) if verbose else str(front),
         *([] if guarantee is None else [guarantee.describe(front)]),
@@ -75,7 +75,7 @@ def _exports(config: PertinenceConfig, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _table_of_exports(exports: Sequence[Mapping[str, Any]]) -> str:
+def _table_of_exports(exports: Sequence[Mapping[str, Any]], verbose: bool) -> str:
     rows = []
     for export in exports:
         agreement = export["agreement"]
@@ -83,7 +83,9 @@ def _table_of_exports(exports: Sequence[Mapping[str, Any]]) -> str:
         images = "" if agreement is None else str(agreement["images"])
         size = "not here" if export["bytes"] is None else f"{export['bytes'] / 1e6:.3g} MB"
         rows.append([export["expert"], export["precision"], answers, images, size, export["file"]])
-    return format_table(["exported", "precision", "same answers", "images", "size", "file"], rows, expendable=(5, 3))
+    return format_table(
+        ["exported", "precision", "same answers", "images", "size", "file"], rows, expendable=() if verbose else (5, 3)
+    )
 
 
 def _about_default(config: PertinenceConfig, front: Front) -> list[str]:
