@@ -3,8 +3,9 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
+
+from warm_processes import run_python
 
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "command-line.md"
@@ -13,14 +14,8 @@ SETTINGS = ["--population", "6", "--generations", "2", "--epochs", "2", "--devic
 
 def run(*arguments, cwd: Path, ok: bool = True, show_progress: bool = False) -> subprocess.CompletedProcess:
     """Run `pertinence` in `cwd`, with nothing to read from."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "pertinence", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "0" if show_progress else "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "0" if show_progress else "1"}
+    finished = run_python("-m", "pertinence", *arguments, cwd=cwd, env=environment)
     assert (finished.returncode == 0) is ok, finished.stderr
     return finished
 

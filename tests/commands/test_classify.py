@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from warm_processes import run_python
 
 import pertinence
 from pertinence import (
@@ -520,7 +521,7 @@ def test_killed_again_and_again_each_row_is_there_once(model, many, undisturbed,
             assert len(rows_of(part)) == 12
     before = {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*.parquet")}
     assert before
-    finished = subprocess.run([sys.executable, "-m", "pertinence", *words], capture_output=True, text=True)
+    finished = run_python("-m", "pertinence", *words)
     assert finished.returncode == 0, finished.stderr
     assert f"{kept} of 25 parts are finished" in finished.stderr
     assert f"{300 - 12 * kept} images were classified now" in finished.stdout
@@ -544,7 +545,7 @@ def test_killed_at_the_end(moment, model, many, undisturbed, tmp_path):
     }
     words = long_command(model, many, tmp_path / "out.parquet")
     code = f"import os, sys\nfrom pertinence.commands.main import main\n{stops[moment]}\nsys.exit(main({words!r}))"
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    finished = run_python("-c", code)
     assert finished.returncode == 9, finished.stderr
     assert main(words) == 0
     assert_same(tmp_path / "out.parquet", undisturbed)

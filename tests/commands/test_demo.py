@@ -1,19 +1,13 @@
 """The demo, as a user starts it: offline, from nothing."""
 
 import os
-import subprocess
-import sys
+
+from warm_processes import run_python
 
 
 def test_demo_offline_from_nothing(tmp_path):
-    finished = subprocess.run(
-        [sys.executable, "-m", "pertinence", "demo"],
-        cwd=tmp_path,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    finished = run_python("-m", "pertinence", "demo", cwd=tmp_path, env=environment)
     assert finished.returncode == 0, finished.stderr
     for word in ("resnet10t", "oracle", "The default point, ", "fewer operations than resnet10t"):
         assert word in finished.stdout

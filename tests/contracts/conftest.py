@@ -2,15 +2,13 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import warm_processes
 from command_line import SETTINGS, run
 
 import pertinence.search.baselines  # registers those of the package  # noqa: F401
@@ -83,14 +81,7 @@ def run_python() -> Callable[..., list]:
     """A function: runs a script in a fresh process, and gives what it prints as JSON, line by line."""
 
     def run_script(code: str, *arguments: object, cwd: Path) -> list:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(cwd), *filter(None, sys.path)])}
-        finished = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        finished = warm_processes.run_python("-c", code, *arguments, cwd=cwd)
         assert finished.returncode == 0, finished.stderr
         return [json.loads(line) for line in finished.stdout.splitlines()]
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm_processes import run_python
 
 from pertinence import PertinenceError, PertinenceForImageClassification, SearchArguments
 from pertinence.routing.costs import COSTS
@@ -67,8 +68,7 @@ def site(tmp_path_factory, workplace) -> Path:
 
 def search(site: Path, *arguments: str) -> tuple[subprocess.CompletedProcess, list[str]]:
     """Run `pertinence search` beside the package, and what of the package is imported then."""
-    command = [sys.executable, "-c", SEARCH, str(site), "search", *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True)
+    finished = run_python("-c", SEARCH, site, "search", *arguments)
     return finished, ast.literal_eval(finished.stdout.splitlines()[-1])
 
 

@@ -4,14 +4,13 @@ on real experts; bit for bit where the computation is the same, else within a to
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from warm_processes import run_python
 
 from pertinence import PertinenceForImageClassification
 from pertinence.data.decoding import decode_image
@@ -92,8 +91,7 @@ def elsewhere(saved, images, tmp_path_factory) -> dict[str, torch.Tensor]:
     """What another process answers, on one thread and on two."""
     folder = tmp_path_factory.mktemp("elsewhere")
     save_file({"images": images}, folder / "images.safetensors")
-    command = [sys.executable, "-c", ELSEWHERE, str(saved), str(folder / "images.safetensors"), str(folder / "found")]
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = run_python("-c", ELSEWHERE, saved, folder / "images.safetensors", folder / "found")
     assert run.returncode == 0, run.stderr
     return load_file(folder / "found")
 

@@ -4,11 +4,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from huggingface_hub import snapshot_download
 
 from pertinence import PertinenceError, PertinenceForImageClassification
@@ -47,8 +47,7 @@ def refusal(repo_id: str, cache: Path, **options) -> str:
 
 def run_python(code: str, home: Path, **environment: str) -> subprocess.CompletedProcess:
     """A process of its own, with a cache of its own."""
-    environment = {**os.environ, "HF_HOME": str(home), **environment}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    return warm_processes.run_python("-c", code, env={**os.environ, "HF_HOME": str(home), **environment})
 
 
 # Requests

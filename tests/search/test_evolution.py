@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from warm_processes import run_python
 
 from pertinence import PredictionTable, SearchArguments, search_predictions
 from pertinence.commands.main import main
@@ -53,9 +54,7 @@ def command(table: Path, output: Path, *flags: str, processes: int = 0) -> list[
 
 
 def run(*arguments, ok: bool = True, env: dict[str, str] | None = None, **named) -> subprocess.CompletedProcess:
-    finished = subprocess.run(
-        command(*arguments, **named), capture_output=True, text=True, env=os.environ | (env or {}), timeout=300
-    )
+    finished = run_python(*command(*arguments, **named)[1:], env=os.environ | (env or {}))
     assert (finished.returncode == 0) is ok, finished.stderr
     return finished
 
