@@ -499,7 +499,7 @@ def test_killed_again_and_again_each_row_is_there_once(model, many, undisturbed,
     words = long_command(model, many, output)
     rng, kept, kills = random.Random(0), 0, 0
     parts = tmp_path / "out.parquet.parts"
-    while kills < 3:
+    while kills < 2:
         process = subprocess.Popen(
             [sys.executable, "-m", "pertinence", *words, "--num-workers", str(kills % 2)], stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, start_new_session=True,

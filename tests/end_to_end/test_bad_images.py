@@ -466,6 +466,7 @@ def test_other_commands_skip_them_too(skipped, digits, tmp_path, contents):
     assert any("1 were left out" in assumption for assumption in guarantee.assumptions)
 
 
+@pytest.mark.nightly
 def test_two_processes_skip_the_same_images(parquet, digit_experts, tmp_path):
     def command(name: str) -> list[str]:
         return [

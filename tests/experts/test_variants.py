@@ -176,6 +176,7 @@ def test_a_search_with_variants(zoo, tmp_path):
     assert torch.equal(again(batch).logits, result.model(batch).logits)
 
 
+@pytest.mark.nightly
 def test_variants_of_time_are_measured_once(digits, digit_experts, tmp_path):
     """By time 8-bit layers are tried, too; what was measured is kept for a search that goes on."""
     args = SearchArguments(

@@ -193,6 +193,7 @@ def test_no_token_is_pickled(exported, batch):
     assert torch.equal(pickle.loads(stored)(batch[:2]).logits, again(batch[:2]).logits)
 
 
+@pytest.mark.nightly
 def test_saved_again_when_its_experts_are_gone(make_expert, images, tmp_path):
     pool = [make_expert(tmp_path / name, name, 32) for name in ("test_convnext", "test_efficientnet")]
     model, seen = PertinenceForImageClassification.from_experts(pool, thresholds=0.6), images(IMAGES, 32)
@@ -206,6 +207,7 @@ def test_saved_again_when_its_experts_are_gone(make_expert, images, tmp_path):
     check_same(twice(seen), model(seen))
 
 
+@pytest.mark.nightly
 def test_a_checkpoint_that_has_changed_is_not_copied_under_its_old_figures(make_expert, images, tmp_path):
     pool = [make_expert(tmp_path / name, name, 32) for name in ("test_convnext", "test_efficientnet")]
     PertinenceForImageClassification.from_experts(pool, 0.6).export_onnx(tmp_path / "model", images(IMAGES, 32))
