@@ -100,6 +100,7 @@ def search_front(
     accelerator: Accelerator,
     state_dir: Path | None = None,
     smaller: Mapping[int, int] | None = None,
+    label_names: Mapping[int, str] | None = None,
 ) -> FoundFront:
     """Search dispatchers on predictions.
 
@@ -110,6 +111,7 @@ def search_front(
         accelerator: device and processes.
         state_dir: folder for the state of each evolution, which is continued if it exists.
         smaller: for some experts the index of their variant with a smaller input.
+        label_names: names of the labels, for the report.
 
     Raises:
         PertinenceError: an expert is no better than chance, or there are too few images.
@@ -117,7 +119,7 @@ def search_front(
     measured = evaluate_experts(search), evaluate_experts(report)
     warnings = _doubts(names, search, report, *measured)
     fitted = fit(search, measured[0], args, accelerator, state_dir, smaller or {})
-    return report_front(names, fitted, search, report, args, warnings)
+    return report_front(names, fitted, search, report, args, warnings, label_names)
 
 
 def fit(
@@ -225,13 +227,16 @@ def report_front(
     report: Predictions,
     args: SearchArguments,
     warnings: Sequence[str],
+    label_names: Mapping[int, str] | None = None,
 ) -> FoundFront:
     """Name and thin the front by its estimates on the search images, then measure it and its baselines."""
     cost = fitted.statics[fitted.reference].cost
     baselines = {name: thinned(several, cost, args.front_size) for name, several in fitted.baselines.items()}
     front, heads, default = build_front(fitted.candidates, names, cost, args.front_size)
     select_experts = tuple(candidate.figures for candidate in fitted.statics)
-    evaluation = evaluate_front(front, heads, report, default, baselines, select_experts, fitted.reference, warnings)
+    evaluation = evaluate_front(
+        front, heads, report, default, baselines, select_experts, fitted.reference, warnings, label_names
+    )
     skipped = {kind: list(part.skipped) for kind, part in _skipped(search, report).items()}
     return FoundFront(
         evaluation,
