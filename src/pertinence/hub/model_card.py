@@ -255,7 +255,7 @@ def losing_table(card: Card) -> str | None:
     they were not compared."""
     compared = card.record["report"].get("by_class") if card.record is not None else None
     losing = [group for group in compared["groups"] if group["loses"]] if compared else []
-    if not losing:
+    if not compared or not losing:
         return None
     header = ["class", "images", code(compared["operating_point"]), code(compared["reference"]), "difference"]
     header += ["95 % interval", f"{code(compared['first'])} alone answers"]
