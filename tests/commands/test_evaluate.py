@@ -82,3 +82,15 @@ def test_another_evaluation_is_replaced_aloud(searched, data, tmp_path, caplog):
     for limit, is_told in (("40", False), ("40", False), ("50", True)):
         assert main([*words, "--limit", limit, "--output-dir", str(tmp_path / "out")]) == 0
         assert (sentence in caplog.text) is is_told
+
+
+def test_groups_of_a_column_are_compared(searched, digits, tmp_path, capsys):
+    images = digits[2].select(range(60))
+    images.add_column("camera", ["old", "new", "new"] * 20).to_parquet(tmp_path / "test.parquet")
+    words = ["evaluate", str(searched / "runs/digits"), "--dataset", str(tmp_path), "--split", "test"]
+    assert main([*words, "--group-column", "camera", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert {group["name"]: group["images"] for group in values["by_group"]["groups"]} == {"old": 20, "new": 40}
+    assert sum(group["images"] for group in values["by_class"]["groups"]) == 60
+    assert main([*words, "--group-column", "lens"]) == 1
+    assert "there is no column 'lens' to group images by; the columns are" in capsys.readouterr().err

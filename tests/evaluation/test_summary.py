@@ -53,7 +53,8 @@ def test_a_better_baseline_speaks_against_the_default():
     found = report_on(poor, make_predictions(4000, seed=3), search, baselines={"pairs": pairs})
     default, points = found.series.figures[1], found.baselines["pairs"].figures
     there = np.interp(default.cost, [figures.cost for figures in points], [figures.accuracy for figures in points])
-    beaten, against = str(found).splitlines()[-2:]
+    beaten, against, classes = str(found).splitlines()[-3:]
+    assert classes.startswith("4 of 4 classes lose more than chance allows against large: ")
     assert beaten.endswith(f"it is worse than pairs by {100 * (there - default.accuracy):.2f} points.")
     assert there > default.accuracy
     assert "at its cost there is better: pairs" in against

@@ -71,6 +71,25 @@ def test_the_whole_card(card):
     assert render_card(card) == EXPECTED.read_text()
 
 
+def test_classes_that_lose_are_on_the_card(card):
+    def group(name: str, loses: bool, q_value: float | None) -> dict:
+        return {"name": name, "images": 100, "accuracy": 0.7, "reference_accuracy": 0.8, "losses": 12, "wins": 2,
+                "interval": [-0.17, -0.03], "p_value": 0.01, "q_value": q_value, "first_share": 0.6,
+                "difference": -0.1, "loses": loses}  # fmt: skip
+
+    def with_classes(*groups: dict) -> str:
+        compared = {"by": "class", "operating_point": "cheapest-lossless", "reference": "large", "first": "small",
+                    "first_share": 0.75, "false_discovery_rate": 0.05, "groups": groups}  # fmt: skip
+        return render_card(replace(card, record={**RECORD, "report": {**RECORD["report"], "by_class": compared}}))
+
+    text = with_classes(group("a *cat*", True, 0.03), group("dog", False, 0.4), group("emu", False, None))
+    assert "Of 2 classes with enough report images to tell, 1 lose more accuracy than chance allows" in text
+    assert r"| a \*cat\* | 100 | 70.0 % | 80.0 % | -10.0 | -17.0 .. -3.0 | 60 % |" in text
+    assert "| dog |" not in text
+    assert "`small` alone answers 75 % of all images." in text
+    assert with_classes(group("dog", False, 0.4)) == EXPECTED.read_text()
+
+
 def test_what_is_uncertain_about_a_cost_is_on_the_card(card):
     small, large = card.config.experts
     noted = {**small, "cost_note": "the operation own::kernel is not counted"}

@@ -103,3 +103,23 @@ def test_what_takes_a_budget_takes_each_of_its_fields_as_a_keyword(method):
 def test_a_budget_is_one_limit(budget, sentence):
     with pytest.raises(PertinenceError, match=sentence):
         Budget(**budget)
+
+
+def test_a_loss_of_classes_is_met_by_the_cheapest_point_that_spares_them(front):
+    spared = [
+        replace(one, select=replace(one.select, class_loss=loss))
+        for one, loss in zip(front, (0.07, 0.01), strict=True)
+    ]
+    measured = Front(spared, ["only"])
+    assert measured.choose(max_class_loss=0.1).name == "small"
+    assert measured.choose(max_class_loss=0.02).name == "large"
+    assert Front([OperatingPoint.from_dict(one.to_dict()) for one in spared], ["only"]).to_list() == measured.to_list()
+    with pytest.raises(PertinenceError, match=r"every class within 0\.005 .* 'large' comes nearest, with 0\.0100"):
+        measured.choose(max_class_loss=0.005)
+    with pytest.raises(PertinenceError, match=r"max_class_loss=2 is out of range, .*: 2 points is 0\.02"):
+        measured.choose(max_class_loss=2)
+    with pytest.raises(PertinenceError, match="as an earlier version searched it: search again"):
+        front.choose(max_class_loss=0.02)
+    agreeing = [replace(one, select=replace(one.select, measure="agreement")) for one in front]
+    with pytest.raises(PertinenceError, match="searched without labels, so there are no classes"):
+        Front(agreeing, ["only"]).choose(max_class_loss=0.02)

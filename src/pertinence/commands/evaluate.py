@@ -24,6 +24,9 @@ class EvaluationOutputs(ModelArguments):
     """What an evaluation measures, and where it is saved."""
 
     operating_point: str | None = setting(None, "Measure only the point of this name.", group="output")
+    group_column: str | None = setting(
+        None, "Also compare with the reference expert by the values of this column.", group="output"
+    )
     output_dir: str | None = setting(None, "Folder for evaluation.json and figures.", group="output")
 
 
@@ -46,7 +49,9 @@ def run(
     folder = None if outputs.output_dir is None else Path(outputs.output_dir)
     if folder is not None and any((folder / name).exists() for name in ("config.json", RECORD)):
         raise PertinenceError(f"{folder} holds a model or a search: give an evaluation a folder of its own")
-    evaluation = evaluate_model(model, data, args, outputs.operating_point, paths, outputs.revision)
+    evaluation = evaluate_model(
+        model, data, args, outputs.operating_point, paths, outputs.revision, outputs.group_column
+    )
     if not PartialState().is_main_process:
         return
     if folder is not None:

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 
 from ..utils.errors import PertinenceError
 from .labels import BY_NAME
+
+
+MAX_GROUPS = 10_000
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The group that each of n images belongs to.
+
+    Attributes:
+        by: "class", or the column whose values are the groups.
+        codes: int64 (n,), the group of each image.
+        names: name of each group by its code.
+    """
+
+    by: str
+    codes: torch.Tensor
+    names: Mapping[int, str]
+
+    def select(self, rows: torch.Tensor) -> Groups:
+        """The groups of the images of some rows, int64 (m,)."""
+        return replace(self, codes=self.codes[rows])
 
 
 def find_column(dataset: datasets.Dataset, wanted: str | None, kind: type, role: str) -> str:
@@ -88,6 +112,45 @@ def read_labels(
             names = dict(enumerate(feature.names)) if isinstance(feature, datasets.ClassLabel) else None
             return torch.from_numpy(values.astype(np.int64)), names
     raise PertinenceError(f"column {column!r} holds no labels for some images: use another split, or leave them out")
+
+
+def read_groups(dataset: datasets.Dataset, column: str) -> Groups:
+    """The groups that the values of a column make: text, whole numbers, truth values or class labels; images without a
+    value are a group of their own.
+
+    Raises:
+        PertinenceError: there is no such column, it holds something else, or almost every image is its own group.
+    """
+    if column not in dataset.column_names:
+        raise PertinenceError(
+            f"there is no column {column!r} to group images by; the columns are {', '.join(dataset.column_names)}"
+        )
+    feature, dtype = dataset.features[column], getattr(dataset.features[column], "dtype", "")
+    if dtype not in ("string", "large_string", "bool") and not re.fullmatch(r"u?int\d+", dtype):
+        raise PertinenceError(
+            f"column {column!r} holds {_describe(feature)}: images are grouped by text, whole numbers or truth values"
+        )
+    encoded = dataset.with_format("arrow")[column][:].cast(pa.string()).dictionary_encode(null_encoding="encode")
+    values = encoded.combine_chunks()
+    codes = values.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    names: dict[int, str] = {
+        code: _group_name(feature, text) for code, text in enumerate(values.dictionary.to_pylist())
+    }
+    if len(names) > MAX_GROUPS:
+        raise PertinenceError(
+            f"column {column!r} has {len(names):,} different values, expected at most {MAX_GROUPS:,}: group images by "
+            "a column with few values"
+        )
+    return Groups(column, torch.from_numpy(codes), names)
+
+
+def _group_name(feature: Any, text: str | None) -> str:
+    """The name of a group: that of a class label, else the value as text."""
+    if text is None:
+        return "(no value)"
+    if isinstance(feature, datasets.ClassLabel) and 0 <= int(text) < feature.num_classes:
+        return str(feature.int2str(int(text)))
+    return text
 
 
 def _describe(feature: Any) -> str:

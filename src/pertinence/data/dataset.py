@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..utils.errors import PertinenceError, explain, first_line, shown
 from ..utils.validation import is_commit
-from .columns import find_column, read_labels
+from .columns import Groups, find_column, read_groups, read_labels
 from .decoding import decode_image, open_row
 from .labels import BY_NAME, describe_doubt, first_difference, in_same_order, places_by_name
 
@@ -40,9 +40,11 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
         needs_labels: whether to refuse a data set without labels; if false, labels are not read.
         label_map: "by_name": match labels, which may be text, to those of a pool by name (see `match_labels`); None:
             by index.
+        group_column: name of a column whose values divide the images into groups, for `evaluate_model`.
 
     Attributes:
         labels: int64 (n,), or None.
+        groups: the group of each image by `group_column`; None without one.
         label_names: name of each label by index, or None if the column has no names.
         digests: int64 (m,), hashes of the encoded images; in a large split only of evenly spaced ones.
         fingerprint: content hash of images and labels, in order; of a large split the hash of the hashed images, of
@@ -56,6 +58,7 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
         label_column: str | None = None,
         needs_labels: bool = True,
         label_map: str | None = None,
+        group_column: str | None = None,
     ):
         if label_map not in (None, "by_name"):
             raise PertinenceError(f"label_map must be 'by_name' or None, got {shown(label_map)}")
@@ -75,6 +78,7 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
         if needs_labels:
             label_column = find_column(dataset, label_column, datasets.ClassLabel, "label")
             self.labels, self.label_names = read_labels(dataset, label_column, label_map)
+        self.groups: Groups | None = None if group_column is None else read_groups(dataset, group_column)
         self._set_images(dataset.select_columns(self.image_column))
 
     def _set_images(self, images: datasets.Dataset) -> None:
@@ -94,6 +98,7 @@ class LabelledImages(torch.utils.data.Dataset[torch.Tensor | PertinenceError]):
         """The images of some rows, int64 (m,)."""
         chosen = copy.copy(self)
         chosen.labels = None if self.labels is None else self.labels[rows]
+        chosen.groups = None if self.groups is None else self.groups.select(rows)
         chosen._set_images(self._images.select(rows.tolist()))
         return chosen
 
@@ -194,10 +199,17 @@ def labelled(
     image_column: str | None = None,
     label_column: str | None = None,
     label_map: str | None = None,
+    group_column: str | None = None,
 ) -> LabelledImages:
-    """Convert a data set to `LabelledImages`; images without labels are refused if labels are needed."""
+    """Convert a data set to `LabelledImages`; images without labels, or without groups, are refused if these are
+    needed."""
     if not isinstance(images, LabelledImages):
-        return LabelledImages(images, image_column, label_column, needs_labels, label_map)
+        return LabelledImages(images, image_column, label_column, needs_labels, label_map, group_column)
+    if group_column is not None and (images.groups is None or images.groups.by != group_column):
+        raise PertinenceError(
+            f"these images were loaded without their groups by {group_column!r}: load them with "
+            f"LabelledImages(..., group_column={group_column!r})"
+        )
     if needs_labels and images.labels is None:
         raise PertinenceError("these images were loaded without labels, which are needed here: load them with labels")
     return images

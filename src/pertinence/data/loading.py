@@ -28,14 +28,17 @@ ImageSource: TypeAlias = DataArguments | datasets.Dataset | LabelledImages
 """Images, or where they are."""
 
 
-def load_images(arguments: DataArguments, token: str | None = None, needs_labels: bool = True) -> LabelledImages:
+def load_images(
+    arguments: DataArguments, token: str | None = None, needs_labels: bool = True, group_column: str | None = None
+) -> LabelledImages:
     """Load the images of one split from the Hub or a local folder.
 
     Raises:
         PertinenceError: the data set, split or column does not exist, or the images have no labels.
     """
     columns = arguments.image_column, arguments.label_column
-    return LabelledImages(load_split(arguments, token), *columns, needs_labels, arguments.label_map)
+    split = load_split(arguments, token)
+    return LabelledImages(split, *columns, needs_labels, arguments.label_map, group_column)
 
 
 def load_split(arguments: DataArguments, token: str | None = None) -> datasets.Dataset:

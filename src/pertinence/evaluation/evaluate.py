@@ -43,6 +43,7 @@ def evaluate_model(
     operating_point: str | None = None,
     expert_paths: dict[str, str] | None = None,
     revision: str | None = None,
+    group_column: str | None = None,
 ) -> Evaluation:
     """Measure a model on images of a split: all its operating points, or one.
 
@@ -53,6 +54,8 @@ def evaluate_model(
         operating_point: measure only the point of this name.
         expert_paths: new folders of local experts that have moved, by expert name.
         revision: branch, tag or commit on the Hub.
+        group_column: column of the images by whose values the default point is compared with the reference expert,
+            too (`Evaluation.by_group`); a `LabelledImages` must have been made with it.
 
     Raises:
         PertinenceError: there is no model, its experts or the images cannot be loaded, or they do not fit together.
@@ -60,7 +63,12 @@ def evaluate_model(
     args = args or RuntimeArguments()
     source, config = source_of(model), config_of(model, args.token, revision)
     config.build_front().find(operating_point)
-    images = open_images(config, data, args.token)  # before experts are loaded, which takes longer
+    if group_column is not None and _agrees(config.build_front()):
+        raise PertinenceError(
+            "this model was searched without labels, so no group can lose accuracy that is known: leave the group "
+            "column out"
+        )
+    images = open_images(config, data, args.token, group_column)  # before experts are loaded, which takes longer
     model = open_model(model, args, expert_paths, revision)
     beside = {"token": args.token, "revision": commit_of(model, revision)}
     front, default = model.front, model.front.find(operating_point or model.config.operating_point)
@@ -93,7 +101,16 @@ def evaluate_model(
     if predictions.skipped:  # which was said when they were read
         warnings.insert(0, f"{predictions.describe_skipped('images')}.")
     return evaluate_front(
-        front, heads, predictions, default.name, baselines, select, model.config.reference_index, warnings
+        front,
+        heads,
+        predictions,
+        default.name,
+        baselines,
+        select,
+        model.config.reference_index,
+        warnings,
+        cast(dict[int, str], model.config.id2label),
+        None if images.groups is None else images.groups.select(predictions.rows),
     )
 
 
@@ -145,13 +162,15 @@ def open_model(
     )
 
 
-def open_images(config: PertinenceConfig, data: ImageSource, token: str | None = None) -> LabelledImages:
+def open_images(
+    config: PertinenceConfig, data: ImageSource, token: str | None = None, group_column: str | None = None
+) -> LabelledImages:
     """Load images to measure a model on; labels are required, and checked, unless it was searched without labels."""
     needs_labels = not _agrees(config.build_front())
     if isinstance(data, DataArguments):
-        images = load_images(data, token, needs_labels)
+        images = load_images(data, token, needs_labels, group_column)
     else:
-        images = labelled(data, needs_labels)
+        images = labelled(data, needs_labels, group_column=group_column)
     images.match_labels(cast(dict[int, str], config.id2label))  # transformers makes its keys numbers
     return images
 

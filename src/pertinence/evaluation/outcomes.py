@@ -38,12 +38,14 @@ class Outcome:
         costs: float64 (n,), in the unit of the objective.
         figures: summary of the outcome.
         answers: int64 (N, 32), number of answers by expert that ran last and by confidence; only of operating points.
+        last: int64 (n,), the expert that ran last; only of operating points.
     """
 
     correct: torch.Tensor
     costs: torch.Tensor
     figures: Figures
     answers: torch.Tensor | None = None
+    last: torch.Tensor | None = None
 
     def disagreements(self, other: Outcome) -> tuple[int, int]:
         """Wins and losses: number of images that only this outcome, and that only the other gets right."""
@@ -56,17 +58,18 @@ class Outcome:
 
 def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Predictions) -> Outcome:
     """Route images through an operating point on cached predictions, with the code that the model itself runs."""
-    correct, costs, counts = [], [], []
+    correct, costs, counts, last = [], [], [], []
     for chunk, routing in route_predictions(point, heads, predictions):
         correct.append(routing.logits.argmax(1) == chunk.target_columns)
         costs.append(routing.costs)
+        last.append(routing.expert_indices)
         counts.append(count_answers(routing.logits, routing.expert_indices, predictions.num_experts, predictions.tail))
     approximate = predictions.candidates is not None and bool(point.stages)
     answers = torch.stack(counts).sum(0)
     shares = answers.sum(1) / len(predictions)
     spent = {unit: torch.cat([part[unit] for part in costs]) for unit in costs[0]}
     outcome = summarise(predictions, torch.cat(correct), spent, shares, approximate)
-    return replace(outcome, answers=answers)
+    return replace(outcome, answers=answers, last=torch.cat(last))
 
 
 def route_predictions(

@@ -9,15 +9,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from ..data.columns import Groups
 from ..predictions.predictions import Predictions
 from ..routing.front import Front, OperatingPoint
 from ..routing.heads import Head
-from ..routing.metrics import Figures, as_plain, figure_cells, figure_header, format_table, saved_share
+from ..routing.metrics import ACCURACY, Figures, as_plain, figure_cells, figure_header, format_table, saved_share
 from ..routing.names import BEST_BELOW_REFERENCE
 from ..utils.tables import Tabular, evenly_spaced
+from .by_class import GroupComparison, compare_groups
 from .candidates import Candidate
 from .intervals import Bootstrap, Difference, hull_hypervolume, hypervolume, random_mix_hull
-from .outcomes import evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
+from .outcomes import Outcome, evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
 from .summary import sentences, short_table
 
 
@@ -84,6 +86,9 @@ class Evaluation(Tabular):
             search stated, as a mean over the front. None if the front has only single experts.
         reference: pool index of the expert that savings and differences refer to.
         warnings: sentences to read first.
+        by_class: the default point compared with the reference expert class by class; None if right means to agree
+            with the largest expert.
+        by_group: the same by the values of a column; None if none was named.
     """
 
     series: Series
@@ -96,6 +101,8 @@ class Evaluation(Tabular):
     drop: float | None
     reference: int
     warnings: tuple[str, ...] = ()
+    by_class: GroupComparison | None = None
+    by_group: GroupComparison | None = None
 
     @property
     def front(self) -> Front:
@@ -136,6 +143,8 @@ class Evaluation(Tabular):
             "routing_auroc": dict(self.auroc),
             "search_to_report_drop": self.drop,
             "below_random_mix": self.below_mix,
+            "by_class": self.by_class and self.by_class.to_dict(),
+            **({} if self.by_group is None else {"by_group": self.by_group.to_dict()}),
             "warnings": list(self.warnings),
         }
 
@@ -175,7 +184,8 @@ class Evaluation(Tabular):
         """The evaluation as text: a summary, or everything; commands leave out the warnings, which are logged, too."""
         warnings = [f"Warning: {warning}" for warning in self.warnings if with_warnings]
         if whole:
-            return "\n".join([self._whole_table(), *self._notes(), *warnings])
+            compared = [f"\n{one}" for one in (self.by_class, self.by_group) if one is not None]
+            return "\n".join([self._whole_table(), *self._notes(), *compared, *warnings])
         return "\n".join([short_table(self), "", *warnings, *sentences(self)])
 
     def _whole_table(self) -> str:
@@ -252,6 +262,8 @@ def evaluate_front(
     select_experts: Sequence[Figures | None] = (),
     reference: int | None = None,
     warnings: Sequence[str] = (),
+    label_names: Mapping[int, str] | None = None,
+    groups: Groups | None = None,
 ) -> Evaluation:
     """Measure operating points, experts, baselines and the oracle on images that neither fitted nor chose anything.
 
@@ -264,18 +276,20 @@ def evaluate_front(
         select_experts: figures of the experts on the search images, for the generalisation gap.
         reference: pool index of the expert that others are compared with; default: the last.
         warnings: sentences to show.
+        label_names: names of the labels, for the comparison class by class.
+        groups: groups of the images to compare by, too.
     """
     experts = evaluate_experts(predictions)
     names, default = [point.name for point in front], front.find(default).name
     reference = predictions.num_experts - 1 if reference is None else reference
     own = [(point, heads.get(point.name, ())) for point in front]
-    series = _measure(own, names.index(default), predictions, reference)
-    compared = {
-        name: _measure(
-            [(candidate.point, candidate.heads) for candidate in candidates], chosen, predictions, reference
-        )
-        for name, (candidates, chosen) in (baselines or {}).items()
-    }
+    outcomes = _outcomes(own, predictions)
+    series = _measure([point for point, _ in own], outcomes, names.index(default), predictions, reference)
+    compared = {}
+    for name, (candidates, index) in (baselines or {}).items():
+        found = _outcomes([(candidate.point, candidate.heads) for candidate in candidates], predictions)
+        points = [candidate.point for candidate in candidates]
+        compared[name] = _measure(points, found, index, predictions, reference)
     figures = tuple(one.figures for one in experts)
     oracle = evaluate_oracle(predictions).figures
     volumes = _volumes({"front": series, **compared}, figures, oracle)
@@ -287,6 +301,10 @@ def evaluate_front(
         for point, versus in zip(series.points, series.versus_reference, strict=True)
         if selected and point.select and point.recipe != "static"
     ]
+    first = chosen.members[0]
+    called = default, front.expert_names[reference], front.expert_names[first]
+    sides = outcomes[names.index(default)], experts[reference]
+    classes = Groups("class", predictions.targets, label_names or {})
     return Evaluation(
         series,
         front.expert_names,
@@ -298,6 +316,8 @@ def evaluate_front(
         sum(drops) / len(drops) if drops else None,
         reference,
         tuple(warnings),
+        compare_groups(classes, *sides, called, first) if predictions.measure == ACCURACY else None,
+        None if groups is None else compare_groups(groups, *sides, called, first),
     )
 
 
@@ -313,13 +333,20 @@ def _volumes(series: Mapping[str, Series], experts: Sequence[Figures], oracle: F
     return volumes | {"static": hypervolume([f.cost for f in experts], [f.accuracy for f in experts], corner)}
 
 
+def _outcomes(points: Sequence[tuple[OperatingPoint, Sequence[Head]]], predictions: Predictions) -> list[Outcome]:
+    return [evaluate_point(point, heads, predictions) for point, heads in points]
+
+
 def _measure(
-    points: Sequence[tuple[OperatingPoint, Sequence[Head]]], default: int, predictions: Predictions, reference: int
+    points: Sequence[OperatingPoint],
+    outcomes: Sequence[Outcome],
+    default: int,
+    predictions: Predictions,
+    reference: int,
 ) -> Series:
-    outcomes = [evaluate_point(point, heads, predictions) for point, heads in points]
     bootstrap = Bootstrap(predictions.correct().numpy(), predictions.costs.of_experts, reference)
     differences = [bootstrap.differences(one.correct.numpy(), one.costs.numpy()) for one in outcomes]
     versus_reference, versus_mix = zip(*differences, strict=True)
-    measured = (replace(point, report=one.figures) for (point, _), one in zip(points, outcomes, strict=True))
+    measured = (replace(point, report=one.figures) for point, one in zip(points, outcomes, strict=True))
     answers = tuple(one.answers for one in outcomes if one.answers is not None)  # as all points have
     return Series(tuple(measured), versus_reference, versus_mix, default, answers)

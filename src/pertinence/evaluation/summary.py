@@ -57,8 +57,12 @@ def short_table(evaluation: Evaluation) -> str:
 
 
 def sentences(evaluation: Evaluation) -> list[str]:
-    """What the default point saves, what it beats, and what speaks against it: a line each."""
-    return [_saving(evaluation), _beaten(evaluation), _objections(evaluation)]
+    """What the default point saves, what it beats, and what speaks against it: a line each; and which classes lose, if
+    any does, and which groups, if they were asked for."""
+    by_class, by_group = evaluation.by_class, evaluation.by_group
+    compared = [by_class.sentence] if by_class is not None and by_class.losing else []
+    compared += [] if by_group is None else [by_group.sentence]
+    return [_saving(evaluation), _beaten(evaluation), _objections(evaluation), *compared]
 
 
 def _saving(evaluation: Evaluation) -> str:

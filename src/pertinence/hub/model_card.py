@@ -128,7 +128,9 @@ def render_card(card: Card) -> str:
             front_table=front_table(card),
             expert_table=expert_table(card),
             baseline_table=baseline_table(card),
+            losing=losing_table(card),
             settings=settings_text(card),
+            compared=card.record["report"].get("by_class") if card.record else None,
             install=INSTALL,
             budget=f"{1.05 * card.default.select.gmacs:.3g}" if card.default.select else None,
             guarantee=card.config.build_guarantee(),
@@ -246,6 +248,32 @@ def baseline_table(card: Card) -> str | None:
     ]
     rows += [row(f"{code(values['name'])} alone", values) for values in report["experts"]]
     return markdown_table(header, [*rows, row("oracle, its own cost not counted", report["oracle"])])
+
+
+def losing_table(card: Card) -> str | None:
+    """Table of the classes that lose more than chance allows against the reference expert; None if none does, or if
+    they were not compared."""
+    compared = card.record["report"].get("by_class") if card.record is not None else None
+    losing = [group for group in compared["groups"] if group["loses"]] if compared else []
+    if not compared or not losing:
+        return None
+    header = ["class", "images", code(compared["operating_point"]), code(compared["reference"]), "difference"]
+    header += ["95 % interval", f"{code(compared['first'])} alone answers"]
+    rows = []
+    for group in losing[:SHOWN]:
+        low, high = group["interval"]
+        rows.append(
+            [
+                plain(group["name"]),
+                f"{group['images']}",
+                f"{100 * group['accuracy']:.1f} %",
+                f"{100 * group['reference_accuracy']:.1f} %",
+                f"{100 * group['difference']:+.1f}",
+                f"{100 * low:+.1f} .. {100 * high:+.1f}",
+                f"{100 * group['first_share']:.0f} %",
+            ]
+        )
+    return markdown_table(header, rows)
 
 
 def settings_text(card: Card) -> str | None:

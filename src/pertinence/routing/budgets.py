@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from ..utils.errors import PertinenceError, shown
 from ..utils.settings import Settings, setting
 from .costs import GMACS, LATENCY, cost_title
-from .metrics import Figures
+from .metrics import AGREEMENT, Figures
 
 
 if TYPE_CHECKING:
@@ -89,6 +89,9 @@ class Budget(Settings):
     max_accuracy_loss: float | None = _limit(
         check_loss, "Cheapest point that loses at most this accuracy (0 to 0.2) against the reference expert."
     )
+    max_class_loss: float | None = _limit(
+        check_loss, "Cheapest point at which no class is expected to lose more accuracy (0 to 0.2) than this."
+    )
     accuracy: float | None = _limit(check_share, "Cheapest point of at least this accuracy (0 to 1).")
     saving: float | None = _limit(
         check_share,
@@ -143,6 +146,8 @@ class Budget(Settings):
             raise PertinenceError("no operating point was measured: search, or choose one with `operating_point=`")
         if self.max_accuracy_loss is not None:
             return _cheapest_reaching(measured, _known(reference).accuracy - self.max_accuracy_loss)
+        if self.max_class_loss is not None:
+            return _cheapest_sparing_classes(measured, self.max_class_loss)
         if self.accuracy is not None:
             return _cheapest_reaching(measured, self.accuracy)
         if self.saving is not None:
@@ -210,6 +215,26 @@ def _cheapest_reaching(measured: _Measured, accuracy: float) -> OperatingPoint:
             f"best, {best.name!r}, reaches {of_best.accuracy:.4f}"
         )
     return min(reaching, key=lambda one: (one[1].cost, -one[1].accuracy))[0]
+
+
+def _cheapest_sparing_classes(measured: _Measured, limit: float) -> OperatingPoint:
+    """The cheapest point at which the bound on what any class loses is at most `limit`."""
+    known = [(figures.class_loss, point, figures) for point, figures in measured if figures.class_loss is not None]
+    if not known:
+        raise PertinenceError(
+            "this model was searched without labels, so there are no classes that lose"
+            if measured[0][1].measure == AGREEMENT
+            else "this model does not know what its classes lose, as an earlier version searched it: search again "
+            "(pertinence search --config search.yaml --output-dir a new folder), or choose with `max_accuracy_loss`"
+        )
+    sparing = [(point, figures) for loss, point, figures in known if loss <= limit]
+    if not sparing:
+        least, best, _ = min(known, key=lambda one: one[0])
+        raise PertinenceError(
+            f"no operating point keeps the loss of every class within {limit:g} by the search images; {best.name!r} "
+            f"comes nearest, with {least:.4f}"
+        )
+    return min(sparing, key=lambda one: (one[1].cost, -one[1].accuracy))[0]
 
 
 def _most_accurate_within(measured: _Measured, spent: Mapping[str, float], limit: float, unit: str) -> OperatingPoint:

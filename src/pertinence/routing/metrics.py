@@ -37,6 +37,8 @@ class Figures:
             cross-validation, or (in older files) by out-of-fold decisions.
         out_of_fold: accuracy of out-of-fold decisions, which chose this point and so flatters it; None if there is no
             such estimate. Only the choice of the default operating point uses it.
+        class_loss: bound on the accuracy that the class loses which loses most, against the reference expert; None if
+            it was not estimated. Only the budget `max_class_loss` uses it.
     """
 
     accuracy: float
@@ -49,6 +51,7 @@ class Figures:
     measure: str = ACCURACY
     estimate: bool = False
     out_of_fold: float | None = None
+    class_loss: float | None = None
 
     @property
     def cost(self) -> float:
@@ -83,6 +86,7 @@ class Figures:
             LATENCY: self.latency,
             "estimate": self.estimate,
             **({} if self.out_of_fold is None else {"out_of_fold": self.out_of_fold}),
+            **({} if self.class_loss is None else {"class_loss": self.class_loss}),
             **({"costs": others} if others else {}),
             **({"objective": self.objective} if self.objective != implied else {}),
         }
@@ -101,6 +105,10 @@ class Figures:
         ):
             raise PertinenceError(
                 f"{where}: its figures need shares between 0 and 1 and costs that are not negative, all of them finite"
+            )
+        if self.class_loss is not None and not is_number(self.class_loss, -1):
+            raise PertinenceError(
+                f"{where}: its class loss is {shown(self.class_loss)}, expected a share of the images of a class"
             )
         if not is_whole(self.samples, 1):
             raise PertinenceError(f"{where}: its figures are of {shown(self.samples)} images, expected at least 1")
@@ -121,6 +129,7 @@ class Figures:
             measure=measure,
             estimate=bool(values.get("estimate", False)),
             out_of_fold=None if values.get("out_of_fold") is None else float(values["out_of_fold"]),
+            class_loss=None if values.get("class_loss") is None else float(values["class_loss"]),
         )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -17,15 +17,18 @@ from transformers.utils import logging
 from ..data.splits import stratified_split
 from ..evaluation.baselines import BaselineProblem, fit_baselines
 from ..evaluation.candidates import Archive, Candidate, static_candidates
+from ..evaluation.class_loss import class_loss_bounds
 from ..evaluation.outcomes import (
     Outcome,
     check_better_than_chance,
     evaluate_experts,
+    evaluate_point,
     leak_warnings,
     reference_warnings,
 )
 from ..evaluation.report import Evaluation, evaluate_front
 from ..predictions.predictions import Predictions
+from ..routing.front import Front
 from ..routing.heads import Head
 from ..routing.metrics import ACCURACY, Figures
 from ..utils.distributed import one_thread
@@ -54,6 +57,7 @@ class FittedFront:
         images: number of images by purpose.
         recipes: what the record tells of each recipe, by its name.
         reference: pool index of the expert that others are compared with.
+        judged: predictions for the search images that candidates were evaluated on.
     """
 
     candidates: list[Candidate]
@@ -64,6 +68,7 @@ class FittedFront:
     images: dict[str, Any]
     recipes: dict[str, Any]
     reference: int
+    judged: Predictions
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ def search_front(
     accelerator: Accelerator,
     state_dir: Path | None = None,
     smaller: Mapping[int, int] | None = None,
+    label_names: Mapping[int, str] | None = None,
 ) -> FoundFront:
     """Search dispatchers on predictions.
 
@@ -110,6 +116,7 @@ def search_front(
         accelerator: device and processes.
         state_dir: folder for the state of each evolution, which is continued if it exists.
         smaller: for some experts the index of their variant with a smaller input.
+        label_names: names of the labels, for the report.
 
     Raises:
         PertinenceError: an expert is no better than chance, or there are too few images.
@@ -117,7 +124,7 @@ def search_front(
     measured = evaluate_experts(search), evaluate_experts(report)
     warnings = _doubts(names, search, report, *measured)
     fitted = fit(search, measured[0], args, accelerator, state_dir, smaller or {})
-    return report_front(names, fitted, search, report, args, warnings)
+    return report_front(names, fitted, search, report, args, warnings, label_names)
 
 
 def fit(
@@ -168,6 +175,7 @@ def fit(
         {key: count for recipe in recipes for key, count in recipe.images.items()},
         {recipe.name: dict(recipe.record) for recipe in recipes if recipe.record},
         search.reference,
+        judged,
     )
 
 
@@ -225,13 +233,18 @@ def report_front(
     report: Predictions,
     args: SearchArguments,
     warnings: Sequence[str],
+    label_names: Mapping[int, str] | None = None,
 ) -> FoundFront:
     """Name and thin the front by its estimates on the search images, then measure it and its baselines."""
     cost = fitted.statics[fitted.reference].cost
     baselines = {name: thinned(several, cost, args.front_size) for name, several in fitted.baselines.items()}
     front, heads, default = build_front(fitted.candidates, names, cost, args.front_size)
+    if search.measure == ACCURACY:
+        front = _with_class_losses(front, heads, fitted)
     select_experts = tuple(candidate.figures for candidate in fitted.statics)
-    evaluation = evaluate_front(front, heads, report, default, baselines, select_experts, fitted.reference, warnings)
+    evaluation = evaluate_front(
+        front, heads, report, default, baselines, select_experts, fitted.reference, warnings, label_names
+    )
     skipped = {kind: list(part.skipped) for kind, part in _skipped(search, report).items()}
     return FoundFront(
         evaluation,
@@ -243,6 +256,19 @@ def report_front(
         {**fitted.images, "report": len(report)} | ({"skipped": skipped} if skipped else {}),
         fitted.recipes,
     )
+
+
+def _with_class_losses(front: Front, heads: Mapping[str, Sequence[Head]], fitted: FittedFront) -> Front:
+    """The front, with a bound on what any class loses at each point against the reference expert."""
+    judged, reference = fitted.judged, fitted.statics[fitted.reference]
+    expected, classes = judged.correct()[:, fitted.reference].numpy(), judged.targets.numpy()
+    points = []
+    for point in front:
+        right = evaluate_point(point, heads[point.name], judged).correct.numpy()
+        figures = cast(Figures, point.select)  # which all candidates have
+        bounds = class_loss_bounds(right, expected, classes, reference.accuracy - figures.accuracy)
+        points.append(replace(point, select=replace(figures, class_loss=float(bounds.max()))))
+    return Front(points, front.expert_names)
 
 
 def _skipped(search: Predictions, report: Predictions) -> dict[str, Predictions]:

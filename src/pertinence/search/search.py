@@ -114,7 +114,8 @@ class DispatcherSearch:
             if self.report_images is None:
                 say_held_out(search, report)
             predicted = time.perf_counter()
-            found = search_front(pool.names, search, report, args, accelerator, folder.state_dir, pool.smaller)
+            labels = pool_labels(pool.experts)
+            found = search_front(pool.names, search, report, args, accelerator, folder.state_dir, pool.smaller, labels)
             model = compose(pool, found)
             images = self.images if self.report_images is None else self.report_images
             default = found.evaluation.front.find(found.evaluation.default)
@@ -123,9 +124,7 @@ class DispatcherSearch:
                 found.evaluation,
                 found,
                 {**record_of(found, settings, args), "run": run_facts(start, predicted, accelerator, args)},
-                pick_examples(
-                    default, found.heads[default.name], report, pool.names, images, pool_labels(pool.experts)
-                ),
+                pick_examples(default, found.heads[default.name], report, pool.names, images, labels),
                 SeenImages.of(search=self.images, report=self.report_images),
                 accelerator.is_main_process,
             )
