@@ -1,0 +1,98 @@
+"""Which operating points a server uses: without load, under load, and for a request that asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.utils import logging
+
+from ..hub.configuration import PertinenceConfig
+from ..routing.budgets import choose_by_budget
+from ..routing.front import Front, OperatingPoint
+from ..utils.errors import PertinenceError
+from .arguments import FLOOR, ServedPointArguments
+from .controller import ladder
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ServedPoints:
+    """The operating points of a server.
+
+    Attributes:
+        front: all operating points of the model, which requests may ask for.
+        reference: figures of the reference expert on the search images; None: not measured.
+        allowed: by falling cost: the point without load, and those that the server may move to.
+    """
+
+    front: Front
+    reference: Mapping[str, Any] | None
+    allowed: tuple[OperatingPoint, ...]
+
+    @classmethod
+    def of(cls, config: PertinenceConfig, args: ServedPointArguments) -> ServedPoints:
+        """The points of a model.
+
+        Raises:
+            PertinenceError: no point meets the budget, or the point without load is below the floor.
+        """
+        front, reference = config.build_front(), config.expert_entries[config.reference_index].select
+        budget = args.given
+        start = choose_by_budget(front, reference, **budget) if budget else front.find(config.operating_point)
+        if args.target_latency_ms is None:
+            return cls(front, reference, (start,))
+        return cls(front, reference, _allowed(front, reference, start, args.max_accuracy_loss))
+
+    def choose(self, budget: Mapping[str, Any]) -> OperatingPoint:
+        """The point that a request asks for, by the names of `set_budget`.
+
+        Raises:
+            PertinenceError: no point meets the budget.
+        """
+        return choose_by_budget(self.front, self.reference, **budget)
+
+    @property
+    def costs(self) -> list[float]:
+        """Mean cost of an image at each allowed point; 1 for a single one that was not measured."""
+        return [cost_of(point) for point in self.allowed]
+
+
+def cost_of(point: OperatingPoint) -> float:
+    """Mean cost of an image, in the unit of the search; 1 if it was not measured."""
+    return point.select.cost if point.select is not None and point.select.cost > 0 else 1.0
+
+
+def _allowed(
+    front: Front, reference: Mapping[str, Any] | None, start: OperatingPoint, given: float | None
+) -> tuple[OperatingPoint, ...]:
+    loss = FLOOR if given is None else given
+    if start.select is None or not reference:
+        if given is not None:
+            raise PertinenceError(
+                "max_accuracy_loss cannot be kept, as the points of this model were not measured: search for one, or "
+                "leave it out"
+            )
+        logger.warning(f"The points of this model were not measured: the server stays at {start.name!r}.")
+        return (start,)
+    floor = choose_by_budget(front, reference, max_accuracy_loss=loss)
+    assert floor.select is not None  # it was chosen by these
+    if floor.select.cost > start.select.cost:
+        if given is not None:
+            raise PertinenceError(
+                f"the point {start.name!r} loses more than max_accuracy_loss={loss:g}, within which {floor.name!r} is the "
+                "cheapest point: allow a larger loss, or start at that point"
+            )
+        return (start,)
+    between = [
+        point
+        for point in reversed(front)
+        if point.select is not None
+        and floor.select.cost <= point.select.cost < start.select.cost
+        and point.select.accuracy >= floor.select.accuracy
+    ]
+    points = [start, *sorted(between, key=lambda point: -cost_of(point))]
+    return tuple(points[step] for step in ladder([cost_of(point) for point in points]))
