@@ -25,6 +25,8 @@ WINDOW, ENOUGH = 400, 20
 """Number of latest answers whose latency counts, and how many are needed to judge it."""
 MEMORY = 0.2
 """Weight of the latest batch in the mean of seconds an image."""
+LOOK = 0.05
+"""Seconds between two looks at observed latencies, which a look has to sort."""
 LEAST_STEP = 0.04
 """Points whose costs differ by less are one step."""
 LEAST_ROOM = 0.2
@@ -66,12 +68,13 @@ class LoadController:
         self.room = 1.0
         """Share of the target that the queue may use: what is lost elsewhere is found out by what is observed."""
         self._rate: float | None = None  # seconds an image, for each unit of cost
-        self._busy_until = 0.0
+        self._is_busy, self._busy_until = False, 0.0
         self._latencies: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._changed = self._calm_since = 0.0
         self._hold = HOLD
         self._rose: float | None = None
-        self._adjusted = 0.0
+        self._adjusted = self._looked = 0.0
+        self._observed: float | None = None
 
     def seconds(self, position: int) -> float:
         """Expected seconds of an expert's time for an image at a step; 0 before any was seen."""
@@ -84,11 +87,11 @@ class LoadController:
 
     def started(self, now: float, images: int, cost: float) -> None:
         """A batch has started whose images cost so much each, on average."""
-        self._busy_until = now + images * cost * (self._rate or 0.0)
+        self._is_busy, self._busy_until = True, now + images * cost * (self._rate or 0.0)
 
     def finished(self, now: float, images: int, cost: float, seconds: float) -> None:
         """A batch is finished, which took so many seconds."""
-        self._busy_until = now
+        self._is_busy, self._busy_until = False, now
         if cost > 0:
             new = seconds / (images * cost)
             # A single image takes longer than one of many: it says little of what a full queue would take.
@@ -104,7 +107,9 @@ class LoadController:
         return max(0.0, self._busy_until - now) + (waiting + 1) * self.seconds(position)
 
     def admits(self, now: float, waiting: int) -> bool:
-        """Whether a request can be answered in time at the cheapest step, which the server is then moved to."""
+        """Whether a request can be answered in time at the cheapest step; without others it is answered anyway."""
+        if not waiting and not self._is_busy:
+            return True
         return self.wait(now, waiting, len(self.costs) - 1) <= self.room * self.target
 
     def retry_after(self, now: float, waiting: int) -> float:
@@ -113,7 +118,8 @@ class LoadController:
 
     def decide(self, now: float, waiting: int) -> int:
         """Choose the step for the next batch, with so many images waiting."""
-        observed = self._observed()
+        self._look(now)
+        observed = self._observed
         self._adjust(now, observed)
         expected = self.wait(now, waiting, self.position)
         last = len(self.costs) - 1
@@ -139,11 +145,15 @@ class LoadController:
             self._rose = now
         self.position, self._changed, self._calm_since = position, now, now
         self._latencies.clear()
+        self._observed = None
 
-    def _observed(self) -> float | None:
-        """The p95 of the latencies since the last change; None if there are too few."""
+    def _look(self, now: float) -> None:
+        """Find the p95 of the latencies since the last change; None if there are too few."""
+        if now - self._looked < LOOK:
+            return
+        self._looked = now
         values = sorted(latency for when, latency in self._latencies if when >= self._changed + SETTLE)
-        return values[int(0.95 * (len(values) - 1))] if len(values) >= ENOUGH else None
+        self._observed = values[int(0.95 * (len(values) - 1))] if len(values) >= ENOUGH else None
 
     def _adjust(self, now: float, observed: float | None) -> None:
         """Promise less while answers are late at the cheapest step, and more again when they are not."""

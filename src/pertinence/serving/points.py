@@ -83,8 +83,8 @@ def _allowed(
     if floor.select.cost > start.select.cost:
         if given is not None:
             raise PertinenceError(
-                f"the point {start.name!r} loses more than max_accuracy_loss={loss:g}, within which {floor.name!r} is the "
-                "cheapest point: allow a larger loss, or start at that point"
+                f"the point {start.name!r} loses more than max_accuracy_loss={loss:g}; the cheapest that does not is "
+                f"{floor.name!r}: allow a larger loss, or start there"
             )
         return (start,)
     between = [
