@@ -23,6 +23,9 @@ from .refusals import Refusal
 
 logger = logging.getLogger(__name__)
 
+LOOK = 0.25
+"""Seconds between two looks of the controller while nothing arrives."""
+
 
 @dataclass
 class _Waiting:
@@ -63,7 +66,7 @@ class Batcher:
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "experts")
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def current(self) -> OperatingPoint:
@@ -77,15 +80,17 @@ class Batcher:
 
     def start(self) -> None:
         """Begin to answer; called within the event loop."""
-        self._task = asyncio.create_task(self._run())
+        self._tasks = [asyncio.create_task(self._run())]
+        if self.controller is not None:
+            self._tasks.append(asyncio.create_task(self._come_back(self.controller)))
 
     async def stop(self) -> None:
         """Answer what waits, then end."""
         while self._queue:
             await asyncio.sleep(0.01)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._thread.shutdown()
 
     async def classify(self, image: torch.Tensor, point: OperatingPoint | None = None) -> Answer:
@@ -127,6 +132,12 @@ class Batcher:
                 await self._answer(batch, point)
             elif not self._queue:
                 self._arrived.clear()
+
+    async def _come_back(self, controller: LoadController) -> None:
+        """Let the controller see that nothing arrives."""
+        while True:
+            await asyncio.sleep(LOOK)
+            controller.decide(time.monotonic(), len(self._queue))
 
     def _next(self) -> tuple[list[_Waiting], OperatingPoint]:
         """What is answered next: the longest waiting image, and others at the same point."""

@@ -21,8 +21,8 @@ HOLD, LONGEST_HOLD = 1.0, 30.0
 """Seconds of calm before a more accurate point is tried: at first, and after it was tried in vain several times."""
 SETTLE = 0.25
 """Seconds after a change in which observed latencies, which are those of the former point, count nothing."""
-WINDOW, ENOUGH = 400, 20
-"""Number of latest answers whose latency counts, and how many are needed to judge it."""
+WINDOW, RECENT, ENOUGH = 400, 2.0, 20
+"""Latest answers whose latency counts: how many at most, of the last so many seconds, and how many are needed."""
 MEMORY = 0.2
 """Weight of the latest batch in the mean of seconds an image."""
 LOOK = 0.05
@@ -148,11 +148,12 @@ class LoadController:
         self._observed = None
 
     def _look(self, now: float) -> None:
-        """Find the p95 of the latencies since the last change; None if there are too few."""
+        """Find the p95 of the recent latencies since the last change; None if there are too few."""
         if now - self._looked < LOOK:
             return
         self._looked = now
-        values = sorted(latency for when, latency in self._latencies if when >= self._changed + SETTLE)
+        start = max(self._changed + SETTLE, now - RECENT)
+        values = sorted(latency for when, latency in self._latencies if when >= start)
         self._observed = values[int(0.95 * (len(values) - 1))] if len(values) >= ENOUGH else None
 
     def _adjust(self, now: float, observed: float | None) -> None:
