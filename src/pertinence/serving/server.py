@@ -6,6 +6,7 @@ import ipaddress
 import signal
 import socket
 from contextlib import closing
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -53,7 +54,9 @@ def serve(
     with closing(_listen(args)) as listener:  # before experts are loaded, which takes longer
         ServedPoints.of(config_of(model, args.token, revision), points)
         loaded = load(model, args, expert_paths, revision)
-        service = make_service(loaded.name_or_path or "model", ModelEngine(loaded), args, points)
+        name = loaded.name_or_path or "model"
+        shown_name = Path(name).resolve().name if Path(name).is_dir() else name  # a path would tell of this machine
+        service = make_service(shown_name, ModelEngine(loaded), args, points)
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         _warn_if_open(address, service)
