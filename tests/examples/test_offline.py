@@ -23,7 +23,6 @@ COMMANDS = {
     "classify": (["image.png"], "Check your internet connection"),
     "fine_tune_experts": ([], "Check your internet connection"),
     "streaming": (["image.png"], HUB),
-    "serving": (["user/pertinence-cifar10"], HUB),
 }
 """Arguments of each, and a part of what it says."""
 FORK = """
@@ -65,8 +64,6 @@ def ends(tmp_path_factory) -> dict[str, tuple[int, str]]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_example_says_what_it_could_not_reach(ends, name):
-    if name == "serving":
-        pytest.importorskip("litserve", reason="serving is a dependency group of its own")
     code, said = ends[str(EXAMPLES / f"{name}.py")]
     assert code == 1
     assert "Traceback" not in said

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import BESIDE, DEVICES, SMALL, open_browser, wait_for
 from PIL import Image
 from servers import free_port, serving
 
@@ -22,32 +20,7 @@ from pertinence import DispatcherSearch, PertinenceForImageClassification, Perti
 
 
 APP = Path(__file__).resolve().parents[2] / "examples" / "space" / "app.py"
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-"""Key of an element's reference in the WebDriver protocol."""
-
-DEVICES = {
-    "desktop": {},
-    "telephone": {"mobileEmulation": {"deviceMetrics": {"width": 390, "height": 844, "pixelRatio": 2}}},
-}
-"""Options of the browser, whose window is that of a desktop."""
-BESIDE = """
-const scrolls = one => one.scrollWidth > one.clientWidth + 1
-    && ["auto", "scroll"].includes(getComputedStyle(one).overflowX);
-const width = document.documentElement.clientWidth, root = document.documentElement;
-const found = root.scrollWidth > width ? ["the page is " + root.scrollWidth + " pixels wide"] : [];
-for (const one of document.querySelectorAll("main *"))
-    if (one.checkVisibility() && (one.getBoundingClientRect().right > width + 1 || scrolls(one)))
-        found.push(one.tagName + "." + one.className);
-return found;
-"""
-"""Finds what a reader would have to scroll to the side for."""
 SHOWN = "return [...document.images].map(image => image.src)"
-SMALL = """
-return [...document.querySelectorAll("main *")].filter(one =>
-    [...one.childNodes].some(node => node.nodeType == 3 && node.data.trim()) && one.checkVisibility()
-    && parseFloat(getComputedStyle(one).fontSize) < 12).map(one => one.className + ": " + one.innerText);
-"""
-"""Finds text in small letters."""
 
 
 @pytest.fixture(scope="module")
@@ -131,64 +104,20 @@ def test_without_a_connection_the_app_says_what_it_could_not_reach(tmp_path):
 def test_in_a_browser(app, saved, picture, tmp_path, device):
     """An image is dropped, and the page says which experts ran, in letters that can be read and with nothing beside
     the screen; `SCREENSHOTS` in the environment names a folder that keeps the pictures."""
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("Debian's chromium and chromium-driver are not installed")
-    port = free_port()
-    driver = f"http://127.0.0.1:{port}"
-    with serving(["chromedriver", f"--port={port}"], f"{driver}/status", tmp_path / "driver.log"):
-        options = {
-            "args": ["--headless=new", "--no-sandbox", "--no-proxy-server", "--window-size=1280,1300"],
-            **DEVICES[device],
-        }
-        capabilities = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
-        session = f"{driver}/session/{webdriver(f'{driver}/session', capabilities)['sessionId']}"
-        try:
-            webdriver(f"{session}/url", {"url": app})
-            wait_for(lambda: "Drop an image to see" in text(session, "body"))
-            upload = find(session, "input[type=file]")
-            webdriver(f"{session}/element/{upload}/value", {"text": str(picture)})
-            wait_for(lambda: "GMACs for this image" in text(session, "body"))
-            wait_for(lambda: "Which experts ran, and why" in text(session, "body"))
-            shown = [address for address in run(session, SHOWN) if address.startswith(app)]
-            files = [urllib.request.urlopen(address, timeout=60).read() for address in shown]
-            for name in ("front.png", "shares.png", "examples.png"):
-                assert (saved / name).read_bytes() in files
-            run(session, "document.activeElement.blur(); window.scrollTo(0, 0)")
-            whole = {"cmd": "Page.captureScreenshot", "params": {"captureBeyondViewport": True}}
-            shot = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{device}.png"
-            shot.write_bytes(base64.b64decode(webdriver(f"{session}/goog/cdp/execute", whole)["data"]))
-            with Image.open(shot) as picture:
-                assert len(set(picture.convert("L").get_flattened_data())) > 20
-            assert run(session, BESIDE) == []
-            assert run(session, SMALL) == []
-        finally:
-            webdriver(session, method="DELETE")
-
-
-def webdriver(url: str, values: dict | None = None, method: str | None = None):
-    """What the browser's driver answers."""
-    data = None if values is None else json.dumps(values).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)["value"]
-
-
-def find(session: str, selector: str) -> str:
-    return webdriver(f"{session}/element", {"using": "css selector", "value": selector})[ELEMENT]
-
-
-def text(session: str, selector: str) -> str:
-    return run(session, f"return [...document.querySelectorAll({selector!r})].map(e => e.innerText).join(' ')")
-
-
-def run(session: str, script: str):
-    """What a script returns that runs in the page."""
-    return webdriver(f"{session}/execute/sync", {"script": script, "args": []})
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail("the page does not show it")
-        time.sleep(0.2)
+    with open_browser(device, tmp_path / "driver.log") as browser:
+        browser.open(app)
+        wait_for(lambda: "Drop an image to see" in browser.text("body"))
+        browser.type_into("input[type=file]", str(picture))
+        wait_for(lambda: "GMACs for this image" in browser.text("body"))
+        wait_for(lambda: "Which experts ran, and why" in browser.text("body"))
+        shown = [address for address in browser.run(SHOWN) if address.startswith(app)]
+        files = [urllib.request.urlopen(address, timeout=60).read() for address in shown]
+        for name in ("front.png", "shares.png", "examples.png"):
+            assert (saved / name).read_bytes() in files
+        browser.run("document.activeElement.blur(); window.scrollTo(0, 0)")
+        shot = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{device}.png"
+        browser.shoot(shot)
+        with Image.open(shot) as picture:
+            assert len(set(picture.convert("L").get_flattened_data())) > 20
+        assert browser.run(BESIDE) == []
+        assert browser.run(SMALL) == []

@@ -15,7 +15,7 @@ from typing import Any
 from .._version import __version__
 from ..utils.errors import PertinenceError, first_line
 from ..utils.processes import quiet_other_processes
-from . import advise, benchmark, calibrate, classify, convert, demo, evaluate, export, info, push, search
+from . import advise, benchmark, calibrate, classify, convert, demo, evaluate, export, info, push, search, serve
 from .config import check_known, import_user_plugins, pop_plugins, read_config, read_early
 from .parser import Command, CommandParser
 
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "calibrate": calibrate.COMMAND,
     "benchmark": benchmark.COMMAND,
     "classify": classify.COMMAND,
+    "serve": serve.COMMAND,
     "export": export.COMMAND,
     "push": push.COMMAND,
     "info": info.COMMAND,

@@ -19,6 +19,8 @@ GROUPS = {
     "search": "search",
     "recipe": "recipe",
     "output": "output",
+    "server": "server",
+    "limits": "limits of a request",
     "hardware": "hardware",
 }
 """Groups of the help, in order, and their titles."""

@@ -17,7 +17,7 @@ from ..hub.configuration import PertinenceConfig, open_config
 from ..hub.layout import find_table_record
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..models.pretrained import commit_of
-from ..predictions.arguments import ExpertArguments, RuntimeArguments
+from ..predictions.arguments import LoadingArguments, RuntimeArguments
 from ..predictions.predict import predict
 from ..predictions.predictions import Predictions
 from ..routing.costs import COSTS, GMACS, STEM
@@ -140,11 +140,13 @@ def config_of(model: ModelSource, token: str | bool | None = None, revision: str
 
 def open_model(
     model: ModelSource,
-    args: ExpertArguments,
+    args: LoadingArguments,
     expert_paths: dict[str, str] | None = None,
     revision: str | None = None,
+    **more: Any,
 ) -> PertinenceForImageClassification:
-    """Load a saved model and its experts, as `args` say; see `evaluate_model`."""
+    """Load a saved model and its experts, as `args` say and with `more` options of `from_pretrained`; see
+    `evaluate_model`."""
     if isinstance(model, PertinenceForImageClassification):
         return model
     options = args.load_options
@@ -159,6 +161,7 @@ def open_model(
         fold_batch_norms=options.fold_batch_norms,
         expert_paths=expert_paths,
         **pinned,
+        **more,
     )
 
 

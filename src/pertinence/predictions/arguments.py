@@ -13,13 +13,9 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ExpertArguments(Settings):
-    """How experts are loaded and run."""
+class LoadingArguments(Settings):
+    """How experts are loaded."""
 
-    batch_size: int = setting(64, "Images per call of an expert.", group="hardware", least=1, decides=False)
-    num_workers: int = setting(
-        0, "Processes that decode images; 0: the main one.", group="hardware", least=0, decides=False
-    )
     device: str | None = setting(
         None, "cpu, cuda, ...; default: an accelerator if there is one.", group="hardware", decides=False
     )
@@ -57,6 +53,21 @@ class ExpertArguments(Settings):
 
         names = ("dtype", "token", "trust_remote_code", "backend", "provider", "fold_batch_norms")
         return LoadOptions.parse({name: getattr(self, name) for name in names})
+
+
+@dataclass
+class BatchArguments(Settings):
+    """How images reach experts."""
+
+    batch_size: int = setting(64, "Images per call of an expert.", group="hardware", least=1, decides=False)
+    num_workers: int = setting(
+        0, "Processes that decode images; 0: the main one.", group="hardware", least=0, decides=False
+    )
+
+
+@dataclass
+class ExpertArguments(LoadingArguments, BatchArguments):
+    """How experts are loaded and run."""
 
 
 @dataclass

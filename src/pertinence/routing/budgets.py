@@ -69,7 +69,7 @@ def check_limits(name: str, limits: Any) -> None:
         check_limit(unit, limit)
 
 
-def _limit(check: Callable[[str, Any], None], help: str, **more: Any) -> Any:
+def limit(check: Callable[[str, Any], None], help: str, **more: Any) -> Any:
     """A field of `Budget`: a number that `check` accepts, under the name of the field."""
     return field(default=None, metadata={"help": help, "group": "model", "check": check, **more})
 
@@ -86,22 +86,22 @@ class Budget(Settings):
     operating_point: str | None = setting(
         None, "Operating point of this name; default: that of the model.", group="model"
     )
-    max_accuracy_loss: float | None = _limit(
+    max_accuracy_loss: float | None = limit(
         check_loss, "Cheapest point that loses at most this accuracy (0 to 0.2) against the reference expert."
     )
-    max_class_loss: float | None = _limit(
+    max_class_loss: float | None = limit(
         check_loss, "Cheapest point at which no class is expected to lose more accuracy (0 to 0.2) than this."
     )
     accuracy: float | None = _limit(check_share, "Cheapest point of at least this accuracy (0 to 1).")
-    saving: float | None = _limit(
+    saving: float | None = limit(
         check_share,
         "Most accurate point that saves at least this share (0 to 1) of the reference expert's operations.",
     )
-    gmacs: float | None = _limit(check_limit, "Most accurate point of at most these GMACs an image, on average.")
-    latency_ms: float | None = _limit(
+    gmacs: float | None = limit(check_limit, "Most accurate point of at most these GMACs an image, on average.")
+    latency_ms: float | None = limit(
         check_limit, "Most accurate point of at most these milliseconds an image, see benchmark."
     )
-    costs: Mapping[str, float] | None = _limit(
+    costs: Mapping[str, float] | None = limit(
         check_limits, "Most accurate point whose mean costs are at most these, by unit.", is_no_setting=True
     )
     device: str | None = setting(

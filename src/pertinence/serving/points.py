@@ -1,0 +1,96 @@
+"""Which operating points a server uses: without load, under load, and for a request that asks for one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers.utils import logging
+
+from ..hub.configuration import PertinenceConfig
+from ..routing.budgets import Budget
+from ..routing.front import Front, OperatingPoint
+from ..routing.metrics import Figures
+from ..utils.errors import PertinenceError
+from .arguments import FLOOR, ServedPointArguments
+from .controller import ladder
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ServedPoints:
+    """The operating points of a server.
+
+    Attributes:
+        front: all operating points of the model, which requests may ask for.
+        reference: figures of the reference expert on the search images; None: not measured.
+        allowed: by falling cost: the point without load, and those that the server may move to.
+    """
+
+    front: Front
+    reference: Figures | None
+    allowed: tuple[OperatingPoint, ...]
+
+    @classmethod
+    def of(cls, config: PertinenceConfig, args: ServedPointArguments) -> ServedPoints:
+        """The points of a model.
+
+        Raises:
+            PertinenceError: no point meets the budget, or the point without load is below the floor.
+        """
+        front, reference, budget = config.build_front(), config.reference_figures, args.without_load
+        start = budget.choose(front, reference) if budget.given else front.find(config.operating_point)
+        if args.target_latency_ms is None:
+            return cls(front, reference, (start,))
+        return cls(front, reference, _allowed(front, reference, start, args.max_accuracy_loss))
+
+    def choose(self, budget: Budget) -> OperatingPoint:
+        """The point that a request asks for.
+
+        Raises:
+            PertinenceError: no point meets the budget.
+        """
+        return budget.choose(self.front, self.reference)
+
+    @property
+    def costs(self) -> list[float]:
+        """Mean cost of an image at each allowed point; 1 for a single one that was not measured."""
+        return [cost_of(point) for point in self.allowed]
+
+
+def cost_of(point: OperatingPoint) -> float:
+    """Mean cost of an image, in the unit of the search; 1 if it was not measured."""
+    return point.select.cost if point.select is not None and point.select.cost > 0 else 1.0
+
+
+def _allowed(
+    front: Front, reference: Figures | None, start: OperatingPoint, given: float | None
+) -> tuple[OperatingPoint, ...]:
+    loss = FLOOR if given is None else given
+    if start.select is None or reference is None:
+        if given is not None:
+            raise PertinenceError(
+                "max_accuracy_loss cannot be kept, as the points of this model were not measured: search for one, or "
+                "leave it out"
+            )
+        logger.warning(f"The points of this model were not measured: the server stays at {start.name!r}.")
+        return (start,)
+    floor = Budget(max_accuracy_loss=loss).choose(front, reference)
+    assert floor.select is not None  # it was chosen by these
+    if floor.select.cost > start.select.cost:
+        if given is not None:
+            raise PertinenceError(
+                f"the point {start.name!r} loses more than max_accuracy_loss={loss:g}; the cheapest that does not is "
+                f"{floor.name!r}: allow a larger loss, or start there"
+            )
+        return (start,)
+    between = [
+        point
+        for point in reversed(front)
+        if point.select is not None
+        and floor.select.cost <= point.select.cost < start.select.cost
+        and point.select.accuracy >= floor.select.accuracy
+    ]
+    points = [start, *sorted(between, key=lambda point: -cost_of(point))]
+    return tuple(points[step] for step in ladder([cost_of(point) for point in points]))
