@@ -92,7 +92,7 @@ class Budget(Settings):
     max_class_loss: float | None = limit(
         check_loss, "Cheapest point at which no class is expected to lose more accuracy (0 to 0.2) than this."
     )
-    accuracy: float | None = _limit(check_share, "Cheapest point of at least this accuracy (0 to 1).")
+    accuracy: float | None = limit(check_share, "Cheapest point of at least this accuracy (0 to 1).")
     saving: float | None = limit(
         check_share,
         "Most accurate point that saves at least this share (0 to 1) of the reference expert's operations.",
