@@ -125,7 +125,7 @@ def test_a_request_may_ask_for_a_point_or_a_budget_in_the_words_of_set_budget(se
         ("gmacs=nan", "gmacs=nan is not a budget"),
         ("accuracy=1e400", "accuracy=inf is not a budget"),
         ("saving=half", "saving must be a number, got 'half'"),
-        ("gmacs=1&saving=0.5", "give one budget at most, got gmacs and saving"),
+        ("gmacs=1&saving=0.5", "give one budget at most, got saving and gmacs"),
         ("max_accuracy_loss=1", "one point is 0.01"),
         ("top_k=1.5", "top_k must be a whole number"),
         ("top_k=-1", "top_k must be at least 1"),
