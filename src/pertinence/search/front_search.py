@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..data.splits import stratified_split
 from ..evaluation.baselines import BaselineProblem, fit_baselines
 from ..evaluation.candidates import Archive, Candidate, static_candidates
+from ..evaluation.certainty import with_certainty
 from ..evaluation.outcomes import (
     Outcome,
     check_better_than_chance,
@@ -26,6 +27,7 @@ from ..evaluation.outcomes import (
 )
 from ..evaluation.report import Evaluation, evaluate_front
 from ..predictions.predictions import Predictions
+from ..routing.front import Front
 from ..routing.heads import Head
 from ..routing.metrics import ACCURACY, Figures
 from ..utils.distributed import one_thread
@@ -230,6 +232,7 @@ def report_front(
     cost = fitted.statics[fitted.reference].cost
     baselines = {name: thinned(several, cost, args.front_size) for name, several in fitted.baselines.items()}
     front, heads, default = build_front(fitted.candidates, names, cost, args.front_size)
+    front = Front([with_certainty(point, heads[point.name], search) for point in front], names)
     select_experts = tuple(candidate.figures for candidate in fitted.statics)
     evaluation = evaluate_front(front, heads, report, default, baselines, select_experts, fitted.reference, warnings)
     skipped = {kind: list(part.skipped) for kind, part in _skipped(search, report).items()}
