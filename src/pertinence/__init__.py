@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .models.streaming import StreamDispatcher
     from .predictions.arguments import RuntimeArguments
     from .predictions.tables import PredictionTable
-    from .routing.arguments import BudgetArguments
+    from .routing.budgets import Budget
     from .routing.costs import register_cost
     from .routing.evidence import register_evidence
     from .search.advice import Advice
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Advice",
-    "BudgetArguments",
+    "Budget",
     "Classification",
     "ClassificationArguments",
     "Conversion",
@@ -88,7 +88,7 @@ AutoModelForImageClassification.register(PertinenceConfig, PertinenceForImageCla
 
 _LAZY = {
     "Advice": "search.advice",
-    "BudgetArguments": "routing.arguments",
+    "Budget": "routing.budgets",
     "Classification": "evaluation.classify",
     "ClassificationArguments": "evaluation.arguments",
     "Conversion": "experts.conversion.convert",

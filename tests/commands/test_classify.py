@@ -26,14 +26,14 @@ from PIL import Image
 
 import pertinence
 from pertinence import (
-    BudgetArguments,
+    Budget,
     ClassificationArguments,
     InputArguments,
     PertinenceError,
     PertinenceForImageClassification,
     PertinenceImageProcessor,
 )
-from pertinence.commands.main import main
+from pertinence.commands.main import main, parse
 
 
 COUNT = 10
@@ -245,7 +245,14 @@ def test_an_operating_point_of_a_budget(searched, data, tmp_path):
         assert main(command(run, data / "test.parquet", "--limit", "8", *flags, "--output", output)) == 0
         assert {row["operating_point"] for row in rows_of(output)} == {chosen}
     with pytest.raises(PertinenceError, match="give one budget at most, got accuracy and saving"):
-        BudgetArguments(accuracy=0.9, saving=0.5)
+        Budget(accuracy=0.9, saving=0.5)
+
+
+def test_which_milliseconds_a_budget_means_is_another_flag_than_what_the_model_runs_on(model, files):
+    flags = ["--latency-ms", "3", "--latency-device", "NVIDIA H200", "--latency-batch-size", "32"]
+    _, (_, _, budget, _, args, _) = parse(command(model, *files, *flags))
+    assert budget == Budget(latency_ms=3.0, device="NVIDIA H200", batch_size=32)
+    assert (args.device, args.batch_size) == ("cpu", 4)
 
 
 # Outputs
@@ -566,7 +573,7 @@ def test_two_processes_fail_with_one_sentence(model, tmp_path):
 
 MEASURE = """
 import resource, sys
-from pertinence.commands.main import main
+from pertinence.commands.main import main, parse
 assert main(sys.argv[1:]) == 0
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
@@ -588,7 +595,7 @@ def test_torch_is_as_it_was(model, files, tmp_path):
     loaded, threads = PertinenceForImageClassification.from_pretrained(model), torch.get_num_threads()
     point = loaded.config.operating_point
     args = ClassificationArguments(device="cpu")
-    pertinence.classify(loaded, files, tmp_path / "out.csv", args, BudgetArguments(operating_point="cascade"))
+    pertinence.classify(loaded, files, tmp_path / "out.csv", args, Budget(operating_point="cascade"))
     assert (loaded.config.operating_point, torch.get_num_threads()) == (point, threads)
 
 

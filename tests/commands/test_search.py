@@ -205,7 +205,10 @@ def test_what_leads_nowhere_is_told_before_anything_is_loaded(bad_search, search
     (damaged / "model.safetensors").write_bytes(b"")
     nowhere = {"dataset": ["nowhere/at-all"], "experts": [damaged, "experts/test_vti"]}
     assert bad_search(**nowhere).startswith("error: expert 'test_vti': experts/test_vti is neither a local folder nor")
-    assert "'nowhere/at-all' cannot be loaded" in bad_search(**nowhere | {"experts": [damaged, "experts/test_vit"]})
+    pool = [damaged, "experts/test_vit"]
+    stemmed = bad_search(recipe=["paper"], stem=["experts/stm"], **nowhere | {"experts": pool})
+    assert stemmed.startswith("error: expert 'stm': experts/stm is neither a local folder nor")
+    assert "'nowhere/at-all' cannot be loaded" in bad_search(**nowhere | {"experts": pool})
     assert "no split 'held'" in bad_search(split=["held"], experts=[damaged, "experts/test_vit"])
     assert "no column 'picture'" in bad_search(image_column=["picture"], experts=[damaged, "experts/test_vit"])
     (tmp_path / "thesis").mkdir()

@@ -143,6 +143,7 @@ def test_images_without_labels_are_told_how_to_search(tmp_path):
         load_images(DataArguments(str(tmp_path), "train"))
 
 
-def test_the_only_split_needs_no_name(tmp_path):
+def test_the_only_split_needs_no_name(tmp_path, caplog):
     make_dataset().to_parquet(tmp_path / "test.parquet")
     assert len(load_images(DataArguments(str(tmp_path)))) == 6
+    assert "has one split, 'test', which is taken." in caplog.text

@@ -547,7 +547,7 @@ def test_a_loss_is_allowed_against_the_reference_expert(composed):
     with pytest.raises(PertinenceError, match="accuracy of 1 on the search images"):
         composed.set_budget(max_accuracy_loss=-0.1)
     for other in ({"accuracy": 0.9}, {"gmacs": 5.0}):
-        with pytest.raises(PertinenceError, match="give exactly one of gmacs, .*, max_accuracy_loss"):
+        with pytest.raises(PertinenceError, match="give one budget at most, got max_accuracy_loss and"):
             composed.set_budget(max_accuracy_loss=0.1, **other)
 
 
@@ -564,7 +564,7 @@ def test_a_share_of_the_cost_of_the_reference_expert_is_saved(composed):
         assert composed.config.operating_point == chosen.name
     with pytest.raises(PertinenceError, match="no operating point saves 99 % of the reference expert's cost"):
         composed.set_budget(saving=0.99)
-    with pytest.raises(PertinenceError, match="give exactly one of .*, saving"):
+    with pytest.raises(PertinenceError, match="give one budget at most, got max_accuracy_loss and saving"):
         composed.set_budget(saving=0.5, max_accuracy_loss=0.1)
 
 

@@ -1,15 +1,16 @@
 """Budgets out of range are refused with what was probably meant; measured milliseconds need no batch size."""
 
+import inspect
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
-from pertinence import PertinenceError
-from pertinence.routing.budgets import choose_by_budget
+from pertinence import Budget, PertinenceError, PertinenceForImageClassification
 from pertinence.routing.front import Front, OperatingPoint
 from pertinence.routing.metrics import Figures, Latency
+from pertinence.runtime import RuntimeModel
 
 
 def point(name: str, cost: float, accuracy: float, *latency: Latency) -> OperatingPoint:
@@ -61,20 +62,44 @@ def test_milliseconds_of_several_devices_are_not_mixed_up(front):
     here, there = Latency("cpu", 1, 4.0, 3.9, 4.1), Latency("gpu", 1, 1.0, 0.9, 1.1)
     timed = Front([one.replaced_latency([here, there]) for one in front], ["only"])
     with pytest.raises(
-        PertinenceError, match="latency was measured for .*: give device=... with latency_ms in Python"
+        PertinenceError, match="latency was measured for .*: give device=... \\(--latency-device\\) with it"
     ):
         timed.choose(latency_ms=5.0)
 
 
 def test_a_saving_refers_to_the_reference_expert(front):
     reference = Figures(0.9, (0.0, 1.0), {"gmacs": 2.0}, (1.0,), 100)
-    assert choose_by_budget(front, reference.to_dict(), saving=0.5).name == "small"
-    assert choose_by_budget(front, reference.to_dict(), saving=0).name == "large"
+    assert Budget(saving=0.5).choose(front, reference).name == "small"
+    assert Budget(saving=0).choose(front, reference).name == "large"
     with pytest.raises(PertinenceError, match="saves 60 % of the reference expert's cost .* 'small', saves 50.0 %"):
-        choose_by_budget(front, reference.to_dict(), saving=0.6)
+        Budget(saving=0.6).choose(front, reference)
     with pytest.raises(
         PertinenceError, match=r"saving=50 is out of range, expected a share from 0 to 1: 50 % is 0\.5"
     ):
-        choose_by_budget(front, reference.to_dict(), saving=50)
+        Budget(saving=50).choose(front, reference)
     with pytest.raises(PertinenceError, match="saving='half' is not a budget, expected a number"):
-        choose_by_budget(front, reference.to_dict(), saving="half")
+        Budget(saving="half").choose(front, reference)
+
+
+@pytest.mark.parametrize(
+    "method", [Front.choose, PertinenceForImageClassification.set_budget, RuntimeModel.set_budget], ids=str
+)
+def test_what_takes_a_budget_takes_each_of_its_fields_as_a_keyword(method):
+    (first, *keywords) = inspect.signature(method).parameters.values()
+    assert first.name == "self"
+    assert [one.name for one in keywords] == [one.name for one in fields(Budget)]
+    assert {one.kind for one in keywords} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize(
+    ("budget", "sentence"),
+    [
+        ({"gmacs": 1.0, "accuracy": 0.5}, "give one budget at most, got accuracy and gmacs"),
+        ({"operating_point": "small", "saving": 0.5}, "give one budget at most, got operating_point and saving"),
+        ({"batch_size": 1}, "`device` and `batch_size` say which milliseconds: give `latency_ms` with them"),
+    ],
+    ids=str,
+)
+def test_a_budget_is_one_limit(budget, sentence):
+    with pytest.raises(PertinenceError, match=sentence):
+        Budget(**budget)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..data.arguments import InputArguments
 from ..evaluation.arguments import ClassificationArguments
-from ..routing.arguments import BudgetArguments
+from ..routing.budgets import Budget
 from ..utils.errors import PertinenceError
 from ..utils.settings import setting
 from .models import MODEL, ModelArguments
@@ -30,13 +30,13 @@ class OutputFileArguments(ModelArguments, JsonArguments):
 def add_arguments(parser: CommandParser) -> None:
     parser.add_positional("model", MODEL)
     parser.add_positional("inputs", INPUTS, several=True)
-    parser.add_settings(BudgetArguments, InputArguments, ClassificationArguments, OutputFileArguments)
+    parser.add_settings(Budget, InputArguments, ClassificationArguments, OutputFileArguments)
 
 
 def run(
     model: str,
     inputs: list[str],
-    budget: BudgetArguments,
+    budget: Budget,
     data: InputArguments,
     args: ClassificationArguments,
     where: OutputFileArguments,

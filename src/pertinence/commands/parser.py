@@ -78,13 +78,13 @@ class CommandParser(argparse.ArgumentParser):
         """Add a flag for every setting of these dataclasses; the help omits those with `hidden` names."""
         self._classes += classes
         found = [setting for cls in classes for setting in cls.settings()]
-        self.settings |= {setting.name: setting for setting in found}
+        self.settings |= {setting.flag: setting for setting in found}
         self.hidden |= set(hidden)
         for name, title in GROUPS.items():
             if members := [setting for setting in found if _group_of(setting) == name]:
                 group = self.add_argument_group(title)
                 for setting in members:
-                    _add_flag(group, setting, setting.name in hidden)
+                    _add_flag(group, setting, setting.flag in hidden)
 
     def given(self, words: Sequence[str]) -> dict[str, Any]:
         """The values in a command line, by name.
@@ -106,7 +106,7 @@ class CommandParser(argparse.ArgumentParser):
             PertinenceError: a setting does not accept its value.
         """
         settings = [
-            cls(**{one.name: values[one.name] for one in cls.settings() if one.name in values})
+            cls(**{one.name: values[one.flag] for one in cls.settings() if one.flag in values})
             for cls in self._classes
         ]
         return [*(values[name] for name in self._positional), *settings]
@@ -115,7 +115,7 @@ class CommandParser(argparse.ArgumentParser):
         """Rewrite words to the spelling in the help: `--batch_size` to `--batch-size`, `--mixing no` to
         `--no-mixing`."""
         left, done = list(words), []
-        switches = {flag_of(s.name): f"--no-{flag_of(s.name)[2:]}" for s in self.settings.values() if s.type is bool}
+        switches = {flag_of(s.flag): f"--no-{flag_of(s.flag)[2:]}" for s in self.settings.values() if s.type is bool}
         while left and left[0] != "--":
             flag, equals, value = spelt_with_dashes(left.pop(0)).partition("=")
             if flag in switches and not equals and left and left[0].lower() in TRUTH:
@@ -161,12 +161,12 @@ def _group_of(setting: Setting) -> str:
 
 
 def _add_flag(group: Any, setting: Setting, is_hidden: bool) -> None:
-    flag, help = flag_of(setting.name), argparse.SUPPRESS if is_hidden else _help_of(setting)
+    flag, help = flag_of(setting.flag), argparse.SUPPRESS if is_hidden else _help_of(setting)
     if setting.type is bool and setting.default is False:
-        group.add_argument(flag, dest=setting.name, action="store_true", help=help)
-        group.add_argument(f"--no-{flag[2:]}", dest=setting.name, action="store_false", help=argparse.SUPPRESS)
+        group.add_argument(flag, dest=setting.flag, action="store_true", help=help)
+        group.add_argument(f"--no-{flag[2:]}", dest=setting.flag, action="store_false", help=argparse.SUPPRESS)
         return
-    options: dict[str, Any] = {"dest": setting.name, "help": help}
+    options: dict[str, Any] = {"dest": setting.flag, "help": help}
     if setting.type is bool:
         options["action"] = argparse.BooleanOptionalAction
     elif setting.choices is not None:

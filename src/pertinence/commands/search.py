@@ -97,7 +97,7 @@ def _prepare_images(data: DataArguments, args: SearchArguments, inputs: SearchIn
 
     if not inputs.experts:
         raise PertinenceError("a search needs --experts, or --predictions and --costs")
-    check_references(inputs.experts, args.load_options)
+    check_references(inputs.experts, args.load_options, args.stem)
     needs_labels = args.labels == "given"
     images, report = load_images(data, args.token, needs_labels), None
     at_commits, report_dataset = replace(data, dataset=data.dataset and pinned(data.dataset, images.commit)), None

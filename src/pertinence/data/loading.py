@@ -52,6 +52,8 @@ def load_split(arguments: DataArguments, token: str | None = None) -> datasets.D
         if split is None:
             known = with_retries(partial(datasets.get_dataset_split_names, name, arguments.dataset_config, **hub))
             split = known[0] if len(known) == 1 else None
+            if split is not None:
+                logger.warning(f"Data set {name!r} has one split, {split!r}, which is taken.")
         if split is not None:
             dataset = with_retries(partial(_load_checked, name, arguments.dataset_config, split=split, **hub))
     except Exception as error:  # builders may raise anything: say which data set and why

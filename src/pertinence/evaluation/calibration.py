@@ -66,7 +66,7 @@ def calibrate(
         PertinenceError: no point qualifies (the message estimates how many images would be needed); or the search has
             seen the images.
     """
-    check_loss(max_accuracy_loss)
+    check_loss("max_accuracy_loss", max_accuracy_loss)
     if max_accuracy_loss <= 0:
         raise PertinenceError(
             f"max_accuracy_loss={max_accuracy_loss:g} can never be guaranteed: give a share above 0, such as 0.005"

@@ -24,8 +24,7 @@ from ..data.batches import decoded_batches
 from ..data.inputs import Decoded, Input, InputImages, open_inputs, unreadable
 from ..hub.configuration import PertinenceConfig
 from ..models.modeling_pertinence import PertinenceForImageClassification
-from ..routing.arguments import BudgetArguments
-from ..routing.budgets import choose_by_budget
+from ..routing.budgets import Budget
 from ..routing.costs import STEM
 from ..routing.front import OperatingPoint
 from ..runtime.entry import TORCH, ExpertEntry
@@ -101,7 +100,7 @@ def classify(
     inputs: Input | Iterable[Input],
     output: str | os.PathLike[str],
     args: ClassificationArguments | None = None,
-    budget: BudgetArguments | None = None,
+    budget: Budget | None = None,
     data: InputArguments | None = None,
     expert_paths: dict[str, str] | None = None,
     revision: str | None = None,
@@ -130,7 +129,7 @@ def classify(
         PertinenceError: there is no model or no image, the output is another one's, or an image cannot be read and
             `on_bad_image` is "stop".
     """
-    args, budget = args or ClassificationArguments(), budget or BudgetArguments()
+    args, budget = args or ClassificationArguments(), budget or Budget()
     accelerator = make_accelerator(args.device)
     path = Path(output)
     with ExitStack() as until_the_end:
@@ -200,11 +199,11 @@ class _Work:
             logger.warning(f"All {len(self.parts)} parts of {self.parts.output} are finished: they are joined.")
 
 
-def _choose(config: PertinenceConfig, budget: BudgetArguments) -> OperatingPoint:
+def _choose(config: PertinenceConfig, budget: Budget) -> OperatingPoint:
     front = config.build_front()
     if not budget.given:
         return front.find(config.operating_point)
-    return choose_by_budget(front, config.expert_entries[config.reference_index].select, **budget.given)
+    return budget.choose(front, config.reference_figures)
 
 
 def _describe_run(

@@ -63,8 +63,9 @@ def load_pool(
     ]
 
 
-def check_references(references: Sequence[Any], options: LoadOptions) -> list[ExpertReference]:
-    """Parse the references of a pool, and check that they lead to checkpoints, before anything is loaded.
+def check_references(references: Sequence[Any], options: LoadOptions, stem: Any = None) -> list[ExpertReference]:
+    """Parse the references of a pool, and check that they and a separate stem lead to checkpoints, before anything is
+    loaded.
 
     Raises:
         PertinenceError: there are fewer than two, or one leads nowhere.
@@ -72,7 +73,7 @@ def check_references(references: Sequence[Any], options: LoadOptions) -> list[Ex
     parsed = [ExpertReference.parse(reference) for reference in list_references(references)]
     if len(parsed) < 2:
         raise PertinenceError(f"a pool needs at least two experts, got {len(parsed)}: there is nothing to choose from")
-    for reference in parsed:
+    for reference in [*parsed, *([] if stem is None else [ExpertReference.parse(stem)])]:
         check_exists(reference, options)
     return parsed
 

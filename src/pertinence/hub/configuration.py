@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..routing.front import Front
 from ..routing.guarantee import Guarantee
+from ..routing.metrics import Figures
 from ..runtime.config import (
     ModelConfig,
     build_front,
@@ -20,6 +21,7 @@ from ..runtime.config import (
     feature_sizes,
     parse_experts,
     parse_stem,
+    reference_figures,
 )
 from ..runtime.entry import ATTENTION, CONFIG, DTYPES, MEANINGLESS, MODEL_TYPE, ExpertEntry
 from ..utils.errors import MALFORMED, PertinenceError, explain, first_line, shown
@@ -149,6 +151,11 @@ class PertinenceConfig(PreTrainedConfig):
     def reference_index(self) -> int:
         """Pool index of the expert that losses and savings refer to."""
         return len(self.experts or []) - 1 if self.reference is None else self.reference
+
+    @property
+    def reference_figures(self) -> Figures | None:
+        """Figures of the reference expert on the search images; None: not measured."""
+        return reference_figures(self.expert_entries, self.reference_index)
 
     @property
     def expert_names(self) -> list[str]:

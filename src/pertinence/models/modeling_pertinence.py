@@ -25,7 +25,7 @@ from ..experts.reference import LoadOptions
 from ..hub.configuration import PertinenceConfig
 from ..hub.exported_files import ExportedFiles
 from ..hub.reference import Reference
-from ..routing.budgets import choose_by_budget
+from ..routing.budgets import Budget, takes_budget
 from ..routing.costs import STEM
 from ..routing.dispatcher import Dispatcher
 from ..routing.front import Front, OperatingPoint, Stage
@@ -224,32 +224,12 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
     def device(self) -> torch.device:
         return self.pool[0].device if len(self.experts) else super().device
 
-    def set_budget(
-        self,
-        *,
-        gmacs: float | None = None,
-        latency_ms: float | None = None,
-        accuracy: float | None = None,
-        max_accuracy_loss: float | None = None,
-        saving: float | None = None,
-        operating_point: str | None = None,
-        costs: Mapping[str, float] | None = None,
-        device: str | None = None,
-        batch_size: int | None = None,
-    ) -> OperatingPoint:
+    @takes_budget(Budget)
+    def set_budget(self, budget: Budget) -> OperatingPoint:
         """Set the operating point for all further calls, by the figures on the search images; saving stores it.
 
         Args:
-            gmacs: choose the most accurate point whose mean cost is at most this.
-            latency_ms: the same for milliseconds per image, as measured by `pertinence benchmark` or the search.
-            accuracy: choose the cheapest point whose accuracy (0 to 1) is at least this.
-            max_accuracy_loss: choose the cheapest point whose accuracy is at most this much (a share up to 0.2) below
-                that of the reference expert, the most accurate one on the search images.
-            saving: choose the most accurate point that saves at least this share (0 to 1) of the reference expert's
-                operations, or of what else the search minimised.
-            operating_point: choose the point of this name.
-            costs: choose the most accurate point whose mean costs are at most these, by unit.
-            device, batch_size: which measured milliseconds to use (`point.latency`); default: of the smallest batch.
+            budget: one of the fields of [`Budget`], as a keyword: `model.set_budget(saving=0.5)`.
 
         Returns:
             The chosen point.
@@ -257,20 +237,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         Raises:
             PertinenceError: no point meets the budget; the message names the nearest one.
         """
-        entries = self.config.expert_entries
-        point = choose_by_budget(
-            self._front,
-            entries[self.config.reference_index].select if entries else None,
-            gmacs=gmacs,
-            latency_ms=latency_ms,
-            accuracy=accuracy,
-            operating_point=operating_point,
-            costs=costs,
-            max_accuracy_loss=max_accuracy_loss,
-            saving=saving,
-            device=device,
-            batch_size=batch_size,
-        )
+        point = budget.choose(self._front, self.config.reference_figures)
         self.config.operating_point = point.name
         return point
 

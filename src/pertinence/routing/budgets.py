@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from inspect import signature
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ..utils.errors import PertinenceError, shown
+from ..utils.settings import Settings, setting
 from .costs import GMACS, LATENCY, cost_title
 from .metrics import Figures
 
@@ -21,75 +25,160 @@ logger = logging.getLogger(__name__)
 MOST_LOSS = 0.2
 """Largest loss of accuracy that may be asked for: more is a mistake for points in percent."""
 
+MEASURED_BY = ("device", "batch_size")
+"""Fields of a budget that say which measured milliseconds it limits."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _Measured = Sequence[tuple["OperatingPoint", Figures]]
 """Operating points with their figures on the search images."""
 
 
-def choose_by_budget(
-    front: Front,
-    reference: Mapping[str, Any] | None,
-    *,
-    max_accuracy_loss: float | None = None,
-    saving: float | None = None,
-    **budget: Any,
-) -> OperatingPoint:
-    """Choose the operating point for the budget of a model.
-
-    Args:
-        front: operating points of the model.
-        reference: figures of the reference expert on the search images, as its entry stores them; None: not measured.
-        max_accuracy_loss: choose the cheapest point whose accuracy is at most this much below that of the reference.
-        saving: choose the most accurate point that saves at least this share of the reference's cost.
-        budget: the other budgets of `Front.choose`, with `device` and `batch_size`.
-
-    Raises:
-        PertinenceError: no point meets the budget, or not exactly one budget is given.
-    """
-    how = {name: budget.pop(name, None) for name in ("device", "batch_size")}
-    if sum(value is not None for value in (max_accuracy_loss, saving, *budget.values())) != 1:
-        raise PertinenceError(f"give exactly one of {', '.join(budget)}, max_accuracy_loss, saving")
-    if max_accuracy_loss is None and saving is None:
-        return front.choose(**budget, **how)
-    if saving is not None:
-        check_saving(saving)
-    else:
-        check_loss(max_accuracy_loss)
-    if not reference:
-        raise PertinenceError("the experts were not measured: search, or choose with `operating_point=`")
-    figures = Figures.from_dict(reference)
-    if saving is not None:
-        return _most_accurate_saving(front, saving, figures)
-    return front.choose(**{**budget, "accuracy": figures.accuracy - (max_accuracy_loss or 0.0)}, **how)
+def check_share(name: str, share: Any) -> None:
+    """Raise `PertinenceError` unless a limit is a share from 0 to 1."""
+    check_limit(name, share)
+    if share > 1:
+        meant = f": {share:g} % is {share / 100:g}" if share <= 100 else ""
+        raise PertinenceError(f"{name}={share:g} is out of range, expected a share from 0 to 1{meant}")
 
 
-def choose_point(
-    points: Sequence[OperatingPoint],
-    *,
-    gmacs: float | None = None,
-    latency_ms: float | None = None,
-    accuracy: float | None = None,
-    costs: Mapping[str, float] | None = None,
-    device: str | None = None,
-    batch_size: int | None = None,
-) -> OperatingPoint:
-    """Choose the operating point for one budget: see `Front.choose`."""
-    measured = [(point, point.select) for point in points if point.select is not None]
-    if not measured:
-        raise PertinenceError("no operating point was measured: search, or choose one with `operating_point=`")
-    if accuracy is not None:
-        check_accuracy(accuracy)
-        return _cheapest_reaching(measured, accuracy)
-    if latency_ms is not None:
-        _check_limit("latency_ms", latency_ms)
-        return _most_accurate_within(measured, _milliseconds(points, device, batch_size), latency_ms, LATENCY)
-    limits = costs if gmacs is None else {GMACS: gmacs}
+def check_loss(name: str, loss: Any) -> None:
+    """Raise `PertinenceError` unless a loss is a share of at most `MOST_LOSS`; below zero it is a gain."""
+    check_limit(name, loss, least=-math.inf)
+    if loss > MOST_LOSS:
+        points = {0.5: "half a point", 1.0: "one point"}.get(loss, f"{loss:g} points")
+        meant = f": {points} is {loss / 100:g}" if loss <= 100 * MOST_LOSS else ""
+        raise PertinenceError(f"{name}={loss:g} is out of range, expected a share of at most {MOST_LOSS}{meant}")
+
+
+def check_limit(name: str, limit: Any, least: float = 0.0) -> None:
+    """Raise `PertinenceError` unless a limit is a finite number, not below `least`."""
+    if not isinstance(limit, Real) or isinstance(limit, bool) or not math.isfinite(limit) or limit < least:
+        expected = "a number" if least < 0 else "a number that is not negative"
+        raise PertinenceError(f"{name}={shown(limit)} is not a budget, expected {expected}")
+
+
+def check_limits(name: str, limits: Any) -> None:
+    """Raise `PertinenceError` unless there is a limit for at least one unit of cost."""
     if not isinstance(limits, Mapping) or not limits:
         raise PertinenceError(
-            f"`costs` is {'empty' if limits == {} else shown(limits)}, expected a limit for at least one unit, such "
+            f"`{name}` is {'empty' if limits == {} else shown(limits)}, expected a limit for at least one unit, such "
             "as {'gmacs': 1.5}"
         )
     for unit, limit in limits.items():
-        _check_limit(unit, limit)
+        check_limit(unit, limit)
+
+
+def _limit(check: Callable[[str, Any], None], help: str, **more: Any) -> Any:
+    """A field of `Budget`: a number that `check` accepts, under the name of the field."""
+    return field(default=None, metadata={"help": help, "group": "model", "check": check, **more})
+
+
+@dataclass(kw_only=True)
+class Budget(Settings):
+    """What chooses an operating point, by the figures on the search images: at most one limit, and which measured
+    milliseconds `latency_ms` limits. `costs`, which no flag gives, limits other units of cost. Several limits, or one
+    that is no number in its range, raise `PertinenceError`.
+
+    Each kind is one field: it is a flag, an argument of every `set_budget`, and a case of `choose`.
+    """
+
+    operating_point: str | None = setting(
+        None, "Operating point of this name; default: that of the model.", group="model"
+    )
+    max_accuracy_loss: float | None = _limit(
+        check_loss, "Cheapest point that loses at most this accuracy (0 to 0.2) against the reference expert."
+    )
+    accuracy: float | None = _limit(check_share, "Cheapest point of at least this accuracy (0 to 1).")
+    saving: float | None = _limit(
+        check_share,
+        "Most accurate point that saves at least this share (0 to 1) of the reference expert's operations.",
+    )
+    gmacs: float | None = _limit(check_limit, "Most accurate point of at most these GMACs an image, on average.")
+    latency_ms: float | None = _limit(
+        check_limit, "Most accurate point of at most these milliseconds an image, see benchmark."
+    )
+    costs: Mapping[str, float] | None = _limit(
+        check_limits, "Most accurate point whose mean costs are at most these, by unit.", is_no_setting=True
+    )
+    device: str | None = setting(
+        None, "Measured device of --latency-ms; default: the only one.", group="model", flag="latency_device"
+    )
+    batch_size: int | None = setting(
+        None, "Measured batch size of --latency-ms; default: the smallest.", group="model", flag="latency_batch_size"
+    )
+
+    def __post_init__(self) -> None:
+        given = self.given
+        if len(given) > 1:
+            raise PertinenceError(f"give one budget at most, got {' and '.join(given)}")
+        if self.latency_ms is None and (self.device is not None or self.batch_size is not None):
+            raise PertinenceError("`device` and `batch_size` say which milliseconds: give `latency_ms` with them")
+        for one in fields(self):
+            if one.name in given and "check" in one.metadata:
+                one.metadata["check"](one.name, given[one.name])
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The limit or the name that is given; empty: the model's own point."""
+        return {name: value for name, value in vars(self).items() if value is not None and name not in MEASURED_BY}
+
+    def choose(self, front: Front, reference: Figures | None = None) -> OperatingPoint:
+        """Choose the operating point.
+
+        Args:
+            front: operating points of the model.
+            reference: figures of the reference expert on the search images; None: not measured.
+
+        Raises:
+            PertinenceError: no point meets the budget; the message names the nearest one. Or there is no budget.
+        """
+        if not self.given:
+            names = [one.name for one in fields(self) if one.name not in MEASURED_BY]
+            raise PertinenceError(f"give exactly one of {', '.join(f'`{name}`' for name in names)}")
+        if self.operating_point is not None:
+            return front.find(self.operating_point)
+        measured = [(point, point.select) for point in front if point.select is not None]
+        if not measured:
+            raise PertinenceError("no operating point was measured: search, or choose one with `operating_point=`")
+        if self.max_accuracy_loss is not None:
+            return _cheapest_reaching(measured, _known(reference).accuracy - self.max_accuracy_loss)
+        if self.accuracy is not None:
+            return _cheapest_reaching(measured, self.accuracy)
+        if self.saving is not None:
+            return _most_accurate_saving(measured, self.saving, _known(reference))
+        if self.latency_ms is not None:
+            spent = _milliseconds(front, self.device, self.batch_size)
+            return _most_accurate_within(measured, spent, self.latency_ms, LATENCY)
+        return _most_accurate_at_costs(measured, self.costs or {GMACS: self.gmacs or 0.0})
+
+
+def takes_budget(
+    make: Callable[_P, Budget],
+) -> Callable[[Callable[[_T, Budget], OperatingPoint]], Callable[Concatenate[_T, _P], OperatingPoint]]:
+    """Let a method that takes a `Budget` take its fields as keywords; `make` is `Budget`, for their types."""
+
+    def decorate(method: Callable[[_T, Budget], OperatingPoint]) -> Callable[Concatenate[_T, _P], OperatingPoint]:
+        @wraps(method)
+        def call(self: _T, *args: _P.args, **kwargs: _P.kwargs) -> OperatingPoint:
+            return method(self, make(*args, **kwargs))
+
+        own, of_budget = signature(method), signature(make)
+        first = next(iter(own.parameters.values()))
+        call.__signature__ = own.replace(parameters=[first, *of_budget.parameters.values()])  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _known(reference: Figures | None) -> Figures:
+    if reference is None:
+        raise PertinenceError("the experts were not measured: search, or choose with `operating_point=`")
+    return reference
+
+
+def _most_accurate_at_costs(measured: _Measured, limits: Mapping[str, float]) -> OperatingPoint:
+    for unit, limit in limits.items():
         spent = {point.name: figures.costs[unit] for point, figures in measured if unit in figures.costs}
         if not spent:
             known = ", ".join(measured[0][1].costs)
@@ -99,51 +188,17 @@ def choose_point(
     return best
 
 
-def _most_accurate_saving(points: Sequence[OperatingPoint], saving: float, reference: Figures) -> OperatingPoint:
+def _most_accurate_saving(measured: _Measured, saving: float, reference: Figures) -> OperatingPoint:
     """The most accurate point that saves at least a share of the reference expert's cost."""
     unit, limit = reference.objective, (1 - saving) * reference.cost
-    spent = [(point.select.costs[unit], point.name) for point in points if point.select and unit in point.select.costs]
+    spent = [(figures.costs[unit], point.name) for point, figures in measured if unit in figures.costs]
     if spent and min(spent)[0] > limit:
         cost, name = min(spent)
         raise PertinenceError(
             f"no operating point saves {100 * saving:g} % of the reference expert's cost on the search images; the "
             f"cheapest, {name!r}, saves {100 * (1 - cost / reference.cost):.1f} %"
         )
-    return choose_point(points, costs={unit: limit})
-
-
-def check_saving(saving: Any) -> None:
-    """Raise `PertinenceError` unless what is to be saved is a share from 0 to 1."""
-    _check_share("saving", saving)
-
-
-def check_accuracy(accuracy: Any) -> None:
-    """Raise `PertinenceError` unless an accuracy is a share from 0 to 1."""
-    _check_share("accuracy", accuracy)
-
-
-def check_loss(max_accuracy_loss: Any) -> None:
-    """Raise `PertinenceError` unless a loss of accuracy is a share of at most `MOST_LOSS`; below zero it is a gain."""
-    _check_limit("max_accuracy_loss", max_accuracy_loss, least=-math.inf)
-    if max_accuracy_loss > MOST_LOSS:
-        points = {0.5: "half a point", 1.0: "one point"}.get(max_accuracy_loss, f"{max_accuracy_loss:g} points")
-        meant = f": {points} is {max_accuracy_loss / 100:g}" if max_accuracy_loss <= 100 * MOST_LOSS else ""
-        raise PertinenceError(
-            f"max_accuracy_loss={max_accuracy_loss:g} is out of range, expected a share of at most {MOST_LOSS}{meant}"
-        )
-
-
-def _check_share(name: str, share: Any) -> None:
-    _check_limit(name, share)
-    if share > 1:
-        meant = f": {share:g} % is {share / 100:g}" if share <= 100 else ""
-        raise PertinenceError(f"{name}={share:g} is out of range, expected a share from 0 to 1{meant}")
-
-
-def _check_limit(name: str, limit: Any, least: float = 0.0) -> None:
-    if not isinstance(limit, Real) or isinstance(limit, bool) or not math.isfinite(limit) or limit < least:
-        expected = "a number" if least < 0 else "a number that is not negative"
-        raise PertinenceError(f"{name}={shown(limit)} is not a budget, expected {expected}")
+    return _most_accurate_at_costs(measured, {unit: limit})
 
 
 def _cheapest_reaching(measured: _Measured, accuracy: float) -> OperatingPoint:
@@ -179,7 +234,7 @@ def _milliseconds(points: Sequence[OperatingPoint], device: str | None, batch_si
     known = "; ".join(f"device={d!r}, batch_size={b}" for d, b in settings)
     if len({d for d, _ in wanted}) > 1:
         raise PertinenceError(
-            f"latency was measured for {known}: give device=... with latency_ms in Python, or an operating point"
+            f"latency was measured for {known}: give device=... (--latency-device) with it, or an operating point"
         )
     if settings and not wanted:
         raise PertinenceError(f"latency was not measured for that, only for {known}: run `pertinence benchmark`")

@@ -1,6 +1,6 @@
-"""Certainty: how probable it is that an answer is right, by the path that it took, and whether more experts would help.
+"""Certainty: how probable it is that an answer is right, by its path, and whether more experts would help.
 
-All of it is linear in three statistics of an answer, so that a saved model needs a few numbers for each operating point.
+All of it is linear in three statistics of an answer: a saved model needs a few numbers for each operating point.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NUM_STATISTICS = 3
 LARGEST = 30.0
-"""Largest margin, and largest log-odds of a confidence, that are told apart: beyond it a float32 has no more to say."""
+"""Largest margin, and largest log-odds of a confidence, that are told apart: a float32 has no more to say."""
 NODES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the search images at which a `Certainty` records what happens if that many are answered."""
 DIGITS = 5

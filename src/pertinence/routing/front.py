@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, overload
@@ -11,7 +11,7 @@ from typing import Any, overload
 from ..utils.errors import MALFORMED, PertinenceError, explain, shown
 from ..utils.tables import Tabular
 from ..utils.validation import is_name, is_number
-from .budgets import choose_point
+from .budgets import Budget, takes_budget
 from .certainty import Certainty
 from .costs import STEM
 from .front_table import front_rows, short_table, whole_table
@@ -281,54 +281,18 @@ class Front(Tabular, Sequence[OperatingPoint]):
         more = ", ..." if len(self) > SHOWN_NAMES else ""
         raise PertinenceError(f"there is no operating point {shown(name)}; this model has: {known}{more}")
 
-    def choose(
-        self,
-        *,
-        gmacs: float | None = None,
-        latency_ms: float | None = None,
-        accuracy: float | None = None,
-        operating_point: str | None = None,
-        costs: Mapping[str, float] | None = None,
-        device: str | None = None,
-        batch_size: int | None = None,
-    ) -> OperatingPoint:
+    @takes_budget(Budget)
+    def choose(self, budget: Budget) -> OperatingPoint:
         """Choose the operating point for a budget, by the figures on the search images (`select`).
 
         Args:
-            gmacs: choose the most accurate point whose mean cost is at most this.
-            latency_ms: the same for milliseconds per image, as measured by `pertinence benchmark`, else as estimated
-                by a search with cost "latency".
-            accuracy: choose the cheapest point whose accuracy (0 to 1) is at least this.
-            operating_point: choose the point of this name.
-            costs: choose the most accurate point whose mean costs are at most these, by unit ("gmacs", or the unit
-                that the search minimised).
-            device, batch_size: which measured milliseconds to use, if there are several; default: the smallest batch.
+            budget: one of the fields of [`Budget`] that does not refer to the reference expert, as a keyword:
+                `front.choose(gmacs=1.5)`.
 
         Raises:
-            PertinenceError: no point meets the budget, or it is no number in its range.
+            PertinenceError: no point meets the budget; the message names the nearest one.
         """
-        given = {
-            "gmacs": gmacs,
-            "latency_ms": latency_ms,
-            "accuracy": accuracy,
-            "operating_point": operating_point,
-            "costs": costs,
-        }
-        if sum(value is not None for value in given.values()) != 1:
-            raise PertinenceError(f"give exactly one of {', '.join(f'`{name}`' for name in given)}")
-        if latency_ms is None and (device is not None or batch_size is not None):
-            raise PertinenceError("`device` and `batch_size` say which milliseconds: give `latency_ms` with them")
-        if operating_point is not None:
-            return self.find(operating_point)
-        return choose_point(
-            self,
-            gmacs=gmacs,
-            latency_ms=latency_ms,
-            accuracy=accuracy,
-            costs=costs,
-            device=device,
-            batch_size=batch_size,
-        )
+        return budget.choose(self)
 
     def to_list(self) -> list[dict[str, Any]]:
         return [point.to_dict() for point in self._points]

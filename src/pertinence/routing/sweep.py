@@ -96,7 +96,8 @@ def sweep(
 
 
 class Sweep:
-    """One sweep over the members of an operating point, and its result; all but `logits` and what is computed of them stays on the host.
+    """One sweep over the members of an operating point, and its result; all but `logits` and what is computed of them
+    stays on the host.
 
     Attributes:
         logits: float32 (B, C), the answers, where the experts gave theirs.

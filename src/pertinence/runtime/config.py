@@ -125,6 +125,11 @@ class ModelConfig:
         return feature_sizes(self.experts, self.stem)
 
     @property
+    def reference_figures(self) -> Figures | None:
+        """Figures of the reference expert on the search images; None: not measured."""
+        return reference_figures(self.experts, self.reference)
+
+    @property
     def costs(self) -> PoolCosts:
         """GMACs of the experts, and of a separate stem."""
         return pool_costs(self.experts, self.stem)
@@ -148,13 +153,19 @@ def build_front(
     """The front of a config; raises `PertinenceError` if an entry is malformed."""
     if not isinstance(points, (list, tuple, type(None))):
         raise PertinenceError(f"`front` must be a list, got {type(points).__name__}")
-    figures = experts[reference].select if experts else None
+    figures = reference_figures(experts, reference)
     return Front(
         [OperatingPoint.from_dict(values) for values in points or []],
         [entry.name for entry in experts],
         operating_point,
-        Figures.from_dict(figures).cost if figures else None,
+        figures.cost if figures else None,
     )
+
+
+def reference_figures(experts: Sequence[ExpertEntry], reference: int) -> Figures | None:
+    """Figures of the reference expert on the search images; None: not measured."""
+    values = experts[reference].select if experts else None
+    return Figures.from_dict(values) if values else None
 
 
 def feature_sizes(experts: Sequence[ExpertEntry], stem: ExpertEntry | None) -> dict[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..routing.budgets import choose_by_budget
+from ..routing.budgets import Budget, takes_budget
 from ..routing.costs import GMACS, STEM
 from ..routing.front import Front, OperatingPoint
 from ..routing.sweep import Arrays, sweep
@@ -102,37 +102,17 @@ class RuntimeModel:
         """The operating points by rising cost; prints as a table that marks the one that calls use."""
         return self.config.front.marked(self.operating_point)
 
-    def set_budget(
-        self,
-        *,
-        gmacs: float | None = None,
-        latency_ms: float | None = None,
-        accuracy: float | None = None,
-        max_accuracy_loss: float | None = None,
-        saving: float | None = None,
-        operating_point: str | None = None,
-        costs: Mapping[str, float] | None = None,
-        device: str | None = None,
-        batch_size: int | None = None,
-    ) -> OperatingPoint:
+    @takes_budget(Budget)
+    def set_budget(self, budget: Budget) -> OperatingPoint:
         """Set the operating point for all further calls, as `set_budget` of the full package does.
+
+        Args:
+            budget: one of the fields of `Budget`, as a keyword: `model.set_budget(gmacs=1.5)`.
 
         Raises:
             PertinenceError: no point meets the budget; the message names the nearest one.
         """
-        self._point = choose_by_budget(
-            self.config.front,
-            self.config.experts[self.config.reference].select,
-            gmacs=gmacs,
-            latency_ms=latency_ms,
-            accuracy=accuracy,
-            operating_point=operating_point,
-            costs=costs,
-            max_accuracy_loss=max_accuracy_loss,
-            saving=saving,
-            device=device,
-            batch_size=batch_size,
-        )
+        self._point = budget.choose(self.config.front, self.config.reference_figures)
         return self._point
 
     def __call__(self, images: Any, *, top_k: int = 1, operating_point: str | None = None) -> Any:

@@ -39,6 +39,7 @@ def setting(
     metavar: str | None = None,
     extends: bool = False,
     decides: bool = True,
+    flag: str | None = None,
 ) -> Any:
     """A field of a dataclass of settings.
 
@@ -52,8 +53,17 @@ def setting(
         metavar: the placeholder for the value in the help; default: the type or the last word of the name.
         extends: whether a repeated flag adds to a list; else the last one counts.
         decides: whether the result of a search depends on it, so that another value makes another search.
+        flag: its name among the settings of a command; default: that of the field.
     """
-    limits = {"choices": choices, "least": least, "most": most, "above": above, "below": below, "metavar": metavar}
+    limits = {
+        "choices": choices,
+        "least": least,
+        "most": most,
+        "above": above,
+        "below": below,
+        "metavar": metavar,
+        "flag": flag,
+    }
     metadata = {"help": help, "group": group, "extends": extends, "decides": decides}
     metadata |= {name: limit for name, limit in limits.items() if limit is not None}
     if isinstance(default, list):
@@ -104,6 +114,11 @@ class Setting:
             )
         takes_mapping = any(get_origin(option) is dict for option in options)
         return cls(source.name, kinds[-1], is_list, is_optional, takes_mapping, default, source.metadata)
+
+    @property
+    def flag(self) -> str:
+        """Its name among the settings of a command, with underscores."""
+        return str(self.metadata.get("flag", self.name))
 
     @property
     def choices(self) -> Names | None:
