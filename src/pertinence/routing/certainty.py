@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..utils.errors import MALFORMED, PertinenceError, explain
-from ..utils.validation import is_number
-from .mixing import LEAST, TOP_SCORES, Array, library
+from .mixing import LEAST, TOP_SCORES, ArrayT, library
 
 
 if TYPE_CHECKING:
@@ -29,13 +28,13 @@ DIGITS = 5
 """Significant digits that are stored."""
 
 
-def statistics_of(summary: Array) -> Array:
+def statistics_of(summary: ArrayT) -> ArrayT:
     """Three statistics of answers, from their `mixing.summary` (b, 7): float (b, 3).
 
     logit(p1), the log-odds of the most probable label; log(p1 / p2), its margin over the second one; and the entropy,
     in which the labels beyond the fifth count as one.
     """
-    xp = library(summary)
+    xp: Any = library(summary)
     log_probs, others = summary[:, :TOP_SCORES], summary[:, TOP_SCORES : TOP_SCORES + 1]
     probs = xp.exp(log_probs)
     rest = xp.clip(probs[:, 1:].sum(1) + others[:, 0], LEAST, 1.0)
@@ -43,7 +42,8 @@ def statistics_of(summary: Array) -> Array:
     outcomes = xp.concatenate([log_probs, xp.log(xp.clip(others, LEAST, 1.0))], 1)
     floored = xp.clip(outcomes, -LARGEST, 0.0)
     entropy = -(xp.concatenate([probs, others], 1) * floored).sum(1)
-    return xp.stack([log_probs[:, 0] - xp.log(rest), margin, entropy], 1)
+    found: ArrayT = xp.stack([log_probs[:, 0] - xp.log(rest), margin, entropy], 1)
+    return found
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Certainty:
         """Whether images may be given up early."""
         return not np.isnan(self.forecasts).all()
 
-    def log_odds(self, point: OperatingPoint, last: np.ndarray, gave_up: np.ndarray | None, summary: Array) -> Array:
+    def log_odds(self, point: OperatingPoint, last: np.ndarray, gave_up: np.ndarray | None, summary: ArrayT) -> ArrayT:
         """Log-odds that answers are right.
 
         Args:
@@ -102,6 +102,17 @@ class Certainty:
         None if that is not known."""
         weights = self.forecasts[point.members.index(member)]
         return None if np.isnan(weights).any() else _linear(weights[None], statistics_of(summary))
+
+    def expected(self, max_error_rate: float) -> tuple[float, float]:
+        """What the search images let expect if at most a share of what is answered may be wrong: the share of images
+        that is answered, and the cost as a share of the cost without giving up."""
+        _, answered, wrong, cost = self.along(np.linspace(0, 1, 201)[1:])
+        kept = np.flatnonzero(wrong <= max_error_rate * answered)
+        return (0.0, float(cost[0])) if not len(kept) else (float(answered[kept[-1]]), float(cost[kept[-1]]))
+
+    def along(self, shares: np.ndarray) -> np.ndarray:
+        """`nodes` at other shares of the search images, interpolated: float64 (4, len(shares))."""
+        return np.stack([np.interp(shares, NODES, column) for column in self.nodes.T])
 
     def without_giving_up(self) -> Certainty:
         """The same, but every image that a decision sends on goes on."""
@@ -137,23 +148,32 @@ class Certainty:
         return Certainty.from_dict(self.to_dict())
 
 
-def probability(log_odds: Array) -> Array:
+def probability(log_odds: ArrayT) -> ArrayT:
     """The confidence of log-odds, 0 to 1, of the same shape and dtype."""
-    xp = library(log_odds)
-    return 1 / (1 + xp.exp(-log_odds))
+    found: ArrayT = 1 / (1 + library(log_odds).exp(-log_odds))
+    return found
 
 
-def as_log_odds(share: float) -> float:
-    """The log-odds of a share between 0 and 1."""
-    assert is_number(share, 0, 1)
-    with np.errstate(divide="ignore"):
-        return float(np.log(share) - np.log1p(-share))
+def with_top_probability(logits: ArrayT, confidence: ArrayT) -> ArrayT:
+    """Logits (b, C) with a temperature for each image at which the softmax probability of its label is the confidence
+    (b,), as far as that is possible above 1 / C: float (b, C), in the same order."""
+    xp: Any = library(logits)
+    below = logits - xp.amax(logits, -1, keepdims=True)
+    wanted = xp.clip(confidence, 1 / logits.shape[-1] + 1e-6, 1 - 1e-6)
+    low, high = xp.full_like(confidence, -12.0), xp.full_like(confidence, 12.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        is_less = 1 / xp.exp(below * xp.exp(middle)[..., None]).sum(-1) < wanted
+        low, high = xp.where(is_less, middle, low), xp.where(is_less, high, middle)
+    scaled: ArrayT = below * xp.exp(high)[..., None]
+    return scaled
 
 
-def _linear(weights: np.ndarray, statistics: Array) -> Array:
-    xp = library(statistics)
+def _linear(weights: np.ndarray, statistics: ArrayT) -> ArrayT:
+    xp: Any = library(statistics)
     placed: Any = weights if xp is np else xp.from_numpy(weights).to(statistics.device, non_blocking=True)
-    return xp.clip(placed[:, 0] + (placed[:, 1:] * statistics).sum(1), -LARGEST, LARGEST)
+    found: ArrayT = xp.clip(placed[:, 0] + (placed[:, 1:] * statistics).sum(1), -LARGEST, LARGEST)
+    return found
 
 
 def _as_text(row: Sequence[float]) -> str:

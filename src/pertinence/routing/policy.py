@@ -60,11 +60,8 @@ class Routing:
 
     def to(self, device: torch.device | str) -> Routing:
         """A copy with everything but `costs` on a device."""
-        moved = {
-            name: values if values is None else values.to(device)
-            for name, values in vars(self).items()
-            if name != "costs"
-        }
+        moved = {name: values for name, values in vars(self).items() if name != "costs"}
+        moved = {name: None if values is None else values.to(device) for name, values in moved.items()}
         return Routing(**moved, costs=self.costs)
 
 
