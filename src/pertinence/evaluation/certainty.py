@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, StratifiedKFold
 
@@ -16,8 +17,10 @@ from ..routing.certainty import LARGEST, NODES, NUM_STATISTICS, Certainty, stati
 from ..routing.costs import PoolCosts
 from ..routing.front import OperatingPoint
 from ..routing.heads import Head
-from ..routing.mixing import Array, summary
+from ..routing.mixing import Array, log_softmax, summary
 from ..routing.policy import route
+from .outcomes import route_predictions
+from .reliability import Reliability
 
 
 FOLDS = 3
@@ -109,6 +112,53 @@ def with_certainty(point: OperatingPoint, heads: Sequence[Head], predictions: Pr
     forecasts = np.array([_fit_forecast(traced, member, reached) for member in point.members], np.float32)
     nodes = _nodes(traced, forecasts, reached)
     return replace(point, certainty=Certainty(exits, deferred, forecasts, nodes).rounded())
+
+
+def fit_temperature(predictions: Predictions, expert: int) -> float:
+    """The temperature of an expert that makes its labels most likely (Guo et al. 2017, arXiv 1706.04599)."""
+    logits = torch.cat(
+        [predictions.logits(expert, rows) for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE)]
+    )
+    targets = predictions.target_columns
+
+    def loss(log_temperature: float) -> float:
+        log_probs = log_softmax((logits / np.exp(log_temperature)).numpy(), predictions.tail)
+        return float(-np.take_along_axis(log_probs, targets.numpy()[:, None], 1).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
+
+
+def measure_certainty(
+    point: OperatingPoint,
+    heads: Sequence[Head],
+    predictions: Predictions,
+    expert: int,
+    name: str,
+    temperature: float | None,
+) -> tuple[Reliability, ...]:
+    """How far the confidence of an operating point can be believed, and that of an expert with temperature scaling.
+
+    Args:
+        point, heads: the point; without a certainty nothing is measured.
+        predictions: predictions for images that fitted nothing.
+        expert, name: pool index and name of the expert.
+        temperature: from `fit_temperature`; None: only the point is measured.
+    """
+    if point.certainty is None:
+        return ()
+    parts = [
+        (routing.confidence, routing.logits.argmax(1) == chunk.target_columns)
+        for chunk, routing in route_predictions(point, heads, predictions)
+    ]
+    own, right = (torch.cat([part[index] for part in parts]).numpy() for index in (0, 1))  # type: ignore[misc]
+    measured = [Reliability.of(point.name, own, right)]
+    if temperature is not None:
+        rows = torch.arange(len(predictions)).split(ROWS_AT_ONCE)
+        logits = torch.cat([predictions.logits(expert, part) for part in rows])
+        top = np.exp(log_softmax((logits / temperature).numpy(), predictions.tail)).max(1)
+        hits = (logits.argmax(1) == predictions.target_columns).numpy()
+        measured.append(Reliability.of(f"{name} with temperature scaling", top, hits))
+    return tuple(measured)
 
 
 def _cumulated(traced: Trace, costs: PoolCosts) -> dict[int, np.ndarray]:

@@ -93,7 +93,15 @@ def evaluate_model(
     if predictions.skipped:  # which was said when they were read
         warnings.insert(0, f"{predictions.describe_skipped('images')}.")
     return evaluate_front(
-        front, heads, predictions, default.name, baselines, select, model.config.reference_index, warnings
+        front,
+        heads,
+        predictions,
+        default.name,
+        baselines,
+        select,
+        model.config.reference_index,
+        warnings,
+        model.config.reference_temperature,
     )
 
 

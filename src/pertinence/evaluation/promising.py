@@ -33,7 +33,7 @@ from ..data.loading import ImageSource
 from ..hub.layout import update_config
 from ..predictions.arguments import RuntimeArguments
 from ..predictions.predictions import Predictions
-from ..routing.certainty import LARGEST, Certainty
+from ..routing.certainty import LARGEST
 from ..routing.front import OperatingPoint
 from ..routing.heads import Head
 from ..routing.prediction_sets import label_scores
@@ -128,7 +128,7 @@ def promise_errors(
         return []
     reached, right = answerable(point, heads, predictions)
     level = (1 - confidence) / len(rates)
-    return [_promise_error(point.name, point.certainty, reached, right, rate, level) for rate in rates]
+    return [promise_error_from(point, reached, right, rate, level) for rate in rates]
 
 
 def answerable(
@@ -154,11 +154,20 @@ def error_p_values(answered: np.ndarray, wrong: np.ndarray, rate: float) -> np.n
     return np.where(answered > 0, binom.cdf(wrong, answered, rate), 1.0)
 
 
-def _promise_error(
-    name: str, certainty: Certainty, reached: np.ndarray, right: np.ndarray, rate: float, level: float
+def promise_error_from(
+    point: OperatingPoint, reached: np.ndarray, right: np.ndarray, rate: float, level: float
 ) -> ErrorPromise:
+    """Calibrate one error rate.
+
+    Args:
+        point: a point with a certainty.
+        reached, right: its calibration images, as `answerable` gives them.
+        rate: limit of the error rate.
+        level: probability, over draws of the images, that it may be exceeded.
+    """
+    assert point.certainty is not None
     # Everything up to here, the first threshold included, depends on the search images and on n alone.
-    thresholds, shares, shares_wrong, _ = certainty.along(STEPS)
+    thresholds, shares, shares_wrong, _ = point.certainty.along(STEPS)
     expected = error_p_values(np.round(shares * len(right)), np.ceil(shares_wrong * len(right)), rate)
     tested = thresholds[int(expected.argmin()) :].astype(np.float32)  # as the sweep compares them
     is_answered = reached >= tested[:, None]
@@ -169,7 +178,9 @@ def _promise_error(
     least = beta.ppf(1 - level, wrong[0] + 1, answered[0] - wrong[0]) if answered[0] > wrong[0] else 1.0
     at = max(last, 0)
     threshold = float(tested[at]) if last >= 0 else None
-    return ErrorPromise(name, rate, threshold, int(answered[at]), int(wrong[at]), float(p_values[at]), float(least))
+    return ErrorPromise(
+        point.name, rate, threshold, int(answered[at]), int(wrong[at]), float(p_values[at]), float(least)
+    )
 
 
 def promise_sets(

@@ -16,8 +16,10 @@ from ..routing.metrics import Figures, as_plain, figure_cells, figure_header, fo
 from ..routing.names import BEST_BELOW_REFERENCE
 from ..utils.tables import Tabular, evenly_spaced
 from .candidates import Candidate
+from .certainty import measure_certainty
 from .intervals import Bootstrap, Difference, hull_hypervolume, hypervolume, random_mix_hull
 from .outcomes import evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
+from .reliability import Reliability
 from .summary import sentences, short_table
 
 
@@ -84,6 +86,8 @@ class Evaluation(Tabular):
             search stated, as a mean over the front. None if the front has only single experts.
         reference: pool index of the expert that savings and differences refer to.
         warnings: sentences to read first.
+        certainty: how far the confidence of the default point can be believed, and that of the reference expert with
+            temperature scaling; empty if the model does not know how certain its answers are.
     """
 
     series: Series
@@ -96,6 +100,7 @@ class Evaluation(Tabular):
     drop: float | None
     reference: int
     warnings: tuple[str, ...] = ()
+    certainty: tuple[Reliability, ...] = ()
 
     @property
     def front(self) -> Front:
@@ -137,6 +142,7 @@ class Evaluation(Tabular):
             "search_to_report_drop": self.drop,
             "below_random_mix": self.below_mix,
             "warnings": list(self.warnings),
+            **({"certainty": [one.to_dict() for one in self.certainty]} if self.certainty else {}),
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -228,6 +234,8 @@ class Evaluation(Tabular):
         if self.auroc:
             values = ", ".join(f"{name} {value:.3f}" for name, value in self.auroc.items())
             notes.append(f"Routing AUROC of {self.default}: {values}.")
+        if self.certainty:
+            notes.append(f"Confidence of {'; '.join(map(str, self.certainty))}.")
         if self.drop is not None:
             gap = f"{100 * abs(self.drop):.2f} points {'smaller' if self.drop >= 0 else 'larger'}"
             notes.append(f"The lead over {reference} is {gap} on these images than stated, as a mean over the front.")
@@ -252,6 +260,7 @@ def evaluate_front(
     select_experts: Sequence[Figures | None] = (),
     reference: int | None = None,
     warnings: Sequence[str] = (),
+    temperature: float | None = None,
 ) -> Evaluation:
     """Measure operating points, experts, baselines and the oracle on images that neither fitted nor chose anything.
 
@@ -264,6 +273,7 @@ def evaluate_front(
         select_experts: figures of the experts on the search images, for the generalisation gap.
         reference: pool index of the expert that others are compared with; default: the last.
         warnings: sentences to show.
+        temperature: that of the reference expert, fitted to the search images.
     """
     experts = evaluate_experts(predictions)
     names, default = [point.name for point in front], front.find(default).name
@@ -298,6 +308,9 @@ def evaluate_front(
         sum(drops) / len(drops) if drops else None,
         reference,
         tuple(warnings),
+        measure_certainty(
+            chosen, heads.get(default, ()), predictions, reference, front.expert_names[reference], temperature
+        ),
     )
 
 

@@ -40,6 +40,7 @@ _CHECKED = (
     "promises",
     "max_error_rate",
     "reference",
+    "reference_temperature",
     "heads_hash",
     "format_version",
 )
@@ -71,6 +72,8 @@ class PertinenceConfig(PreTrainedConfig):
             The promised error rate that images are answered at; `None`: all are answered.
         reference (`int`, *optional*):
             Pool index of the expert that losses and savings refer to; `None`: the last one.
+        reference_temperature (`float`, *optional*):
+            Temperature of that expert, fitted to the search images, whose confidence an evaluation compares with.
         heads_hash (`str`, *optional*):
             Hash of the weights that were saved with this file, see `utils.tensors.hash_tensors`; others are refused.
         format_version (`int`, defaults to 1):
@@ -97,6 +100,7 @@ class PertinenceConfig(PreTrainedConfig):
     promises: dict[str, Any] | None = None
     max_error_rate: float | None = None
     reference: int | None = None
+    reference_temperature: float | None = None
     heads_hash: str | None = None
     format_version: int = 1
 

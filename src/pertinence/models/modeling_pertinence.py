@@ -123,6 +123,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         stem: Expert | None = None,
         routing_reference: Mapping[str, torch.Tensor] | None = None,
         reference: int | None = None,
+        reference_temperature: float | None = None,
     ) -> PertinenceForImageClassification:
         """Make a model from loaded experts.
 
@@ -134,6 +135,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             stem: a separate stem.
             routing_reference: see the attribute of this name.
             reference: pool index of the expert that losses and savings refer to; default: the last.
+            reference_temperature: its temperature, fitted to the search images.
         """
         labels = pool_labels(experts)
         entries, exported_files = ExportedFiles.of_pool(experts, stem)
@@ -149,6 +151,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             label2id={label: index for index, label in labels.items()},
             dtype=str(experts[0].dtype).removeprefix("torch."),
             reference=reference,
+            reference_temperature=reference_temperature,
             format_version=1 if reference in (None, len(experts) - 1) else FORMAT_VERSION,
         )
         model = cls(config)

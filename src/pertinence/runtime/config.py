@@ -16,7 +16,7 @@ from ..routing.metrics import Figures
 from ..routing.promises import Promises, find_error_promise
 from ..utils.errors import MALFORMED, PertinenceError, explain, shown
 from ..utils.json_files import parse_json, read_text
-from ..utils.validation import is_whole
+from ..utils.validation import is_number, is_whole
 from .entry import MAX_LABELS, MODEL_TYPE, ExpertEntry
 from .transform import EXACT, PREPROCESSING_MODES
 
@@ -95,6 +95,9 @@ class ModelConfig:
             raise PertinenceError(
                 f"reference={shown(reference)} is not the index of an expert, expected 0 to {count - 1}"
             )
+        temperature = values.get("reference_temperature")
+        if temperature is not None and not (is_number(temperature, 0) and temperature > 0):
+            raise PertinenceError(f"reference_temperature={shown(temperature)} is none, expected a number above 0")
         experts, stem = parse_experts(listed), parse_stem(values.get("stem"))
         _check_experts(experts, stem)
         labels = values.get("id2label")
