@@ -133,15 +133,10 @@ def main() -> None:
             values = np.array([one[key] for one in found])
             error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
             print(f"  {key:28} {np.nanmean(values):.4f} ± {error:.4f}")
-        for ours, theirs in (
-            ("ece ours", "ece ref"),
-            ("aurc ours", "aurc ref"),
-            *(
-                (f"{rate:g} {label} coverage", f"{rate:g} ref coverage")
-                for rate in RATES
-                for label in ("chosen", "default")
-            ),
-        ):
+        pairs = [("ece ours", "ece ref"), ("aurc ours", "aurc ref")]
+        for rate in RATES:
+            pairs += [(f"{rate:g} {label} coverage", f"{rate:g} ref coverage") for label in ("chosen", "default")]
+        for ours, theirs in pairs:
             gaps = np.array([one[ours] - one[theirs] for one in found])
             error = gaps.std(ddof=1) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
             print(f"  {ours} - {theirs}: {gaps.mean():+.4f} ± {error:.4f}")

@@ -116,16 +116,19 @@ def with_certainty(point: OperatingPoint, heads: Sequence[Head], predictions: Pr
 
 def fit_temperature(predictions: Predictions, expert: int) -> float:
     """The temperature of an expert that makes its labels most likely (Guo et al. 2017, arXiv 1706.04599)."""
-    logits = torch.cat(
-        [predictions.logits(expert, rows) for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE)]
-    )
-    targets = predictions.target_columns
+    logits, targets = _logits_of(predictions, expert), predictions.target_columns.numpy()[:, None]
 
     def loss(log_temperature: float) -> float:
-        log_probs = log_softmax((logits / np.exp(log_temperature)).numpy(), predictions.tail)
-        return float(-np.take_along_axis(log_probs, targets.numpy()[:, None], 1).mean())
+        log_probs = log_softmax(logits / np.float32(np.exp(log_temperature)), predictions.tail)
+        return float(-np.take_along_axis(log_probs, targets, 1).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
+
+
+def _logits_of(predictions: Predictions, expert: int) -> np.ndarray:
+    rows = torch.arange(len(predictions)).split(ROWS_AT_ONCE)
+    logits: np.ndarray = torch.cat([predictions.logits(expert, part) for part in rows]).numpy()
+    return logits
 
 
 def measure_certainty(
@@ -153,10 +156,9 @@ def measure_certainty(
     own, right = (torch.cat([part[index] for part in parts]).numpy() for index in (0, 1))  # type: ignore[misc]
     measured = [Reliability.of(point.name, own, right)]
     if temperature is not None:
-        rows = torch.arange(len(predictions)).split(ROWS_AT_ONCE)
-        logits = torch.cat([predictions.logits(expert, part) for part in rows])
-        top = np.exp(log_softmax((logits / temperature).numpy(), predictions.tail)).max(1)
-        hits = (logits.argmax(1) == predictions.target_columns).numpy()
+        logits = _logits_of(predictions, expert)
+        top = np.exp(log_softmax(logits / np.float32(temperature), predictions.tail)).max(1)
+        hits = logits.argmax(1) == predictions.target_columns.numpy()
         measured.append(Reliability.of(f"{name} with temperature scaling", top, hits))
     return tuple(measured)
 

@@ -24,6 +24,11 @@ class Measure:
     standard_error: float
     interval: tuple[float, float]
 
+    @classmethod
+    def of(cls, value: float, error: float) -> Measure:
+        """A share with its standard error."""
+        return cls(value, error, (max(value - Z * error, 0.0), min(value + Z * error, 1.0)))
+
 
 @dataclass(frozen=True)
 class Reliability:
@@ -35,7 +40,7 @@ class Reliability:
             `BINS` bins of equally many images.
         brier: mean squared distance of the confidence from 1 of right and 0 of wrong answers.
         auroc: probability that a right answer is more confident than a wrong one; None unless there are both.
-        aurc: area under the risk-coverage curve: mean share of wrong answers if the k most confident are given, over k.
+        aurc: area under the risk-coverage curve: mean share of wrong answers among the k most confident, over all k.
         bins: for each bin mean confidence and share of right answers.
         risks: shares of wrong answers if 1 %, 2 %, ..., 100 % are answered, the most confident first.
     """
@@ -56,20 +61,13 @@ class Reliability:
         own = _measures(confidence, right, np.ones((1, len(right))))[0]
         drawn = np.concatenate([_measures(confidence, right, weights) for weights in _draws(len(right))])
         errors = np.nanstd(drawn, axis=0) if np.isfinite(own).all() else np.nanstd(drawn[:, :3], axis=0)
-        measures = [
-            Measure(
-                float(value), float(error), (float(max(value - Z * error, 0.0)), float(min(value + Z * error, 1.0)))
-            )
-            for value, error in zip(own, errors, strict=False)
-        ]
+        measures = [Measure.of(value, error) for value, error in zip(own.tolist(), errors.tolist(), strict=False)]
         parts = [part for part in np.array_split(np.arange(len(right)), BINS) if len(part)]
         bins = tuple((float(confidence[part].mean()), float(right[part].mean())) for part in reversed(parts))
         falling = (1 - right).cumsum() / np.arange(1, len(right) + 1)
         at = np.maximum(np.ceil(np.arange(1, 101) / 100 * len(right)).astype(int), 1) - 1
-        ece, brier, aurc = measures[:3]
-        return cls(
-            name, ece, brier, measures[3] if len(measures) > 3 else None, aurc, bins, tuple(falling[at].tolist())
-        )
+        ece, brier, aurc, *auroc = measures
+        return cls(name, ece, brier, auroc[0] if auroc else None, aurc, bins, tuple(falling[at].tolist()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
