@@ -12,6 +12,7 @@ from .models.modeling_pertinence import PertinenceForImageClassification, Pertin
 from .routing.front import Front, OperatingPoint, Stage
 from .routing.guarantee import Guarantee
 from .routing.metrics import Figures
+from .routing.promises import Promises
 from .utils.errors import PertinenceError
 
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .evaluation.classify import Classification, classify
     from .evaluation.evaluate import evaluate_model
     from .evaluation.monitoring import RoutingMonitor
+    from .evaluation.promising import calibrate_answers, store_promises
     from .experts.backends.base import register_backend
     from .experts.conversion.arguments import ConversionArguments
     from .experts.conversion.convert import Conversion, convert_checkpoint
@@ -61,6 +63,7 @@ __all__ = [
     "PertinenceImageProcessor",
     "PertinenceOutput",
     "PredictionTable",
+    "Promises",
     "RoutingMonitor",
     "RuntimeArguments",
     "SearchArguments",
@@ -69,6 +72,7 @@ __all__ = [
     "StreamDispatcher",
     "advise",
     "calibrate",
+    "calibrate_answers",
     "classify",
     "convert_checkpoint",
     "evaluate_model",
@@ -79,6 +83,7 @@ __all__ = [
     "register_recipe",
     "search_predictions",
     "store_guarantee",
+    "store_promises",
 ]
 
 AutoConfig.register(PertinenceConfig.model_type, PertinenceConfig)
@@ -105,6 +110,7 @@ _LAZY = {
     "StreamDispatcher": "models.streaming",
     "advise": "search.advising",
     "calibrate": "evaluation.calibration",
+    "calibrate_answers": "evaluation.promising",
     "classify": "evaluation.classify",
     "convert_checkpoint": "experts.conversion.convert",
     "evaluate_model": "evaluation.evaluate",
@@ -115,6 +121,7 @@ _LAZY = {
     "register_recipe": "search.registration",
     "search_predictions": "search.search",
     "store_guarantee": "evaluation.calibration",
+    "store_promises": "evaluation.promising",
 }
 
 

@@ -47,6 +47,8 @@ def check_answers(model: PertinenceForImageClassification, expected: dict[str, t
     assert torch.equal(out.experts_run, expected[f"{point}.experts_run"].bool())
     # Last layers of networks as small as these have large weights: rounding is seen in the third decimal.
     torch.testing.assert_close(out.logits, expected[f"{point}.logits"], atol=5e-3, rtol=0)
+    assert out.confidence is None, "which was fitted by no search of that time"
+    assert not out.abstained.any()
 
 
 @pytest.mark.parametrize("point", POINTS)

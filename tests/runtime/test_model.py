@@ -7,6 +7,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
@@ -28,7 +29,9 @@ from pertinence import (
     StreamDispatcher,
     register_evidence,
 )
+from pertinence.routing.certainty import Certainty
 from pertinence.routing.heads import Head
+from pertinence.routing.promises import CoveragePromise, ErrorPromise
 from pertinence.routing.registry import EVIDENCE
 from pertinence.runtime import RuntimeModel, load
 from pertinence.runtime.exports import check_self_contained
@@ -455,3 +458,60 @@ def test_any_damaged_config_is_refused_or_loads(copied):
         path.write_text(json.dumps(values))
         with suppress(PertinenceError):
             load(copied)
+
+
+# Certainty
+
+
+@pytest.fixture
+def certain(copied) -> Path:
+    """A model that knows how certain its answers are, and promises some."""
+
+    def add(values: dict) -> None:
+        rng, errors, sets = np.random.default_rng(0), [], []
+        for point in values["front"]:
+            members = len(point["members"])
+            rows = [np.c_[rng.normal(size=(members, 1)), rng.uniform(0.1, 0.5, (members, 3))] for _ in range(3)]
+            nodes = np.linspace([3, 0.1, 0, 0.5], [-3, 1, 0.2, 1], 13)
+            point["certainty"] = Certainty(*(row.astype(np.float32) for row in (*rows, nodes))).to_dict()
+            errors.append(asdict(ErrorPromise(point["name"], 0.05, 1.7, 50, 1, 0.01, 0.04)))
+            sets.append(asdict(CoveragePromise(point["name"], 0.9, 0.8, 2.0)))
+        values["promises"] = {"confidence": 0.95, "samples": 99, "images": "", "errors": errors, "sets": sets}
+
+    change_config(copied, add)
+    return copied
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_confidence_abstentions_and_sets_are_those_of_the_full_model(exported, certain, pictures, point):
+    tensors, arrays = same_images(exported, pictures[:60])
+    full, runtime = PertinenceForImageClassification.from_pretrained(certain), load(certain, threads=1)
+    for rate in (None, 0.05):
+        for model in (full, runtime):
+            model.set_budget(operating_point=point, max_error_rate=rate)
+        expected, routing = full(tensors, coverage=0.9), runtime.route(arrays, coverage=0.9)
+        np.testing.assert_array_equal(routing.experts_run, expected.experts_run)
+        np.testing.assert_array_equal(routing.abstained, expected.abstained)
+        np.testing.assert_array_equal(routing.prediction_sets, expected.prediction_sets)
+        np.testing.assert_allclose(routing.confidence, expected.confidence, atol=TOLERANCE)
+        assert routing.abstained.any() == (rate is not None)
+    answer = runtime(arrays[0], coverage=0.9)
+    assert answer.confidence == pytest.approx(float(expected.confidence[0]), abs=TOLERANCE)
+    assert answer.abstained == bool(expected.abstained[0])
+    assert answer.prediction_set[0] == answer.label
+
+
+def test_a_damaged_certainty_is_refused(certain):
+    def cut(values: dict) -> None:
+        values["front"][0]["certainty"]["exits"] = ["1 2 nan 4"]
+
+    change_config(certain, cut)
+    with pytest.raises(PertinenceError, match="certainty.*does not fit its 1 members"):
+        load(certain)
+
+
+def test_a_model_without_certainty_answers_everything(model, pictures):
+    answer = model(pictures[0])
+    assert (answer.confidence, answer.abstained, answer.prediction_set) == (None, False, None)
+    with pytest.raises(PertinenceError, match="pertinence calibrate RUN --max-error-rate"):
+        model.set_budget(max_error_rate=0.05, operating_point="mixed")

@@ -40,9 +40,10 @@ def run(
 ) -> None:
     from accelerate import PartialState
 
+    from ..evaluation.certainty_plots import plot_certainty
     from ..evaluation.evaluate import evaluate_model
     from ..evaluation.plots import plot_front, plot_shares
-    from ..hub.layout import FRONT_FIGURE, RECORD, SHARES_FIGURE
+    from ..hub.layout import CERTAINTY_FIGURE, FRONT_FIGURE, RECORD, SHARES_FIGURE
     from ..utils.io import replaced
 
     paths = outputs.expert_folders
@@ -62,6 +63,8 @@ def run(
             file.write_text(text)
         plot_front(evaluation, folder / FRONT_FIGURE)
         plot_shares(evaluation, folder / SHARES_FIGURE)
+        if evaluation.certainty:
+            plot_certainty(evaluation.certainty, folder / CERTAINTY_FIGURE)
     print_result(
         evaluation.to_dict(),
         evaluation.text(whole=output.verbose, with_warnings=False),

@@ -27,6 +27,8 @@ SCHEMA = pa.schema(
         ("experts_run", pa.list_(pa.string())),
         ("gmacs", pa.float32()),
         ("operating_point", pa.string()),
+        ("confidence", pa.float32()),
+        ("abstained", pa.bool_()),
         ("error", pa.string()),
     ]
 )
@@ -43,6 +45,7 @@ def answer_rows(
     assert output.experts_run is not None
     assert output.expert_indices is not None
     assert output.gmacs is not None
+    assert output.abstained is not None
     names = model.config.expert_names
     labels = cast("dict[int, str]", model.config.id2label)  # transformers makes its keys numbers
     scores, indices = output.logits.float().softmax(1).topk(top_k)
@@ -52,6 +55,8 @@ def answer_rows(
         output.expert_indices.tolist(),
         output.experts_run.tolist(),
         output.gmacs.tolist(),
+        [None] * len(output.logits) if output.confidence is None else output.confidence.tolist(),
+        output.abstained.tolist(),
         strict=True,
     )
     return [
@@ -64,8 +69,10 @@ def answer_rows(
             "experts_run": [name for name, did_run in zip(names, ran, strict=True) if did_run],
             "gmacs": gmacs,
             "operating_point": point,
+            "confidence": confidence,
+            "abstained": abstained,
         }
-        for sure, best, last, ran, gmacs in each
+        for sure, best, last, ran, gmacs, confidence, abstained in each
     ]
 
 

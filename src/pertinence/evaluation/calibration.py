@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers.utils import logging
@@ -71,15 +72,8 @@ def calibrate(
         raise PertinenceError(
             f"max_accuracy_loss={max_accuracy_loss:g} can never be guaranteed: give a share above 0, such as 0.005"
         )
-    if not 0 < confidence <= MAX_CONFIDENCE:
-        raise PertinenceError(f"confidence must lie between 0 and {MAX_CONFIDENCE}, got {confidence}")
-    args = args or RuntimeArguments()
-    source, config = source_of(model), config_of(model, args.token, revision)
-    images = open_images(config, data, args.token)  # before experts are loaded, which takes longer
-    model = open_model(model, args, expert_paths, revision)
-    shared, rows = check_unseen(source, images, args.token, commit_of(model, revision))
-    predictions = predict_images(model, images, args)
-    predictions = predictions.subset(torch.isin(predictions.rows, rows).nonzero().squeeze(1)).without_copies()
+    check_confidence(confidence)
+    model, predictions, shared, fingerprint = predict_unseen(model, data, args, expert_paths, revision)
     tested, approximate = _test_points(model, predictions, max_accuracy_loss, confidence)
     qualified = [one for one in tested if one.p_value <= 1 - confidence]
     if not qualified:
@@ -88,19 +82,53 @@ def calibrate(
             f"{predictions.measure} with {100 * confidence:g} % confidence: "
             + _shortfall(tested[0], len(predictions), max_accuracy_loss, confidence)
         )
-    _warn_of_second_try(model.config.build_guarantee(), images.fingerprint, max_accuracy_loss, confidence)
+    _warn_of_second_try(model.config.build_guarantee(), fingerprint, max_accuracy_loss, confidence)
     return Guarantee(
         qualified[-1].operating_point,
         max_accuracy_loss,
         confidence,
         len(predictions),
-        images.fingerprint,
+        fingerprint,
         tested,
         predictions.measure,
         shared,
-        _assumptions(model, predictions, approximate),
+        assumptions_of(model, predictions, approximate),
         model.config.expert_names[model.config.reference_index],
     )
+
+
+class Unseen(NamedTuple):
+    """Predictions for calibration images.
+
+    Attributes:
+        model: the model that made them.
+        predictions: for different images that the search and its report have not used.
+        shared: share of the images that they have used, and that are left out; None: unknown.
+        fingerprint: that of all images.
+    """
+
+    model: PertinenceForImageClassification
+    predictions: Predictions
+    shared: float | None
+    fingerprint: str
+
+
+def predict_unseen(
+    model: ModelSource,
+    data: ImageSource,
+    args: RuntimeArguments | None,
+    expert_paths: dict[str, str] | None,
+    revision: str | None,
+) -> Unseen:
+    """Run the experts of a model on calibration images; see `calibrate`."""
+    args = args or RuntimeArguments()
+    source, config = source_of(model), config_of(model, args.token, revision)
+    images = open_images(config, data, args.token)  # before experts are loaded, which takes longer
+    model = open_model(model, args, expert_paths, revision)
+    shared, rows = check_unseen(source, images, args.token, commit_of(model, revision))
+    predictions = predict_images(model, images, args)
+    predictions = predictions.subset(torch.isin(predictions.rows, rows).nonzero().squeeze(1)).without_copies()
+    return Unseen(model, predictions, shared, images.fingerprint)
 
 
 def _test_points(
@@ -134,7 +162,7 @@ def _warn_of_second_try(previous: Guarantee | None, fingerprint: str, limit: flo
         )
 
 
-def _assumptions(
+def assumptions_of(
     model: PertinenceForImageClassification, predictions: Predictions, approximate: bool
 ) -> tuple[str, ...]:
     """The assumptions of a guarantee, as sentences."""
@@ -144,6 +172,12 @@ def _assumptions(
     dtype = str(model.dtype).removeprefix("torch.")
     assumptions += [CHOSEN_BEFORE, AS_CALIBRATED.format(dtype=dtype, preprocessing=model.config.preprocessing)]
     return (*assumptions, SCORES_CUT) if approximate else tuple(assumptions)
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise `PertinenceError` unless a promise can have this confidence."""
+    if not 0 < confidence <= MAX_CONFIDENCE:
+        raise PertinenceError(f"confidence must lie between 0 and {MAX_CONFIDENCE}, got {confidence}")
 
 
 def by_falling_cost(front: Front) -> list[OperatingPoint]:

@@ -27,6 +27,7 @@ from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..routing.budgets import Budget
 from ..routing.costs import STEM
 from ..routing.front import OperatingPoint
+from ..routing.promises import find_error_promise
 from ..runtime.entry import TORCH, ExpertEntry
 from ..utils.distributed import by_main, device_of, make_accelerator
 from ..utils.errors import PertinenceError
@@ -138,8 +139,8 @@ def classify(
             check_output(path)
             images = open_inputs(inputs, data, args.token, path)
             config = config_of(model, args.token, revision)
-            point = _choose(config, budget)
-            run = _describe_run(model, config, point, images, args)
+            point, rate = _choose(config, budget)
+            run = _describe_run(model, config, point, rate, images, args)
             size = max(1, args.part_size // args.batch_size) * args.batch_size
             parts = Parts(path, len(images), size)
             result = parts.finished(run)
@@ -199,17 +200,19 @@ class _Work:
             logger.warning(f"All {len(self.parts)} parts of {self.parts.output} are finished: they are joined.")
 
 
-def _choose(config: PertinenceConfig, budget: Budget) -> OperatingPoint:
+def _choose(config: PertinenceConfig, budget: Budget) -> tuple[OperatingPoint, float | None]:
+    """The operating point, and the promised error rate that it answers at."""
     front = config.build_front()
     if not budget.given:
-        return front.find(config.operating_point)
-    return budget.choose(front, config.reference_figures)
+        return front.find(config.operating_point), config.max_error_rate
+    return budget.choose(front, config.reference_figures, config.build_promises()), budget.max_error_rate
 
 
 def _describe_run(
     model: ModelSource,
     config: PertinenceConfig,
     point: OperatingPoint,
+    rate: float | None,
     images: InputImages,
     args: ClassificationArguments,
 ) -> Run:
@@ -221,6 +224,9 @@ def _describe_run(
     return {
         "model": _identify(model, config, args),
         "operating_point": point.name,
+        "certainty": point.certainty and point.certainty.to_dict(),
+        "max_error_rate": rate,
+        "threshold": None if rate is None else find_error_promise(config.build_promises(), point.name, rate).threshold,
         "images": images.fingerprint(),
         "top_k": args.top_k or min(TOP_K, labels),
         "batch_size": args.batch_size,
@@ -295,7 +301,8 @@ class _Runner:
         usable = [image for _, image in checked if isinstance(image, torch.Tensor)]
         answers: Iterator[dict[str, Any]] = iter(())
         if usable:
-            out = self.model(usable, operating_point=self.work.point.name)
+            rate = 1.0 if self.work.run["max_error_rate"] is None else self.work.run["max_error_rate"]
+            out = self.model(usable, operating_point=self.work.point.name, max_error_rate=rate)
             answers = iter(answer_rows(self.model, self.work.point.name, out, self.work.run["top_k"]))
         return [
             {"input": name, **(next(answers) if isinstance(image, torch.Tensor) else {"error": str(image)})}

@@ -111,6 +111,7 @@ def evaluate_model(
         warnings,
         cast(dict[int, str], model.config.id2label),
         None if images.groups is None else images.groups.select(predictions.rows),
+        model.config.reference_temperature,
     )
 
 

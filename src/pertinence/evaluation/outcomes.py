@@ -73,12 +73,18 @@ def evaluate_point(point: OperatingPoint, heads: Sequence[Head], predictions: Pr
 
 
 def route_predictions(
-    point: OperatingPoint, heads: Sequence[Head], predictions: Predictions
+    point: OperatingPoint, heads: Sequence[Head], predictions: Predictions, threshold: float | None = None
 ) -> Iterator[tuple[Predictions, Routing]]:
-    """Route images through an operating point in parts; yields the predictions of each part and their `Routing`."""
+    """Route images through an operating point in parts; yields the predictions of each part and their `Routing`.
+
+    Args:
+        point, heads, predictions: the point, and outputs of the experts.
+        threshold: see `routing.sweep.sweep`.
+    """
     for rows in torch.arange(len(predictions)).split(ROWS_AT_ONCE):
         chunk = predictions.subset(rows)
-        yield chunk, route(point, heads, chunk.outputs, len(chunk), predictions.costs, tail=predictions.tail)
+        tail = predictions.tail
+        yield chunk, route(point, heads, chunk.outputs, len(chunk), predictions.costs, tail=tail, threshold=threshold)
 
 
 def summarise(

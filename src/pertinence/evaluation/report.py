@@ -18,8 +18,10 @@ from ..routing.names import BEST_BELOW_REFERENCE
 from ..utils.tables import Tabular, evenly_spaced
 from .by_class import GroupComparison, compare_groups
 from .candidates import Candidate
+from .certainty import measure_certainty
 from .intervals import Bootstrap, Difference, hull_hypervolume, hypervolume, random_mix_hull
 from .outcomes import Outcome, evaluate_experts, evaluate_oracle, evaluate_point, routing_auroc
+from .reliability import Reliability
 from .summary import sentences, short_table
 
 
@@ -89,6 +91,8 @@ class Evaluation(Tabular):
         by_class: the default point compared with the reference expert class by class; None if right means to agree
             with the largest expert.
         by_group: the same by the values of a column; None if none was named.
+        certainty: how far the confidence of the default point can be believed, and that of the reference expert with
+            temperature scaling; empty if the model does not know how certain its answers are.
     """
 
     series: Series
@@ -103,6 +107,7 @@ class Evaluation(Tabular):
     warnings: tuple[str, ...] = ()
     by_class: GroupComparison | None = None
     by_group: GroupComparison | None = None
+    certainty: tuple[Reliability, ...] = ()
 
     @property
     def front(self) -> Front:
@@ -146,6 +151,7 @@ class Evaluation(Tabular):
             "by_class": self.by_class and self.by_class.to_dict(),
             **({} if self.by_group is None else {"by_group": self.by_group.to_dict()}),
             "warnings": list(self.warnings),
+            **({"certainty": [one.to_dict() for one in self.certainty]} if self.certainty else {}),
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -238,6 +244,8 @@ class Evaluation(Tabular):
         if self.auroc:
             values = ", ".join(f"{name} {value:.3f}" for name, value in self.auroc.items())
             notes.append(f"Routing AUROC of {self.default}: {values}.")
+        if self.certainty:
+            notes.append(f"Confidence of {'; '.join(map(str, self.certainty))}.")
         if self.drop is not None:
             gap = f"{100 * abs(self.drop):.2f} points {'smaller' if self.drop >= 0 else 'larger'}"
             notes.append(f"The lead over {reference} is {gap} on these images than stated, as a mean over the front.")
@@ -264,6 +272,7 @@ def evaluate_front(
     warnings: Sequence[str] = (),
     label_names: Mapping[int, str] | None = None,
     groups: Groups | None = None,
+    temperature: float | None = None,
 ) -> Evaluation:
     """Measure operating points, experts, baselines and the oracle on images that neither fitted nor chose anything.
 
@@ -278,6 +287,7 @@ def evaluate_front(
         warnings: sentences to show.
         label_names: names of the labels, for the comparison class by class.
         groups: groups of the images to compare by, too.
+        temperature: that of the reference expert, fitted to the search images.
     """
     experts = evaluate_experts(predictions)
     names, default = [point.name for point in front], front.find(default).name
@@ -318,6 +328,9 @@ def evaluate_front(
         tuple(warnings),
         compare_groups(classes, *sides, called, first) if predictions.measure == ACCURACY else None,
         None if groups is None else compare_groups(groups, *sides, called, first),
+        measure_certainty(
+            chosen, heads.get(default, ()), predictions, reference, front.expert_names[reference], temperature
+        ),
     )
 
 

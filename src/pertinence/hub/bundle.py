@@ -24,6 +24,7 @@ from .configuration import PertinenceConfig, open_config
 from .expert_files import copy_files, files_to_copy, find_copies, move_entries
 from .layout import (
     BASELINES,
+    CERTAINTY_FIGURE,
     CONVERGENCE_FIGURE,
     EXAMPLES_FIGURE,
     FRONT_FIGURE,
@@ -43,7 +44,7 @@ from .reference import load_reference
 
 
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", ROUTING_REFERENCE, "preprocessor_config.json")
-RUN_FILES = (BASELINES, SEEN, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE)
+RUN_FILES = (BASELINES, SEEN, FRONT_FIGURE, SHARES_FIGURE, CERTAINTY_FIGURE, CONVERGENCE_FIGURE)
 """Files of a search that are pushed unchanged; its record and settings are pushed without paths of this machine."""
 LOCAL = (
     "expert {!r} is on this machine only, so others could not load the pushed model: push it with its experts, "

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from ..routing.front import Front
 from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
+from ..routing.promises import Promises
 from ..runtime.config import (
     ModelConfig,
     build_front,
@@ -36,7 +37,10 @@ _CHECKED = (
     "operating_point",
     "preprocessing",
     "guarantee",
+    "promises",
+    "max_error_rate",
     "reference",
+    "reference_temperature",
     "heads_hash",
     "format_version",
 )
@@ -62,8 +66,14 @@ class PertinenceConfig(PreTrainedConfig):
             `"exact"`: each expert receives the pixels of its own processor; `"fast"`: torchvision on uint8 for all.
         guarantee (`dict`, *optional*):
             What `pertinence calibrate` promised for an operating point, see `Guarantee`.
+        promises (`dict`, *optional*):
+            What `pertinence calibrate` promised of single answers, see `Promises`.
+        max_error_rate (`float`, *optional*):
+            The promised error rate that images are answered at; `None`: all are answered.
         reference (`int`, *optional*):
             Pool index of the expert that losses and savings refer to; `None`: the last one.
+        reference_temperature (`float`, *optional*):
+            Temperature of that expert, fitted to the search images, whose confidence an evaluation compares with.
         heads_hash (`str`, *optional*):
             Hash of the weights that were saved with this file, see `utils.tensors.hash_tensors`; others are refused.
         format_version (`int`, defaults to 1):
@@ -71,7 +81,15 @@ class PertinenceConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference = ["expert_indices", "experts_run", "gmacs", "dispatcher_logits"]
+    keys_to_ignore_at_inference = [
+        "expert_indices",
+        "experts_run",
+        "gmacs",
+        "dispatcher_logits",
+        "confidence",
+        "abstained",
+        "prediction_sets",
+    ]
 
     experts: list[dict[str, Any]] | None = None
     stem: dict[str, Any] | None = None
@@ -79,7 +97,10 @@ class PertinenceConfig(PreTrainedConfig):
     operating_point: str | None = None
     preprocessing: str = "exact"
     guarantee: dict[str, Any] | None = None
+    promises: dict[str, Any] | None = None
+    max_error_rate: float | None = None
     reference: int | None = None
+    reference_temperature: float | None = None
     heads_hash: str | None = None
     format_version: int = 1
 
@@ -173,6 +194,10 @@ class PertinenceConfig(PreTrainedConfig):
     def build_guarantee(self) -> Guarantee | None:
         """The guarantee as an object; None if there is none. Raises `PertinenceError` if it is malformed."""
         return None if self.guarantee is None else Guarantee.from_dict(self.guarantee)
+
+    def build_promises(self) -> Promises | None:
+        """The promises of single answers as an object; None if there are none. Raises `PertinenceError` likewise."""
+        return None if self.promises is None else Promises.from_dict(self.promises)
 
     def check(self) -> None:
         """Raise `PertinenceError` if this cannot be the config of a model."""

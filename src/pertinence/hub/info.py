@@ -45,7 +45,7 @@ def describe_model(
     for entry in config.entries:
         known = [f"{entry.gmacs:.4g}", f"{entry.parameters:,}", entry.licence or ""]
         rows.append([entry.name, *known, entry.revision[:14], entry.repo_id or "no file"])
-    front, guarantee = config.build_front(), config.build_guarantee()
+    front, guarantee, promises = config.build_front(), config.build_guarantee(), config.build_promises()
     exports = _exports(config, Path(model))
     parts = [
         f"{len(rows)} experts, {config.num_labels} labels, {config.preprocessing} preprocessing",
@@ -55,9 +55,11 @@ def describe_model(
         *[f"The cost of {entry.name} is uncertain: {entry.cost_note}." for entry in config.entries if entry.cost_note],
         repr(front) if verbose else str(front),
         *([] if guarantee is None else [guarantee.describe(front)]),
+        *([] if promises is None else [promises.describe(front)]),
         "\n".join(_about_default(config, front)),
     ]
-    keys = ("experts", "stem", "front", "operating_point", "preprocessing", "guarantee", "reference", "format_version")
+    keys: tuple[str, ...] = ("experts", "stem", "front", "operating_point", "preprocessing", "guarantee", "promises")
+    keys += ("max_error_rate", "reference", "format_version")
     names = cast("dict[int, str]", config.id2label)
     labels = [names[index] for index in range(len(names))]
     values = {"labels": labels, **{key: getattr(config, key) for key in keys}, "exports": exports}

@@ -33,15 +33,24 @@ SETTINGS = "search.yaml"
 BASELINES = "baselines.safetensors"
 LATENCY_FIGURE = "latency.png"
 """The figure of a benchmark, which is not of the search."""
-FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE = (
+FRONT_FIGURE, SHARES_FIGURE, CERTAINTY_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE = (
     "front.png",
     "shares.png",
+    "certainty.png",
     "convergence.png",
     "examples.png",
 )
 SEARCH_DATA = (RECORD, BASELINES, SEEN)
 """Files of a search that are read later, and must belong to the model beside them."""
-SEARCH_FILES = (*SEARCH_DATA, SETTINGS, FRONT_FIGURE, SHARES_FIGURE, CONVERGENCE_FIGURE, EXAMPLES_FIGURE)
+SEARCH_FILES = (
+    *SEARCH_DATA,
+    SETTINGS,
+    FRONT_FIGURE,
+    SHARES_FIGURE,
+    CERTAINTY_FIGURE,
+    CONVERGENCE_FIGURE,
+    EXAMPLES_FIGURE,
+)
 """Files that a search writes beside its model."""
 
 

@@ -21,7 +21,7 @@ from ..utils.errors import first_line
 from ..utils.tables import evenly_spaced
 from ..utils.validation import split_revision
 from .configuration import PertinenceConfig
-from .layout import EXAMPLES_FIGURE, FRONT_FIGURE, SHARES_FIGURE
+from .layout import CERTAINTY_FIGURE, EXAMPLES_FIGURE, FRONT_FIGURE, SHARES_FIGURE
 from .licences import most_restrictive
 
 
@@ -136,6 +136,9 @@ def render_card(card: Card) -> str:
             guarantee=card.config.build_guarantee(),
             exported=[entry for entry in card.config.entries if entry.exports],
             has_front_figure=FRONT_FIGURE in card.figures,
+            certainty_table=certainty_table(card),
+            promises=card.config.build_promises(),
+            has_certainty_figure=CERTAINTY_FIGURE in card.figures,
             has_shares_figure=SHARES_FIGURE in card.figures,
             has_examples_figure=EXAMPLES_FIGURE in card.figures,
         )
@@ -273,6 +276,23 @@ def losing_table(card: Card) -> str | None:
                 f"{100 * group['first_share']:.0f} %",
             ]
         )
+    return markdown_table(header, rows)
+
+
+def certainty_table(card: Card) -> str | None:
+    """Table of how far the confidence can be believed, beside the reference expert; None if it was not measured."""
+    measured = () if card.record is None else card.record["report"].get("certainty", ())
+    if not measured:
+        return None
+    header = ["confidence of", "ECE", "Brier score", "AUROC", "AURC"]
+
+    def cell(values: Mapping[str, Any] | None) -> str:
+        if values is None:
+            return ""
+        low, high = values["interval"]
+        return f"{values['value']:.4f} ({low:.4f} .. {high:.4f})"
+
+    rows = [[code(one["name"]), *(cell(one[key]) for key in ("ece", "brier", "auroc", "aurc"))] for one in measured]
     return markdown_table(header, rows)
 
 

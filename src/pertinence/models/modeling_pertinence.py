@@ -26,11 +26,13 @@ from ..hub.configuration import PertinenceConfig
 from ..hub.exported_files import ExportedFiles
 from ..hub.reference import Reference
 from ..routing.budgets import Budget, takes_budget
+from ..routing.certainty import with_top_probability
 from ..routing.costs import STEM
 from ..routing.dispatcher import Dispatcher
 from ..routing.front import Front, OperatingPoint, Stage
 from ..routing.heads import FORMER, Head, threshold_head
 from ..routing.policy import Outputs, Routing, route
+from ..routing.promises import Promises, find_coverage_promise, find_error_promise
 from ..runtime.config import FORMAT_VERSION, pool_costs
 from ..runtime.transform import UnfitImage
 from ..utils.errors import PertinenceError, shown
@@ -50,6 +52,11 @@ class PertinenceOutput(ModelOutput):
         gmacs: float32 (B,), of stem, experts and heads; preprocessing is not counted.
         dispatcher_logits: float32 (B, stages, N), the scores of the actions; NaN where a stage was not reached or an
             action is not allowed.
+        confidence: float32 (B,), the calibrated probability that each answer is right; None if the model was not
+            searched, or by an older version.
+        abstained: bool (B,), images that are not answered, as `set_budget(max_error_rate=...)` says. Their logits are
+            those of the answer that they stopped with.
+        prediction_sets: bool (B, C), the labels in the prediction set of each image; None without `coverage`.
     """
 
     loss: torch.Tensor | None = None
@@ -58,6 +65,9 @@ class PertinenceOutput(ModelOutput):
     experts_run: torch.Tensor | None = None
     gmacs: torch.Tensor | None = None
     dispatcher_logits: torch.Tensor | None = None
+    confidence: torch.Tensor | None = None
+    abstained: torch.Tensor | None = None
+    prediction_sets: torch.Tensor | None = None
 
 
 class PertinenceForImageClassification(PertinencePreTrainedModel):
@@ -70,6 +80,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
     Attributes:
         routing_reference: how the report images were routed, for comparison by [`RoutingMonitor`]: `count_answers`,
             int64 (N, 32), by name of the operating point; empty if nothing was measured.
+        calibrated_scores: whether the softmax of the logits has the confidence as the probability of the answer.
     """
 
     base_model_prefix = ""
@@ -90,6 +101,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         self.experts = nn.ModuleList()
         self.stem: ExpertLike | None = None
         self.routing_reference: Reference = {}
+        self.calibrated_scores = False
+        self._promises = config.build_promises()
         self.exported_files = None
         self.post_init()
 
@@ -110,6 +123,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         stem: Expert | None = None,
         routing_reference: Mapping[str, torch.Tensor] | None = None,
         reference: int | None = None,
+        reference_temperature: float | None = None,
     ) -> PertinenceForImageClassification:
         """Make a model from loaded experts.
 
@@ -121,6 +135,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             stem: a separate stem.
             routing_reference: see the attribute of this name.
             reference: pool index of the expert that losses and savings refer to; default: the last.
+            reference_temperature: its temperature, fitted to the search images.
         """
         labels = pool_labels(experts)
         entries, exported_files = ExportedFiles.of_pool(experts, stem)
@@ -136,6 +151,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             label2id={label: index for index, label in labels.items()},
             dtype=str(experts[0].dtype).removeprefix("torch."),
             reference=reference,
+            reference_temperature=reference_temperature,
             format_version=1 if reference in (None, len(experts) - 1) else FORMAT_VERSION,
         )
         model = cls(config)
@@ -237,9 +253,22 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         Raises:
             PertinenceError: no point meets the budget; the message names the nearest one.
         """
-        point = budget.choose(self._front, self.config.reference_figures)
-        self.config.operating_point = point.name
+        point = budget.choose(self._front, self.config.reference_figures, self._promises)
+        self.config.operating_point, self.config.max_error_rate = point.name, budget.max_error_rate
         return point
+
+    @property
+    def promises(self) -> Promises | None:
+        """What was promised of single answers, by `calibrate_answers`; setting it stores it in the config."""
+        return self._promises
+
+    @promises.setter
+    def promises(self, promises: Promises | None) -> None:
+        if promises is not None:
+            promises.check(self._front)
+        self._promises = promises
+        self.config.promises = None if promises is None else promises.to_dict()
+        self.config.max_error_rate = None
 
     def compile_experts(self, **options: Any) -> None:
         """Compile every expert's network with `torch.compile`, lazy ones when they are loaded; decisions stay eager.
@@ -279,6 +308,8 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         operating_point: str | None = None,
+        coverage: float | None = None,
+        max_error_rate: float | None = None,
     ) -> PertinenceOutput | tuple[Any, ...]:
         """Classify images, each with the experts that the dispatcher runs for it.
 
@@ -288,12 +319,16 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             pixel_values: the same, under the name that data collators use.
             labels: int64 (B,); adds the cross-entropy as `loss`.
             operating_point: use this point in this call only.
+            coverage: also give `prediction_sets` that contain the right label so often, a share that `pertinence
+                calibrate` stored.
+            max_error_rate: use this promised error rate in this call only; 1 answers every image.
             return_dict: False for a plain tuple, as in transformers.
 
         Raises:
-            PertinenceError: there are no images, they have another form, the operating point is unknown, the scores of
-                an expert are NaN or infinite, or the call is traced or exported. The `backward` of the loss raises it,
-                too: experts are frozen, and a search fits the dispatcher.
+            PertinenceError: there are no images, they have another form, the operating point is unknown or cannot
+                keep the error rate, `max_error_rate` or `coverage` was not calibrated, the scores of an expert are NaN
+                or infinite, or the call is traced or exported. The `backward` of the loss raises it, too: experts are
+                frozen, and a search fits the dispatcher.
         """
         if not len(self.experts):
             raise PertinenceError(
@@ -306,16 +341,23 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
         if not len(self._front):
             raise PertinenceError("this model has no operating points: its config.json lists no `front`")
         point = self._front.find(operating_point or self.config.operating_point)
+        threshold, rate = None, self.config.max_error_rate if max_error_rate is None else max_error_rate
+        if rate is not None and rate != 1:
+            threshold = find_error_promise(self._promises, point.name, rate).threshold
+        wanted = None if coverage is None else find_coverage_promise(self._promises, point.name, coverage)
         try:
-            routing = self._route(point, batch)
+            routing = self._route(point, batch, threshold)
         except UnfitImage as error:
             index = next(index for index, image in enumerate(batch) if tuple(image.shape[-2:]) == error.size)
             raise PertinenceError(f"image {index} of {len(batch)}: {error}") from error
         logits, loss = routing.logits, None
         if isinstance(given, torch.Tensor) and given.requires_grad:
             logits = without_gradient(logits)
+        sets = None if wanted is None else wanted.sets(logits)
         if labels is not None:
             loss = without_gradient(self.loss_function(labels.to(logits.device), logits, self.config))
+        if self.calibrated_scores and routing.confidence is not None:
+            logits = with_top_probability(logits, routing.confidence)
         return PertinenceOutput(
             loss=loss,
             logits=logits,
@@ -323,9 +365,12 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             experts_run=routing.experts_run,
             gmacs=routing.gmacs.float().to(logits.device),
             dispatcher_logits=routing.scores,
+            confidence=routing.confidence,
+            abstained=routing.abstained,
+            prediction_sets=sets,
         )
 
-    def _route(self, point: OperatingPoint, images: Images) -> Routing:
+    def _route(self, point: OperatingPoint, images: Images, threshold: float | None = None) -> Routing:
         device, pool = self.device, self.pool
         if device.type == "meta":
             raise PertinenceError("this model is on the meta device, which holds no weights: load it again")
@@ -344,7 +389,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
                 unchecked.append((expert, total))
             return logits, features
 
-        routing = route(point, heads, run, len(batch), self.costs, device)
+        routing = route(point, heads, run, len(batch), self.costs, device, threshold=threshold)
         for expert, total in unchecked:
             expert.check(total)
         return routing

@@ -73,6 +73,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
     stem: ExpertLike | None
     routing_reference: Reference
     exported_files: ExportedFiles | None
+    calibrated_scores: bool
 
     @property
     def pool(self) -> list[ExpertLike]:
@@ -87,6 +88,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         expert_paths: Mapping[str, str | os.PathLike[str]] | None = None,
         lazy: bool = False,
         max_memory: int | str | dict[Any, Any] | None = None,
+        calibrated_scores: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Load a model and its experts, each at its pinned revision.
@@ -98,6 +100,8 @@ class PertinencePreTrainedModel(PreTrainedModel):
             max_memory: with `lazy`, the limit for the parameters of the experts, in bytes or as a size like "2GiB":
                 the least recently used experts are evicted, except the one that runs first and a separate stem.
                 Without `lazy`, as in transformers.
+            calibrated_scores: give each image's logits the temperature at which the softmax probability of its label
+                is its confidence, for users of `pipeline`, which shows softmax scores.
             kwargs: as in transformers; `dtype`, `device_map`, `disable_mmap`, `attn_implementation` (experts that do
                 not support it keep their own), `token`, `cache_dir`, `local_files_only`, `force_download` and
                 `trust_remote_code` apply to every expert. `operating_point` and `preprocessing` replace those of the
@@ -117,6 +121,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
         if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
             raise PertinenceError(f"the heads of {source} do not fit its front")
         model.dispatcher.check(source)
+        model._set_calibrated_scores(calibrated_scores, source)
         if files is not None:
             model._load_reference(source, files)
         revision, subfolder = commit_of(model, kwargs.get("revision")), kwargs.get("subfolder") or ""
@@ -219,6 +224,14 @@ class PertinencePreTrainedModel(PreTrainedModel):
             self.routing_reference = load_reference(files.folder, front, expected, source)
         else:
             self.routing_reference = parse_counts(counts, front, FORMER, source)
+
+    def _set_calibrated_scores(self, wanted: bool, source: str) -> None:
+        if wanted and any(point.certainty is None for point in self.config.build_front()):
+            raise PertinenceError(
+                f"calibrated_scores needs a model that knows how certain it is, and {source} was not searched, or by "
+                "an older version: search again, or load it without"
+            )
+        self.calibrated_scores = wanted
 
     def save_pretrained(  # type: ignore[override]  # all but the folder goes by name
         self,

@@ -62,7 +62,9 @@ class StreamDispatcher(Stream):
 
     def _route(self, image: torch.Tensor) -> Routed:
         out = self.model(image[None], operating_point=self.operating_point, return_dict=True)
-        return Routed(out.logits[0], out.expert_indices[0].item(), out.gmacs[0].item())
+        confidence = None if out.confidence is None else out.confidence[0].item()
+        abstained = bool(out.abstained[0])
+        return Routed(out.logits[0], out.expert_indices[0].item(), out.gmacs[0].item(), confidence, abstained)
 
     def _run(self, expert: int, image: torch.Tensor) -> Routed:
         logits = self.model.pool[expert](image[None])[0][0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from inspect import signature
 from numbers import Real
@@ -15,6 +15,7 @@ from ..utils.errors import PertinenceError, shown
 from ..utils.settings import Settings, setting
 from .costs import GMACS, LATENCY, cost_title
 from .metrics import AGREEMENT, Figures
+from .promises import Promises, find_error_promise
 
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ MOST_LOSS = 0.2
 
 MEASURED_BY = ("device", "batch_size")
 """Fields of a budget that say which measured milliseconds it limits."""
+BESIDE = (*MEASURED_BY, "max_error_rate")
+"""Fields of a budget that may be given beside a limit."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -76,9 +79,9 @@ def limit(check: Callable[[str, Any], None], help: str, **more: Any) -> Any:
 
 @dataclass(kw_only=True)
 class Budget(Settings):
-    """What chooses an operating point, by the figures on the search images: at most one limit, and which measured
-    milliseconds `latency_ms` limits. `costs`, which no flag gives, limits other units of cost. Several limits, or one
-    that is no number in its range, raise `PertinenceError`.
+    """What chooses an operating point, by the figures on the search images: at most one limit, which measured
+    milliseconds `latency_ms` limits, and the error rate that is promised of what is answered. `costs`, which no flag
+    gives, limits other units of cost. Several limits, or one that is no number in its range, raise `PertinenceError`.
 
     Each kind is one field: it is a flag, an argument of every `set_budget`, and a case of `choose`.
     """
@@ -101,6 +104,11 @@ class Budget(Settings):
     latency_ms: float | None = limit(
         check_limit, "Most accurate point of at most these milliseconds an image, see benchmark."
     )
+    max_error_rate: float | None = limit(
+        check_share,
+        "Answer only images of which at most this share (0 to 1) is wrong, as `pertinence calibrate` promised; may be "
+        "given beside a limit.",
+    )
     costs: Mapping[str, float] | None = limit(
         check_limits, "Most accurate point whose mean costs are at most these, by unit.", is_no_setting=True
     )
@@ -112,26 +120,34 @@ class Budget(Settings):
     )
 
     def __post_init__(self) -> None:
-        given = self.given
+        given = {name: value for name, value in vars(self).items() if value is not None and name not in BESIDE}
         if len(given) > 1:
             raise PertinenceError(f"give one budget at most, got {' and '.join(given)}")
         if self.latency_ms is None and (self.device is not None or self.batch_size is not None):
             raise PertinenceError("`device` and `batch_size` say which milliseconds: give `latency_ms` with them")
         for one in fields(self):
-            if one.name in given and "check" in one.metadata:
-                one.metadata["check"](one.name, given[one.name])
+            value = getattr(self, one.name)
+            if value is not None and "check" in one.metadata:
+                one.metadata["check"](one.name, value)
 
     @property
     def given(self) -> dict[str, Any]:
-        """The limit or the name that is given; empty: the model's own point."""
+        """The limits or the name that are given; empty: the model's own point."""
         return {name: value for name, value in vars(self).items() if value is not None and name not in MEASURED_BY}
 
-    def choose(self, front: Front, reference: Figures | None = None) -> OperatingPoint:
+    def choose(
+        self, front: Front, reference: Figures | None = None, promises: Promises | None = None
+    ) -> OperatingPoint:
         """Choose the operating point.
 
         Args:
             front: operating points of the model.
             reference: figures of the reference expert on the search images; None: not measured.
+            promises: what was calibrated, for `max_error_rate`.
+
+        With `max_error_rate` it is the point that is expected to answer most images, of those within the limit; of
+        points that answer as many, within a standard error, the cheapest. Only search images choose, so that what was
+        promised of every point holds for this one.
 
         Raises:
             PertinenceError: no point meets the budget; the message names the nearest one. Or there is no budget.
@@ -139,6 +155,8 @@ class Budget(Settings):
         if not self.given:
             names = [one.name for one in fields(self) if one.name not in MEASURED_BY]
             raise PertinenceError(f"give exactly one of {', '.join(f'`{name}`' for name in names)}")
+        if self.max_error_rate is not None:
+            return self._most_answering(front, reference, promises, self.max_error_rate)
         if self.operating_point is not None:
             return front.find(self.operating_point)
         measured = [(point, point.select) for point in front if point.select is not None]
@@ -156,6 +174,54 @@ class Budget(Settings):
             spent = _milliseconds(front, self.device, self.batch_size)
             return _most_accurate_within(measured, spent, self.latency_ms, LATENCY)
         return _most_accurate_at_costs(measured, self.costs or {GMACS: self.gmacs or 0.0})
+
+    def _most_answering(
+        self, front: Front, reference: Figures | None, promises: Promises | None, rate: float
+    ) -> OperatingPoint:
+        limited = replace(self, max_error_rate=None)
+        points = list(front) if self.operating_point is None else [front.find(self.operating_point)]
+        known = []
+        for point in points:
+            if point.certainty is not None and point.select is not None:
+                coverage, share = point.certainty.expected(rate)
+                costs = {unit: share * cost for unit, cost in point.select.costs.items()}
+                known.append((point, coverage, share, replace(point.select, costs=costs)))
+        if not known:
+            if self.operating_point is not None:  # which may be calibrated all the same
+                find_error_promise(promises, points[0].name, rate)
+            raise PertinenceError(
+                "no operating point knows how certain its answers are, so that none can abstain: search again"
+            )
+        if limited.given and self.operating_point is None:
+            limits = limited._limits(front, reference)
+            within = [one for one in known if limits(one[0], one[3], one[2])]
+            if not within:
+                limited.choose(front, reference)  # which says what is nearest, if nothing is within without a promise
+                raise PertinenceError(f"no operating point that can abstain is within {limited.given}: allow more")
+            known = within
+        _, coverage, _, figures = max(known, key=lambda one: one[1])
+        error = math.sqrt(coverage * (1 - coverage) / figures.samples)
+        level = [one for one in known if one[1] >= coverage - error]
+        chosen = min(level, key=lambda one: (one[3].cost, -one[1]))[0]
+        find_error_promise(promises, chosen.name, rate)
+        return chosen
+
+    def _limits(self, front: Front, reference: Figures | None) -> Callable[[OperatingPoint, Figures, float], bool]:
+        """Whether a point is within the limit, by its figures when images are not all answered, and the share of its
+        cost that it takes then. Accuracy is that of all answers."""
+        if self.max_accuracy_loss is not None or self.accuracy is not None:
+            loss = self.max_accuracy_loss
+            least = self.accuracy if loss is None else _known(reference).accuracy - loss
+            return lambda point, figures, share: figures.accuracy >= (least or 0.0)
+        if self.latency_ms is not None:
+            spent, most = _milliseconds(front, self.device, self.batch_size), self.latency_ms
+            return lambda point, figures, share: spent.get(point.name, math.inf) * share <= most
+        limits = self.costs or {GMACS: self.gmacs or 0.0}
+        if self.saving is not None:
+            limits = {_known(reference).objective: (1 - self.saving) * _known(reference).cost}
+        return lambda point, figures, share: all(
+            figures.costs.get(unit, math.inf) <= limit for unit, limit in limits.items()
+        )
 
 
 def takes_budget(

@@ -12,6 +12,7 @@ from ..utils.errors import MALFORMED, PertinenceError, explain, shown
 from ..utils.tables import Tabular
 from ..utils.validation import is_name, is_number
 from .budgets import Budget, takes_budget
+from .certainty import Certainty
 from .costs import STEM
 from .front_table import front_rows, short_table, whole_table
 from .metrics import Figures, Latency
@@ -74,6 +75,7 @@ class OperatingPoint:
         select: figures on the search images; only these choose.
         report: figures on images that neither fitted nor chose anything.
         latency: measured by `pertinence benchmark`, for each device and batch size.
+        certainty: how probable it is that its answers are right, fitted to the search images; None in older models.
     """
 
     name: str
@@ -83,6 +85,7 @@ class OperatingPoint:
     select: Figures | None = None
     report: Figures | None = None
     latency: tuple[Latency, ...] = ()
+    certainty: Certainty | None = None
 
     @cached_property
     def decisions(self) -> tuple[Stage, ...]:
@@ -129,6 +132,8 @@ class OperatingPoint:
             figures.check(where, num_experts)
         for latency in self.latency:
             latency.check(where)
+        if self.certainty is not None:
+            self.certainty.check(where, len(self.members))
         members = shown(list(self.members))
         if not self.members or list(self.members) != sorted(set(self.members)):
             raise PertinenceError(f"{where}: members {members} must be rising pool indices, at least one")
@@ -173,8 +178,13 @@ class OperatingPoint:
             }
             latency = tuple(Latency.from_dict(entry) for entry in values.get("latency") or ())
             members = tuple(int(i) for i in values["members"])
-            return cls(values["name"], values["recipe"], members, stages, **figures, latency=latency)
+            certain = None if values.get("certainty") is None else Certainty.from_dict(values["certainty"])
+            return cls(
+                values["name"], values["recipe"], members, stages, **figures, latency=latency, certainty=certain
+            )
         except MALFORMED as error:
+            if isinstance(error, PertinenceError):
+                raise
             raise PertinenceError(f"an entry of `front` is malformed ({explain(error)})") from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,6 +197,7 @@ class OperatingPoint:
             "select": self.select and self.select.to_dict(),
             "report": self.report and self.report.to_dict(),
             **latency,
+            **({} if self.certainty is None else {"certainty": self.certainty.to_dict()}),
         }
 
     def __str__(self) -> str:

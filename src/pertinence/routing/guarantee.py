@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import MALFORMED, PertinenceError, explain, shown
-from .front import Front
 from .metrics import ACCURACY, AGREEMENT, as_plain, format_table
+
+
+if TYPE_CHECKING:
+    from .front import Front
 
 
 @dataclass(frozen=True)
@@ -144,15 +148,25 @@ class Guarantee:
                     f"{tested.p_value:.4f}",
                 ]
             )
-        notes = [f"{self.samples} calibration images; * guaranteed, the cheapest that qualifies."]
+        notes = ["* guaranteed, the cheapest that qualifies."]
         reference = front.expert_names[-1] if self.reference is None else self.reference
         if [front.expert_names[index] for index in front.find(self.operating_point).members] == [reference]:
             notes.append(f"Only {reference!r} itself qualifies: nothing is saved.")
-        if self.shared:
-            notes.append(
-                f"Left out, as the search or its report has seen them: {100 * self.shared:.2f} % of the split."
-            )
-        if self.shared is None:
-            notes.append("Not checked: whether the search had seen these images.")
-        notes += [f"Assumes: {assumption}" for assumption in self.assumptions]
+        notes.append(about_images(self.samples, self.shared, self.assumptions))
         return "\n".join([self.sentence, "", format_table(header, rows), *notes])
+
+
+def about_images(samples: int, shared: float | None, assumptions: Sequence[str]) -> str:
+    """What a promise rests on, as lines: its calibration images, and its assumptions.
+
+    Args:
+        samples: number of calibration images.
+        shared: share of the images that were left out because the search or its report had used them; None: unknown.
+        assumptions: sentences.
+    """
+    lines = [f"{samples} calibration images."]
+    if shared:
+        lines.append(f"Left out, as the search or its report has seen them: {100 * shared:.2f} % of the split.")
+    if shared is None:
+        lines.append("Not checked: whether the search had seen these images.")
+    return "\n".join([*lines, *(f"Assumes: {assumption}" for assumption in assumptions)])

@@ -14,7 +14,7 @@ from .costs import GMACS, PoolCosts
 from .front import OperatingPoint
 from .heads import Head
 from .mixing import Array
-from .sweep import Arrays, sweep
+from .sweep import Arrays, Watch, sweep
 
 
 Outputs = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -33,6 +33,10 @@ class Routing:
         costs: for each unit float64 (B,), the cost of every expert that ran and every head that decided; on the CPU,
             as some accelerators have no float64.
         scores: float32 (B, decisions, N), NaN where a decision was not reached or an action is not allowed.
+        log_odds: float32 (B,), log-odds that each answer is right; None if the point has no certainty.
+        gave_up: bool (B,), images that stopped early, as they would hardly be answered; None without a threshold.
+        outlook: float32 (B,), see `Sweep`; None without a threshold.
+        abstained: bool (B,), images that are not answered: those that gave up, and those below the threshold.
     """
 
     logits: torch.Tensor
@@ -40,6 +44,15 @@ class Routing:
     experts_run: torch.Tensor
     costs: dict[str, torch.Tensor]
     scores: torch.Tensor
+    log_odds: torch.Tensor | None
+    gave_up: torch.Tensor | None
+    outlook: torch.Tensor | None
+    abstained: torch.Tensor
+
+    @property
+    def confidence(self) -> torch.Tensor | None:
+        """float32 (B,), the probability that each answer is right; None if the point has no certainty."""
+        return None if self.log_odds is None else self.log_odds.sigmoid()
 
     @property
     def gmacs(self) -> torch.Tensor:
@@ -47,7 +60,8 @@ class Routing:
 
     def to(self, device: torch.device | str) -> Routing:
         """A copy with everything but `costs` on a device."""
-        moved = {name: values.to(device) for name, values in vars(self).items() if name != "costs"}
+        moved = {name: values for name, values in vars(self).items() if name != "costs"}
+        moved = {name: None if values is None else values.to(device) for name, values in moved.items()}
         return Routing(**moved, costs=self.costs)
 
 
@@ -59,11 +73,13 @@ def route(
     costs: PoolCosts,
     device: torch.device | str = "cpu",
     tail: int = 1,
+    threshold: float | None = None,
+    watch: Watch | None = None,
 ) -> Routing:
     """Route `count` images through an operating point, see `routing.sweep.sweep`.
 
     Args:
-        point, heads, count, costs, tail: see there.
+        point, heads, count, costs, tail, threshold, watch: see there.
         run: returns the outputs of expert i (`STEM`: the stem) for the images of the given rows (rising, int64 (b,),
             on the CPU).
         device: where outputs are mixed.
@@ -73,14 +89,18 @@ def route(
         logits, features = run(member, torch.from_numpy(rows))
         return brought(logits, device), brought(features, device)
 
-    swept = sweep(point, heads, brought_of, count, costs, tail)
-    # Not `torch.as_tensor`, which puts an array where the default device is.
-    last, ran, scores = map(torch.from_numpy, (swept.last, swept.ran, swept.scores))
+    swept = sweep(point, heads, brought_of, count, costs, tail, threshold, watch)
+    names = ("last", "ran", "scores", "log_odds", "gave_up", "outlook", "abstained")
+    last, ran, scores, *certain = (_as_tensor(getattr(swept, name)) for name in names)
     spent = {unit: torch.from_numpy(values) for unit, values in swept.spent().items()}
-    logits: Any = swept.logits
-    if isinstance(logits, np.ndarray):
-        return Routing(torch.from_numpy(logits), last, ran, spent, scores)
-    return Routing(logits, last, ran, spent, scores).to(device)
+    logits = _as_tensor(swept.logits)
+    routing = Routing(logits, last, ran, spent, scores, *certain)
+    return routing if isinstance(swept.logits, np.ndarray) else routing.to(device)
+
+
+def _as_tensor(values: Any) -> Any:
+    """An array as a tensor on the host, where `torch.as_tensor` would put it on the default device."""
+    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
 
 
 def is_host(device: torch.device | str) -> bool:

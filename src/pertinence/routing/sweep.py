@@ -16,12 +16,13 @@ from .costs import STEM, PoolCosts
 from .evidence import Known, computed, no_votes, observe
 from .front import OperatingPoint, Stage
 from .heads import Head
-from .mixing import Array, ArrayT, library, log_softmax, mix
+from .mixing import Array, ArrayT, library, log_softmax, mix, summary
 from .registry import EVIDENCE
 
 
 Arrays: TypeAlias = "tuple[Array | None, Array | None]"
 """Outputs of an expert: logits (b, C), None for the stem; and pooled features (b, F), None if no head reads them."""
+Watch: TypeAlias = Callable[[int, np.ndarray, Array], None]
 
 
 def choose(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -49,6 +50,8 @@ def sweep(
     count: int,
     costs: PoolCosts,
     tail: int = 1,
+    threshold: float | None = None,
+    watch: Watch | None = None,
 ) -> Sweep:
     """Route `count` images through an operating point.
 
@@ -64,9 +67,13 @@ def sweep(
         costs: costs of the pool.
         tail: how many labels the last column of the logits stands for: predictions over many labels are cached with
             one column for all the labels that no expert found likely.
+        threshold: log-odds of being right below which an image is not answered; one whose final answer will hardly
+            reach them gives up as soon as that is seen. None: every image is answered. The point must have a
+            `certainty`.
+        watch: called after each member but the stem has run, with its index, the rows and their answers.
     """
     own: Any  # an `Array`, or None for the stem
-    swept = Sweep(point, count, costs, tail)
+    swept = Sweep(point, count, costs, tail, threshold)
     # What a decision needs is copied to the host in one transfer; nothing else waits for a device.
     for member in point.order:
         if member not in swept.asked:
@@ -79,26 +86,44 @@ def sweep(
             there = library(own).from_numpy(rows).to(own.device, non_blocking=True)
         swept.pay(member, here)
         answer = None if member == STEM else swept.answer(member, own, here, there)
+        if watch is not None and answer is not None:
+            watch(member, rows, answer)
         position = point.decision_after.get(member)
         if position is not None:
             swept.decide(member, position, heads[position], own, answer, features, here)
+    swept.conclude()
     return swept
 
 
 class Sweep:
-    """One sweep over the members of an operating point, and its result; all but `logits` stays on the host.
+    """One sweep over the members of an operating point, and its result; all but `logits` and what is computed of them
+    stays on the host.
 
     Attributes:
-        logits: float32 (B, C), the answers.
+        logits: float32 (B, C), the answers, where the experts gave theirs.
         last: int64 (B,), the expert that ran last.
         ran: bool (B, N), which experts ran.
         scores: float32 (B, decisions, N), NaN where a decision was not reached or an action is not allowed.
+        gave_up: bool (B,), images that a decision would have sent on, but that would hardly be answered then; None
+            without a threshold.
+        outlook: float32 (B,), the least log-odds that a decision forecast for the final answer of an image that it
+            sent on, infinite if none did; None without a threshold.
+        log_odds: float32 (B,), log-odds that each answer is right, where the logits are; None if the point has no
+            certainty. An image that gave up has those of the answer that it stopped with.
+        abstained: bool (B,), images that are not answered: those that gave up, and those below the threshold.
     """
 
     logits: Array
+    log_odds: Array | None
+    abstained: Array
+    gave_up: np.ndarray | None = None
+    outlook: np.ndarray | None = None
 
-    def __init__(self, point: OperatingPoint, count: int, costs: PoolCosts, tail: int):
+    def __init__(self, point: OperatingPoint, count: int, costs: PoolCosts, tail: int, threshold: float | None = None):
         self.point, self.count, self.costs, self.tail = point, count, costs, tail
+        self.threshold = threshold
+        if threshold is not None:
+            self.gave_up, self.outlook = np.zeros(count, dtype=bool), np.full(count, np.inf, dtype=np.float32)
         num_experts = costs.num_experts
         self.following, self.asked = np.full(count, point.order[0]), {point.order[0]}
         self.last = np.empty(count, dtype=np.int64)
@@ -146,14 +171,19 @@ class Sweep:
     ) -> None:
         """Decide for each image whether it exits or which member runs next."""
         evidence = EVIDENCE.require(self.point.decisions[position].evidence, "a stage")
-        # A stem has no logits, so its output is not a prediction.
-        label, seen = observe(evidence.reads, None if member == STEM else own, answer, features, self.tail)
+        # A stem has no logits, so its output is not a prediction, and no image gives up there.
+        forecasts = self.threshold is not None and member != STEM
+        reads = (*evidence.reads, "summary") if forecasts and "summary" not in evidence.reads else evidence.reads
+        label, seen = observe(reads, None if member == STEM else own, answer, features, self.tail)
         if label is not None:
             self.votes[here, member] = label
         known = Known(self.votes[here], tail=self.tail, **seen)
         scores = head.scores(computed(evidence, known, head.fitted))
         allowed = _allowed(self.point.members, member, self.costs.num_experts)
-        self.following[here] = chosen = choose(scores, allowed)
+        chosen = choose(scores, allowed)
+        if forecasts:
+            self._give_up(member, seen["summary"], chosen, here)
+        self.following[here] = chosen
         self.asked.update(chosen.tolist())
         self.scores[here, position] = np.where(allowed, scores, np.nan)
         for unit, steps in self.steps.items():
@@ -162,6 +192,33 @@ class Sweep:
                 self.before[unit] += price
             else:
                 steps[here, member] += price
+
+    def _give_up(self, member: int, seen: np.ndarray, chosen: np.ndarray, here: Any) -> None:
+        """Let images stop, in `chosen`, that a decision sends on and that will hardly be answered then."""
+        assert self.point.certainty is not None
+        assert self.outlook is not None
+        assert self.gave_up is not None
+        forecast = self.point.certainty.forecast(self.point, member, seen)
+        if forecast is None:
+            return
+        goes_on = chosen != member
+        self.outlook[here] = np.where(goes_on, np.minimum(self.outlook[here], forecast), self.outlook[here])
+        self.gave_up[here] = stops = goes_on & (forecast < self.threshold)
+        chosen[stops] = member
+
+    def conclude(self) -> None:
+        """Find how certain the answers are, and which images are not answered."""
+        point, certainty = self.point, self.point.certainty
+        self.log_odds = None
+        if certainty is not None:
+            self.log_odds = certainty.log_odds(point, self.last, self.gave_up, summary(self.logits, self.tail))
+        if self.threshold is None or self.log_odds is None:
+            self.abstained = np.zeros(self.count, dtype=bool)
+            return
+        gave_up: Any = self.gave_up
+        if not isinstance(self.log_odds, np.ndarray):
+            gave_up = library(self.log_odds).from_numpy(gave_up).to(self.log_odds.device)
+        self.abstained = gave_up | (self.log_odds < self.threshold)
 
     def spent(self) -> dict[str, np.ndarray]:
         """For each unit float64 (B,), the cost of every expert that ran and every head that decided."""

@@ -13,9 +13,10 @@ from ..routing.costs import GMACS, STEM, PoolCosts
 from ..routing.front import Front, OperatingPoint
 from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
+from ..routing.promises import Promises, find_error_promise
 from ..utils.errors import MALFORMED, PertinenceError, explain, shown
 from ..utils.json_files import parse_json, read_text
-from ..utils.validation import is_whole
+from ..utils.validation import is_number, is_whole
 from .entry import MAX_LABELS, MODEL_TYPE, ExpertEntry
 from .transform import EXACT, PREPROCESSING_MODES
 
@@ -39,6 +40,8 @@ class ModelConfig:
         reference: pool index of the expert that losses and savings refer to.
         preprocessing: "exact" or "fast".
         guarantee: what was promised for a point.
+        promises: what was promised of single answers.
+        max_error_rate: the promised error rate that images are answered at; None: all are answered.
         labels: names of the labels, by index; empty if the file has none.
         heads_hash: hash of the heads.
     """
@@ -52,6 +55,8 @@ class ModelConfig:
     guarantee: Guarantee | None
     labels: tuple[str, ...] = ()
     heads_hash: str | None = None
+    promises: Promises | None = None
+    max_error_rate: float | None = None
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
@@ -90,6 +95,9 @@ class ModelConfig:
             raise PertinenceError(
                 f"reference={shown(reference)} is not the index of an expert, expected 0 to {count - 1}"
             )
+        temperature = values.get("reference_temperature")
+        if temperature is not None and not (is_number(temperature, 0) and temperature > 0):
+            raise PertinenceError(f"reference_temperature={shown(temperature)} is none, expected a number above 0")
         experts, stem = parse_experts(listed), parse_stem(values.get("stem"))
         _check_experts(experts, stem)
         labels = values.get("id2label")
@@ -104,6 +112,12 @@ class ModelConfig:
         guarantee = None if values.get("guarantee") is None else Guarantee.from_dict(values["guarantee"])
         for tested in guarantee.tested if guarantee else ():
             front.find(tested.operating_point)
+        promises = None if values.get("promises") is None else Promises.from_dict(values["promises"])
+        if promises is not None:
+            promises.check(front)
+        rate = values.get("max_error_rate")
+        if rate is not None:
+            find_error_promise(promises, front.find(values.get("operating_point")).name, rate)
         heads_hash = values.get("heads_hash")
         if not (heads_hash is None or isinstance(heads_hash, str)):
             raise PertinenceError(f"heads_hash must be text, got {shown(heads_hash)}")
@@ -117,6 +131,8 @@ class ModelConfig:
             guarantee,
             tuple(str(label) for _, label in sorted((int(index), label) for index, label in (labels or {}).items())),
             heads_hash,
+            promises,
+            rate,
         )
 
     @property

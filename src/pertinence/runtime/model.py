@@ -12,8 +12,10 @@ import numpy as np
 from PIL import Image
 
 from ..routing.budgets import Budget, takes_budget
+from ..routing.certainty import probability
 from ..routing.costs import GMACS, STEM
 from ..routing.front import Front, OperatingPoint
+from ..routing.promises import find_coverage_promise, find_error_promise
 from ..routing.sweep import Arrays, sweep
 from ..utils.errors import PertinenceError
 from .config import ModelConfig
@@ -38,6 +40,9 @@ class Answer:
         gmacs: GMACs of stem, experts and heads; preprocessing is not counted.
         operating_point: name of the operating point.
         logits: float32 (C,).
+        confidence: calibrated probability that the answer is right; None if the model does not know it.
+        abstained: whether the image is not answered, as `set_budget(max_error_rate=...)` says.
+        prediction_set: the labels of the prediction set, by falling score; None without `coverage`.
     """
 
     label: str
@@ -48,6 +53,9 @@ class Answer:
     gmacs: float
     operating_point: str
     logits: np.ndarray = field(repr=False, compare=False)
+    confidence: float | None = None
+    abstained: bool = False
+    prediction_set: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,9 @@ class Routing:
         gmacs: float64 (B,), of stem, experts and heads.
         scores: float32 (B, decisions, N), NaN where a decision was not reached or an action is not allowed.
         operating_point: name of the operating point.
+        confidence: float32 (B,), calibrated probability that each answer is right; None if the model does not know it.
+        abstained: bool (B,), images that are not answered.
+        prediction_sets: bool (B, C); None without `coverage`.
     """
 
     logits: np.ndarray
@@ -69,6 +80,9 @@ class Routing:
     gmacs: np.ndarray
     scores: np.ndarray
     operating_point: str
+    confidence: np.ndarray | None
+    abstained: np.ndarray
+    prediction_sets: np.ndarray | None = None
 
 
 class RuntimeModel:
@@ -91,6 +105,7 @@ class RuntimeModel:
         self.config, self.experts = config, dict(experts)
         self._heads, self._costs = heads, config.costs
         self._point = config.front.find(operating_point or config.operating_point)
+        self._rate = config.max_error_rate
 
     @property
     def operating_point(self) -> str:
@@ -112,16 +127,20 @@ class RuntimeModel:
         Raises:
             PertinenceError: no point meets the budget; the message names the nearest one.
         """
-        self._point = budget.choose(self.config.front, self.config.reference_figures)
+        self._point = budget.choose(self.config.front, self.config.reference_figures, self.config.promises)
+        self._rate = budget.max_error_rate
         return self._point
 
-    def __call__(self, images: Any, *, top_k: int = 1, operating_point: str | None = None) -> Any:
+    def __call__(
+        self, images: Any, *, top_k: int = 1, operating_point: str | None = None, coverage: float | None = None
+    ) -> Any:
         """Classify images.
 
         Args:
             images: one image, or a list of them: paths, bytes, open files, PIL images, NumPy arrays (see `decode`).
             top_k: how many labels each answer lists.
             operating_point: use this point in this call only.
+            coverage: also give prediction sets that contain the right label so often, a share that was calibrated.
 
         Returns:
             An `Answer`, or a list of them for a list.
@@ -131,27 +150,42 @@ class RuntimeModel:
         """
         if not isinstance(top_k, int) or top_k < 1:
             raise PertinenceError(f"top_k must be a whole number, at least 1, got {top_k!r}")
-        routing = self.route(images, operating_point)
+        routing = self.route(images, operating_point, coverage)
         shifted = np.exp(routing.logits - routing.logits.max(1, keepdims=True))
         probabilities = shifted / shifted.sum(1, keepdims=True)
         answers = [self._answer(routing, row, probabilities[row], top_k) for row in range(len(probabilities))]
         return answers[0] if _is_single(images) else answers
 
-    def route(self, images: Any, operating_point: str | None = None) -> Routing:
+    def route(self, images: Any, operating_point: str | None = None, coverage: float | None = None) -> Routing:
         """Route images, given as in a call; the results are arrays over all of them."""
         point = self._point if operating_point is None else self.config.front.find(operating_point)
+        promises, threshold = self.config.promises, None
+        if self._rate is not None:
+            threshold = find_error_promise(promises, point.name, self._rate).threshold
+        wanted = None if coverage is None else find_coverage_promise(promises, point.name, coverage)
         batch = _decoded(images)
 
         def run(index: int, rows: np.ndarray) -> Arrays:
             return self.experts[index].run([batch[row] for row in rows.tolist()])
 
         try:
-            swept = sweep(point, self._heads[point.name], run, len(batch), self._costs)
+            swept = sweep(point, self._heads[point.name], run, len(batch), self._costs, threshold=threshold)
         except UnfitImage as error:
             index = next(index for index, image in enumerate(batch) if image.shape[:2] == error.size)
             raise PertinenceError(f"image {index} of {len(batch)}: {error}") from error
         gmacs = swept.spent()[GMACS]
-        return Routing(np.asarray(swept.logits), swept.last, swept.ran, gmacs, swept.scores, point.name)
+        logits, log_odds = np.asarray(swept.logits), swept.log_odds
+        return Routing(
+            logits,
+            swept.last,
+            swept.ran,
+            gmacs,
+            swept.scores,
+            point.name,
+            None if log_odds is None else probability(np.asarray(log_odds)),
+            np.asarray(swept.abstained),
+            None if wanted is None else wanted.sets(logits),
+        )
 
     def stream(
         self,
@@ -177,8 +211,8 @@ class RuntimeModel:
 
     def _answer(self, routing: Routing, row: int, probabilities: np.ndarray, top_k: int) -> Answer:
         best = np.argsort(-probabilities, kind="stable")[:top_k]
-        labels, names = self.config.labels, [entry.name for entry in self.config.experts]
-        top = tuple((labels[index] if labels else f"LABEL_{index}", float(probabilities[index])) for index in best)
+        names = [entry.name for entry in self.config.experts]
+        top = tuple((self._label(index), float(probabilities[index])) for index in best)
         ran = routing.experts_run[row].nonzero()[0]
         return Answer(
             *top[0],
@@ -188,7 +222,19 @@ class RuntimeModel:
             gmacs=float(routing.gmacs[row]),
             operating_point=routing.operating_point,
             logits=routing.logits[row],
+            confidence=None if routing.confidence is None else float(routing.confidence[row]),
+            abstained=bool(routing.abstained[row]),
+            prediction_set=self._prediction_set(routing, row),
         )
+
+    def _prediction_set(self, routing: Routing, row: int) -> tuple[str, ...] | None:
+        if routing.prediction_sets is None:
+            return None
+        falling = np.argsort(-routing.logits[row], kind="stable")
+        return tuple(self._label(index) for index in falling if routing.prediction_sets[row, index])
+
+    def _label(self, index: int) -> str:
+        return self.config.labels[index] if self.config.labels else f"LABEL_{index}"
 
     def __repr__(self) -> str:
         names = ", ".join(entry.name for entry in self.config.experts)
@@ -219,7 +265,9 @@ class RuntimeStream(Stream):
 
     def _route(self, image: np.ndarray) -> Routed:
         routing = self.model.route([image], self.operating_point)
-        return Routed(routing.logits[0], int(routing.expert_indices[0]), float(routing.gmacs[0]))
+        confidence = None if routing.confidence is None else float(routing.confidence[0])
+        answer = routing.logits[0], int(routing.expert_indices[0]), float(routing.gmacs[0])
+        return Routed(*answer, confidence, bool(routing.abstained[0]))
 
     def _run(self, expert: int, image: np.ndarray) -> Routed:
         return self.model.run_expert(expert, image)

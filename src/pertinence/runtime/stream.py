@@ -25,6 +25,9 @@ class FrameAnswer:
         gmacs: GMACs of this frame.
         dispatched: whether the dispatcher routed this frame; otherwise the last expert of the frame before ran alone.
         change: how much the scene has changed since the last decision, 0 to 1; None if it was not compared.
+        confidence: calibrated probability that the answer is right; None for frames that were not routed, whose path
+            nothing was calibrated for, and for models that do not know it.
+        abstained: whether the frame is not answered; one that was not routed as the last routed frame.
     """
 
     logits: Any
@@ -32,14 +35,19 @@ class FrameAnswer:
     gmacs: float
     dispatched: bool
     change: float | None = None
+    confidence: float | None = None
+    abstained: bool = False
 
 
 class Routed(NamedTuple):
-    """The answer of a model for one frame: logits, index of the expert that ran last, GMACs."""
+    """The answer of a model for one frame: logits, index of the expert that ran last, GMACs; for a routed frame its
+    confidence, too, and whether the model abstained."""
 
     logits: Any
     expert_index: int
     gmacs: float
+    confidence: float | None = None
+    abstained: bool = False
 
 
 class Stream:
@@ -73,6 +81,7 @@ class Stream:
         self.frames = self.dispatches = 0
         self._total_gmacs = 0.0
         self._expert: int | None = None
+        self._abstained = False
         self._since = 0
         self._scene: Scene | None = None
 
@@ -96,13 +105,15 @@ class Stream:
         if self._expert is None or is_due:
             routed = self._route(image)
             self._expert, self._scene, self._since = routed.expert_index, scene, 0
+            self._abstained = routed.abstained
         else:
             routed = self._run(self._expert, image)
         self.frames += 1
         self.dispatches += dispatched
         self._since += 1
         self._total_gmacs += routed.gmacs
-        return FrameAnswer(*routed, dispatched, change)
+        answer = routed.logits, routed.expert_index, routed.gmacs
+        return FrameAnswer(*answer, dispatched, change, routed.confidence, self._abstained)
 
     def _decode(self, frame: Any) -> Any:
         """The image of a frame."""

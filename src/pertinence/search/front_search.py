@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..data.splits import stratified_split
 from ..evaluation.baselines import BaselineProblem, fit_baselines
 from ..evaluation.candidates import Archive, Candidate, static_candidates
+from ..evaluation.certainty import fit_temperature, with_certainty
 from ..evaluation.class_loss import class_loss_bounds
 from ..evaluation.outcomes import (
     Outcome,
@@ -84,6 +85,7 @@ class FoundFront:
         hypervolumes: hypervolume of the archive after each generation, by recipe that searches.
         images: number of images by purpose, and rows of those that could not be decoded.
         recipes: what the record tells of each recipe, by its name.
+        temperature: that of the reference expert, fitted to the search images.
     """
 
     evaluation: Evaluation
@@ -94,6 +96,7 @@ class FoundFront:
     hypervolumes: dict[str, list[float]]
     images: dict[str, Any]
     recipes: dict[str, Any]
+    temperature: float
 
 
 @one_thread()
@@ -241,9 +244,20 @@ def report_front(
     front, heads, default = build_front(fitted.candidates, names, cost, args.front_size)
     if search.measure == ACCURACY:
         front = _with_class_losses(front, heads, fitted)
+    front = Front([with_certainty(point, heads[point.name], search) for point in front], names)
     select_experts = tuple(candidate.figures for candidate in fitted.statics)
+    temperature = fit_temperature(search, fitted.reference)
     evaluation = evaluate_front(
-        front, heads, report, default, baselines, select_experts, fitted.reference, warnings, label_names
+        front,
+        heads,
+        report,
+        default,
+        baselines,
+        select_experts,
+        fitted.reference,
+        warnings,
+        label_names,
+        temperature=temperature,
     )
     skipped = {kind: list(part.skipped) for kind, part in _skipped(search, report).items()}
     return FoundFront(
@@ -255,6 +269,7 @@ def report_front(
         fitted.hypervolumes,
         {**fitted.images, "report": len(report)} | ({"skipped": skipped} if skipped else {}),
         fitted.recipes,
+        temperature,
     )
 
 

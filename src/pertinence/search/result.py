@@ -20,11 +20,13 @@ from transformers.utils import logging
 from ..data.dataset import LabelledImages, raise_or
 from ..data.seen import SeenImages
 from ..evaluation.candidates import save_candidates
+from ..evaluation.certainty_plots import plot_certainty
 from ..evaluation.outcomes import route_predictions
 from ..evaluation.plots import plot_convergence, plot_examples, plot_front, plot_shares
 from ..evaluation.report import Evaluation
 from ..hub.layout import (
     BASELINES,
+    CERTAINTY_FIGURE,
     CONVERGENCE_FIGURE,
     EXAMPLES_FIGURE,
     FRONT_FIGURE,
@@ -184,6 +186,8 @@ class SearchResult:
             self.seen.save(folder)
         plot_front(self.evaluation, folder / FRONT_FIGURE)
         plot_shares(self.evaluation, folder / SHARES_FIGURE)
+        if self.evaluation.certainty:
+            plot_certainty(self.evaluation.certainty, folder / CERTAINTY_FIGURE)
         if self.found.hypervolumes:
             plot_convergence(self.found.hypervolumes, folder / CONVERGENCE_FIGURE)
         if self.examples:

@@ -152,5 +152,12 @@ def compose(pool: SearchPool, found: FoundFront) -> PertinenceForImageClassifica
     names = [point.name for point in evaluation.front]
     answers = dict(zip(names, evaluation.series.answers, strict=True))
     return PertinenceForImageClassification.compose(
-        experts, evaluation.front, found.heads, evaluation.default, pool.stem, answers, evaluation.reference
+        experts,
+        evaluation.front,
+        found.heads,
+        evaluation.default,
+        pool.stem,
+        answers,
+        evaluation.reference,
+        found.temperature,
     )
