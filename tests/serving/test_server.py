@@ -83,13 +83,15 @@ def test_a_server_that_is_ended_answers_what_it_has_accepted(images, tmp_path, n
 
         def ask(index: int) -> None:
             connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-            connection.request("POST", "/", files[index % 4])
-            sent.release()
             try:
+                connection.request("POST", "/", files[index % 4])
+                sent.release()
                 status = connection.getresponse().status
             except (http.client.HTTPException, OSError) as error:
                 lost.append(error)
                 return
+            finally:
+                connection.close()
             with lock:
                 statuses[status] += 1
 

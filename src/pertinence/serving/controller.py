@@ -14,7 +14,7 @@ EARLY, LATE = 0.5, 0.8
 """Shares of the target: an expected wait above the first, or an observed p95 above the second, asks for a cheaper
 point."""
 CALM = 0.25
-"""Share of the target below which the expected wait must lie before a more accurate point is tried."""
+"""Share of the target below which the time for what waits must lie before a more accurate point is tried."""
 BATCH = 0.3
 """Share of the target that one batch may take."""
 HOLD, LONGEST_HOLD = 1.0, 30.0
@@ -104,7 +104,11 @@ class LoadController:
 
     def wait(self, now: float, waiting: int, position: int) -> float:
         """Expected seconds until a request is answered before which so many images wait."""
-        return max(0.0, self._busy_until - now) + (waiting + 1) * self.seconds(position)
+        return self._backlog(now, waiting, position) + self.seconds(position)
+
+    def _backlog(self, now: float, waiting: int, position: int) -> float:
+        """Expected seconds until the last of so many waiting images is answered; 0 if there are none."""
+        return max(0.0, self._busy_until - now) + waiting * self.seconds(position)
 
     def admits(self, now: float, waiting: int) -> bool:
         """Whether a request can be answered in time at the cheapest step; without others it is answered anyway."""
@@ -130,7 +134,9 @@ class LoadController:
             self._move(now, next(fitting, last))
         elif observed is not None and observed > LATE * self.target and self.position < last:
             self._move(now, self.position + 1)
-        elif expected > CALM * self.target or (observed is not None and observed > EARLY * self.target):
+        elif self._backlog(now, waiting, self.position) > CALM * self.target or (
+            observed is not None and observed > EARLY * self.target
+        ):
             self._calm_since = now
         elif self.position > 0 and now - max(self._calm_since, self._changed) >= self._hold:
             self._move(now, self.position - 1)

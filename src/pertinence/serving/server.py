@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import signal
 import socket
@@ -20,6 +21,7 @@ from ..utils.errors import PertinenceError
 from .app import Service, make_app, make_service
 from .arguments import ServeArguments, ServedPointArguments
 from .engine import ModelEngine
+from .keys import Keys
 from .points import ServedPoints
 from .protocol import LimitedProtocol
 
@@ -27,6 +29,8 @@ from .protocol import LimitedProtocol
 logger = logging.get_logger(__name__)
 
 BACKLOG = 2048
+GRACE = 0.25
+"""Seconds in which what was sent before the end arrives."""
 WARM_UP = 64
 """Pixels of each side of the image that experts see first."""
 
@@ -51,7 +55,8 @@ def serve(
         PertinenceError: there is no model, no point meets the budget, or the port is taken.
     """
     args, points = args or ServeArguments(), points or ServedPointArguments()
-    with closing(_listen(args)) as listener:  # before experts are loaded, which takes longer
+    Keys(args.api_key_file)  # what is wrong is said before experts are loaded, which takes longer
+    with closing(_listen(args)) as listener:
         ServedPoints.of(config_of(model, args.token, revision), points)
         loaded = load(model, args, expert_paths, revision)
         name = loaded.name_or_path or "model"
@@ -115,6 +120,14 @@ class _Server(uvicorn.Server):
         """Begin to drain."""
         self.service.is_draining = True
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Read what is on its way, then end; uvicorn would close connections whose request is not yet read."""
+        await asyncio.sleep(GRACE)
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(GRACE)
+        await super().shutdown(sockets)
 
 
 def _run(service: Service, listener: socket.socket, args: ServeArguments) -> None:
