@@ -1,8 +1,6 @@
-"""Models of tiny experts whose networks were exported to ONNX, made by hand."""
+"""A model of tiny experts with an operating point of each kind, whose experts were exported to ONNX."""
 
-import hashlib
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,77 +8,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
-from torch.export import Dim
 
 from pertinence import Figures, Front, OperatingPoint, PertinenceForImageClassification, Stage
 from pertinence.experts.expert import Expert, load_expert
-from pertinence.experts.host_pixels import measure_host_pixels
 from pertinence.experts.pool import load_pool
 from pertinence.experts.reference import ExpertReference, LoadOptions
 from pertinence.routing.heads import Head, threshold_head
-from pertinence.runtime.exports import Export
-
-
-class Network(nn.Module):
-    """The network of an expert, with its pooled features: that of timm, or a ResNet of transformers."""
-
-    def __init__(self, expert: Expert):
-        super().__init__()
-        self.model = getattr(expert.model, "timm_model", expert.model)
-
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if hasattr(self.model, "forward_head"):
-            features = self.model.forward_head(self.model.forward_features(pixel_values), pre_logits=True)
-            return self.model.get_classifier()(features), features
-        features = self.model.resnet(pixel_values).pooler_output.flatten(1)
-        return self.model.classifier(features), features
-
-
-def export_expert(expert: Expert, home: str, folder: Path, images: list[torch.Tensor]) -> Export:
-    """Export the network of an expert to `experts/<home>/onnx/model.onnx`, and say what the config records of it."""
-    height, width = expert.entry.transform.size
-    path = folder / "experts" / home / "onnx" / "model.onnx"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch itself
-        torch.onnx.export(
-            Network(expert).eval(),
-            (torch.zeros(2, 3, height, width),),
-            path,
-            input_names=["pixel_values"],
-            output_names=["logits", "features"],
-            dynamo=True,
-            dynamic_shapes={"pixel_values": {0: Dim("batch", min=1)}},
-            external_data=False,
-            verbose=False,
-        )
-    return Export(
-        path.relative_to(folder).as_posix(),
-        hashlib.sha256(path.read_bytes()).hexdigest(),
-        expert.entry.revision,
-        18,
-        (3, height, width),
-        has_features=True,
-        host_pixels=measure_host_pixels(expert, images),
-    )
-
-
-def save_exported(model: PertinenceForImageClassification, folder: Path, images: list[torch.Tensor]) -> Path:
-    """Save a model with its experts, and export these; `images` measure the agreement of pixels."""
-    model.save_pretrained(folder, save_experts=True)
-    homes = {str(index): expert for index, expert in enumerate(model.experts)}
-    if model.stem is not None:
-        homes["stem"] = model.stem
-    exports = {home: export_expert(expert, home, folder, images) for home, expert in homes.items()}
-
-    def add(values: dict[str, Any]) -> None:
-        for home, entry in {**dict(enumerate(values["experts"])), "stem": values["stem"]}.items():
-            if entry is not None:
-                entry["exports"] = [exports[str(home)].to_dict()]
-
-    change_config(folder, add)
-    return folder
 
 
 def change_config(folder: Path, change: Any) -> None:
@@ -163,5 +96,7 @@ def make_exported(
     front = Front(points, [expert.entry.name for expert in pool])
     pool[2] = pool[2].with_entry(pool[2].entry.replace(select=figures(0.82, 0.06, (0.0, 0.0, 1.0)).to_dict()))
     full = PertinenceForImageClassification.compose(pool, front, heads, "mixed", stem)
-    folder = save_exported(full, root / "model", list(images(32, 90, seed=7)))
+    folder = root / "model"
+    full.save_pretrained(folder, save_experts=True)
+    PertinenceForImageClassification.from_pretrained(folder).export_onnx(folder, images(256, 90, seed=7))
     return SimpleNamespace(folder=folder, full=full)

@@ -34,7 +34,8 @@ from pertinence.data.decoding import decode_image
 from pertinence.evaluation.latency import synthetic_images
 from pertinence.experts.backends.openvino import CompiledGraph
 from pertinence.experts.expert import Expert, load_expert
-from pertinence.experts.export_agreement import MOST_DIFFERENCE, agreement_of, export_expert
+from pertinence.experts.export_agreement import MOST_DIFFERENCE, agreement_of
+from pertinence.experts.exporting import exported
 from pertinence.experts.reference import ExpertReference, LoadOptions
 from pertinence.runtime.sessions import Session, SessionSettings
 from pertinence.utils.errors import PertinenceError
@@ -141,7 +142,7 @@ def line(name: str, reference: Any, counts: dict[str, int], root: Path) -> str:
     if name.split("/")[0] not in counts:
         spread_logits(expert, images)
     start = time.process_time()
-    export = export_expert(expert, "0", root, with_features=True)
+    export = exported(expert.checkpoint, expert.entry, "0", root, with_features=True)
     seconds = time.process_time() - start
     cells = [name, str(export.opset), f"{(root / export.file).stat().st_size / 1e6:.1f}", f"{seconds:.1f}"]
     content, settings = export.read(root / export.file), SessionSettings(threads=torch.get_num_threads())
@@ -174,7 +175,7 @@ def main() -> None:
     counts = {"cifar10": options.images[0], "cifar100": options.images[0], "imagenet": options.images[1]}
     print("| expert | opset | MB | CPU s | ONNX Runtime: within | same answers | OpenVINO: within | same answers |")
     print("| --- | ---: | ---: | ---: | --- | --- | --- | --- |")
-    exported, refused = 0, []
+    count, refused = 0, []
     for chosen in options.sets:
         for name, build in SETS[chosen]():
             if options.only and not any(part in name for part in options.only):
@@ -183,12 +184,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as root:
                 try:
                     print(line(name, build(), counts, Path(root)), flush=True)
-                    exported += 1
+                    count += 1
                 except Exception as error:  # an architecture may need another library, or a config of its own
                     kind = "" if isinstance(error, PertinenceError) else f"not built: {type(error).__name__}: "
                     refused.append(f"- {name}: {kind}{' '.join(str(error).split())[:400]}")
                     print(refused[-1], flush=True)
-    print(f"\n{exported} exported, {len(refused)} not:\n" + "\n".join(refused))
+    print(f"\n{count} exported, {len(refused)} not:\n" + "\n".join(refused))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,23 @@ def test_every_batch_is_full_whatever_the_number_of_images(folder, images, tmp_p
     data = DataArguments(str(tmp_path / "images"), "train")
     benchmark(model, data, BenchmarkArguments(batch_size=[48], rounds=1, operating_point=["small"]))
     assert set(sizes) == {48}
+
+
+def test_what_ran_the_experts_is_part_of_the_device(exported, tmp_path):
+    for flags, device in (
+        ([], "cpu"),
+        (["--backend", "onnx"], "cpu, onnx"),
+        (["--fold-batch-norms"], "cpu, folded"),
+    ):
+        copy = tmp_path / device
+        shutil.copytree(exported.folder, copy)
+        assert main(["benchmark", str(copy), "--batch-size", "8", "--rounds", "1", "--device", "cpu", *flags]) == 0
+        assert {entry.device for entries in latencies(copy).values() for entry in entries} == {device}
+    values = json.loads((copy / "config.json").read_text())
+    values["experts"][1]["exports"] = None
+    (copy / "config.json").write_text(json.dumps(values))
+    assert main(["benchmark", str(copy), "--batch-size", "8", "--rounds", "1", "--backend", "onnx"]) == 0
+    assert "cpu, onnx and torch" in {entry.device for entries in latencies(copy).values() for entry in entries}
 
 
 def test_a_budget_of_milliseconds_goes_by_what_was_measured(folder):

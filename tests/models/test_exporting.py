@@ -401,7 +401,7 @@ HOSTILE = {
             [helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])],
         ),
         True,
-        "gives 12 logits, but config.json says 10",
+        "gives 12 logits, but config.json describes 10",
     ),
     "custom operator": (
         lambda content: graph(
@@ -433,6 +433,15 @@ def test_a_hostile_file_is_refused_in_one_sentence(changed, kind, backend):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_of_another_revision_of_the_checkpoint_is_refused(changed, backend):
+    config = json.loads((changed / "config.json").read_text())
+    config["experts"][0]["exports"][0]["revision"] = "0" * 40
+    (changed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PertinenceError, match="model.onnx was exported from revision '0{40}' of its checkpoint, but"):
+        PertinenceForImageClassification.from_pretrained(changed, backend=backend)
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -444,6 +453,7 @@ def test_a_hostile_file_is_refused_in_one_sentence(changed, kind, backend):
         {"opset": True},
         {"agreement": {"images": "many"}},
     ],
+    ids=str,
 )
 def test_a_hostile_description_is_refused(changed, values):
     config = json.loads((changed / "config.json").read_text())

@@ -34,7 +34,9 @@ from pertinence.routing.heads import Head
 from pertinence.routing.promises import CoveragePromise, ErrorPromise
 from pertinence.routing.registry import EVIDENCE
 from pertinence.runtime import RuntimeModel, load
+from pertinence.runtime.config import ModelConfig
 from pertinence.runtime.exports import check_self_contained
+from pertinence.runtime.sessions import Session, Widths
 
 
 POINTS = ("only-first", "from-stem", "from-features", "mixed", "confident")
@@ -319,8 +321,8 @@ def _wide_label_map(values):
     values["experts"][0]["label_map"] = [*range(9), 12]
 
 
-def _other_features(values):
-    values["experts"][1]["features"] = 7
+def _other_revision(values):
+    values["experts"][1]["revision"] = "sha256:" + "0" * 64
 
 
 REFUSED = {
@@ -336,8 +338,11 @@ REFUSED = {
     "another kind": (lambda values: values.update(model_type="vit"), "is not a pertinence model"),
     "a point that is not there": (lambda values: values.update(operating_point="x"), "no operating point 'x'"),
     "labels": (_other_labels, "experts/0/onnx/model.onnx gives 10 logits, but config.json describes 2"),
-    "labels of a label map": (_wide_label_map, "label_map names output 12 of 10"),
-    "width of features": (_other_features, "experts/1/onnx/model.onnx gives .* features, but config.json describes 7"),
+    "labels of a label map": (_wide_label_map, "gives 10 logits, but its label_map names output 12"),
+    "another revision": (
+        _other_revision,
+        "onnx/model.onnx was exported from revision .*, but config.json names .*0000'",
+    ),
 }
 
 
@@ -346,6 +351,13 @@ def test_what_cannot_run_is_refused_in_one_sentence(copied, change, words):
     change_config(copied, change)
     with pytest.raises(PertinenceError, match=words):
         load(copied, lazy=False)
+
+
+def test_a_graph_of_other_features_is_refused(exported):
+    entry = ModelConfig.read(exported.folder / "config.json").experts[0]
+    path = exported.folder / entry.exports[0].file
+    with pytest.raises(PertinenceError, match="model.onnx gives .* features, but config.json describes 7"):
+        Session.of(path, entry.exports[0], None, Widths(10, 7))
 
 
 def test_a_file_name_chooses_among_files_of_the_precision_that_heads_were_fitted_to(copied, pictures):

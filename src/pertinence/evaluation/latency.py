@@ -18,6 +18,7 @@ from ..data.arguments import DataArguments
 from ..data.dataset import raise_or
 from ..data.loading import load_images
 from ..data.splits import sample_rows
+from ..experts.base import ExpertLike
 from ..hub.layout import update_config
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..routing.front import Front, OperatingPoint
@@ -135,8 +136,7 @@ def benchmark(
     with progress_bar(args.rounds * len(calls) * len(args.batch_size), "Latency", "round") as bar:
         seconds = time_calls(calls, images, args.batch_size, args.rounds, device, bar.update)
     threads = torch.get_num_threads() if device.type == "cpu" else None
-    how = [args.backend if args.backend != TORCH else None, "folded" if args.fold_batch_norms else None]
-    where = ", ".join([device_name(device), *filter(None, how)])
+    where = ", ".join([device_name(device), *_how(model)])
     found = [
         tuple(_summarise(rounds, size, where, kind, threads) for size, rounds in by_size.items())
         for by_size in seconds
@@ -146,6 +146,16 @@ def benchmark(
     experts = dict(zip(model.front.expert_names, found[len(timed) :], strict=True))
     reference = model.config.expert_names[model.config.reference_index]
     return Benchmark(Front(points, model.front.expert_names), tuple(measured), experts, reference)
+
+
+def _how(model: PertinenceForImageClassification) -> list[str]:
+    """What runs the experts of a model, beside a device: nothing where all run in torch as they are."""
+    experts: list[ExpertLike] = [*model.pool, *filter(None, [model.stem])]
+    backends = sorted({TORCH if one.entry.is_of_torch else one.entry.backend for one in experts})
+    providers = sorted({one.provider for one in experts if one.provider})
+    is_folded = any(one.folds_batch_norms for one in experts)
+    shown = [] if backends == [TORCH] else [" and ".join(backends)]
+    return [*shown, *providers, *(["folded"] if is_folded else [])]
 
 
 def _images(

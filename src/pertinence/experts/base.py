@@ -27,6 +27,7 @@ class ExpertLike(Protocol):
         device, dtype: its device and dtype.
         weights_key: equal for experts that share a checkpoint.
         folds_batch_norms: whether its batch norms are folded, if they can be.
+        provider: execution provider of its graph; None: that of the CPU, or it runs none.
     """
 
     @property
@@ -49,6 +50,9 @@ class ExpertLike(Protocol):
 
     @property
     def folds_batch_norms(self) -> bool: ...
+
+    @property
+    def provider(self) -> str | None: ...
 
     def __call__(self, images: Images, max_batch: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Classify uint8 images.

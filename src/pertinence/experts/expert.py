@@ -6,22 +6,20 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.utils import logging
 
 from ..data.batches import Images, chunks, sorted_by_shape
-from ..data.labels import Labels, contradiction, resolve_label_map
 from ..routing.costs import GMACS
 from ..runtime.entry import TORCH, ExpertEntry
 from ..runtime.transform import UnfitImage
 from ..utils.errors import PertinenceError, explain, shown
 from ..utils.graphs import outside_graphs
-from ..utils.validation import LONGEST_NAME, is_commit, is_name
+from ..utils.validation import LONGEST_NAME, is_name
 from .backends.base import (
     BACKENDS,
     Backend,
@@ -33,10 +31,10 @@ from .backends.base import (
     moving,
 )
 from .cards import read_licence
-from .checkpoint_files import is_content
 from .input_size import assumed_size, fitting_transform, native_side
-from .loading import Checkpoint, open_checkpoint
+from .loading import Checkpoint, check_channels, check_single_label, open_checkpoint
 from .operations import count_operations
+from .origin import Origin
 from .preprocessing import Preprocessor, resolve_transform
 from .reference import ExpertReference, LoadOptions
 from .remote_code import commits_of
@@ -51,29 +49,6 @@ every image takes up to twice as long."""
 LEAST_AT_ONCE = 4
 ACCELERATED_PIXELS_AT_ONCE = 2**25
 """The same for an accelerator, where only memory is the limit: 668 images of 224 x 224."""
-
-
-class Origin(Protocol):
-    """What an expert is made of.
-
-    Attributes:
-        labels: the names of its outputs, by index.
-        revision: commit or content hash of its files.
-        folder: the folder of its files; None for a model that was given loaded.
-        code: the folders of its code in other repositories, see `fetch_code`.
-    """
-
-    @property
-    def labels(self) -> Labels: ...
-
-    @property
-    def revision(self) -> str: ...
-
-    @property
-    def folder(self) -> Path | None: ...
-
-    @property
-    def code(self) -> Mapping[str, Path]: ...
 
 
 class Expert(nn.Module):
@@ -146,6 +121,10 @@ class Expert(nn.Module):
     @property
     def folds_batch_norms(self) -> bool:
         return isinstance(self.origin, Checkpoint) and self.origin.options.folds(self.entry)
+
+    @property
+    def provider(self) -> str | None:
+        return self.origin.options.provider_of(self.entry)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -316,8 +295,8 @@ def load_expert(
     checkpoint = open_checkpoint(reference, options, is_stem, opened)
     model = checkpoint.model
     if not is_stem:
-        _check_single_label(name, checkpoint)
-    _check_channels(name, model.config)
+        check_single_label(name, checkpoint)
+    check_channels(name, model.config)
     with naming(name):
         transform = resolve_transform(checkpoint.processor, native_side(model.config))
         transform = fitting_transform(checkpoint, transform)
@@ -394,72 +373,3 @@ def naming(name: str) -> Iterator[None]:
         yield
     except PertinenceError as error:
         raise PertinenceError(f"expert {name!r}: {error}") from error
-
-
-def reload_expert(
-    entry: ExpertEntry,
-    repo_id: str,
-    options: LoadOptions,
-    preprocessing: str,
-    is_stem: bool = False,
-    opened: dict[Any, Checkpoint] | None = None,
-) -> Expert:
-    """Load an expert as a saved model's config describes it, from `repo_id` (a Hub id or a folder)."""
-    is_folder = Path(repo_id).is_absolute()
-    reference = ExpertReference(repo_id, None if is_folder else entry.revision, entry.name)
-    if options.dtype is None:
-        options = replace(options, dtype=entry.dtype)
-    checkpoint = open_checkpoint(reference, options, is_stem, opened, entry.code)
-    if unpinned := sorted(set(checkpoint.code) - set(entry.code or {})):
-        logger.warning(
-            f"The code of expert {entry.name!r} in {', '.join(unpinned)} is not pinned, as this model was saved by an "
-            "earlier version: its newest commit runs, and its answers may change. Save the model again to pin it."
-        )
-    is_pinned = not is_folder or is_commit(entry.revision)
-    if not is_pinned and not is_content(entry.revision, checkpoint.revision, Path(repo_id)):
-        logger.warning(
-            f"Expert {entry.name!r} in {repo_id} has changed since this model was made: its figures no longer "
-            "hold. Search again, or restore the folder."
-        )
-    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
-    if parameters != entry.parameters:
-        raise PertinenceError(
-            f"expert {entry.name!r} has {entry.parameters:,} parameters, but the checkpoint in {repo_id} has "
-            f"{parameters:,}: it is another network"
-        )
-    if entry.label_map is not None:
-        resolve_label_map(
-            entry.label_map, checkpoint.labels, dict.fromkeys(range(len(entry.label_map)), ""), entry.name
-        )
-    return Expert.of(checkpoint, entry, preprocessing)
-
-
-def _check_single_label(name: str, checkpoint: Checkpoint) -> None:
-    config, labels = checkpoint.model.config, checkpoint.labels
-    count = config.num_labels
-    if count is None:
-        raise PertinenceError(f"the labels of expert {name!r} are unknown: name them by `id2label` in its config")
-    if config.problem_type in ("multi_label_classification", "regression") or count < 2:
-        kind = config.problem_type or f"{count} output(s)"
-        raise PertinenceError(
-            f"expert {name!r} is not a single-label classifier ({kind.replace('_', ' ')}): pertinence routes only "
-            "classifiers that choose one of at least two labels"
-        )
-    if set(labels) != set(range(count)):
-        raise PertinenceError(
-            f"expert {name!r} numbers its labels {shown(list(labels))}, expected 0 to {count - 1}: correct "
-            "`id2label` in its config.json"
-        )
-    if (trouble := contradiction(labels, config.label2id)) is not None:
-        logger.warning(f"The config.json of expert {name!r} contradicts itself ({trouble}): id2label is used.")
-
-
-def _check_channels(name: str, config: Any) -> None:
-    """Refuse networks whose images do not have three channels."""
-    arguments, pretrained = (getattr(config, key, None) or {} for key in ("model_args", "pretrained_cfg"))
-    shape = pretrained.get("input_size")
-    channels = getattr(config, "num_channels", None) or arguments.get("in_chans")
-    if channels is None and isinstance(shape, (list, tuple)) and shape:
-        channels = shape[0]
-    if channels not in (None, 3):
-        raise PertinenceError(f"expert {name!r} takes images of {shown(channels)} channels, expected 3 (RGB)")

@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-import torch
 from transformers.utils import logging
 
 from ..data.labels import Labels
 from ..runtime.entry import GRAPH_BACKENDS, ONNX_INT8, TORCH, ExpertEntry
-from ..runtime.exports import FLOAT32, INT8, Export, find_export
+from ..runtime.exports import FLOAT32, INT8, Export
+from ..runtime.sessions import Widths
 from ..utils.errors import PertinenceError
 from .backends.base import backend_of
 from .backends.onnx import OnnxBackend
@@ -31,16 +31,18 @@ class ExportedOrigin:
     """The graph that an expert runs, and the checkpoint that it was exported from, which is fetched only to be copied.
 
     Attributes:
-        labels: the names of its outputs, by index.
+        labels: the names of its outputs, by index; empty for a stem.
         revision: content hash of the graph.
         find_folder: finds the folder of the checkpoint, and downloads it if necessary.
         find_code: the same for its code in other repositories.
+        options: how its graph is opened.
     """
 
     labels: Labels
     revision: str
     find_folder: Callable[[], Path]
     find_code: Callable[[], Mapping[str, Path]]
+    options: LoadOptions
 
     @property
     def folder(self) -> Path:
@@ -55,13 +57,14 @@ def export_to_run(entry: ExpertEntry, file_name: str | None = None) -> Export | 
     """The exported graph that an expert runs; None if its backend makes one of the checkpoint, or needs none.
 
     Raises:
-        PertinenceError: a file is asked for that its entry does not list, or the 8-bit graph that it runs is missing.
+        PertinenceError: a file is asked for that its entry does not list, or the 8-bit graph that it runs is missing,
+            or the graph is of another revision.
     """
     if entry.backend == ONNX_INT8:
-        return find_export(entry.exports, entry.name, INT8)
+        return entry.find_export(INT8)
     if entry.backend not in GRAPH_BACKENDS or not entry.exports:
         return None
-    return find_export(entry.exports, entry.name, FLOAT32, file_name)
+    return entry.find_export(FLOAT32, file_name)
 
 
 def chosen_backends(entries: Mapping[int, ExpertEntry], options: LoadOptions) -> dict[int, ExpertEntry]:
@@ -95,7 +98,7 @@ def chosen_backends(entries: Mapping[int, ExpertEntry], options: LoadOptions) ->
 
 
 def open_exported(
-    entry: ExpertEntry, export: Export, path: Path, origin: ExportedOrigin, options: LoadOptions, preprocessing: str
+    entry: ExpertEntry, export: Export, path: Path, origin: ExportedOrigin, preprocessing: str
 ) -> Expert:
     """Make the expert that runs an exported graph.
 
@@ -104,28 +107,14 @@ def open_exported(
         export: what the entry records about the graph.
         path: the file.
         origin: where it comes from.
-        options: how graphs are opened.
         preprocessing: "exact" or "fast".
 
     Raises:
         PertinenceError: the file is not what is recorded of it, or the backend cannot open it.
     """
     with naming(entry.name):
-        backend = cast(type[OnnxBackend], backend_of(entry)).from_file(path, export, options)
-        _check_widths(backend, entry, origin)
+        widths = Widths(len(origin.labels), entry.features, entry.label_map)
+        backend = cast(type[OnnxBackend], backend_of(entry)).from_file(path, export, origin.options, widths)
         is_own = entry.transform.library == "own"
-        processor = load_processor(origin.folder, options) if is_own else None
+        processor = load_processor(origin.folder, origin.options) if is_own else None
         return Expert(origin, entry, backend, Preprocessor(entry.transform, processor, preprocessing))
-
-
-def _check_widths(backend: OnnxBackend, entry: ExpertEntry, origin: ExportedOrigin) -> None:
-    """Raise `PertinenceError` unless a graph gives as many logits and features as its entry says."""
-    logits, features = backend.run(torch.zeros(1, *backend.export.input_shape))
-    wanted = len(origin.labels)
-    is_right = logits.shape[1] == wanted if entry.label_map is None else logits.shape[1] > max(entry.label_map)
-    if not (is_right or wanted == 0) or (features is not None and features.shape[1] != entry.features):
-        raise PertinenceError(
-            f"the exported file {backend.export.file} gives {logits.shape[1]} logits"
-            f"{'' if features is None else f' and {features.shape[1]} features'}, but config.json says {wanted} and "
-            f"{entry.features}: export the model again"
-        )

@@ -17,12 +17,13 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import logging
 
-from ..data.labels import Labels, read_names
+from ..data.labels import Labels, contradiction, read_names
 from ..runtime.entry import CONFIG
 from ..runtime.transform import Transform
 from ..utils.downloads import pin
-from ..utils.errors import PertinenceError, causes_of, explain, printable
+from ..utils.errors import PertinenceError, causes_of, explain, printable, shown
 from ..utils.hub_errors import explain_place
 from .audit import check_checkpoint
 from .building import building_from
@@ -32,6 +33,9 @@ from .mending import explain_no_config, explain_no_weights
 from .prefixes import load_unwrapped
 from .reference import ExpertReference, LoadOptions
 from .remote_code import code_references, described_in, fetch_checkpoint, fetch_code
+
+
+logger = logging.get_logger(__name__)
 
 
 class Backbone(nn.Module):
@@ -278,6 +282,38 @@ def size_options(model: nn.Module) -> dict[str, bool]:
 def _is_headless(config: Any) -> bool:
     """Whether a checkpoint has no classification head: timm has no classes, transformers names a bare model."""
     return config.num_labels == 0 or any(name.endswith("Model") for name in config.architectures or ())
+
+
+def check_single_label(name: str, checkpoint: Checkpoint) -> None:
+    """Refuse what is no classifier that chooses one of several labels."""
+    config, labels = checkpoint.model.config, checkpoint.labels
+    count = config.num_labels
+    if count is None:
+        raise PertinenceError(f"the labels of expert {name!r} are unknown: name them by `id2label` in its config")
+    if config.problem_type in ("multi_label_classification", "regression") or count < 2:
+        kind = config.problem_type or f"{count} output(s)"
+        raise PertinenceError(
+            f"expert {name!r} is not a single-label classifier ({kind.replace('_', ' ')}): pertinence routes only "
+            "classifiers that choose one of at least two labels"
+        )
+    if set(labels) != set(range(count)):
+        raise PertinenceError(
+            f"expert {name!r} numbers its labels {shown(list(labels))}, expected 0 to {count - 1}: correct "
+            "`id2label` in its config.json"
+        )
+    if (trouble := contradiction(labels, config.label2id)) is not None:
+        logger.warning(f"The config.json of expert {name!r} contradicts itself ({trouble}): id2label is used.")
+
+
+def check_channels(name: str, config: Any) -> None:
+    """Refuse networks whose images do not have three channels."""
+    arguments, pretrained = (getattr(config, key, None) or {} for key in ("model_args", "pretrained_cfg"))
+    shape = pretrained.get("input_size")
+    channels = getattr(config, "num_channels", None) or arguments.get("in_chans")
+    if channels is None and isinstance(shape, (list, tuple)) and shape:
+        channels = shape[0]
+    if channels not in (None, 3):
+        raise PertinenceError(f"expert {name!r} takes images of {shown(channels)} channels, expected 3 (RGB)")
 
 
 def _explain(

@@ -60,6 +60,7 @@ def quantized(expert: Expert, images: Images) -> tuple[Path, Export]:
 
     graph = as_bytes(whole.sha256, [_version(name) for name in ("onnxruntime", "onnx")], VERSION)
     made, export = cached(graph + b"".join(one.tobytes() for one in pixels), make)
+    export = replace(export, revision=whole.revision)
     others = sorted(set(range(len(images))) - set(chosen.tolist()))
     if others:
         compared = [images[row] for row in others]

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..runtime.entry import GRAPH_BACKENDS, QUANTIZATIONS, TORCH, ExpertEntry, backend_name
+from ..runtime.entry import GRAPH_BACKENDS, ONNX, ONNX_INT8, QUANTIZATIONS, TORCH, ExpertEntry, backend_name
+from ..runtime.sessions import CPU
 from ..utils.errors import PertinenceError
 from ..utils.hub_errors import check_place
 from ..utils.validation import split_revision
@@ -95,6 +96,10 @@ class LoadOptions:
                 f"fold_batch_norms is of torch: backend={self.backend!r} folds batch norms itself, so leave it out"
             )
         return self
+
+    def provider_of(self, entry: ExpertEntry) -> str | None:
+        """The execution provider that runs the graph of an expert; None: that of the CPU, or it runs none."""
+        return None if entry.backend not in (ONNX, ONNX_INT8) or self.provider == CPU else self.provider
 
     def folds(self, entry: ExpertEntry) -> bool:
         """Whether the batch norms of an expert are folded, if they can be."""

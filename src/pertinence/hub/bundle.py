@@ -210,7 +210,7 @@ def _collect_experts(
         bundle.files |= {f"experts/{home}/{name}": source / name for name in files}
         for name, copy in copies.items():
             if copy.repo_id == f"./experts/{home}":
-                copies[name] = copy.replace(revision=revision, code=commits_of(code) or copy.code)
+                copies[name] = copy.with_content(revision).replace(code=commits_of(code) or copy.code)
                 if needs_code(source):
                     bundle.needs_code.append(copy.name)
     config.set_entries(list((entries | copies).values()))

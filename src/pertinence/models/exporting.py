@@ -13,6 +13,7 @@ from ..data.decoding import as_images
 from ..experts.base import ExpertLike
 from ..experts.export_agreement import export_expert
 from ..experts.host_pixels import measure_host_pixels
+from ..hub.expert_files import check_unchanged
 from ..hub.exported_files import ExportedFiles
 from ..routing.costs import STEM
 from ..runtime.entry import GRAPH_BACKENDS, ONNX_INT8, TORCH
@@ -58,7 +59,10 @@ def export_model(model: PertinenceForImageClassification, folder: Path, images: 
             with expert.loaded() as loaded:
                 home = "stem" if index == STEM else str(index)
                 if _has_network(expert):
+                    if (source := loaded.find_folder()) is not None:
+                        check_unchanged(entry, loaded.find_revision(), source)
                     export = export_expert(loaded, home, staged, batch, index in read)
+                    export = replace(export, revision=entry.revision)
                     others = (one for one in entry.exports if one.file != export.file)
                     entry = entry.replace(exports=(export, *others))
                 elif entry.backend == ONNX_INT8:

@@ -42,8 +42,9 @@ from ..utils.errors import PertinenceError
 from ..utils.hub_errors import check_place, explain_place, is_offline, may_pass
 from ..utils.io import beside, give_usual_mode, move_into
 from ..utils.tensors import hash_tensors
-from .expert_store import Experts, ExpertStore, SavedPool, parse_memory
+from .expert_store import Experts, ExpertStore, parse_memory
 from .image_processing_pertinence import PertinenceImageProcessor
+from .saved_pool import SavedPool
 
 
 OF_GRAPHS = ("backend", "provider", "session_options", "file_name")
@@ -322,7 +323,7 @@ class PertinencePreTrainedModel(PreTrainedModel):
                     # The copy itself may differ: it has all code beside it.
                     source = cast(Path, expert.find_folder())
                     check_unchanged(entry, hash_folder(source), source)
-                entry = copy.replace(revision=revision)
+                entry = copy.with_content(revision)
             elif entry.is_embedded:
                 entry = entry.replace(repo_id=str(expert.find_folder()))
             if isinstance(expert, Expert) and _is_checked(expert) and (code := commits_of(expert.find_code())):

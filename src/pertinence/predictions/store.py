@@ -53,6 +53,7 @@ def identify(expert: ExpertLike, images: LabelledImages, device: torch.device) -
             "label_map": entry.label_map,
             **({"graph": entry.exports[0].sha256} if entry.backend == ONNX_INT8 else {}),
             **({"batch_norms": "folded"} if expert.folds_batch_norms else {}),
+            **({"provider": expert.provider} if expert.provider else {}),
             **(
                 {}
                 if entry.is_of_torch

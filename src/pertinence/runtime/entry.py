@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..routing.costs import GMACS, LATENCY
 from ..utils.errors import PertinenceError, shown
 from ..utils.validation import is_absolute, is_commit, is_name, is_number, is_printable, is_whole
-from .exports import Export
+from .exports import FLOAT32, Export
 from .transform import Transform
 
 
@@ -160,6 +160,35 @@ class ExpertEntry:
         """The entry of a copy in `experts/<home>` of a model; that of an expert from the Hub records its origin."""
         origin = {"origin": self.repo_id, "origin_revision": self.revision} if self.is_on_hub else {}
         return self.replace(repo_id=f"./experts/{home}", **origin)
+
+    def with_content(self, revision: str) -> ExpertEntry:
+        """The entry of a copy of the same files whose content has another hash; its graphs are still graphs of it."""
+        exports = tuple(replace(e, revision=revision) if e.revision == self.revision else e for e in self.exports)
+        return self.replace(revision=revision, exports=exports)
+
+    def find_export(self, precision: str = FLOAT32, file_name: str | None = None) -> Export:
+        """The exported graph to run.
+
+        Args:
+            precision: "float32" or "int8".
+            file_name: name of the file, like "model.onnx"; default: the first of this precision.
+
+        Raises:
+            PertinenceError: there is none, or it was exported from another revision of the checkpoint.
+        """
+        for export in self.exports:
+            if export.precision == precision and file_name in (None, PurePosixPath(export.file).name, export.file):
+                break
+        else:
+            known = ", ".join(f"{PurePosixPath(one.file).name} ({one.precision})" for one in self.exports) or "none"
+            wanted = precision if file_name is None else f"{shown(file_name)} in {precision}"
+            raise PertinenceError(f"expert {self.name!r} has no exported file {wanted}; it has: {known}")
+        if export.revision != self.revision:
+            raise PertinenceError(
+                f"expert {self.name!r}: {export.file} was exported from revision {shown(export.revision)} of its "
+                f"checkpoint, but config.json names {shown(self.revision)}: export the model again"
+            )
+        return export
 
     @property
     def gmacs(self) -> float:

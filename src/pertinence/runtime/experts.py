@@ -10,9 +10,9 @@ import numpy as np
 
 from ..utils.errors import PertinenceError
 from .entry import ONNX_INT8, ExpertEntry
-from .exports import FLOAT32, INT8, Export, find_export
+from .exports import FLOAT32, INT8, Export
 from .pixels import differs_from_torch, host_pixels
-from .sessions import Session, SessionSettings
+from .sessions import Session, SessionSettings, Widths
 from .transform import UnfitImage
 
 
@@ -66,15 +66,8 @@ class GraphExpert:
         """The opened graph; raises `PertinenceError` if it cannot be opened."""
         with self._opening:
             if self._session is None:
-                label_map = self.entry.label_map
-                # With a label map the graph may have more labels than the model.
-                num_logits = None if label_map is not None else self._num_labels or None
-                session = Session.of(
-                    self._path, self.export, self.settings, num_logits=num_logits, num_features=self.entry.features
-                )
-                if max(label_map or (0,)) >= session.num_outputs:
-                    self._fail(f"its label_map names output {max(label_map or (0,))} of {session.num_outputs}")
-                self._session = session
+                widths = Widths(self._num_labels, self.entry.features, self.entry.label_map)
+                self._session = Session.of(self._path, self.export, self.settings, widths)
             return self._session
 
     def run(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -128,7 +121,6 @@ def chosen_export(entry: ExpertEntry, file_name: str | None = None) -> Export:
     """The exported graph of an expert to run, in the precision that its heads were fitted to.
 
     Raises:
-        PertinenceError: there is none, or none of this file name.
+        PertinenceError: there is none, or none of this file name, or it is of another revision.
     """
-    precision = INT8 if entry.backend == ONNX_INT8 else FLOAT32
-    return find_export(entry.exports, entry.name, precision, file_name)
+    return entry.find_export(INT8 if entry.backend == ONNX_INT8 else FLOAT32, file_name)

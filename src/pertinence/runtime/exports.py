@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,25 +180,3 @@ def check_self_contained(content: bytes, name: str) -> None:
             f"{name} has weights in another file, which could be any file of this machine: save it as one file "
             "(external_data=False)"
         )
-
-
-def find_export(
-    exports: Sequence[Export], name: str, precision: str = FLOAT32, file_name: str | None = None
-) -> Export:
-    """The exported graph of an expert to run.
-
-    Args:
-        exports: those that its entry lists.
-        name: name of the expert, for messages.
-        precision: "float32" or "int8".
-        file_name: name of the file, like "model.onnx"; default: the first of this precision.
-
-    Raises:
-        PertinenceError: there is none.
-    """
-    for export in exports:
-        if export.precision == precision and file_name in (None, Path(export.file).name, export.file):
-            return export
-    known = ", ".join(f"{Path(export.file).name} ({export.precision})" for export in exports) or "none"
-    wanted = precision if file_name is None else f"{shown(file_name)} in {precision}"
-    raise PertinenceError(f"expert {name!r} has no exported file {wanted}; it has: {known}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..utils.errors import PertinenceError, explain, shown
-from .exports import INPUT, LOGITS, Export
+from .exports import FEATURES, INPUT, LOGITS, Export
 
 
 CPU = "CPUExecutionProvider"
@@ -48,17 +48,42 @@ class SessionSettings:
         return "cuda" if self.provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
 
 
-class Session:
-    """One exported graph, opened; it may run in several threads.
+@dataclass(frozen=True)
+class Widths:
+    """What a config says about the widths of a graph's outputs.
 
     Attributes:
-        num_outputs: how many logits it gives.
+        labels: number of labels of the model; 0: not known, as of a stem.
+        features: width of the pooled features.
+        label_map: index of each label in the logits, of which there may be more; None: the same order.
+    """
+
+    labels: int
+    features: int
+    label_map: Sequence[int] | None = None
+
+    def check(self, file: str, widths: Mapping[str, int]) -> None:
+        """Raise `PertinenceError` unless the outputs of a graph have these widths."""
+        labels, most = self.labels, max(self.label_map or (0,))
+        if most >= widths[LOGITS]:
+            raise PertinenceError(f"{file} gives {widths[LOGITS]} logits, but its label_map names output {most}")
+        expected = {LOGITS: None if self.label_map is not None else labels or None, FEATURES: self.features}
+        for name, width in widths.items():
+            if expected[name] not in (None, width):
+                raise PertinenceError(
+                    f"{file} gives {width} {name}, but config.json describes {expected[name]}: it is the graph of "
+                    "another expert, so export the model again"
+                )
+
+
+class Session:
+    """One exported graph, opened; it may run in several threads.
 
     Args:
         content: the file, see `Export.read`.
         export: what the config records about it.
         settings: how it is opened.
-        num_logits, num_features: widths of its outputs; None: not known.
+        widths: widths of its outputs; None: not known.
 
     Raises:
         PertinenceError: ONNX Runtime is not installed or does not have the provider, or the file is no graph with the
@@ -70,21 +95,19 @@ class Session:
         content: bytes,
         export: Export,
         settings: SessionSettings | None = None,
-        num_logits: int | None = None,
-        num_features: int | None = None,
+        widths: Widths | None = None,
     ):
         self.export, self.settings = export, settings or SessionSettings()
         self._session = _open(content, export.file, self.settings)
         self._outputs = export.outputs
         shapes = {one.name: one.shape for one in self._session.get_outputs() if one.type == FLOATS}
         inputs = {one.name: one.shape for one in self._session.get_inputs() if one.type == FLOATS}
-        check_interface(export, inputs, shapes, num_logits, num_features)
-        self.num_outputs = int(shapes[LOGITS][1])
+        check_interface(export, inputs, shapes, widths)
 
     @classmethod
-    def of(cls, path: Path, export: Export, *how: Any, **widths: Any) -> Session:
+    def of(cls, path: Path, export: Export, *how: Any) -> Session:
         """Open a file after its hash was checked; see `Export.read`."""
-        return cls(export.read(path), export, *how, **widths)
+        return cls(export.read(path), export, *how)
 
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Run it on float32 (b, 3, height, width): logits (b, C), and features (b, F) or None.
@@ -106,15 +129,14 @@ def check_interface(
     export: Export,
     inputs: Mapping[str, Sequence[Any]],
     outputs: Mapping[str, Sequence[Any]],
-    num_logits: int | None = None,
-    num_features: int | None = None,
+    widths: Widths | None = None,
 ) -> None:
     """Raise `PertinenceError` unless a graph has the inputs and outputs that its description promises.
 
     Args:
         export: the description.
         inputs, outputs: shapes of float32 inputs and outputs by name; a dimension of any size is no number.
-        num_logits, num_features: widths of its outputs; None: not known.
+        widths: widths of its outputs; None: not known.
     """
     pixels = list(inputs.get(INPUT, ()))
     is_right = (
@@ -128,12 +150,8 @@ def check_interface(
             f"{export.file} maps {_shown(inputs)} to {_shown(outputs)}, but config.json describes {INPUT} (any, "
             f"{', '.join(map(str, export.input_shape))}) and {' and '.join(export.outputs)}"
         )
-    for name, expected in zip(export.outputs, (num_logits, num_features), strict=False):
-        if expected not in (None, outputs[name][1]):
-            raise PertinenceError(
-                f"{export.file} gives {outputs[name][1]} {name}, but config.json describes {expected}: it is the "
-                "graph of another expert, so export the model again"
-            )
+    if widths is not None:
+        widths.check(export.file, {name: outputs[name][1] for name in export.outputs})
 
 
 def _is_table(shape: Sequence[Any]) -> bool:

@@ -155,6 +155,7 @@ class DispatcherSearch:
         return {
             **self.args.search_settings,
             **({"device": device_name(accelerator.device)} if measured_here else {}),
+            **({"provider": self.args.provider} if measured_here and self.args.provider else {}),
             "experts": [identity(expert) for expert in pool.experts],
             "stem": None if pool.stem is None else identity(pool.stem),
             "images": {name: value.fingerprint if value else None for name, value in images.items()},

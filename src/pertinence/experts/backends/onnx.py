@@ -11,7 +11,7 @@ import torch
 
 from ...runtime.entry import TORCH, ExpertEntry
 from ...runtime.exports import Export
-from ...runtime.sessions import Session, SessionSettings
+from ...runtime.sessions import Session, SessionSettings, Widths
 from ...utils.errors import PertinenceError
 from ..expert import Expert
 from ..export_cache import cached_export
@@ -53,27 +53,27 @@ class OnnxBackend:
         self._open(path, export, checkpoint.options)
 
     @classmethod
-    def from_file(cls, path: Path, export: Export, options: LoadOptions) -> Self:
+    def from_file(cls, path: Path, export: Export, options: LoadOptions, widths: Widths | None = None) -> Self:
         """Open an exported file of a saved model; raises `PertinenceError` if it is not what is recorded of it."""
         backend = cls.__new__(cls)
-        backend._open(path, export, options)
+        backend._open(path, export, options, widths)
         return backend
 
     @classmethod
     def is_offered(cls, checkpoint: Checkpoint, cost_depends: bool, device: torch.device) -> bool:
         return False  # it gives the same answers: a model is loaded with it, rather than searched
 
-    def _open(self, path: Path, export: Export, options: LoadOptions) -> None:
+    def _open(self, path: Path, export: Export, options: LoadOptions, widths: Widths | None = None) -> None:
         self.path, self.export, self._options = path, export, options
-        self.graph = self.opened(export.read(path), export, options)
+        self.graph = self.opened(export.read(path), export, options, widths)
         self.memory = path.stat().st_size
 
-    def opened(self, content: bytes, export: Export, options: LoadOptions) -> Graph:
-        """The graph of a file's content."""
+    def opened(self, content: bytes, export: Export, options: LoadOptions, widths: Widths | None) -> Graph:
+        """The graph of a file's content, whose outputs have these widths."""
         provider = {} if options.provider is None else {"provider": options.provider}
         threads = torch.get_num_threads() if options.session_options is None else None
         settings = SessionSettings(**provider, session_options=options.session_options, threads=threads)
-        return Session(content, export, settings)
+        return Session(content, export, settings, widths)
 
     @property
     def device(self) -> torch.device:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...runtime.exports import INPUT, Export
-from ...runtime.sessions import check_interface
+from ...runtime.sessions import Widths, check_interface
 from ...utils.errors import PertinenceError, explain
 from ..reference import LoadOptions
 from .onnx import Graph, OnnxBackend
@@ -19,10 +19,10 @@ class OpenVinoBackend(OnnxBackend):
 
     libraries: ClassVar[tuple[str, ...]] = ("openvino",)
 
-    def opened(self, content: bytes, export: Export, options: LoadOptions) -> Graph:
+    def opened(self, content: bytes, export: Export, options: LoadOptions, widths: Widths | None) -> Graph:
         if options.provider is not None or options.session_options is not None:
             raise PertinenceError("provider and session_options are of ONNX Runtime: leave them out with openvino")
-        return CompiledGraph(content, export)
+        return CompiledGraph(content, export, widths)
 
 
 class CompiledGraph:
@@ -31,12 +31,13 @@ class CompiledGraph:
     Args:
         content: the file, see `Export.read`.
         export: what the config records about it.
+        widths: widths of its outputs; None: not known.
 
     Raises:
         PertinenceError: OpenVINO is not installed, or does not take the graph.
     """
 
-    def __init__(self, content: bytes, export: Export):
+    def __init__(self, content: bytes, export: Export, widths: Widths | None = None):
         self.export = export
         try:
             import openvino
@@ -52,7 +53,7 @@ class CompiledGraph:
             self._compiled = core.compile_model(model, "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise PertinenceError(f"{export.file} cannot be opened by OpenVINO ({explain(error)})") from error
-        check_interface(export, _shapes(model.inputs), _shapes(model.outputs))
+        check_interface(export, _shapes(model.inputs), _shapes(model.outputs), widths)
         self._outputs = [self._compiled.output(name) for name in export.outputs]
 
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
