@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 uv run python tests/benchmarks/server_soak.py --minutes 30
     OMP_NUM_THREADS=1 uv run python tests/benchmarks/server_soak.py --model runs/cifar10 --minutes 1
 
-Honest answers are compared with those of the model alone; every hostile request must be refused in one sentence, and no
+Honest answers are compared with those of the model alone; hostile requests must be refused in one sentence, and no
 request may be lost without a status. Memory is that of the server's process.
 """
 
