@@ -139,3 +139,17 @@ def test_a_burst_after_silence_is_met_at_once():
     log = simulate(lambda now: (1.4 if now % 20 > 15 else 0.1) * CAPACITY, 100)
     assert log.p95() < TARGET
     assert len(log.refused) < 0.01 * len(log.answers)
+
+
+def test_an_idle_server_is_at_its_first_point_though_images_were_large():
+    """Each image takes longer than is expected of a request; the time does not depend on the point."""
+    controller, now = LoadController([5.0, 2.0, 1.0], TARGET, 32), 0.0
+    for _ in range(20):
+        controller.decide(now, 10)
+        controller.started(now, 4, controller.costs[controller.position])
+        now += 0.2
+        controller.finished(now, 4, controller.costs[controller.position], 0.2)
+    assert controller.position == 2
+    looks = [controller.decide(now + look / 4, 0) for look in range(4 * 60)]
+    assert looks == sorted(looks, reverse=True)
+    assert looks[-1] == 0

@@ -207,6 +207,7 @@ def test_the_points_that_a_server_may_use(model, given, names):
     points = ServedPoints.of(model.config, ServedPointArguments(**given))
     assert [point.name for point in points.allowed] == names
     assert points.costs == sorted(points.costs, reverse=True)
+    assert points.cost(points.front.find("by-features")) == 0, "it was not measured"
 
 
 def test_a_floor_that_cannot_be_kept_is_refused(model, tiny_experts):

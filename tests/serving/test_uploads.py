@@ -65,6 +65,7 @@ def test_only_the_formats_of_the_setting_are_read(server, kind):
         (b"--x--", FORM, 400, "the form"),
         (bomb(), "image/png", 413, "an image has at most 50 million pixels"),
         (bomb(9000, 9000), "image/png", 413, "an image has at most 50 million pixels, this one has 9000 x 9000"),
+        (bomb(1, 1300), "image/png", 422, "an image is at most 20 times as long as wide, not 1 x 1300"),
         (image_files()["PNG"][:-30], "image/png", 400, "the image is damaged or not complete"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image/png", 415, "the file is no image"),
     ],

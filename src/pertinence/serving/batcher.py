@@ -17,7 +17,7 @@ from ..utils.errors import PertinenceError, first_line
 from .controller import LoadController
 from .engine import Answer, Engine
 from .metrics import Metrics
-from .points import ServedPoints, cost_of
+from .points import ServedPoints
 from .refusals import Refusal
 
 
@@ -158,14 +158,14 @@ class Batcher:
         return chosen, point
 
     async def _answer(self, batch: Sequence[_Waiting], point: OperatingPoint) -> None:
-        start = time.monotonic()
+        start, cost = time.monotonic(), self.points.cost(point)
         if self.controller is not None:
-            self.controller.started(start, len(batch), cost_of(point))
+            self.controller.started(start, len(batch), cost)
         images = [one.image for one in batch]
         answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._answers, images, point)
         now = time.monotonic()
         if self.controller is not None:
-            self.controller.finished(now, len(batch), cost_of(point), now - start)
+            self.controller.finished(now, len(batch), cost, now - start)
         self.metrics.batch_images.observe(len(batch))
         for one, answer in zip(batch, answers, strict=True):
             if one.answer.done():

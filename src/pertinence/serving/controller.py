@@ -90,7 +90,7 @@ class LoadController:
         self._is_busy, self._busy_until = True, now + images * cost * (self._rate or 0.0)
 
     def finished(self, now: float, images: int, cost: float, seconds: float) -> None:
-        """A batch is finished, which took so many seconds."""
+        """A batch is finished, which took so many seconds; one of no known cost teaches nothing."""
         self._is_busy, self._busy_until = False, now
         if cost > 0:
             new = seconds / (images * cost)
@@ -125,18 +125,17 @@ class LoadController:
         self._look(now)
         observed = self._observed
         self._adjust(now, observed)
-        expected = self.wait(now, waiting, self.position)
-        last = len(self.costs) - 1
-        if expected > EARLY * self.target and self.position < last:
+        backlog, last = self._backlog(now, waiting, self.position), len(self.costs) - 1
+        # Where nothing waits, what is expected of one image is no reason: the time of images of others said it.
+        is_late = backlog > 0 and backlog + self.seconds(self.position) > EARLY * self.target
+        if is_late and self.position < last:
             fitting = (
                 step for step in range(self.position + 1, last) if self.wait(now, waiting, step) <= EARLY * self.target
             )
             self._move(now, next(fitting, last))
         elif observed is not None and observed > LATE * self.target and self.position < last:
             self._move(now, self.position + 1)
-        elif self._backlog(now, waiting, self.position) > CALM * self.target or (
-            observed is not None and observed > EARLY * self.target
-        ):
+        elif backlog > CALM * self.target or (observed is not None and observed > EARLY * self.target):
             self._calm_since = now
         elif self.position > 0 and now - max(self._calm_since, self._changed) >= self._hold:
             self._move(now, self.position - 1)

@@ -16,7 +16,7 @@ STATUSES = {
     "408": "The request took too long to arrive.",
     "413": "The request has too many bytes, or the image too many pixels.",
     "415": "The file is no image of a format that is read.",
-    "422": "An expert cannot take the image.",
+    "422": "The image is too long for its width, or an expert cannot take it.",
     "429": "Too many requests are being answered.",
     "503": "None of the allowed operating points is fast enough now; `Retry-After` says when to try again.",
 }

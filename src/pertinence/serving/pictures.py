@@ -12,6 +12,8 @@ from ..data.decoding import decode_image
 from .refusals import Refusal
 
 
+MAX_RATIO = 20
+"""How many times as long as wide an image may be: experts resize the shorter side, and a line would become huge."""
 SMALL = 2**15
 """An image of so many pixels is decoded in less time than it takes to hand it to another thread."""
 
@@ -35,6 +37,8 @@ def open_picture(content: bytes, formats: list[str], max_pixels: int) -> Image.I
     width, height = opened.size
     if width * height > max_pixels:
         raise _too_large(max_pixels, f", this one has {width} x {height}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise Refusal(422, "pixels", f"an image is at most {MAX_RATIO} times as long as wide, not {width} x {height}")
     return opened
 
 

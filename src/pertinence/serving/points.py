@@ -55,13 +55,15 @@ class ServedPoints:
 
     @property
     def costs(self) -> list[float]:
-        """Mean cost of an image at each allowed point; 1 for a single one that was not measured."""
-        return [cost_of(point) for point in self.allowed]
+        """Mean cost of an image at each allowed point."""
+        return [self.cost(point) for point in self.allowed]
 
-
-def cost_of(point: OperatingPoint) -> float:
-    """Mean cost of an image, in the unit of the search; 1 if it was not measured."""
-    return point.select.cost if point.select is not None and point.select.cost > 0 else 1.0
+    def cost(self, point: OperatingPoint) -> float:
+        """Mean cost of an image at any point, in the unit of the search; 0 if it cannot be compared with those of the
+        allowed points. If the only one that is allowed was not measured, its cost is 1."""
+        if self.allowed[0].select is None:
+            return float(point.name == self.allowed[0].name)
+        return 0.0 if point.select is None else point.select.cost
 
 
 def _allowed(
@@ -87,10 +89,11 @@ def _allowed(
         return (start,)
     between = [
         point
-        for point in reversed(front)
+        for point in front
         if point.select is not None
         and floor.select.cost <= point.select.cost < start.select.cost
         and point.select.accuracy >= floor.select.accuracy
     ]
-    points = [start, *sorted(between, key=lambda point: -cost_of(point))]
-    return tuple(points[step] for step in ladder([cost_of(point) for point in points]))
+    costs = {point.name: point.select.cost for point in front if point.select is not None}
+    points = [start, *sorted(between, key=lambda point: -costs[point.name])]
+    return tuple(points[step] for step in ladder([costs[point.name] for point in points]))
