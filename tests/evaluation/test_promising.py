@@ -22,6 +22,7 @@ from pertinence import (
     PertinenceForImageClassification,
     PertinenceImageProcessor,
     Promises,
+    RoutingMonitor,
     Stage,
     StreamDispatcher,
     calibrate_answers,
@@ -308,6 +309,13 @@ def test_streams_and_files_tell_confidence_and_abstention(model, batch, calibrat
     assert {row["operating_point"] for row in rows} == {point}
     classify(calibrated, folder, tmp_path / "all.parquet", budget=Budget(operating_point=point))
     assert not any(row["abstained"] for row in pq.read_table(tmp_path / "all.parquet").to_pylist())
+
+
+def test_a_monitor_does_not_compare_what_gives_up_with_what_answered_everything(model):
+    RoutingMonitor(model)
+    model.set_budget(max_error_rate=0.1)
+    with pytest.raises(PertinenceError, match="gives up early"):
+        RoutingMonitor(model)
 
 
 def test_seen_images_promise_nothing(run, digits):
