@@ -84,7 +84,7 @@ class RoutingMonitor:
         if reference is None and (model.config.max_error_rate is not None or model.calibrated_scores):
             raise PertinenceError(
                 "the report images were all answered, with the scores of the experts, so that a model that gives up "
-                "early or has calibrated_scores looks changed: monitor it without, or give reference=count_answers(...)"
+                "early or has calibrated_scores looks changed: monitor it without, or give reference=..."
             )
         if reference is None:
             reference = model.routing_reference.get(point.name, torch.zeros(shape, dtype=torch.int64))

@@ -62,8 +62,8 @@ class Certainty:
         forecasts: float32 (M, 4), for images that a decision sends on the log-odds that their final answer will hardly
             exceed; NaN after the last member, and where too few images were sent on.
         nodes: float32 (`NODES`, 4), what happens to the search images if that share of them is answered: threshold of
-            the log-odds, share that is answered, share that is answered wrongly (one image more), and cost as a share of
-            the cost without giving up.
+            the log-odds, share that is answered, share that is answered wrongly (one image more), and cost relative to
+            that without giving up.
     """
 
     exits: np.ndarray
