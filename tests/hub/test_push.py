@@ -26,7 +26,7 @@ SETTINGS = ["--population", "6", "--generations", "2", "--device", "cpu"]
 OF_A_RUN = {
     "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "search.yaml", "search_result.json",
     "routing_reference.safetensors",
-    "seen_images.safetensors", "baselines.safetensors", "front.png", "shares.png",
+    "seen_images.safetensors", "baselines.safetensors", "front.png", "shares.png", "certainty.png",
 }  # fmt: skip
 
 

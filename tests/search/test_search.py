@@ -173,6 +173,7 @@ def test_saved_folder_is_a_model_a_record_and_a_plot(saved, result):
         "seen_images.safetensors",
         "front.png",
         "shares.png",
+        "certainty.png",
         "convergence.png",
         "examples.png",
     }

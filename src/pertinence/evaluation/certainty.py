@@ -253,5 +253,7 @@ def _nodes(traced: Trace, forecasts: np.ndarray, reached: np.ndarray) -> np.ndar
         for member in reversed(ceilings):
             stopped = np.where(ceilings[member] < threshold, traced.costs[member], stopped)
         answered = answerable >= threshold
-        nodes.append((threshold, answered.mean(), (answered & ~right).mean(), stopped.mean() / spent.mean()))
+        # One more: of the surest images none may be wrong here by chance.
+        wrong = ((answered & ~right).sum() + 1) / len(right)
+        nodes.append((threshold, answered.mean(), wrong, stopped.mean() / spent.mean()))
     return np.array(nodes, np.float32)

@@ -81,6 +81,11 @@ class RoutingMonitor:
             raise PertinenceError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
         point = model.front.find(operating_point or model.config.operating_point)
         shape = (len(model.front.expert_names), CONFIDENCE_BINS)
+        if reference is None and (model.config.max_error_rate is not None or model.calibrated_scores):
+            raise PertinenceError(
+                "the report images were all answered, with the scores of the experts, so that a model that gives up "
+                "early or has calibrated_scores looks changed: monitor it without, or give reference=..."
+            )
         if reference is None:
             reference = model.routing_reference.get(point.name, torch.zeros(shape, dtype=torch.int64))
         counts = reference

@@ -179,20 +179,20 @@ class Budget(Settings):
         self, front: Front, reference: Figures | None, promises: Promises | None, rate: float
     ) -> OperatingPoint:
         limited = replace(self, max_error_rate=None)
-        points = list(front) if self.operating_point is None else [front.find(self.operating_point)]
+        if self.operating_point is not None:
+            find_error_promise(promises, front.find(self.operating_point).name, rate)
+            return front.find(self.operating_point)
         known = []
-        for point in points:
+        for point in front:
             if point.certainty is not None and point.select is not None:
                 coverage, share = point.certainty.expected(rate)
                 costs = {unit: share * cost for unit, cost in point.select.costs.items()}
                 known.append((point, coverage, share, replace(point.select, costs=costs)))
         if not known:
-            if self.operating_point is not None:  # which may be calibrated all the same
-                find_error_promise(promises, points[0].name, rate)
             raise PertinenceError(
                 "no operating point knows how certain its answers are, so that none can abstain: search again"
             )
-        if limited.given and self.operating_point is None:
+        if limited.given:
             limits = limited._limits(front, reference)
             within = [one for one in known if limits(one[0], one[3], one[2])]
             if not within:

@@ -35,15 +35,18 @@ def statistics_of(summary: ArrayT) -> ArrayT:
     in which the labels beyond the fifth count as one.
     """
     xp: Any = library(summary)
-    log_probs, others = summary[:, :TOP_SCORES], summary[:, TOP_SCORES : TOP_SCORES + 1]
+    log_probs, others = summary[:, :TOP_SCORES], summary[:, TOP_SCORES]
     probs = xp.exp(log_probs)
-    rest = xp.clip(probs[:, 1:].sum(1) + others[:, 0], LEAST, 1.0)
-    margin = xp.clip(log_probs[:, 0] - log_probs[:, 1], 0.0, LARGEST)
-    outcomes = xp.concatenate([log_probs, xp.log(xp.clip(others, LEAST, 1.0))], 1)
-    floored = xp.clip(outcomes, -LARGEST, 0.0)
-    entropy = -(xp.concatenate([probs, others], 1) * floored).sum(1)
+    rest = _at_least(xp, probs[:, 1:].sum(1) + others, LEAST)
+    margin = LARGEST - _at_least(xp, LARGEST - log_probs[:, 0] + log_probs[:, 1], 0.0)
+    entropy = -(probs * _at_least(xp, log_probs, -LARGEST)).sum(1) - others * xp.log(_at_least(xp, others, LEAST))
     found: ArrayT = xp.stack([log_probs[:, 0] - xp.log(rest), margin, entropy], 1)
     return found
+
+
+def _at_least(xp: Any, values: Any, least: float) -> Any:
+    """`clip` with one bound, which is faster."""
+    return np.maximum(values, least) if xp is np else values.clamp_min(least)
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class Certainty:
         forecasts: float32 (M, 4), for images that a decision sends on the log-odds that their final answer will hardly
             exceed; NaN after the last member, and where too few images were sent on.
         nodes: float32 (`NODES`, 4), what happens to the search images if that share of them is answered: threshold of
-            the log-odds, share of the images that is answered, share that is answered wrongly, and cost as a share of
-            the cost without giving up.
+            the log-odds, share that is answered, share that is answered wrongly (one image more), and cost relative to
+            that without giving up.
     """
 
     exits: np.ndarray
