@@ -18,9 +18,13 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTImageProcessor
 
 from pertinence import PertinenceError, PertinenceForImageClassification
+from pertinence.data.dataset import LabelledImages
+from pertinence.predictions.store import identify
 
 
 IMAGES = 256
+OTHER = "AzureExecutionProvider"
+"""A provider of most builds of ONNX Runtime, which leaves to the CPU what it does not know."""
 BACKENDS = ["onnx", pytest.param("openvino", marks=pytest.mark.nightly)]  # which takes long to import
 
 
@@ -275,6 +279,18 @@ def test_settings_of_a_session_are_passed_on(exported, batch):
         exported, backend="onnx", provider="CPUExecutionProvider", session_options=options, file_name="model.onnx"
     )
     assert again(batch[:2]).logits.shape == (2, 10)
+
+
+@pytest.mark.skipif(OTHER not in onnxruntime.get_available_providers(), reason="this build has one provider")
+@pytest.mark.parametrize("lazy", [False, True])
+def test_predictions_of_another_execution_provider_are_others(exported, digits, lazy):
+    images = LabelledImages(digits[1].select(range(4)))
+    default, cpu, other = (
+        PertinenceForImageClassification.from_pretrained(exported, backend="onnx", lazy=lazy, provider=provider)
+        for provider in (None, "CPUExecutionProvider", OTHER)
+    )
+    found = [identify(model.pool[0], images, torch.device("cpu")) for model in (default, cpu, other)]
+    assert found[0] == found[1] != found[2]
 
 
 REFUSED = {

@@ -6,12 +6,11 @@ import os
 import re
 import shutil
 
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pertinence import PertinenceError, PertinenceForImageClassification
+from pertinence import PertinenceError
 from pertinence.data.dataset import LabelledImages
 from pertinence.experts.expert import Expert
 from pertinence.experts.pool import load_pool
@@ -20,10 +19,6 @@ from pertinence.predictions.predict import predict
 from pertinence.predictions.predictions import MAX_DENSE_LABELS, Predictions
 from pertinence.predictions.store import identify, read_store, store_folder, write_store
 from pertinence.utils.distributed import make_accelerator
-
-
-OTHER = "AzureExecutionProvider"
-"""A provider of most builds of ONNX Runtime, which computes on the CPU what it does not know."""
 
 
 @pytest.fixture(scope="module")
@@ -131,17 +126,6 @@ def test_other_images_other_weights_and_other_preprocessing_are_not_mistaken_for
     runs.clear()
     predict_all(changed_pool, images, tmp_path)
     assert set(runs) == {"changed"}
-
-
-@pytest.mark.skipif(OTHER not in onnxruntime.get_available_providers(), reason="this build has one provider")
-@pytest.mark.parametrize("lazy", [False, True])
-def test_answers_of_another_execution_provider_are_others(exported, images, lazy):
-    default, cpu, other = (
-        PertinenceForImageClassification.from_pretrained(exported.folder, backend="onnx", lazy=lazy, provider=provider)
-        for provider in (None, "CPUExecutionProvider", OTHER)
-    )
-    found = [identify(model.pool[0], images, torch.device("cpu")) for model in (default, cpu, other)]
-    assert found[0] == found[1] != found[2]
 
 
 def test_answers_of_another_device_are_others_of_another_batch_size_are_not(pool, images, tmp_path, runs):
