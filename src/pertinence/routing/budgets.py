@@ -120,9 +120,9 @@ class Budget(Settings):
     )
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None and name not in BESIDE}
-        if len(given) > 1:
-            raise PertinenceError(f"give one budget at most, got {' and '.join(given)}")
+        limits = [name for name in self.given if name not in BESIDE]
+        if len(limits) > 1:
+            raise PertinenceError(f"give one budget at most, got {' and '.join(limits)}")
         if self.latency_ms is None and (self.device is not None or self.batch_size is not None):
             raise PertinenceError("`device` and `batch_size` say which milliseconds: give `latency_ms` with them")
         for one in fields(self):
@@ -213,6 +213,8 @@ class Budget(Settings):
             loss = self.max_accuracy_loss
             least = self.accuracy if loss is None else _known(reference).accuracy - loss
             return lambda point, figures, share: figures.accuracy >= (least or 0.0)
+        if (worst := self.max_class_loss) is not None:
+            return lambda point, figures, share: figures.class_loss is not None and figures.class_loss <= worst
         if self.latency_ms is not None:
             spent, most = _milliseconds(front, self.device, self.batch_size), self.latency_ms
             return lambda point, figures, share: spent.get(point.name, math.inf) * share <= most
