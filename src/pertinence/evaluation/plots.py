@@ -218,7 +218,7 @@ def plot_examples(examples: Sequence, path: str | os.PathLike) -> None:
         halves = figure.subfigures(1, 2, squeeze=False)
         for half, kind in zip(halves[0], ("surest", "least sure"), strict=True):
             half.suptitle(f"{kind} answers of each expert", fontsize=10)
-            grid = half.subplots(len(examples), columns, squeeze=False)
+            grid = half.subplots(len(examples), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
             for row, name, example in zip(grid, names, examples, strict=True):
                 row[0].set_title(name, fontsize=9, loc="left")
                 for axes in row:
