@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from ..routing.front import Front
 from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
+from ..routing.unlike import IGNORE, UnlikeRule
 from ..runtime.config import (
     ModelConfig,
     build_front,
@@ -35,6 +36,8 @@ _CHECKED = (
     "front",
     "operating_point",
     "preprocessing",
+    "ood_action",
+    "ood_false_alarms",
     "guarantee",
     "reference",
     "heads_hash",
@@ -60,6 +63,11 @@ class PertinenceConfig(PreTrainedConfig):
             Name of the default operating point.
         preprocessing (`str`, defaults to `"exact"`):
             `"exact"`: each expert receives the pixels of its own processor; `"fast"`: torchvision on uint8 for all.
+        ood_action (`str`, defaults to `"ignore"`):
+            What is done with an image that is unlike the search images (out of distribution): `"ignore"`: nothing;
+            `"reference"`: the reference expert answers it.
+        ood_false_alarms (`float`, defaults to 0.01):
+            Share of images like the search images for which that may be done.
         guarantee (`dict`, *optional*):
             What `pertinence calibrate` promised for an operating point, see `Guarantee`.
         reference (`int`, *optional*):
@@ -71,13 +79,15 @@ class PertinenceConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference = ["expert_indices", "experts_run", "gmacs", "dispatcher_logits"]
+    keys_to_ignore_at_inference = ["expert_indices", "experts_run", "gmacs", "dispatcher_logits", "ood_p_value"]
 
     experts: list[dict[str, Any]] | None = None
     stem: dict[str, Any] | None = None
     front: list[dict[str, Any]] | None = None
     operating_point: str | None = None
     preprocessing: str = "exact"
+    ood_action: str = IGNORE
+    ood_false_alarms: float = 0.01
     guarantee: dict[str, Any] | None = None
     reference: int | None = None
     heads_hash: str | None = None
@@ -156,6 +166,11 @@ class PertinenceConfig(PreTrainedConfig):
     def reference_figures(self) -> Figures | None:
         """Figures of the reference expert on the search images; None: not measured."""
         return reference_figures(self.expert_entries, self.reference_index)
+
+    @property
+    def unlike_rule(self) -> UnlikeRule:
+        """What is done with images that are unlike the search images."""
+        return UnlikeRule(self.ood_action, self.ood_false_alarms, self.reference_index)
 
     @property
     def expert_names(self) -> list[str]:

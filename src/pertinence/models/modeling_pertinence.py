@@ -50,6 +50,8 @@ class PertinenceOutput(ModelOutput):
         gmacs: float32 (B,), of stem, experts and heads; preprocessing is not counted.
         dispatcher_logits: float32 (B, stages, N), the scores of the actions; NaN where a stage was not reached or an
             action is not allowed.
+        ood_p_value: float32 (B,), how unlike the search images each image is: of images like them, at most a share a
+            has a value of at most a; None if the search did not measure it.
     """
 
     loss: torch.Tensor | None = None
@@ -58,6 +60,7 @@ class PertinenceOutput(ModelOutput):
     experts_run: torch.Tensor | None = None
     gmacs: torch.Tensor | None = None
     dispatcher_logits: torch.Tensor | None = None
+    ood_p_value: torch.Tensor | None = None
 
 
 class PertinenceForImageClassification(PertinencePreTrainedModel):
@@ -323,6 +326,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             experts_run=routing.experts_run,
             gmacs=routing.gmacs.float().to(logits.device),
             dispatcher_logits=routing.scores,
+            ood_p_value=routing.p_values,
         )
 
     def _route(self, point: OperatingPoint, images: Images) -> Routing:
@@ -344,7 +348,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
                 unchecked.append((expert, total))
             return logits, features
 
-        routing = route(point, heads, run, len(batch), self.costs, device)
+        routing = route(point, heads, run, len(batch), self.costs, device, unlike=self.config.unlike_rule)
         for expert, total in unchecked:
             expert.check(total)
         return routing

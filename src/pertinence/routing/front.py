@@ -17,6 +17,7 @@ from .front_table import front_rows, short_table, whole_table
 from .metrics import Figures, Latency
 from .names import FASTEST, MAX_POINTS, MOST_ACCURATE
 from .registry import EVIDENCE
+from .unlike import SearchEntropies
 
 
 SHOWN_NAMES = 100
@@ -74,6 +75,7 @@ class OperatingPoint:
         select: figures on the search images; only these choose.
         report: figures on images that neither fitted nor chose anything.
         latency: measured by `pertinence benchmark`, for each device and batch size.
+        entropies: of the answers to the search images, which tell images that are unlike them; None: not measured.
     """
 
     name: str
@@ -83,6 +85,7 @@ class OperatingPoint:
     select: Figures | None = None
     report: Figures | None = None
     latency: tuple[Latency, ...] = ()
+    entropies: SearchEntropies | None = None
 
     @cached_property
     def decisions(self) -> tuple[Stage, ...]:
@@ -173,12 +176,16 @@ class OperatingPoint:
             }
             latency = tuple(Latency.from_dict(entry) for entry in values.get("latency") or ())
             members = tuple(int(i) for i in values["members"])
-            return cls(values["name"], values["recipe"], members, stages, **figures, latency=latency)
+            entropies = SearchEntropies.from_dict(values["entropies"]) if values.get("entropies") else None
+            return cls(
+                values["name"], values["recipe"], members, stages, **figures, latency=latency, entropies=entropies
+            )
         except MALFORMED as error:
             raise PertinenceError(f"an entry of `front` is malformed ({explain(error)})") from error
 
     def to_dict(self) -> dict[str, Any]:
         latency = {"latency": [entry.to_dict() for entry in self.latency]} if self.latency else {}
+        entropies = {} if self.entropies is None else {"entropies": self.entropies.to_dict()}
         return {
             "name": self.name,
             "recipe": self.recipe,
@@ -187,6 +194,7 @@ class OperatingPoint:
             "select": self.select and self.select.to_dict(),
             "report": self.report and self.report.to_dict(),
             **latency,
+            **entropies,
         }
 
     def __str__(self) -> str:

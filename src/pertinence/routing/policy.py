@@ -15,6 +15,7 @@ from .front import OperatingPoint
 from .heads import Head
 from .mixing import Array
 from .sweep import Arrays, sweep
+from .unlike import UnlikeRule
 
 
 Outputs = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -33,6 +34,7 @@ class Routing:
         costs: for each unit float64 (B,), the cost of every expert that ran and every head that decided; on the CPU,
             as some accelerators have no float64.
         scores: float32 (B, decisions, N), NaN where a decision was not reached or an action is not allowed.
+        p_values: float32 (B,), how unlike the search images each image is; None: not looked for.
     """
 
     logits: torch.Tensor
@@ -40,6 +42,7 @@ class Routing:
     experts_run: torch.Tensor
     costs: dict[str, torch.Tensor]
     scores: torch.Tensor
+    p_values: torch.Tensor | None = None
 
     @property
     def gmacs(self) -> torch.Tensor:
@@ -47,7 +50,11 @@ class Routing:
 
     def to(self, device: torch.device | str) -> Routing:
         """A copy with everything but `costs` on a device."""
-        moved = {name: values.to(device) for name, values in vars(self).items() if name != "costs"}
+        moved = {
+            name: None if values is None else values.to(device)
+            for name, values in vars(self).items()
+            if name != "costs"
+        }
         return Routing(**moved, costs=self.costs)
 
 
@@ -59,11 +66,12 @@ def route(
     costs: PoolCosts,
     device: torch.device | str = "cpu",
     tail: int = 1,
+    unlike: UnlikeRule | None = None,
 ) -> Routing:
     """Route `count` images through an operating point, see `routing.sweep.sweep`.
 
     Args:
-        point, heads, count, costs, tail: see there.
+        point, heads, count, costs, tail, unlike: see there.
         run: returns the outputs of expert i (`STEM`: the stem) for the images of the given rows (rising, int64 (b,),
             on the CPU).
         device: where outputs are mixed.
@@ -73,14 +81,15 @@ def route(
         logits, features = run(member, torch.from_numpy(rows))
         return brought(logits, device), brought(features, device)
 
-    swept = sweep(point, heads, brought_of, count, costs, tail)
+    swept = sweep(point, heads, brought_of, count, costs, tail, unlike)
     # Not `torch.as_tensor`, which puts an array where the default device is.
     last, ran, scores = map(torch.from_numpy, (swept.last, swept.ran, swept.scores))
     spent = {unit: torch.from_numpy(values) for unit, values in swept.spent().items()}
+    p_values = None if swept.p_values is None else torch.from_numpy(swept.p_values).float()
     logits: Any = swept.logits
     if isinstance(logits, np.ndarray):
-        return Routing(torch.from_numpy(logits), last, ran, spent, scores)
-    return Routing(logits, last, ran, spent, scores).to(device)
+        return Routing(torch.from_numpy(logits), last, ran, spent, scores, p_values)
+    return Routing(logits, last, ran, spent, scores, p_values).to(device)
 
 
 def is_host(device: torch.device | str) -> bool:

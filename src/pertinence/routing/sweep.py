@@ -18,6 +18,7 @@ from .front import OperatingPoint, Stage
 from .heads import Head
 from .mixing import Array, ArrayT, library, log_softmax, mix
 from .registry import EVIDENCE
+from .unlike import UnlikeRule, entropies
 
 
 Arrays: TypeAlias = "tuple[Array | None, Array | None]"
@@ -49,6 +50,7 @@ def sweep(
     count: int,
     costs: PoolCosts,
     tail: int = 1,
+    unlike: UnlikeRule | None = None,
 ) -> Sweep:
     """Route `count` images through an operating point.
 
@@ -64,6 +66,7 @@ def sweep(
         costs: costs of the pool.
         tail: how many labels the last column of the logits stands for: predictions over many labels are cached with
             one column for all the labels that no expert found likely.
+        unlike: what is done with images that are unlike the search images; None: they are not looked for.
     """
     own: Any  # an `Array`, or None for the stem
     swept = Sweep(point, count, costs, tail)
@@ -82,6 +85,11 @@ def sweep(
         position = point.decision_after.get(member)
         if position is not None:
             swept.decide(member, position, heads[position], own, answer, features, here)
+    if unlike is not None and point.entropies is not None:
+        swept.p_values = point.entropies.p_values(entropies(swept.logits, tail))
+        if len(rows := unlike.diverts(swept.p_values, swept.ran)):
+            own, _ = run(unlike.reference, rows)
+            swept.replace(unlike.reference, own, rows)
     return swept
 
 
@@ -93,9 +101,11 @@ class Sweep:
         last: int64 (B,), the expert that ran last.
         ran: bool (B, N), which experts ran.
         scores: float32 (B, decisions, N), NaN where a decision was not reached or an action is not allowed.
+        p_values: float64 (B,), how unlike the search images each image is (see `unlike`); None: not looked for.
     """
 
     logits: Array
+    p_values: np.ndarray | None = None
 
     def __init__(self, point: OperatingPoint, count: int, costs: PoolCosts, tail: int):
         self.point, self.count, self.costs, self.tail = point, count, costs, tail
@@ -133,6 +143,12 @@ class Sweep:
         # Copy: the caller may own the outputs of `run`.
         self.logits = _among_all(self.count, there, answer, getattr(self, "logits", None))
         return answer
+
+    def replace(self, member: int, own: Array, rows: np.ndarray) -> None:
+        """Let one expert, which has not run on them, answer the images of some rows by itself."""
+        there = rows if isinstance(own, np.ndarray) else library(own).from_numpy(rows).to(own.device)
+        self.pay(member, rows)
+        self.logits[there] = own
 
     def decide(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..routing.budgets import Budget, takes_budget
 from ..routing.costs import GMACS, STEM
 from ..routing.front import Front, OperatingPoint
 from ..routing.sweep import Arrays, sweep
+from ..routing.unlike import REFERENCE, UnlikeRule
 from ..utils.errors import PertinenceError
 from .config import ModelConfig
 from .experts import GraphExpert, chosen_export
@@ -38,6 +39,7 @@ class Answer:
         gmacs: GMACs of stem, experts and heads; preprocessing is not counted.
         operating_point: name of the operating point.
         logits: float32 (C,).
+        ood_p_value: how unlike the search images the image is, see `PertinenceOutput`; None: not measured.
     """
 
     label: str
@@ -48,6 +50,7 @@ class Answer:
     gmacs: float
     operating_point: str
     logits: np.ndarray = field(repr=False, compare=False)
+    ood_p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Routing:
         gmacs: float64 (B,), of stem, experts and heads.
         scores: float32 (B, decisions, N), NaN where a decision was not reached or an action is not allowed.
         operating_point: name of the operating point.
+        p_values: float64 (B,), how unlike the search images each image is; None: not measured.
     """
 
     logits: np.ndarray
@@ -69,6 +73,7 @@ class Routing:
     gmacs: np.ndarray
     scores: np.ndarray
     operating_point: str
+    p_values: np.ndarray | None = None
 
 
 class RuntimeModel:
@@ -146,12 +151,14 @@ class RuntimeModel:
             return self.experts[index].run([batch[row] for row in rows.tolist()])
 
         try:
-            swept = sweep(point, self._heads[point.name], run, len(batch), self._costs)
+            swept = sweep(point, self._heads[point.name], run, len(batch), self._costs, unlike=self.config.unlike_rule)
         except UnfitImage as error:
             index = next(index for index, image in enumerate(batch) if image.shape[:2] == error.size)
             raise PertinenceError(f"image {index} of {len(batch)}: {error}") from error
         gmacs = swept.spent()[GMACS]
-        return Routing(np.asarray(swept.logits), swept.last, swept.ran, gmacs, swept.scores, point.name)
+        return Routing(
+            np.asarray(swept.logits), swept.last, swept.ran, gmacs, swept.scores, point.name, swept.p_values
+        )
 
     def stream(
         self,
@@ -188,6 +195,7 @@ class RuntimeModel:
             gmacs=float(routing.gmacs[row]),
             operating_point=routing.operating_point,
             logits=routing.logits[row],
+            ood_p_value=None if routing.p_values is None else float(routing.p_values[row]),
         )
 
     def __repr__(self) -> str:
@@ -238,6 +246,8 @@ def load(
     cache_dir: str | None = None,
     local_files_only: bool = False,
     lazy: bool = True,
+    ood_action: str | None = None,
+    ood_false_alarms: float | None = None,
 ) -> RuntimeModel:
     """Load a saved model whose experts were exported (`pertinence export`).
 
@@ -250,6 +260,8 @@ def load(
         file_name: name of the exported file to run of every expert, where it has several of its own precision.
         token, revision, cache_dir, local_files_only: as in `huggingface_hub.snapshot_download`.
         lazy: open each graph only when it first runs.
+        ood_action, ood_false_alarms: what is done with images that are unlike the search images, and for which share
+            of the others; default: those of the model (see `PertinenceConfig`).
 
     Raises:
         PertinenceError: it is no model, an expert that an operating point runs was not exported, or its preprocessing
@@ -258,10 +270,20 @@ def load(
     hub = {"token": token, "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
     files = open_model(model, hub)
     config = ModelConfig.read(files.config)
+    rule = config.unlike_rule
+    config = replace(
+        config,
+        unlike_rule=UnlikeRule(
+            ood_action or rule.action,
+            rule.false_alarms if ood_false_alarms is None else ood_false_alarms,
+            rule.reference,
+        ),
+    )
     if not len(config.front):
         raise PertinenceError(f"{model} has no operating points: its config.json lists no `front`")
     heads = read_heads(files.weights, config)
-    wanted = sorted({index for point in config.front for index in point.order})
+    diverting = {config.reference} if config.unlike_rule.action == REFERENCE else set()
+    wanted = sorted({index for point in config.front for index in point.order} | diverting)
     entries = {index: config.stem if index == STEM else config.experts[index] for index in wanted}
     missing = [entry.name for entry in entries.values() if entry is not None and not entry.exports]
     if missing:
