@@ -80,7 +80,7 @@ class SearchEntropies:
             raise PertinenceError(f"`entropies` of a point is malformed ({explain(error)})") from error
         listed = found.values
         if not (
-            is_whole(found.images, 1)
+            is_whole(found.images, 1, 2**40)
             and len(listed) <= MAX_KEPT
             and all(map(is_number, listed))
             and len(listed) == len(kept_ranks(found.images))
