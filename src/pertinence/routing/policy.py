@@ -50,7 +50,7 @@ class Routing:
 
     def to(self, device: torch.device | str) -> Routing:
         """A copy with everything but `costs` on a device."""
-        moved = {
+        moved: dict[str, Any] = {
             name: None if values is None else values.to(device)
             for name, values in vars(self).items()
             if name != "costs"

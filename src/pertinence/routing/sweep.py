@@ -148,7 +148,8 @@ class Sweep:
         """Let one expert, which has not run on them, answer the images of some rows by itself."""
         there = rows if isinstance(own, np.ndarray) else library(own).from_numpy(rows).to(own.device)
         self.pay(member, rows)
-        self.logits[there] = own
+        logits: Any = self.logits  # of either library, as `own`
+        logits[there] = own
 
     def decide(
         self,
