@@ -5,9 +5,9 @@
 The model is searched on `validation`; thresholds of every method are those of its search images, at 1 and 5 % false
 alarms. Shown are the shares of the images that are noticed by `ood_p_value` of the default point (entropy of the
 answer), and by the largest softmax probability and the energy (Liu et al. 2020) of the reference expert, which must
-run on every image for that; with AUROC against 3,000 clean images. "Kept" is the accuracy of what is not noticed at 5 %,
-beside that of all; "asked" the accuracy where the reference expert answers what is noticed at 5 % (`ood_action=
-"reference"`), and the operations that this adds. Corruptions are of torchvision v2, on the clean images of `test`.
+run on every image for that; with AUROC against 3,000 clean images. "Kept" is the accuracy of what is not noticed at
+5 %, beside that of all; "asked" the accuracy where the reference expert answers what is noticed at 5 % (`ood_action`
+"reference"), and the operations that this adds. Corruptions are of torchvision v2, on the clean images of `test`.
 """
 
 import argparse
