@@ -156,7 +156,7 @@ def test_a_budget_passes_over_points_that_were_not_measured():
         ),
         (
             {},
-            "exactly one of `operating_point`, `max_accuracy_loss`, .*`accuracy`, .*`costs`",
+            "exactly one of `operating_point`, `max_accuracy_loss`, `max_class_loss`, .*`costs`",
         ),
         ({"costs": {}}, "`costs` is empty, expected a limit for at least one unit"),
         ({"gmacs": 2.0, "accuracy": 0.9}, "give one budget at most, got accuracy and gmacs"),

@@ -14,6 +14,7 @@ from ..routing.front import Front
 from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
 from ..routing.promises import Promises
+from ..routing.unlike import IGNORE, UnlikeRule
 from ..runtime.config import (
     ModelConfig,
     build_front,
@@ -36,6 +37,8 @@ _CHECKED = (
     "front",
     "operating_point",
     "preprocessing",
+    "ood_action",
+    "ood_false_alarms",
     "guarantee",
     "promises",
     "max_error_rate",
@@ -64,6 +67,11 @@ class PertinenceConfig(PreTrainedConfig):
             Name of the default operating point.
         preprocessing (`str`, defaults to `"exact"`):
             `"exact"`: each expert receives the pixels of its own processor; `"fast"`: torchvision on uint8 for all.
+        ood_action (`str`, defaults to `"ignore"`):
+            What is done with an image that is unlike the search images (out of distribution): `"ignore"`: nothing;
+            `"reference"`: the reference expert answers it; `"abstain"`: it is not answered.
+        ood_false_alarms (`float`, defaults to 0.01):
+            Share of images like the search images for which that may be done.
         guarantee (`dict`, *optional*):
             What `pertinence calibrate` promised for an operating point, see `Guarantee`.
         promises (`dict`, *optional*):
@@ -89,6 +97,7 @@ class PertinenceConfig(PreTrainedConfig):
         "confidence",
         "abstained",
         "prediction_sets",
+        "ood_p_value",
     ]
 
     experts: list[dict[str, Any]] | None = None
@@ -96,6 +105,8 @@ class PertinenceConfig(PreTrainedConfig):
     front: list[dict[str, Any]] | None = None
     operating_point: str | None = None
     preprocessing: str = "exact"
+    ood_action: str = IGNORE
+    ood_false_alarms: float = 0.01
     guarantee: dict[str, Any] | None = None
     promises: dict[str, Any] | None = None
     max_error_rate: float | None = None
@@ -177,6 +188,11 @@ class PertinenceConfig(PreTrainedConfig):
     def reference_figures(self) -> Figures | None:
         """Figures of the reference expert on the search images; None: not measured."""
         return reference_figures(self.expert_entries, self.reference_index)
+
+    @property
+    def unlike_rule(self) -> UnlikeRule:
+        """What is done with images that are unlike the search images."""
+        return UnlikeRule(self.ood_action, self.ood_false_alarms, self.reference_index)
 
     @property
     def expert_names(self) -> list[str]:

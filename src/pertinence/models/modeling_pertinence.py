@@ -57,6 +57,8 @@ class PertinenceOutput(ModelOutput):
         abstained: bool (B,), images that are not answered, as `set_budget(max_error_rate=...)` says. Their logits are
             those of the answer that they stopped with.
         prediction_sets: bool (B, C), the labels in the prediction set of each image; None without `coverage`.
+        ood_p_value: float32 (B,), how unlike the search images each image is: of images like them, at most a share a
+            has a value of at most a; None if the search did not measure it.
     """
 
     loss: torch.Tensor | None = None
@@ -68,6 +70,7 @@ class PertinenceOutput(ModelOutput):
     confidence: torch.Tensor | None = None
     abstained: torch.Tensor | None = None
     prediction_sets: torch.Tensor | None = None
+    ood_p_value: torch.Tensor | None = None
 
 
 class PertinenceForImageClassification(PertinencePreTrainedModel):
@@ -368,6 +371,7 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
             confidence=routing.confidence,
             abstained=routing.abstained,
             prediction_sets=sets,
+            ood_p_value=routing.p_values,
         )
 
     def _route(self, point: OperatingPoint, images: Images, threshold: float | None = None) -> Routing:
@@ -389,7 +393,16 @@ class PertinenceForImageClassification(PertinencePreTrainedModel):
                 unchecked.append((expert, total))
             return logits, features
 
-        routing = route(point, heads, run, len(batch), self.costs, device, threshold=threshold)
+        routing = route(
+            point,
+            heads,
+            run,
+            len(batch),
+            self.costs,
+            device,
+            threshold=threshold,
+            unlike=self.config.unlike_rule,
+        )
         for expert, total in unchecked:
             expert.check(total)
         return routing

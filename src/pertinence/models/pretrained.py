@@ -105,11 +105,12 @@ class PertinencePreTrainedModel(PreTrainedModel):
                 is its confidence, for users of `pipeline`, which shows softmax scores.
             kwargs: as in transformers; `dtype`, `device_map`, `disable_mmap`, `attn_implementation` (experts that do
                 not support it keep their own), `token`, `cache_dir`, `local_files_only`, `force_download` and
-                `trust_remote_code` apply to every expert. `operating_point` and `preprocessing` replace those of the
-                config. `backend="onnx"` or `"openvino"` runs the exported graphs of the experts that have them, whose
-                checkpoints and code are not loaded; `provider`, `session_options` and `file_name` are those of
-                optimum. `fold_batch_norms=True` folds batch norms into the layers before them in copies of the
-                networks, which changes the last bits of answers; saving stores the experts as they are.
+                `trust_remote_code` apply to every expert. `operating_point`, `preprocessing`, `ood_action` and
+                `ood_false_alarms` replace those of the config. `backend="onnx"` or `"openvino"` runs the exported
+                graphs of the experts that have them, whose checkpoints and code are not loaded; `provider`,
+                `session_options` and `file_name` are those of optimum. `fold_batch_norms=True` folds batch norms into
+                the layers before them in copies of the networks, which changes the last bits of answers; saving stores
+                the experts as they are.
 
         Raises:
             PertinenceError: an expert cannot be found or loaded; the message names it.

@@ -18,6 +18,7 @@ from .front_table import front_rows, short_table, whole_table
 from .metrics import Figures, Latency
 from .names import FASTEST, MAX_POINTS, MOST_ACCURATE
 from .registry import EVIDENCE
+from .unlike import SearchEntropies
 
 
 SHOWN_NAMES = 100
@@ -76,6 +77,7 @@ class OperatingPoint:
         report: figures on images that neither fitted nor chose anything.
         latency: measured by `pertinence benchmark`, for each device and batch size.
         certainty: how probable it is that its answers are right, fitted to the search images; None in older models.
+        entropies: of the answers to the search images, which tell images that are unlike them; None: not measured.
     """
 
     name: str
@@ -86,6 +88,7 @@ class OperatingPoint:
     report: Figures | None = None
     latency: tuple[Latency, ...] = ()
     certainty: Certainty | None = None
+    entropies: SearchEntropies | None = None
 
     @cached_property
     def decisions(self) -> tuple[Stage, ...]:
@@ -179,8 +182,16 @@ class OperatingPoint:
             latency = tuple(Latency.from_dict(entry) for entry in values.get("latency") or ())
             members = tuple(int(i) for i in values["members"])
             certain = None if values.get("certainty") is None else Certainty.from_dict(values["certainty"])
+            entropies = SearchEntropies.from_dict(values["entropies"]) if values.get("entropies") else None
             return cls(
-                values["name"], values["recipe"], members, stages, **figures, latency=latency, certainty=certain
+                values["name"],
+                values["recipe"],
+                members,
+                stages,
+                **figures,
+                latency=latency,
+                certainty=certain,
+                entropies=entropies,
             )
         except MALFORMED as error:
             if isinstance(error, PertinenceError):
@@ -189,6 +200,7 @@ class OperatingPoint:
 
     def to_dict(self) -> dict[str, Any]:
         latency = {"latency": [entry.to_dict() for entry in self.latency]} if self.latency else {}
+        entropies = {} if self.entropies is None else {"entropies": self.entropies.to_dict()}
         return {
             "name": self.name,
             "recipe": self.recipe,
@@ -198,6 +210,7 @@ class OperatingPoint:
             "report": self.report and self.report.to_dict(),
             **latency,
             **({} if self.certainty is None else {"certainty": self.certainty.to_dict()}),
+            **entropies,
         }
 
     def __str__(self) -> str:

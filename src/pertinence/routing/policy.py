@@ -15,6 +15,7 @@ from .front import OperatingPoint
 from .heads import Head
 from .mixing import Array
 from .sweep import Arrays, Watch, sweep
+from .unlike import UnlikeRule
 
 
 Outputs = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -37,6 +38,7 @@ class Routing:
         gave_up: bool (B,), images that stopped early, as they would hardly be answered; None without a threshold.
         outlook: float32 (B,), see `Sweep`; None without a threshold.
         abstained: bool (B,), images that are not answered: those that gave up, and those below the threshold.
+        p_values: float32 (B,), how unlike the search images each image is; None: not looked for.
     """
 
     logits: torch.Tensor
@@ -48,6 +50,7 @@ class Routing:
     gave_up: torch.Tensor | None
     outlook: torch.Tensor | None
     abstained: torch.Tensor
+    p_values: torch.Tensor | None = None
 
     @property
     def confidence(self) -> torch.Tensor | None:
@@ -75,11 +78,12 @@ def route(
     tail: int = 1,
     threshold: float | None = None,
     watch: Watch | None = None,
+    unlike: UnlikeRule | None = None,
 ) -> Routing:
     """Route `count` images through an operating point, see `routing.sweep.sweep`.
 
     Args:
-        point, heads, count, costs, tail, threshold, watch: see there.
+        point, heads, count, costs, tail, threshold, watch, unlike: see there.
         run: returns the outputs of expert i (`STEM`: the stem) for the images of the given rows (rising, int64 (b,),
             on the CPU).
         device: where outputs are mixed.
@@ -89,12 +93,12 @@ def route(
         logits, features = run(member, torch.from_numpy(rows))
         return brought(logits, device), brought(features, device)
 
-    swept = sweep(point, heads, brought_of, count, costs, tail, threshold, watch)
+    swept = sweep(point, heads, brought_of, count, costs, tail, threshold, watch, unlike)
     names = ("last", "ran", "scores", "log_odds", "gave_up", "outlook", "abstained")
     last, ran, scores, *certain = (_as_tensor(getattr(swept, name)) for name in names)
     spent = {unit: torch.from_numpy(values) for unit, values in swept.spent().items()}
-    logits = _as_tensor(swept.logits)
-    routing = Routing(logits, last, ran, spent, scores, *certain)
+    p_values = None if swept.p_values is None else torch.from_numpy(swept.p_values).float()
+    routing = Routing(_as_tensor(swept.logits), last, ran, spent, scores, *certain, p_values)
     return routing if isinstance(swept.logits, np.ndarray) else routing.to(device)
 
 

@@ -12,12 +12,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..utils.errors import PertinenceError
 from .costs import STEM, PoolCosts
 from .evidence import Known, computed, no_votes, observe
 from .front import OperatingPoint, Stage
 from .heads import Head
 from .mixing import Array, ArrayT, library, log_softmax, mix, summary
 from .registry import EVIDENCE
+from .unlike import ABSTAIN, REFERENCE, SearchEntropies, UnlikeRule, entropies
 
 
 Arrays: TypeAlias = "tuple[Array | None, Array | None]"
@@ -52,6 +54,7 @@ def sweep(
     tail: int = 1,
     threshold: float | None = None,
     watch: Watch | None = None,
+    unlike: UnlikeRule | None = None,
 ) -> Sweep:
     """Route `count` images through an operating point.
 
@@ -71,7 +74,13 @@ def sweep(
             reach them gives up as soon as that is seen. None: every image is answered. The point must have a
             `certainty`.
         watch: called after each member but the stem has run, with its index, the rows and their answers.
+        unlike: what is done with images that are unlike the search images; None: they are not looked for.
     """
+    if threshold is not None and unlike is not None and unlike.action == REFERENCE:
+        raise PertinenceError(
+            "ood_action='reference' replaces answers after their error rate was promised: set ood_action to 'abstain' or "
+            "'ignore', or give no max_error_rate"
+        )
     own: Any  # an `Array`, or None for the stem
     swept = Sweep(point, count, costs, tail, threshold)
     # What a decision needs is copied to the host in one transfer; nothing else waits for a device.
@@ -92,6 +101,8 @@ def sweep(
         if position is not None:
             swept.decide(member, position, heads[position], own, answer, features, here)
     swept.conclude()
+    if unlike is not None and point.entropies is not None:
+        swept.look_for(unlike, point.entropies, run)
     return swept
 
 
@@ -111,6 +122,7 @@ class Sweep:
         log_odds: float32 (B,), log-odds that each answer is right, where the logits are; None if the point has no
             certainty. An image that gave up has those of the answer that it stopped with.
         abstained: bool (B,), images that are not answered: those that gave up, and those below the threshold.
+        p_values: float64 (B,), how unlike the search images each image is (see `unlike`); None: not looked for.
     """
 
     logits: Array
@@ -118,6 +130,7 @@ class Sweep:
     abstained: Array
     gave_up: np.ndarray | None = None
     outlook: np.ndarray | None = None
+    p_values: np.ndarray | None = None
 
     def __init__(self, point: OperatingPoint, count: int, costs: PoolCosts, tail: int, threshold: float | None = None):
         self.point, self.count, self.costs, self.tail = point, count, costs, tail
@@ -158,6 +171,29 @@ class Sweep:
         # Copy: the caller may own the outputs of `run`.
         self.logits = _among_all(self.count, there, answer, getattr(self, "logits", None))
         return answer
+
+    def look_for(self, unlike: UnlikeRule, known: SearchEntropies, run: Callable[[int, np.ndarray], Arrays]) -> None:
+        """Find how unlike the search images each image is, and do what is to be done with those that are."""
+        self.p_values = known.p_values(entropies(self.logits, self.tail))
+        if unlike.action == ABSTAIN:
+            found: Any = unlike.are_unlike(self.p_values)
+            if not isinstance(self.abstained, np.ndarray):
+                found = library(self.abstained).from_numpy(found).to(self.abstained.device)
+            self.abstained = self.abstained | found
+        elif len(rows := unlike.diverts(self.p_values, self.ran)):
+            own: Any = run(unlike.reference, rows)[0]
+            self.replace(unlike.reference, own, rows)
+
+    def replace(self, member: int, own: Array, rows: np.ndarray) -> None:
+        """Let one expert, which has not run on them, answer the images of some rows by itself: how certain it is of
+        them is not known."""
+        there = rows if isinstance(own, np.ndarray) else library(own).from_numpy(rows).to(own.device)
+        self.pay(member, rows)
+        logits: Any = self.logits  # of either library, as `own`
+        logits[there] = own
+        log_odds: Any = self.log_odds
+        if log_odds is not None:
+            log_odds[there] = float("nan")
 
     def decide(
         self,

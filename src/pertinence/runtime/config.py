@@ -14,6 +14,7 @@ from ..routing.front import Front, OperatingPoint
 from ..routing.guarantee import Guarantee
 from ..routing.metrics import Figures
 from ..routing.promises import Promises, find_error_promise
+from ..routing.unlike import IGNORE, UnlikeRule
 from ..utils.errors import MALFORMED, PertinenceError, explain, shown
 from ..utils.json_files import parse_json, read_text
 from ..utils.validation import is_number, is_whole
@@ -44,6 +45,7 @@ class ModelConfig:
         max_error_rate: the promised error rate that images are answered at; None: all are answered.
         labels: names of the labels, by index; empty if the file has none.
         heads_hash: hash of the heads.
+        unlike_rule: what is done with images that are unlike the search images.
     """
 
     experts: tuple[ExpertEntry, ...]
@@ -53,6 +55,7 @@ class ModelConfig:
     reference: int
     preprocessing: str
     guarantee: Guarantee | None
+    unlike_rule: UnlikeRule
     labels: tuple[str, ...] = ()
     heads_hash: str | None = None
     promises: Promises | None = None
@@ -129,6 +132,7 @@ class ModelConfig:
             reference,
             preprocessing,
             guarantee,
+            UnlikeRule(values.get("ood_action", IGNORE), values.get("ood_false_alarms", 0.01), reference),
             tuple(str(label) for _, label in sorted((int(index), label) for index, label in (labels or {}).items())),
             heads_hash,
             promises,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..routing.costs import GMACS, STEM
 from ..routing.front import Front, OperatingPoint
 from ..routing.promises import find_coverage_promise, find_error_promise
 from ..routing.sweep import Arrays, sweep
+from ..routing.unlike import REFERENCE, UnlikeRule
 from ..utils.errors import PertinenceError
 from .config import ModelConfig
 from .experts import GraphExpert, chosen_export
@@ -43,6 +44,7 @@ class Answer:
         confidence: calibrated probability that the answer is right; None if the model does not know it.
         abstained: whether the image is not answered, as `set_budget(max_error_rate=...)` says.
         prediction_set: the labels of the prediction set, by falling score; None without `coverage`.
+        ood_p_value: how unlike the search images the image is, see `PertinenceOutput`; None: not measured.
     """
 
     label: str
@@ -56,6 +58,7 @@ class Answer:
     confidence: float | None = None
     abstained: bool = False
     prediction_set: tuple[str, ...] | None = None
+    ood_p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Routing:
         confidence: float32 (B,), calibrated probability that each answer is right; None if the model does not know it.
         abstained: bool (B,), images that are not answered.
         prediction_sets: bool (B, C); None without `coverage`.
+        p_values: float64 (B,), how unlike the search images each image is; None: not measured.
     """
 
     logits: np.ndarray
@@ -83,6 +87,7 @@ class Routing:
     confidence: np.ndarray | None
     abstained: np.ndarray
     prediction_sets: np.ndarray | None = None
+    p_values: np.ndarray | None = None
 
 
 class RuntimeModel:
@@ -169,7 +174,15 @@ class RuntimeModel:
             return self.experts[index].run([batch[row] for row in rows.tolist()])
 
         try:
-            swept = sweep(point, self._heads[point.name], run, len(batch), self._costs, threshold=threshold)
+            swept = sweep(
+                point,
+                self._heads[point.name],
+                run,
+                len(batch),
+                self._costs,
+                threshold=threshold,
+                unlike=self.config.unlike_rule,
+            )
         except UnfitImage as error:
             index = next(index for index, image in enumerate(batch) if image.shape[:2] == error.size)
             raise PertinenceError(f"image {index} of {len(batch)}: {error}") from error
@@ -185,6 +198,7 @@ class RuntimeModel:
             None if log_odds is None else probability(np.asarray(log_odds)),
             np.asarray(swept.abstained),
             None if wanted is None else wanted.sets(logits),
+            swept.p_values,
         )
 
     def stream(
@@ -225,6 +239,7 @@ class RuntimeModel:
             confidence=None if routing.confidence is None else float(routing.confidence[row]),
             abstained=bool(routing.abstained[row]),
             prediction_set=self._prediction_set(routing, row),
+            ood_p_value=None if routing.p_values is None else float(routing.p_values[row]),
         )
 
     def _prediction_set(self, routing: Routing, row: int) -> tuple[str, ...] | None:
@@ -286,6 +301,8 @@ def load(
     cache_dir: str | None = None,
     local_files_only: bool = False,
     lazy: bool = True,
+    ood_action: str | None = None,
+    ood_false_alarms: float | None = None,
 ) -> RuntimeModel:
     """Load a saved model whose experts were exported (`pertinence export`).
 
@@ -298,6 +315,8 @@ def load(
         file_name: name of the exported file to run of every expert, where it has several of its own precision.
         token, revision, cache_dir, local_files_only: as in `huggingface_hub.snapshot_download`.
         lazy: open each graph only when it first runs.
+        ood_action, ood_false_alarms: what is done with images that are unlike the search images, and for which share
+            of the others; default: those of the model (see `PertinenceConfig`).
 
     Raises:
         PertinenceError: it is no model, an expert that an operating point runs was not exported, or its preprocessing
@@ -306,10 +325,20 @@ def load(
     hub = {"token": token, "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
     files = open_model(model, hub)
     config = ModelConfig.read(files.config)
+    rule = config.unlike_rule
+    config = replace(
+        config,
+        unlike_rule=UnlikeRule(
+            ood_action or rule.action,
+            rule.false_alarms if ood_false_alarms is None else ood_false_alarms,
+            rule.reference,
+        ),
+    )
     if not len(config.front):
         raise PertinenceError(f"{model} has no operating points: its config.json lists no `front`")
     heads = read_heads(files.weights, config)
-    wanted = sorted({index for point in config.front for index in point.order})
+    diverting = {config.reference} if config.unlike_rule.action == REFERENCE else set()
+    wanted = sorted({index for point in config.front for index in point.order} | diverting)
     entries = {index: config.stem if index == STEM else config.experts[index] for index in wanted}
     missing = [entry.name for entry in entries.values() if entry is not None and not entry.exports]
     if missing:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -23,15 +24,16 @@ from ..evaluation.outcomes import (
     Outcome,
     check_better_than_chance,
     evaluate_experts,
-    evaluate_point,
     leak_warnings,
     reference_warnings,
+    route_predictions,
 )
 from ..evaluation.report import Evaluation, evaluate_front
 from ..predictions.predictions import Predictions
 from ..routing.front import Front
 from ..routing.heads import Head
 from ..routing.metrics import ACCURACY, Figures
+from ..routing.unlike import SearchEntropies, entropies
 from ..utils.distributed import one_thread
 from ..utils.errors import PertinenceError
 from . import baselines as _baselines  # registers the built-in ones  # noqa: F401
@@ -242,8 +244,7 @@ def report_front(
     cost = fitted.statics[fitted.reference].cost
     baselines = {name: thinned(several, cost, args.front_size) for name, several in fitted.baselines.items()}
     front, heads, default = build_front(fitted.candidates, names, cost, args.front_size)
-    if search.measure == ACCURACY:
-        front = _with_class_losses(front, heads, fitted)
+    front = _with_search_images(front, heads, fitted)
     front = Front([with_certainty(point, heads[point.name], search) for point in front], names)
     select_experts = tuple(candidate.figures for candidate in fitted.statics)
     temperature = fit_temperature(search, fitted.reference)
@@ -273,16 +274,23 @@ def report_front(
     )
 
 
-def _with_class_losses(front: Front, heads: Mapping[str, Sequence[Head]], fitted: FittedFront) -> Front:
-    """The front, with a bound on what any class loses at each point against the reference expert."""
+def _with_search_images(front: Front, heads: Mapping[str, Sequence[Head]], fitted: FittedFront) -> Front:
+    """The front, with what its points tell of the search images: a bound on what any class loses against the reference
+    expert, and the entropies of answers."""
     judged, reference = fitted.judged, fitted.statics[fitted.reference]
     expected, classes = judged.correct()[:, fitted.reference].numpy(), judged.targets.numpy()
     points = []
     for point in front:
-        right = evaluate_point(point, heads[point.name], judged).correct.numpy()
+        right, spread = [], []
+        for part, routing in route_predictions(point, heads[point.name], judged):
+            right.append((routing.logits.argmax(1) == part.target_columns).numpy())
+            spread.append(entropies(routing.logits, part.tail))
         figures = cast(Figures, point.select)  # which all candidates have
-        bounds = class_loss_bounds(right, expected, classes, reference.accuracy - figures.accuracy)
-        points.append(replace(point, select=replace(figures, class_loss=float(bounds.max()))))
+        if judged.measure == ACCURACY:  # else there are no classes
+            mean_loss = reference.accuracy - figures.accuracy
+            bounds = class_loss_bounds(np.concatenate(right), expected, classes, mean_loss)
+            figures = replace(figures, class_loss=float(bounds.max()))
+        points.append(replace(point, select=figures, entropies=SearchEntropies.of(np.concatenate(spread))))
     return Front(points, front.expert_names)
 
 
