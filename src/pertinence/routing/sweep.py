@@ -78,8 +78,8 @@ def sweep(
     """
     if threshold is not None and unlike is not None and unlike.action == REFERENCE:
         raise PertinenceError(
-            "ood_action='reference' replaces answers after their error rate was promised: set ood_action to 'abstain' or "
-            "'ignore', or give no max_error_rate"
+            "ood_action='reference' replaces answers after their error rate was promised: choose 'abstain' or 'ignore', "
+            "or give no max_error_rate"
         )
     own: Any  # an `Array`, or None for the stem
     swept = Sweep(point, count, costs, tail, threshold)
