@@ -54,6 +54,7 @@ SLOW = (
     "experts/test_variants.py",
     "models/test_expert_store.py",
     "search/test_evolution.py",
+    *(f"serving/test_{name}.py" for name in ("app", "protocol", "server", "uploads")),
     "utils/test_io.py",
 )
 """Tests of whole programs, of chances that need many draws, and of processes that are killed."""

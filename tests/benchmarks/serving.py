@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from servers import free_port, serving
 
 from pertinence import PertinenceForImageClassification, PertinenceImageProcessor
+from pertinence.routing.front import Front, OperatingPoint
 from pertinence.serving.arguments import ServedPointArguments
 from pertinence.serving.points import ServedPoints
 
@@ -127,11 +128,11 @@ async def apply(port: int, rate: float, seconds: float, files, labels, names, se
 
 
 def reference_alone(model: PertinenceForImageClassification, folder: Path) -> PertinenceForImageClassification:
-    """The reference expert as a model of one, saved to a folder."""
-    depth = model.config.expert_names[model.config.reference_index]
-    alone = PertinenceForImageClassification.from_experts(
-        [ZOO / "cifar10" / depth], [], trust_remote_code=True, preprocessing=model.config.preprocessing
-    )
+    """The same pool with one point, at which only the reference expert runs; saved to a folder."""
+    reference = model.config.reference_index
+    point = OperatingPoint("reference", "static", (reference,))
+    front = Front([point], model.config.expert_names)
+    alone = PertinenceForImageClassification.compose(list(model.experts), front, {}, point.name, reference=reference)
     alone.save_pretrained(folder)
     return alone
 

@@ -68,7 +68,7 @@ def test_under_load_it_answers_at_cheaper_points_then_refuses_and_comes_back(sta
         assert send(url, files[0]).headers["x-operating-point"] == "most-accurate"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])
 def test_a_server_that_is_ended_answers_what_it_has_accepted(images, tmp_path, number):
     files = [png(image, "BMP") for image in images(4, 500, seed=3)]
     port = free_port()

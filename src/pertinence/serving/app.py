@@ -103,7 +103,7 @@ class Service:
             upload = await read_upload(request, self.args)
             start = time.monotonic()
             point = self._point(upload.parameters)
-            answer = await self._answer(await self._decode(upload.content), point)
+            answer = await self._answer(await self._decode(upload.content), point, start)
             self.metrics.answered(answer)
             self.metrics.seconds.observe(time.monotonic() - start)
             return self._response(answer, upload.parameters)
@@ -123,9 +123,9 @@ class Service:
             return decode_picture(opened)
         return await asyncio.get_running_loop().run_in_executor(self._decoders, decode_picture, opened)
 
-    async def _answer(self, image: torch.Tensor, point: OperatingPoint | None) -> Answer:
+    async def _answer(self, image: torch.Tensor, point: OperatingPoint | None, since: float) -> Answer:
         try:
-            return await self.batcher.classify(image, point)
+            return await self.batcher.classify(image, point, since)
         except PertinenceError as error:
             raise Refusal(422, "image", str(error)) from error
 

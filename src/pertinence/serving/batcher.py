@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -34,7 +34,6 @@ class _Waiting:
     image: torch.Tensor
     point: OperatingPoint | None
     answer: asyncio.Future[Answer]
-    since: float = field(default_factory=time.monotonic)
 
 
 class Batcher:
@@ -93,12 +92,13 @@ class Batcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._thread.shutdown()
 
-    async def classify(self, image: torch.Tensor, point: OperatingPoint | None = None) -> Answer:
+    async def classify(self, image: torch.Tensor, point: OperatingPoint | None, since: float) -> Answer:
         """The answer to one image.
 
         Args:
             image: uint8 (3, H, W).
             point: the point that the request asks for; None: that of the server.
+            since: when the request was there, as `time.monotonic` has it.
 
         Raises:
             Refusal: too many images wait, or none of the allowed points is fast enough.
@@ -111,7 +111,7 @@ class Batcher:
         answer = await waiting.answer
         now = time.monotonic()
         if self.controller is not None:
-            self.controller.answered(now, now - waiting.since)
+            self.controller.answered(now, now - since)
         return answer
 
     def _admit(self) -> None:

@@ -131,10 +131,12 @@ class _Server(uvicorn.Server):
 
 
 def _run(service: Service, listener: socket.socket, args: ServeArguments) -> None:
-    LimitedProtocol.header_seconds = args.request_seconds
+    class Protocol(LimitedProtocol):
+        header_seconds = args.request_seconds
+
     config = uvicorn.Config(
         make_app(service),
-        http=LimitedProtocol,
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,
