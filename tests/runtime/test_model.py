@@ -29,7 +29,7 @@ from pertinence import (
     StreamDispatcher,
     register_evidence,
 )
-from pertinence.routing.certainty import Certainty
+from pertinence.routing.certainty import NODES, Certainty
 from pertinence.routing.heads import Head
 from pertinence.routing.promises import CoveragePromise, ErrorPromise
 from pertinence.routing.registry import EVIDENCE
@@ -484,7 +484,7 @@ def certain(copied) -> Path:
         for point in values["front"]:
             members = len(point["members"])
             rows = [np.c_[rng.normal(size=(members, 1)), rng.uniform(0.1, 0.5, (members, 3))] for _ in range(3)]
-            nodes = np.linspace([3, 0.1, 0, 0.5], [-3, 1, 0.2, 1], 13)
+            nodes = np.linspace([3, 0.1, 0, 0.5], [-3, 1, 0.2, 1], len(NODES))
             point["certainty"] = Certainty(*(row.astype(np.float32) for row in (*rows, nodes))).to_dict()
             errors.append(asdict(ErrorPromise(point["name"], 0.05, 1.7, 50, 1, 0.01, 0.04)))
             sets.append(asdict(CoveragePromise(point["name"], 0.9, 0.8, 2.0)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
 NUM_STATISTICS = 3
 LARGEST = 30.0
 """Largest margin, and largest log-odds of a confidence, that are told apart: a float32 has no more to say."""
-NODES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+NODES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 """Shares of the search images at which a `Certainty` records what happens if that many are answered."""
-DIGITS = 5
+DIGITS = 4
 """Significant digits that are stored."""
 
 
@@ -76,11 +75,6 @@ class Certainty:
 
     def __hash__(self) -> int:
         return hash(self.nodes.tobytes())
-
-    @cached_property
-    def gives_up(self) -> bool:
-        """Whether images may be given up early."""
-        return not np.isnan(self.forecasts).all()
 
     def log_odds(self, point: OperatingPoint, last: np.ndarray, gave_up: np.ndarray | None, summary: ArrayT) -> ArrayT:
         """Log-odds that answers are right.
