@@ -121,3 +121,31 @@ def test_the_search_keeps_the_entropies_of_its_points():
             point, found.heads[point.name], report.outputs, 400, report.costs, unlike=UnlikeRule("ignore", 0.01, 2)
         )
         assert (routing.p_values <= 0.1).double().mean() <= 0.1 + 3 * (0.09 / 400) ** 0.5
+
+
+def test_no_answer_is_given_where_that_is_asked_and_promises_are_not_undone():
+    search, report = make_predictions(600, seed=0), make_predictions(400, seed=1)
+    args = SearchArguments(recipe="cascade", baselines=False, front_size=4)
+    found = search_front("abc", search, report, args, make_accelerator("cpu"))
+    point = found.evaluation.front[0]
+
+    def answer(action: str, threshold: float | None = None):
+        rule = UnlikeRule(action, 0.1, 2)
+        heads = found.heads[point.name]
+        return route(point, heads, report.outputs, 400, report.costs, threshold=threshold, unlike=rule)
+
+    ignored, silent, diverted = map(answer, ("ignore", "abstain", "reference"))
+    odd = ignored.p_values <= 0.1
+    assert odd.any()
+    assert not ignored.abstained.any()
+    assert torch.equal(silent.abstained, odd)
+    assert torch.equal(silent.logits, ignored.logits)
+    assert torch.equal(silent.gmacs, ignored.gmacs)
+    assert torch.equal(diverted.confidence.isnan(), odd & ~ignored.experts_run[:, 2]), (
+        "nothing is known of its answers"
+    )
+    assert not ignored.confidence.isnan().any()
+    withheld = answer("ignore", 1.0).abstained
+    assert torch.equal(answer("abstain", 1.0).abstained, withheld | (answer("ignore", 1.0).p_values <= 0.1))
+    with pytest.raises(PertinenceError, match="ood_action='reference' replaces answers after their error rate was"):
+        answer("reference", 1.0)

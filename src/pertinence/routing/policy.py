@@ -94,11 +94,18 @@ def route(
         return brought(logits, device), brought(features, device)
 
     swept = sweep(point, heads, brought_of, count, costs, tail, threshold, watch, unlike)
-    names = ("last", "ran", "scores", "log_odds", "gave_up", "outlook", "abstained")
-    last, ran, scores, *certain = (_as_tensor(getattr(swept, name)) for name in names)
-    spent = {unit: torch.from_numpy(values) for unit, values in swept.spent().items()}
-    p_values = None if swept.p_values is None else torch.from_numpy(swept.p_values).float()
-    routing = Routing(_as_tensor(swept.logits), last, ran, spent, scores, *certain, p_values)
+    routing = Routing(
+        logits=_as_tensor(swept.logits),
+        expert_indices=_as_tensor(swept.last),
+        experts_run=_as_tensor(swept.ran),
+        costs={unit: torch.from_numpy(values) for unit, values in swept.spent().items()},
+        scores=_as_tensor(swept.scores),
+        log_odds=_as_tensor(swept.log_odds),
+        gave_up=_as_tensor(swept.gave_up),
+        outlook=_as_tensor(swept.outlook),
+        abstained=_as_tensor(swept.abstained),
+        p_values=None if swept.p_values is None else torch.from_numpy(swept.p_values).float(),
+    )
     return routing if isinstance(swept.logits, np.ndarray) else routing.to(device)
 
 

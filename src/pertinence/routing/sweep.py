@@ -78,7 +78,7 @@ def sweep(
     """
     if threshold is not None and unlike is not None and unlike.action == REFERENCE:
         raise PertinenceError(
-            "ood_action='reference' replaces answers after their error rate was promised: choose 'abstain' or 'ignore', "
+            "ood_action='reference' replaces answers after their error rate was promised: choose 'abstain', 'ignore' "
             "or give no max_error_rate"
         )
     own: Any  # an `Array`, or None for the stem
