@@ -143,7 +143,7 @@ class Batcher:
         """What is answered next: the longest waiting image, and others at the same point."""
         limit = self.max_batch
         if self.controller is not None:
-            self.controller.decide(time.monotonic(), len(self._queue))
+            self.controller.decide(time.monotonic(), max(0, len(self._queue) - 1))
             limit = min(limit, self.controller.batch_limit())
         chosen, left, point = list[_Waiting](), deque[_Waiting](), self.current
         while self._queue and len(chosen) < limit:

@@ -121,7 +121,7 @@ class LoadController:
         return self.wait(now, waiting, len(self.costs) - 1) / 2
 
     def decide(self, now: float, waiting: int) -> int:
-        """Choose the step for the next batch, with so many images waiting."""
+        """Choose the step for an image, with so many images waiting before it."""
         self._look(now)
         observed = self._observed
         self._adjust(now, observed)
