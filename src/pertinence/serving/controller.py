@@ -163,10 +163,10 @@ class LoadController:
 
     def _adjust(self, now: float, observed: float | None) -> None:
         """Promise less while answers are late at the cheapest step, and more again when they are not."""
-        if observed is None or now - self._adjusted < SETTLE:
+        if now - self._adjusted < SETTLE:
             return
         self._adjusted = now
-        if observed > LATE * self.target and self.position == len(self.costs) - 1:
+        if observed is not None and observed > LATE * self.target and self.position == len(self.costs) - 1:
             self.room = max(LEAST_ROOM, 0.9 * self.room)
         else:
             self.room = min(1.0, self.room + 0.02)
