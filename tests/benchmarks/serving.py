@@ -138,7 +138,7 @@ def reference_alone(model: PertinenceForImageClassification, folder: Path) -> Pe
 
 
 def alone_ratio(model, alone, files, turns: int) -> tuple[np.ndarray, dict[str, float]]:
-    """Images a second of the default point over those of the reference expert, turn by turn, and both, served by none."""
+    """Images a second of the default point over those of the reference expert, turn by turn, and both, unserved."""
     images = PertinenceImageProcessor()([Image.open(BytesIO(file)) for file in files[: 8 * BATCH]])["images"]
     batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
     functions = {name: lambda one=one: [one(batch) for batch in batches] for name, one in (("a", alone), ("b", model))}
