@@ -137,15 +137,15 @@ def reference_alone(model: PertinenceForImageClassification, folder: Path) -> Pe
     return alone
 
 
-def alone_ratio(model, alone, files, turns: int) -> np.ndarray:
-    """Images a second of the default point over those of the reference expert, turn by turn, without a server."""
+def alone_ratio(model, alone, files, turns: int) -> tuple[np.ndarray, dict[str, float]]:
+    """Images a second of the default point over those of the reference expert, turn by turn, and both, unserved."""
     images = PertinenceImageProcessor()([Image.open(BytesIO(file)) for file in files[: 8 * BATCH]])["images"]
     batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
     functions = {name: lambda one=one: [one(batch) for batch in batches] for name, one in (("a", alone), ("b", model))}
     seconds = take_turns(functions, turns, time.perf_counter)
     speeds = {name: len(images) / np.median(values) for name, values in seconds.items()}
     print(f"alone: reference {speeds['a']:.1f}, default {speeds['b']:.1f} images/s")
-    return seconds["a"] / seconds["b"]
+    return seconds["a"] / seconds["b"], speeds
 
 
 def main() -> None:
@@ -170,7 +170,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         alone = reference_alone(model, Path(folder) / "alone")
-        ratio = alone_ratio(model, alone, files, options.turns)
+        ratio, speeds = alone_ratio(model, alone, files, options.turns)
         del alone
         servers = {
             "a, reference": [str(Path(folder) / "alone")],
@@ -193,9 +193,7 @@ def main() -> None:
             port, server = serve(name)
             with server:
                 run(port, 50, 3, 0)
-                closed = run(port, 1500, 3, 1)  # what is answered where everything is asked for
-                guess = closed.statuses[200] / 3
-                low, high = 0.4 * guess, 1.3 * guess
+                low, high = 0.2 * speeds[name[0]], 1.2 * speeds[name[0]]
                 for step in range(STEPS):
                     rate = (low + high) / 2
                     found = run(port, rate, options.seconds / 2, 2 + step)

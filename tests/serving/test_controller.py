@@ -46,9 +46,9 @@ def simulate(
     queue: deque[float] = deque()
     now, next_arrival, done, batch = 0.0, 0.0, float("inf"), ([], 0.0, 0)
 
-    def decide() -> None:
+    def decide(waiting: int) -> None:
         before = controller.position
-        if controller.decide(now, len(queue)) != before:
+        if controller.decide(now, waiting) != before:
             log.steps.append((now, controller.position))
 
     while now < seconds:
@@ -62,13 +62,13 @@ def simulate(
             done = float("inf")
         else:
             next_arrival = now + rng.expovariate(rate(now))
-            decide()
+            decide(len(queue))
             if controller.admits(now, len(queue)):
                 queue.append(now)
             else:
                 log.refused.append(now)
         if queue and done == float("inf"):
-            decide()
+            decide(len(queue) - 1)
             count = min(len(queue), controller.batch_limit())
             batch = ([queue.popleft() for _ in range(count)], now, controller.position)
             controller.started(now, count, costs[controller.position])

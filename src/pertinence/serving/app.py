@@ -103,6 +103,7 @@ class Service:
             upload = await read_upload(request, self.args)
             start = time.monotonic()
             point = self._point(upload.parameters)
+            self.batcher.admit()  # before the work of decoding
             answer = await self._answer(await self._decode(upload.content), point, start)
             self.metrics.answered(answer)
             self.metrics.seconds.observe(time.monotonic() - start)

@@ -104,7 +104,7 @@ class Batcher:
             Refusal: too many images wait, or none of the allowed points is fast enough.
             PertinenceError: an expert cannot take the image.
         """
-        self._admit()
+        self.admit()
         waiting = _Waiting(image, point, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._arrived.set()
@@ -114,7 +114,8 @@ class Batcher:
             self.controller.answered(now, now - since)
         return answer
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
+        """Raise `Refusal` if an image that arrives now would wait too long."""
         waiting, now = len(self._queue), time.monotonic()
         if self.controller is not None:
             self.controller.decide(now, waiting)
@@ -143,7 +144,7 @@ class Batcher:
         """What is answered next: the longest waiting image, and others at the same point."""
         limit = self.max_batch
         if self.controller is not None:
-            self.controller.decide(time.monotonic(), len(self._queue))
+            self.controller.decide(time.monotonic(), max(0, len(self._queue) - 1))
             limit = min(limit, self.controller.batch_limit())
         chosen, left, point = list[_Waiting](), deque[_Waiting](), self.current
         while self._queue and len(chosen) < limit:

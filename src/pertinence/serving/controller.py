@@ -17,6 +17,8 @@ CALM = 0.25
 """Share of the target below which the time for what waits must lie before a more accurate point is tried."""
 BATCH = 0.3
 """Share of the target that one batch may take."""
+LEAST_BATCH = 8
+"""Images that a batch may hold anyway: single ones are slow, and would never show what a larger batch could do."""
 HOLD, LONGEST_HOLD = 1.0, 30.0
 """Seconds of calm before a more accurate point is tried: at first, and after it was tried in vain several times."""
 SETTLE = 0.25
@@ -83,7 +85,7 @@ class LoadController:
     def batch_limit(self) -> int:
         """How many images the next batch may hold, so that those that arrive meanwhile do not wait too long."""
         each = self.seconds(self.position)
-        return self.max_batch if not each else max(1, min(self.max_batch, int(BATCH * self.target / each)))
+        return self.max_batch if not each else min(self.max_batch, max(LEAST_BATCH, int(BATCH * self.target / each)))
 
     def started(self, now: float, images: int, cost: float) -> None:
         """A batch has started whose images cost so much each, on average."""
@@ -121,7 +123,7 @@ class LoadController:
         return self.wait(now, waiting, len(self.costs) - 1) / 2
 
     def decide(self, now: float, waiting: int) -> int:
-        """Choose the step for the next batch, with so many images waiting."""
+        """Choose the step for an image, with so many images waiting before it."""
         self._look(now)
         observed = self._observed
         self._adjust(now, observed)
@@ -163,10 +165,10 @@ class LoadController:
 
     def _adjust(self, now: float, observed: float | None) -> None:
         """Promise less while answers are late at the cheapest step, and more again when they are not."""
-        if observed is None or now - self._adjusted < SETTLE:
+        if now - self._adjusted < SETTLE:
             return
         self._adjusted = now
-        if observed > LATE * self.target and self.position == len(self.costs) - 1:
+        if observed is not None and observed > LATE * self.target and self.position == len(self.costs) - 1:
             self.room = max(LEAST_ROOM, 0.9 * self.room)
         else:
             self.room = min(1.0, self.room + 0.02)

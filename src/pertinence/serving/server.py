@@ -29,6 +29,8 @@ from .protocol import LimitedProtocol
 logger = logging.get_logger(__name__)
 
 BACKLOG = 2048
+NOISY = ("uvicorn.error", "python_multipart")
+"""Loggers that write a line for every malformed request, so that clients could fill a disk."""
 GRACE = 0.25
 """Seconds in which what was sent before the end arrives."""
 WARM_UP = 64
@@ -147,6 +149,8 @@ def _run(service: Service, listener: socket.socket, args: ServeArguments) -> Non
         timeout_keep_alive=15,
         timeout_graceful_shutdown=args.drain_seconds,
     )
+    for name in NOISY:
+        logging.get_logger(name).setLevel(logging.ERROR)
     # uvicorn raises the signal once more when all is answered; that is a success.
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

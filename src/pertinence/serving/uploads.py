@@ -22,6 +22,8 @@ from .refusals import Refusal
 
 EXPECTED = 'the bytes of an image, or JSON {"inputs": image in base64, "parameters": {...}}, or a form with one file'
 MOST_FIELDS = 20
+DISCARDED = 4
+"""A body of up to so many times what is allowed is read and thrown away, so that its client reads the refusal."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +66,25 @@ async def read_upload(request: Request, args: ServeArguments) -> Upload:
 async def _read_body(request: Request, args: ServeArguments) -> bytes:
     too_large = Refusal(413, "size", f"a request has at most {args.max_bytes // MIB} MiB", closes=True)
     announced = request.headers.get("content-length", "0")
-    if not announced.isdecimal() or int(announced) > args.max_bytes:
+    if not announced.isdecimal() or int(announced) > DISCARDED * args.max_bytes:
         raise too_large
     parts, size = [], 0
     try:
         async with asyncio.timeout(args.request_seconds):
             async for part in request.stream():
                 size += len(part)
-                if size > args.max_bytes:
+                if size > DISCARDED * args.max_bytes:
                     raise too_large
-                parts.append(part)
+                if size <= args.max_bytes:
+                    parts.append(part)
     except TimeoutError:
         raise Refusal(
             408, "slow", f"the request did not arrive within {args.request_seconds:g} seconds", closes=True
         ) from None
     except ClientDisconnect:
         raise Refusal(400, "disconnected", "the client is gone", closes=True) from None
+    if size > args.max_bytes:
+        raise too_large
     return b"".join(parts)
 
 
