@@ -235,6 +235,7 @@ def test_what_is_moved_is_nothing_that_accelerators_lack(routing):
     """Some have no float64; costs, of which sums are taken, are kept in it."""
     moved = vars(routing.to(torch.device("meta")))
     assert moved.pop("costs")["gmacs"].device.type == "cpu"
+    moved = {name: values for name, values in moved.items() if values is not None}  # of a point without certainty
     assert {values.device.type for values in moved.values()} == {"meta"}
     assert torch.float64 not in {values.dtype for values in moved.values()}
 
