@@ -1,7 +1,7 @@
 """Images unlike the search images (out of distribution): a conformal p-value of each, and what is done with it.
 
-Entropy costs nothing, as it is computed from the answer itself. Energy of the logits (Liu et al. 2020), distances of
-Mahalanobis, and agreement among the experts that ran detected no more; see `docs/unlike.md`.
+Entropy costs nothing, as it is computed from the answer itself. Energy (Liu et al. 2020) and Mahalanobis distances of
+the logits of the experts that ran detected no more; see `docs/unlike.md`.
 """
 
 from __future__ import annotations
