@@ -82,7 +82,9 @@ def test_a_saving_refers_to_the_reference_expert(front):
 
 
 @pytest.mark.parametrize(
-    "method", [Front.choose, PertinenceForImageClassification.set_budget, RuntimeModel.set_budget], ids=str
+    "method",
+    [Front.choose, PertinenceForImageClassification.set_budget, RuntimeModel.set_budget],
+    ids=lambda one: one.__qualname__,
 )
 def test_what_takes_a_budget_takes_each_of_its_fields_as_a_keyword(method):
     (first, *keywords) = inspect.signature(method).parameters.values()

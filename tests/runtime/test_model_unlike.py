@@ -22,11 +22,13 @@ def blobs(images) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def watched(exported, blobs, tmp_path_factory) -> Path:
-    """A model that knows the entropies of its answers at the point "from-features"."""
+def watched(exported, images, tmp_path_factory) -> Path:
+    """A model that knows the entropies of its answers to other images at the point "from-features"."""
     folder = tmp_path_factory.mktemp("watched") / "model"
     shutil.copytree(exported.folder, folder)
-    kept = SearchEntropies.of(entropies(exported.full(blobs, operating_point="from-features").logits))
+    kept = SearchEntropies.of(
+        entropies(exported.full(images(40, 72, seed=12), operating_point="from-features").logits)
+    )
 
     def add(values: dict) -> None:
         values["front"][2]["entropies"] = kept.to_dict()
