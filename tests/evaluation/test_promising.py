@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from servers import free_port, serving
 from transformers import pipeline
 
 from pertinence import (
@@ -317,6 +322,30 @@ def test_a_monitor_does_not_compare_what_gives_up_with_what_answered_everything(
     model.set_budget(max_error_rate=0.1)
     with pytest.raises(PertinenceError, match="gives up early"):
         RoutingMonitor(model)
+
+
+def test_a_server_keeps_the_promise(model, calibrated, batch, tmp_path):
+    able = [one.operating_point for one in model.promises.errors if one.max_error_rate == 0.1 and one.threshold]
+    out = model(batch[:20], operating_point=able[0], max_error_rate=0.1)
+    url = f"http://127.0.0.1:{free_port()}"
+    flags = ["--port", url.rpartition(":")[2], "--device", "cpu", "--max-error-rate", "0.1"]
+    words = [sys.executable, "-m", "pertinence", "serve", calibrated, *flags, "--operating-point", able[0]]
+    with serving(words, f"{url}/ready", tmp_path / "log"):
+        for row, image in enumerate(batch[:20]):
+            stream = io.BytesIO()
+            to_picture(image).save(stream, "PNG")
+            with urlopen(Request(f"{url}/?details=1", stream.getvalue())) as response:
+                found, headers = json.load(response), response.headers
+            assert found["abstained"] == out.abstained[row].item()
+            assert headers["X-Abstained"] == str(found["abstained"]).lower()
+            assert found["confidence"] == pytest.approx(out.confidence[row].item(), abs=1e-4)
+            assert found["ood_p_value"] == pytest.approx(out.ood_p_value[row].item(), abs=1e-4)
+        for asked, sentence in (("operating_point=fastest", "cannot keep max_error_rate=0.1"),
+                                ("max_error_rate=0.5", "there is no parameter 'max_error_rate'")):  # fmt: skip
+            with pytest.raises(HTTPError) as refused:
+                urlopen(Request(f"{url}/?{asked}", stream.getvalue()))
+            assert refused.value.code == 400
+            assert sentence in json.load(refused.value)["error"]
 
 
 def test_seen_images_promise_nothing(run, digits):

@@ -138,7 +138,10 @@ class Service:
             "X-Operating-Point": _as_header(answer.operating_point),
             "X-Expert": _as_header(answer.expert),
             "X-GMACs": f"{answer.gmacs:.6g}",
+            "X-Abstained": str(answer.abstained).lower(),
         }
+        if answer.confidence is not None:
+            headers["X-Confidence"] = f"{answer.confidence:.6g}"
         if not parameters.details:
             return JSONResponse(answers, headers=headers)
         details = {
@@ -147,6 +150,9 @@ class Service:
             "expert": answer.expert,
             "experts_run": list(answer.experts_run),
             "gmacs": answer.gmacs,
+            "confidence": answer.confidence,
+            "abstained": answer.abstained,
+            "ood_p_value": answer.ood_p_value,
             "decisions": [vars(decision) for decision in answer.decisions],
         }
         return JSONResponse(details, headers=headers)
@@ -175,6 +181,7 @@ class Service:
                 "experts": [{"name": entry.name, "gmacs": entry.gmacs} for entry in config.expert_entries],
                 "operating_point": self.batcher.current.name,
                 "operating_points": [_describe(point, point.name in allowed) for point in self.points.front],
+                "max_error_rate": self.points.max_error_rate,
                 "target_latency_ms": None if self.target is None else 1000 * self.target,
                 "limits": {
                     "bytes": args.max_body_mib * MIB,

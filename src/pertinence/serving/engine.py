@@ -46,6 +46,9 @@ class Answer:
         gmacs: what it cost.
         operating_point: name of the point.
         decisions: why: one for each decision that was reached.
+        confidence: calibrated probability that the answer is right; None if the model does not know it.
+        abstained: whether no answer is given, as the error rate or an unlike image demands it.
+        ood_p_value: how unlike the search images the image is; None if the model does not know it.
     """
 
     logits: np.ndarray
@@ -54,6 +57,9 @@ class Answer:
     gmacs: float
     operating_point: str
     decisions: tuple[Decision, ...] = ()
+    confidence: float | None = None
+    abstained: bool = False
+    ood_p_value: float | None = None
 
 
 class Engine(Protocol):
@@ -70,18 +76,25 @@ class Engine(Protocol):
 
 
 class ModelEngine:
-    """A model in this process."""
+    """A model in this process.
 
-    def __init__(self, model: PertinenceForImageClassification):
+    Args:
+        model: the model.
+        max_error_rate: the promised error rate that images are answered at; None: all are answered.
+    """
+
+    def __init__(self, model: PertinenceForImageClassification, max_error_rate: float | None = None):
         self.model, self.config = model, model.config
+        self._rate = 1.0 if max_error_rate is None else max_error_rate
         self._names = {STEM: model.config.stem_entry.name if model.config.stem_entry else ""}
         self._names |= dict(enumerate(model.config.expert_names))
 
     def answer(self, images: Sequence[torch.Tensor], point: OperatingPoint) -> list[Answer]:
         """See `Engine`."""
-        out: Any = self.model(list(images), operating_point=point.name)
+        out: Any = self.model(list(images), operating_point=point.name, max_error_rate=self._rate)
         logits, scores = out.logits.float().cpu().numpy(), out.dispatcher_logits.cpu().tolist()
-        experts, gmacs = out.expert_indices.tolist(), out.gmacs.tolist()
+        experts, gmacs, abstained = out.expert_indices.tolist(), out.gmacs.tolist(), out.abstained.tolist()
+        confidence, p_values = _known(out.confidence, len(images)), _known(out.ood_p_value, len(images))
         ran = [[index for index, did_run in enumerate(row) if did_run] for row in out.experts_run.tolist()]
         return [
             Answer(
@@ -91,6 +104,9 @@ class ModelEngine:
                 gmacs[row],
                 point.name,
                 self._decisions(point, ran[row], scores[row]),
+                confidence[row],
+                abstained[row],
+                p_values[row],
             )
             for row in range(len(images))
         ]
@@ -107,3 +123,9 @@ class ModelEngine:
             chosen = ANSWER if after is None else self._names[after]
             found.append(Decision(self._names[stage.after], chosen, named))
         return tuple(found)
+
+
+def _known(values: torch.Tensor | None, count: int) -> list[float | None]:
+    """The value of each image; None where there is none."""
+    listed = [None] * count if values is None else values.tolist()
+    return [None if value is None or math.isnan(value) else value for value in listed]

@@ -55,6 +55,7 @@ class Metrics:
             ["operating_point"],
             registry=registry,
         )
+        self.abstained = Counter("pertinence_abstained", "Images that were given no answer.", registry=registry)
         self.gmacs = Counter("pertinence_gmacs", "GMACs spent on images.", registry=registry)
         self.active = Gauge("pertinence_requests_active", "Requests being answered.", registry=registry)
         self.queue = Gauge("pertinence_queue_images", "Images that wait.", registry=registry)
@@ -77,6 +78,7 @@ class Metrics:
         for name in answer.experts_run:
             self.runs.labels(name).inc()
         self.by_point.labels(answer.operating_point).inc()
+        self.abstained.inc(answer.abstained)
         self.gmacs.inc(answer.gmacs)
 
     def text(self) -> bytes:

@@ -110,6 +110,9 @@ SCHEMAS: dict[str, Any] = {
         expert=TEXT,
         experts_run={"type": "array", "items": TEXT},
         gmacs=NUMBER,
+        confidence={"type": ["number", "null"]},
+        abstained={"type": "boolean"},
+        ood_p_value={"type": ["number", "null"]},
         decisions={
             "type": "array",
             "items": _object(after=TEXT, chosen=TEXT, scores={"type": "object", "additionalProperties": NUMBER}),
@@ -120,4 +123,6 @@ HEADERS = {
     "X-Operating-Point": {"schema": TEXT, "description": "The operating point that answered."},
     "X-Expert": {"schema": TEXT, "description": "The expert that answered."},
     "X-GMACs": {"schema": NUMBER, "description": "What the image cost."},
+    "X-Confidence": {"schema": NUMBER, "description": "Probability that the answer is right, where it is known."},
+    "X-Abstained": {"schema": {"type": "boolean"}, "description": "Whether no answer is given."},
 }

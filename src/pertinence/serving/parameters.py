@@ -16,11 +16,13 @@ from .refusals import Refusal
 
 TOP_K = 5
 FUNCTIONS = ("softmax", "sigmoid", "none")
+OF_THE_SERVER = "max_error_rate"
+"""The kind of budget that is set where the server is started, as it is a promise to all who ask."""
 KINDS: dict[str, tuple[type, str]] = {
     "top_k": (int, "how many labels are listed, the most probable first; default: 5"),
     "function_to_apply": (str, f"what makes scores of logits: {', '.join(FUNCTIONS)}; default: softmax"),
     "details": (bool, "also say which experts ran, why, at which operating point, and what it cost"),
-    **{one.name: (one.type, str(one.metadata["help"])) for one in Budget.settings()},
+    **{one.name: (one.type, str(one.metadata["help"])) for one in Budget.settings() if one.name != OF_THE_SERVER},
 }
 """Each parameter: its type, and what it says."""
 TRUTH = {"true": True, "1": True, "false": False, "0": False}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers.utils import logging
 
@@ -10,6 +10,7 @@ from ..hub.configuration import PertinenceConfig
 from ..routing.budgets import Budget
 from ..routing.front import Front, OperatingPoint
 from ..routing.metrics import Figures
+from ..routing.promises import Promises, find_error_promise
 from ..utils.errors import PertinenceError
 from .arguments import FLOOR, ServedPointArguments
 from .controller import ladder
@@ -26,32 +27,42 @@ class ServedPoints:
         front: all operating points of the model, which requests may ask for.
         reference: figures of the reference expert on the search images; None: not measured.
         allowed: by falling cost: the point without load, and those that the server may move to.
+        promises: what was calibrated.
+        max_error_rate: the promised error rate that images are answered at; None: all are answered.
     """
 
     front: Front
     reference: Figures | None
     allowed: tuple[OperatingPoint, ...]
+    promises: Promises | None = None
+    max_error_rate: float | None = None
 
     @classmethod
     def of(cls, config: PertinenceConfig, args: ServedPointArguments) -> ServedPoints:
         """The points of a model.
 
         Raises:
-            PertinenceError: no point meets the budget, or the point without load is below the floor.
+            PertinenceError: no point meets the budget, or the point without load is below the floor, or cannot keep
+                the error rate.
         """
         front, reference, budget = config.build_front(), config.reference_figures, args.without_load
-        start = budget.choose(front, reference) if budget.given else front.find(config.operating_point)
-        if args.target_latency_ms is None:
-            return cls(front, reference, (start,))
-        return cls(front, reference, _allowed(front, reference, start, args.max_accuracy_loss))
+        promises, start, rate = config.build_promises(), front.find(config.operating_point), config.max_error_rate
+        if budget.given:
+            start, rate = budget.choose(front, reference, promises), budget.max_error_rate
+        allowed: tuple[OperatingPoint, ...] = (start,)
+        if args.target_latency_ms is not None:
+            allowed = _allowed(front, reference, start, args.max_accuracy_loss)
+        if rate is not None:
+            allowed = tuple(point for point in allowed if point is start or _keeps(promises, point, rate))
+        return cls(front, reference, allowed, promises, rate)
 
     def choose(self, budget: Budget) -> OperatingPoint:
         """The point that a request asks for.
 
         Raises:
-            PertinenceError: no point meets the budget.
+            PertinenceError: no point meets the budget, or it cannot keep the error rate of the server.
         """
-        return budget.choose(self.front, self.reference)
+        return replace(budget, max_error_rate=self.max_error_rate).choose(self.front, self.reference, self.promises)
 
     @property
     def costs(self) -> list[float]:
@@ -64,6 +75,14 @@ class ServedPoints:
         if self.allowed[0].select is None:
             return float(point.name == self.allowed[0].name)
         return 0.0 if point.select is None else point.select.cost
+
+
+def _keeps(promises: Promises | None, point: OperatingPoint, rate: float) -> bool:
+    try:
+        find_error_promise(promises, point.name, rate)
+    except PertinenceError:
+        return False
+    return True
 
 
 def _allowed(

@@ -59,11 +59,11 @@ def serve(
     args, points = args or ServeArguments(), points or ServedPointArguments()
     Keys(args.api_key_file)  # what is wrong is said before experts are loaded, which takes longer
     with closing(_listen(args)) as listener:
-        ServedPoints.of(config_of(model, args.token, revision), points)
+        used = ServedPoints.of(config_of(model, args.token, revision), points)
         loaded = load(model, args, expert_paths, revision)
         name = loaded.name_or_path or "model"
         shown_name = Path(name).resolve().name if Path(name).is_dir() else name  # a path would tell of this machine
-        service = make_service(shown_name, ModelEngine(loaded), args, points)
+        service = make_service(shown_name, ModelEngine(loaded, used.max_error_rate), args, points)
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         _warn_if_open(address, service)

@@ -27,10 +27,11 @@ function bars(list, rows) {
 }
 
 function show(details) {
-  at("label").textContent = details.answers[0].label;
+  at("label").textContent = details.abstained ? "No answer: not sure enough" : details.answers[0].label;
   bars(at("scores"), details.answers.map(one => [one.label, one.score]));
   at("summary").textContent = `Ran ${details.experts_run.join(" → ")} at the operating point ${details.operating_point}: `
-    + `${details.gmacs.toPrecision(3)} GMACs for this image.`;
+    + `${details.gmacs.toPrecision(3)} GMACs for this image.`
+    + (details.confidence === null ? "" : ` It is right with a probability of ${percent(details.confidence)}.`);
   const rows = details.decisions.map(one => {
     const scores = Object.entries(one.scores).map(([name, score]) => `${name} ${score.toFixed(2)}`).join(", ");
     const what = one.chosen === "answer" ? "it answered" : `${one.chosen} was asked next`;
