@@ -106,6 +106,9 @@ def expected(model, files) -> list[dict[str, Any]]:
             "experts_run": [name for name, ran in zip(names, out.experts_run[row], strict=True) if ran],
             "gmacs": out.gmacs[row].item(),
             "operating_point": "cascade",
+            "confidence": None,
+            "abstained": False,
+            "ood_p_value": None,
             "error": None,
         }
         for row in range(COUNT)

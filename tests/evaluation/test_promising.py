@@ -311,6 +311,7 @@ def test_streams_and_files_tell_confidence_and_abstention(model, batch, calibrat
     classify(calibrated, folder, tmp_path / "answers.parquet", budget=Budget(max_error_rate=0.1))
     rows = pq.read_table(tmp_path / "answers.parquet").to_pylist()
     assert [row["abstained"] for row in rows] == expected.abstained.tolist()
+    assert [row["ood_p_value"] for row in rows] == pytest.approx(expected.ood_p_value.tolist(), abs=1e-4)
     assert [row["confidence"] for row in rows] == pytest.approx(expected.confidence.tolist(), abs=1e-5)
     assert {row["operating_point"] for row in rows} == {point}
     classify(calibrated, folder, tmp_path / "all.parquet", budget=Budget(operating_point=point))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Protocol, cast
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
+import torch
 
 from ..models.modeling_pertinence import PertinenceForImageClassification, PertinenceOutput
 from ..utils.errors import PertinenceError
@@ -29,6 +31,7 @@ SCHEMA = pa.schema(
         ("operating_point", pa.string()),
         ("confidence", pa.float32()),
         ("abstained", pa.bool_()),
+        ("ood_p_value", pa.float32()),
         ("error", pa.string()),
     ]
 )
@@ -55,8 +58,9 @@ def answer_rows(
         output.expert_indices.tolist(),
         output.experts_run.tolist(),
         output.gmacs.tolist(),
-        [None] * len(output.logits) if output.confidence is None else output.confidence.tolist(),
+        known_values(output.confidence, len(output.logits)),
         output.abstained.tolist(),
+        known_values(output.ood_p_value, len(output.logits)),
         strict=True,
     )
     return [
@@ -71,9 +75,16 @@ def answer_rows(
             "operating_point": point,
             "confidence": confidence,
             "abstained": abstained,
+            "ood_p_value": p_value,
         }
-        for sure, best, last, ran, gmacs, confidence, abstained in each
+        for sure, best, last, ran, gmacs, confidence, abstained, p_value in each
     ]
+
+
+def known_values(values: torch.Tensor | None, count: int) -> list[float | None]:
+    """The value of each of so many images, float (B,); None where nothing is known."""
+    listed = [None] * count if values is None else values.tolist()
+    return [None if value is None or math.isnan(value) else value for value in listed]
 
 
 class _Writer(Protocol):

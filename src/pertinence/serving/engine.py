@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..evaluation.answers import known_values
 from ..hub.configuration import PertinenceConfig
 from ..models.modeling_pertinence import PertinenceForImageClassification
 from ..routing.costs import STEM
@@ -94,7 +95,7 @@ class ModelEngine:
         out: Any = self.model(list(images), operating_point=point.name, max_error_rate=self._rate)
         logits, scores = out.logits.float().cpu().numpy(), out.dispatcher_logits.cpu().tolist()
         experts, gmacs, abstained = out.expert_indices.tolist(), out.gmacs.tolist(), out.abstained.tolist()
-        confidence, p_values = _known(out.confidence, len(images)), _known(out.ood_p_value, len(images))
+        confidence, p_values = known_values(out.confidence, len(images)), known_values(out.ood_p_value, len(images))
         ran = [[index for index, did_run in enumerate(row) if did_run] for row in out.experts_run.tolist()]
         return [
             Answer(
@@ -123,9 +124,3 @@ class ModelEngine:
             chosen = ANSWER if after is None else self._names[after]
             found.append(Decision(self._names[stage.after], chosen, named))
         return tuple(found)
-
-
-def _known(values: torch.Tensor | None, count: int) -> list[float | None]:
-    """The value of each image; None where there is none."""
-    listed = [None] * count if values is None else values.tolist()
-    return [None if value is None or math.isnan(value) else value for value in listed]
