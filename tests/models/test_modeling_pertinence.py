@@ -52,7 +52,7 @@ from pertinence.routing.heads import Head
 
 ARCHITECTURES = {"test_convnext": 32, "test_vit": 48, "test_efficientnet": 48, "test_vit2": 64, "test_resnet": 64}
 """Input size of each, by rising cost."""
-FIELDS = {"logits", "expert_indices", "experts_run", "gmacs", "dispatcher_logits"}
+FIELDS = {"logits", "expert_indices", "experts_run", "gmacs", "dispatcher_logits", "abstained"}
 KNOTS = torch.linspace(-2, 4, 8)
 
 
@@ -466,6 +466,7 @@ def test_the_output_is_batch_first(model, batch, name):
         "experts_run": ((7, 5), torch.bool),
         "gmacs": ((7,), torch.float32),
         "dispatcher_logits": ((7, len(model.front.find(name).decisions), 5), torch.float32),
+        "abstained": ((7,), torch.bool),
     }
 
 
