@@ -180,7 +180,7 @@ def run(digits, digit_experts, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def calibrated(run) -> Path:
-    flags = ["--max-error-rate", "0.1", "0.0001", "--coverage", "0.9", "--split", "test", "--device", "cpu"]
+    flags = ["--max-error-rate", "0.06", "0.0001", "--coverage", "0.9", "--split", "test", "--device", "cpu"]
     assert main(["calibrate", str(run), "--dataset", str(run.parent / "data"), *flags]) == 0
     return run
 
@@ -214,16 +214,16 @@ def test_every_answer_has_a_confidence_and_none_abstains_unasked(model, batch):
 def test_a_budget_abstains_as_it_was_calibrated(model, batch, digits):
     everything = model(batch, operating_point="most-accurate")
     images = LabelledImages(digits[2])
-    point = model.set_budget(max_error_rate=0.1)
+    point = model.set_budget(max_error_rate=0.06)
     promise = next(
-        one for one in model.promises.errors if (one.operating_point, one.max_error_rate) == (point.name, 0.1)
+        one for one in model.promises.errors if (one.operating_point, one.max_error_rate) == (point.name, 0.06)
     )
     out = model([images[index] for index in range(len(images))])
     labels = images.labels
     answered = ~out.abstained
     assert 0 < answered.sum() == promise.answered
     assert (out.logits.argmax(1) != labels)[answered].sum() == promise.wrong
-    assert promise.wrong / promise.answered < 0.1
+    assert promise.wrong / promise.answered < 0.06
     assert out.logits.isfinite().all()
     model.set_budget(operating_point="most-accurate")
     again = model(batch)
@@ -232,20 +232,19 @@ def test_a_budget_abstains_as_it_was_calibrated(model, batch, digits):
 
 
 def test_a_rate_holds_in_one_call_only(model, batch):
-    able = [one.operating_point for one in model.promises.errors if one.max_error_rate == 0.1 and one.threshold]
-    point = model.set_budget(max_error_rate=0.1, operating_point=able[0]).name  # the cheapest, which has to abstain
+    point = model.set_budget(max_error_rate=0.06).name
     some, none = model(batch), model(batch, max_error_rate=1)
     assert some.abstained.any()
     assert not none.abstained.any()
     model.set_budget(operating_point=point)
-    assert torch.equal(model(batch, max_error_rate=0.1).abstained, some.abstained)
+    assert torch.equal(model(batch, max_error_rate=0.06).abstained, some.abstained)
 
 
 def test_saving_keeps_the_promise(model, batch, tmp_path):
-    model.set_budget(max_error_rate=0.1)
+    model.set_budget(max_error_rate=0.06)
     model.save_pretrained(tmp_path)
     again = PertinenceForImageClassification.from_pretrained(tmp_path)
-    assert again.config.max_error_rate == 0.1
+    assert again.config.max_error_rate == 0.06
     assert again.promises == model.promises
     for name in ("confidence", "abstained", "logits"):
         assert torch.equal(again(batch)[name], model(batch)[name])
@@ -259,8 +258,8 @@ def test_a_rate_that_was_not_calibrated_names_the_command(model, run):
     with pytest.raises(PertinenceError, match="expected a share from 0 to 1"):
         model.set_budget(max_error_rate=5)
     model.promises = None
-    with pytest.raises(PertinenceError, match=r"--max-error-rate 0.1"):
-        model.set_budget(max_error_rate=0.1)
+    with pytest.raises(PertinenceError, match=r"--max-error-rate 0.06"):
+        model.set_budget(max_error_rate=0.06)
 
 
 def test_a_rate_that_cannot_be_kept_names_the_least_one(model):
@@ -271,11 +270,11 @@ def test_a_rate_that_cannot_be_kept_names_the_least_one(model):
 def test_with_a_limit_of_cost_the_point_stays_within_it(model, batch):
     costs = [point.select.gmacs for point in model.front]
     limit = (costs[0] + costs[-1]) / 2
-    model.set_budget(max_error_rate=0.1, gmacs=limit)
+    model.set_budget(max_error_rate=0.06, gmacs=limit)
     assert model(batch).gmacs.mean() <= 1.1 * limit
-    assert model.set_budget(max_error_rate=0.1, operating_point="most-accurate").name == model.front[-1].name
+    assert model.set_budget(max_error_rate=0.06, operating_point="most-accurate").name == model.front[-1].name
     with pytest.raises(PertinenceError, match="no operating point costs at most"):
-        model.set_budget(max_error_rate=0.1, gmacs=costs[0] / 100)
+        model.set_budget(max_error_rate=0.06, gmacs=costs[0] / 100)
 
 
 def test_prediction_sets_have_the_calibrated_coverage(model, batch, digits):
@@ -298,7 +297,7 @@ def test_calibrated_scores_are_the_confidence_in_a_pipeline(calibrated, model, b
 
 
 def test_streams_and_files_tell_confidence_and_abstention(model, batch, calibrated, tmp_path):
-    point = model.set_budget(max_error_rate=0.1).name
+    point = model.set_budget(max_error_rate=0.06).name
     expected = model(batch[:40])
     answers = list(StreamDispatcher(model, interval=2)(batch[:4]))
     assert [answer.confidence is None for answer in answers] == [False, True, False, True]
@@ -308,7 +307,7 @@ def test_streams_and_files_tell_confidence_and_abstention(model, batch, calibrat
     folder.mkdir()
     for index in range(40):
         to_picture(batch[index]).save(folder / f"{index:03d}.png")
-    classify(calibrated, folder, tmp_path / "answers.parquet", budget=Budget(max_error_rate=0.1))
+    classify(calibrated, folder, tmp_path / "answers.parquet", budget=Budget(max_error_rate=0.06))
     rows = pq.read_table(tmp_path / "answers.parquet").to_pylist()
     assert [row["abstained"] for row in rows] == expected.abstained.tolist()
     assert [row["ood_p_value"] for row in rows] == pytest.approx(expected.ood_p_value.tolist(), abs=1e-4)
@@ -320,16 +319,16 @@ def test_streams_and_files_tell_confidence_and_abstention(model, batch, calibrat
 
 def test_a_monitor_does_not_compare_what_gives_up_with_what_answered_everything(model):
     RoutingMonitor(model)
-    model.set_budget(max_error_rate=0.1)
+    model.set_budget(max_error_rate=0.06)
     with pytest.raises(PertinenceError, match="gives up early"):
         RoutingMonitor(model)
 
 
 def test_a_server_keeps_the_promise(model, calibrated, batch, tmp_path):
-    able = [one.operating_point for one in model.promises.errors if one.max_error_rate == 0.1 and one.threshold]
-    out = model(batch[:20], operating_point=able[0], max_error_rate=0.1)
+    able = [one.operating_point for one in model.promises.errors if one.max_error_rate == 0.06 and one.threshold]
+    out = model(batch[:20], operating_point=able[0], max_error_rate=0.06)
     url = f"http://127.0.0.1:{free_port()}"
-    flags = ["--port", url.rpartition(":")[2], "--device", "cpu", "--max-error-rate", "0.1"]
+    flags = ["--port", url.rpartition(":")[2], "--device", "cpu", "--max-error-rate", "0.06"]
     words = [sys.executable, "-m", "pertinence", "serve", calibrated, *flags, "--operating-point", able[0]]
     with serving(words, f"{url}/ready", tmp_path / "log"):
         for row, image in enumerate(batch[:20]):
@@ -341,7 +340,7 @@ def test_a_server_keeps_the_promise(model, calibrated, batch, tmp_path):
             assert headers["X-Abstained"] == str(found["abstained"]).lower()
             assert found["confidence"] == pytest.approx(out.confidence[row].item(), abs=1e-4)
             assert found["ood_p_value"] == pytest.approx(out.ood_p_value[row].item(), abs=1e-4)
-        for asked, sentence in (("operating_point=fastest", "cannot keep max_error_rate=0.1"),
+        for asked, sentence in (("operating_point=fastest", "cannot keep max_error_rate=0.06"),
                                 ("max_error_rate=0.5", "there is no parameter 'max_error_rate'")):  # fmt: skip
             with pytest.raises(HTTPError) as refused:
                 urlopen(Request(f"{url}/?{asked}", stream.getvalue()))
@@ -351,7 +350,7 @@ def test_a_server_keeps_the_promise(model, calibrated, batch, tmp_path):
 
 def test_seen_images_promise_nothing(run, digits):
     with pytest.raises(PertinenceError, match="calibration images took part in the search"):
-        calibrate_answers(run, digits[1].select(range(600)), max_error_rate=0.1)
+        calibrate_answers(run, digits[1].select(range(600)), max_error_rate=0.06)
     with pytest.raises(PertinenceError, match="nothing to promise"):
         calibrate_answers(run, digits[2])
     with pytest.raises(PertinenceError, match="expected a share between 0 and 1"):
@@ -363,7 +362,7 @@ def test_promises_are_a_table_and_come_back_from_json(model, calibrated, tmp_pat
     assert Promises.from_dict(json.loads(json.dumps(promises.to_dict()))) == promises
     assert len(promises.to_pandas()) == 3 * len(model.front)
     copy = Path(shutil.copytree(calibrated, tmp_path / "copy"))
-    again = calibrate_answers(copy, digits[2], max_error_rate=[0.1, 0.0001], coverage=0.9)
+    again = calibrate_answers(copy, digits[2], max_error_rate=[0.06, 0.0001], coverage=0.9)
     assert "only the first calibration" in caplog.text
     assert again == promises
     store_promises(copy, again)
