@@ -105,6 +105,8 @@ def expected(model, files) -> list[dict[str, Any]]:
             "experts_run": [name for name, ran in zip(names, out.experts_run[row], strict=True) if ran],
             "gmacs": out.gmacs[row].item(),
             "operating_point": "cascade",
+            "confidence": None,  # no search has fitted it
+            "abstained": False,
             "error": None,
         }
         for row in range(COUNT)
