@@ -147,6 +147,9 @@ class Sweep:
         # What a separate stem and its head cost every image.
         self.before: dict[str, np.ndarray | float] = dict.fromkeys(costs.values, 0.0)
         self.log_probs: dict[int, Array] = {}
+        # Summaries of answers that decisions have read, and the members that they are of.
+        self.summaries: np.ndarray | None = None
+        self.summarised = np.full(count, -1)
 
     def pay(self, member: int, here: Any) -> None:
         """Add the cost of running a member to some rows, and record that it has run."""
@@ -213,6 +216,8 @@ class Sweep:
         label, seen = observe(reads, None if member == STEM else own, answer, features, self.tail)
         if label is not None:
             self.votes[here, member] = label
+        if isinstance(own, np.ndarray) and "summary" in seen:
+            self._keep_summaries(member, here, seen["summary"])
         known = Known(self.votes[here], tail=self.tail, **seen)
         scores = head.scores(computed(evidence, known, head.fitted))
         allowed = _allowed(self.point.members, member, self.costs.num_experts)
@@ -242,12 +247,26 @@ class Sweep:
         self.gave_up[here] = stops = goes_on & (forecast < self.threshold)
         chosen[stops] = member
 
+    def _keep_summaries(self, member: int, here: Any, seen: np.ndarray) -> None:
+        if self.summaries is None:
+            self.summaries = np.empty((self.count, seen.shape[1]), dtype=seen.dtype)
+        self.summaries[here], self.summarised[here] = seen, member
+
+    def _summary(self) -> Array:
+        """The summary of every answer, of which decisions may have read some already."""
+        left = (self.summarised != self.last).nonzero()[0]
+        if self.summaries is None or len(left) == self.count:
+            return summary(self.logits, self.tail)
+        if len(left):
+            self.summaries[left] = summary(self.logits[left], self.tail)
+        return self.summaries
+
     def conclude(self) -> None:
         """Find how certain the answers are, and which images are not answered."""
         point, certainty = self.point, self.point.certainty
         self.log_odds = None
         if certainty is not None:
-            self.log_odds = certainty.log_odds(point, self.last, self.gave_up, summary(self.logits, self.tail))
+            self.log_odds = certainty.log_odds(point, self.last, self.gave_up, self._summary())
         if self.threshold is None or self.log_odds is None:
             self.abstained = np.zeros(self.count, dtype=bool)
             return
