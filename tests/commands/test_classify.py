@@ -566,6 +566,7 @@ def test_two_processes_write_what_one_writes(model, many, undisturbed, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"out.parquet", "out.parquet.run.json"}
 
 
+@pytest.mark.nightly
 def test_two_processes_fail_with_one_sentence(model, tmp_path):
     words = command(model, tmp_path, "--output", tmp_path / "out.parquet")
     finished = subprocess.run(
@@ -583,6 +584,7 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
+@pytest.mark.nightly
 def test_memory_does_not_grow_with_the_images(tiny_experts, many, tmp_path):
     peaks, model = [], tmp_path / "model"
     PertinenceForImageClassification.from_experts(tiny_experts, 0.0).save_pretrained(model)  # the first one alone

@@ -223,6 +223,7 @@ def test_where_it_is_not_imported_its_model_is_refused_and_nothing_imported(foun
     torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.nightly
 def test_what_its_older_version_said_is_not_used(found, digits, monkeypatch):
     cache = found.parent / "cache"
     args = RuntimeArguments(device="cpu", cache_dir=str(cache))

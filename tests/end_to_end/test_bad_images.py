@@ -383,6 +383,7 @@ def test_the_same_images_are_skipped_of_a_split_that_is_divided(search, contents
     assert result.front[0].select.samples + result.front[0].report.samples == 196
 
 
+@pytest.mark.nightly
 def test_latency_is_measured_on_what_can_be_read(search, contents, digits, folder):
     dirty = contents["dirty"].cast_column("image", datasets.Image(decode=False))
     images = dirty["image"][:]

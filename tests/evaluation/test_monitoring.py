@@ -157,7 +157,7 @@ def test_bets_are_fair():
 # The promise: quiet on images like the report images
 
 
-@pytest.mark.parametrize(("reported", "rate"), [(300, 0.1), (1500, 0.05)])
+@pytest.mark.parametrize(("reported", "rate"), [pytest.param(300, 0.1, marks=pytest.mark.nightly), (1500, 0.05)])
 def test_false_alarms_are_no_more_than_stated(reported, rate):
     streams = 500
     alarms = 0

@@ -765,7 +765,9 @@ def answers_in_timm(folder: Path, photos: Sequence[Image.Image]) -> torch.Tensor
     return torch.cat([model(transform(photo).unsqueeze(0)) for photo in photos])
 
 
-@pytest.mark.parametrize(("preprocessing", "tolerance"), [("exact", 1e-3), ("fast", 0.05)])
+@pytest.mark.parametrize(
+    ("preprocessing", "tolerance"), [("exact", 1e-3), pytest.param("fast", 0.05, marks=pytest.mark.nightly)]
+)
 def test_imagenet_experts_inside_as_alone(imagenet, preprocessing, tolerance):
     folders, photos, alone = imagenet
     check_fidelity(cascade(folders, 0.9, preprocessing=preprocessing), alone, photos, tolerance)

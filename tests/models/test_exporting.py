@@ -222,6 +222,7 @@ def test_a_checkpoint_that_has_changed_is_not_copied_under_its_old_figures(make_
         again.save_pretrained(tmp_path / "copy", save_experts=True)
 
 
+@pytest.mark.nightly
 def test_made_on_the_fly_it_can_be_exported(experts, model, batch, tmp_path):
     fast = PertinenceForImageClassification.from_experts(experts, thresholds=0.6, backend="onnx")
     fast.save_pretrained(tmp_path / "saved")
@@ -240,6 +241,7 @@ def test_made_on_the_fly_it_runs_in_openvino(experts, tmp_path):
     assert [type(expert.network).__name__ for expert in other.experts] == ["OpenVinoBackend"] * 2
 
 
+@pytest.mark.nightly
 def test_a_damaged_cache_is_made_anew(experts, batch):
     from pertinence.experts.export_cache import CACHE
 

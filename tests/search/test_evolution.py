@@ -221,7 +221,7 @@ def _recipe(table: Path):
     return recipes[0], static_candidates(evaluate_experts(judged), judged.reference)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, 2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_any_number_of_processes_finds_the_same(table, expected, tmp_path, processes):
     finished = run(table, tmp_path / "run", processes=processes)
     assert found(tmp_path / "run") == found(expected)

@@ -222,6 +222,7 @@ def test_report_images_choose_nothing(search, result, digits):
     assert all(p.report.accuracy < 0.3 for p in other.front)
 
 
+@pytest.mark.nightly
 def test_unsolved_images_go_where_asked(search):
     found = [
         search(recipe="paper", unsolved=where).record["evaluated"] for where in ("cheapest", "largest", "dropped")
@@ -446,6 +447,7 @@ def test_stem_needs_no_classification_head(kind, features, images, tmp_path):
     assert stem.entry.gmacs == pytest.approx(counter.get_total_flops() / 2e9, rel=0.05)
 
 
+@pytest.mark.nightly
 def test_stem_without_a_head_is_searched_saved_and_loaded_again(search, digits, tmp_path):
     result = search(recipe="paper", stem=str(bare("timm", tmp_path / "backbone")), baselines=False)
     images = [torch.from_numpy(image).expand(3, -1, -1) for image in digits[2].with_format("numpy")["image"][:]]
@@ -516,6 +518,7 @@ def test_latency_is_the_cost_where_asked(search, digit_experts, tmp_path):
     assert result.record["settings"]["device"] == "cpu"
 
 
+@pytest.mark.nightly
 def test_device_of_a_latency_is_resolved(search, monkeypatch):
     monkeypatch.setattr("pertinence.search.search.device_name", lambda device: f"a {device.type}")
     result = search(cost="latency", recipe="cascade", baselines=False, device=None)
@@ -591,6 +594,7 @@ def test_at_most_so_many_operating_points_are_kept(search, result):
     assert small.front.find(small.model.config.operating_point).select == default
 
 
+@pytest.mark.nightly
 def test_experts_trained_on_the_search_images_are_called_out(zoo, cache, caplog):
     folder = str(zoo / "cifar10/data")
     images, report = (datasets.load_dataset(folder, split=f"{split}[:1000]") for split in ("train", "test"))
@@ -604,6 +608,7 @@ def test_experts_trained_on_the_search_images_are_called_out(zoo, cache, caplog)
     assert not DispatcherSearch(experts, unseen, args, report_dataset=report).run().evaluation.warnings
 
 
+@pytest.mark.nightly
 def test_baselines_that_read_features_are_evaluated_beside_a_front_that_does_not(search, digits, tmp_path):
     cascade, paper = search(recipe="cascade", mixing=False), search(recipe="paper")
     cascade.save(tmp_path / "run")
