@@ -192,6 +192,7 @@ def test_an_expert_that_nobody_needs_changes_nothing_much(base):
     np.testing.assert_allclose(curve(again, BUDGETS), curve(base, BUDGETS), atol=NOISE)
 
 
+@pytest.mark.nightly
 def test_a_twin_of_an_expert_helps_nobody(base):
     again = search(with_model(lambda labels, models: models["medium"]), GMACS | {"new": GMACS["medium"]})
     np.testing.assert_allclose(curve(again, BUDGETS), curve(base, BUDGETS), atol=NOISE)
@@ -213,6 +214,7 @@ def test_a_free_perfect_expert_is_always_chosen(settings):
     assert default(result).report.gmacs < 1e-5
 
 
+@pytest.mark.nightly
 def test_a_perfect_expert_of_any_cost_is_the_most_accurate_point():
     result = search(with_model(perfect), GMACS | {"new": 30.0})
     best = result.front.find("most-accurate")
@@ -233,7 +235,7 @@ def test_an_expert_that_flips_coins_is_refused_by_its_name():
         search(with_model(coin_flip), GMACS | {"new": 2.0})
 
 
-@pytest.mark.parametrize("cost", [2.0, 5.0])
+@pytest.mark.parametrize("cost", [2.0, pytest.param(5.0, marks=pytest.mark.nightly)])
 def test_where_no_labels_are_known_coin_flips_help_nobody(cost):
     """They are then not refused, as nobody is known to be right; but no chain has them."""
     without = search(labels="agree")

@@ -145,7 +145,7 @@ def test_an_answer_may_be_differentiated(model, images, count, is_host, monkeypa
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler
-@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("lazy", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_compiled_experts_answer_the_same_and_are_one_graph(model, images, tmp_path, lazy):
     model.save_pretrained(tmp_path)
     compiled = PertinenceForImageClassification.from_pretrained(tmp_path, lazy=lazy)
@@ -182,6 +182,7 @@ def test_a_transformer_on_smaller_images_is_one_graph(make_expert, images, tmp_p
         torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=0)
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.skipif(not ISOLATES, reason="this torch counts recompilations of all experts together")
 def test_every_expert_of_a_large_pool_is_compiled(make_expert, images, tmp_path):

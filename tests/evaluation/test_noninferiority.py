@@ -100,7 +100,7 @@ def test_power_is_that_of_a_test_that_knows_how_often_the_two_disagree():
     assert power(3000, 0.004, 0.004, 0.005) == pytest.approx(0.89, abs=0.02)
 
 
-@pytest.mark.parametrize(("losses", "wins"), [(30, 24), (12, 12), (20, 30)])
+@pytest.mark.parametrize(("losses", "wins"), [pytest.param(30, 24, marks=pytest.mark.nightly), (12, 12), (20, 30)])
 def test_so_many_images_are_enough_four_times_in_five(losses, wins):
     needed = images_needed(losses, wins, 3000, 0.005, 0.95)
     assert 0.72 < power(needed, losses / 3000, wins / 3000, 0.005) < 0.88

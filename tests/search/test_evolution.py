@@ -234,6 +234,7 @@ def test_any_number_of_threads_finds_the_same(table, expected, tmp_path):
     assert found(tmp_path / "run") == found(expected)
 
 
+@pytest.mark.nightly
 def test_killed_on_one_process_continued_on_two(table, expected, tmp_path):
     output = tmp_path / "run"
     process = subprocess.Popen(command(table, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -308,6 +309,7 @@ def test_rank_that_fails_ends_the_job_with_its_own_error(digits, digit_experts, 
     assert not (tmp_path / "run" / "search_result.json").exists()
 
 
+@pytest.mark.nightly
 def test_launcher_that_starts_one_process_is_called_out(table, tmp_path):
     launched = subprocess.run(
         [
