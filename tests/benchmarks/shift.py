@@ -112,7 +112,7 @@ def alarms(
         reference = None if references is None else references[index]
         monitor = RoutingMonitor(model, false_alarm_rate=rate, reference=reference, seed=index)
         for answers, rows in stream:
-            monitor.update(Routing(answers.logits[rows], answers.expert_indices[rows], None, {}, None))
+            monitor.update(Routing(answers.logits[rows], answers.expert_indices[rows], None, {}, None, None))
         found.append(monitor.alarmed_after)
     return found
 

@@ -115,9 +115,9 @@ class World:
                 return self.run(expert, rows + image)
 
             each.append(route(self.point, self.heads, run, 1, self.costs))
-        fields = ("logits", "expert_indices", "experts_run", "gmacs", "scores")
+        fields = ("logits", "expert_indices", "experts_run", "gmacs", "scores", "abstained")
         parts = [torch.cat([getattr(routing, name) for routing in each]) for name in fields]
-        return Routing(*parts[:3], {"gmacs": parts[3]}, parts[4])
+        return Routing(*parts[:3], {"gmacs": parts[3]}, *parts[4:])
 
     def by_hand(self, image: int) -> tuple[np.ndarray, list[int], float, float]:
         """What becomes of one image: answer (C,), the experts that ran, cost, and how close two actions came."""

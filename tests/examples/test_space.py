@@ -97,7 +97,8 @@ def test_without_a_connection_the_app_says_what_it_could_not_reach(tmp_path):
     ended = subprocess.run([sys.executable, APP], env=environment, capture_output=True, text=True)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith("error: user/none is not in the cache")
+    said = ended.stderr.splitlines()[-1]
+    assert said.startswith("error: there is no folder user/none here, so it was taken as a repository on the Hub: ")
 
 
 @pytest.mark.parametrize("device", DEVICES)

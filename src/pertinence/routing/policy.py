@@ -34,10 +34,10 @@ class Routing:
         costs: for each unit float64 (B,), the cost of every expert that ran and every head that decided; on the CPU,
             as some accelerators have no float64.
         scores: float32 (B, decisions, N), NaN where a decision was not reached or an action is not allowed.
+        abstained: bool (B,), images that are not answered: those that gave up, and those below the threshold.
         log_odds: float32 (B,), log-odds that each answer is right; None if the point has no certainty.
         gave_up: bool (B,), images that stopped early, as they would hardly be answered; None without a threshold.
         outlook: float32 (B,), see `Sweep`; None without a threshold.
-        abstained: bool (B,), images that are not answered: those that gave up, and those below the threshold.
         p_values: float32 (B,), how unlike the search images each image is; None: not looked for.
     """
 
@@ -46,10 +46,10 @@ class Routing:
     experts_run: torch.Tensor
     costs: dict[str, torch.Tensor]
     scores: torch.Tensor
-    log_odds: torch.Tensor | None
-    gave_up: torch.Tensor | None
-    outlook: torch.Tensor | None
     abstained: torch.Tensor
+    log_odds: torch.Tensor | None = None
+    gave_up: torch.Tensor | None = None
+    outlook: torch.Tensor | None = None
     p_values: torch.Tensor | None = None
 
     @property
