@@ -52,6 +52,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) ->
     return printed.err if status else printed.out
 
 
+@pytest.mark.nightly
 def test_of_a_model_on_the_hub_into_a_folder_and_to_the_hub(exported, searched, hub, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(searched)
     said(capsys, "push", "runs/digits", "tester/plain-digits", "--save-experts", "--token", hub.token)
@@ -84,6 +85,7 @@ def work(exported, monkeypatch) -> Path:
     return exported.parents[1]
 
 
+@pytest.mark.nightly
 def test_evaluated_with_it_a_model_has_the_same_figures(work, capsys):
     assert figures(capsys, "runs/digits", "onnx") == figures(capsys, "runs/digits", "torch")
 
@@ -158,6 +160,7 @@ def test_what_is_given_replaces_what_search_yaml_names(searched, tmp_path, capsy
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 def test_images_are_taken_from_all_of_a_data_set(searched, digits, tmp_path):
     several = datasets.concatenate_datasets([digits[1]] * 3).cast_column("image", datasets.Image(decode=False))
     assert len(several) > 600

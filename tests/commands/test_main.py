@@ -39,6 +39,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("pertinence ")
 
 
+@pytest.mark.nightly
 def test_a_terminal_without_signs_loses_nothing(searched, tmp_path):
     finished = subprocess.run(
         [sys.executable, "-m", "pertinence", "evaluate", "runs/digits", "--dataset", "data", "--split", "test",
@@ -60,6 +61,7 @@ def test_whoever_has_read_enough_gets_no_error(searched):
         assert process.wait() == 1
 
 
+@pytest.mark.nightly
 def test_a_search_needs_neither_a_console_nor_a_backend(tmp_path):
     """As when a notebook or a program without a terminal starts it."""
     rng = np.random.default_rng(0)

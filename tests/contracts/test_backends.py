@@ -185,6 +185,7 @@ def found(digits, digit_experts, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.nightly
 def test_searched_saved_loaded_and_evaluated(found, digits):
     model = PertinenceForImageClassification.from_pretrained(found)
     assert [type(expert.network).__name__ for expert in model.experts] == ["TorchBackend", "Bfloat16"]
@@ -210,6 +211,7 @@ print(json.dumps(model(torch.full((2, 3, 64, 64), 99, dtype=torch.uint8)).logits
 """
 
 
+@pytest.mark.nightly
 def test_where_it_is_not_imported_its_model_is_refused_and_nothing_imported(found, workplace, run_python):
     (sentence, is_imported), logits = run_python(LOADED, found, cwd=workplace)
     assert (
@@ -235,6 +237,7 @@ def test_what_its_older_version_said_is_not_used(found, digits, monkeypatch):
     assert len(list((cache / "predictions").iterdir())) == stores + 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("lazy", [False, True])
 def test_a_saved_model_that_needs_an_unknown_backend_is_refused(found, monkeypatch, lazy):
     monkeypatch.delitem(BACKENDS._registered, "bfloat16")

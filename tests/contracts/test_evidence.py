@@ -252,6 +252,7 @@ def test_a_command_without_it_says_what_to_do_in_one_sentence(searched, workplac
     assert sentence.endswith("(--plugins MODULE on the command line)")
 
 
+@pytest.mark.nightly
 def test_another_version_of_it_is_refused(searched, digits, monkeypatch):
     monkeypatch.setattr(type(EVIDENCE.get("energy")), "version", 2)
     with pytest.raises(PertinenceError, match="fitted to version 1 of the evidence 'energy', and version 2 is here"):

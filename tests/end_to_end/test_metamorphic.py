@@ -12,6 +12,9 @@ from pertinence import PertinenceError, PredictionTable, SearchArguments, Search
 from pertinence.search.search import search_predictions
 
 
+pytestmark = pytest.mark.nightly
+
+
 NUM_LABELS, COUNT = 5, 900
 GMACS = {"small": 1.0, "medium": 3.0, "large": 10.0}
 SKILL = {"small": 1.2, "medium": 1.8, "large": 2.6}

@@ -72,6 +72,7 @@ def broken_promises(choose) -> float:
 ALLOWED = LEVEL + 2 * math.sqrt(LEVEL * (1 - LEVEL) / 1000)
 
 
+@pytest.mark.nightly
 def test_of_1000_calibrations_at_most_5_percent_break_their_promise():
     def choose(counts, count):
         tested = fixed_sequence(counts, count, LIMIT, 1 - LEVEL)
@@ -247,6 +248,7 @@ def test_images_without_labels_promise_nothing(copied, digits):
         calibrate(copied, LabelledImages(digits[2], needs_labels=False))
 
 
+@pytest.mark.nightly
 def test_the_cheapest_that_qualifies_is_chosen_by_what_the_model_itself_answers(copied, data, digits):
     guarantee = calibrate(copied, DataArguments(str(data), "test"), RuntimeArguments(device="cpu"), 0.05)
     model = PertinenceForImageClassification.from_pretrained(copied)

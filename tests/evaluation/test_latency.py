@@ -63,6 +63,7 @@ def test_it_times_every_point_and_notes_it(folder, images, tmp_path, capsys):
         assert all(0 < e.low <= e.milliseconds <= e.high and math.isfinite(e.high) for e in entries)
 
 
+@pytest.mark.nightly
 def test_measuring_again_replaces_only_what_was_measured(folder):
     assert main(["benchmark", str(folder), "--batch-size", "1", "2", "--rounds", "1"]) == 0
     before = latencies(folder)
@@ -90,6 +91,7 @@ def test_the_result_as_json_has_points_experts_quantiles_and_speed_ups(folder, c
             assert row["speed_up"] == 1
 
 
+@pytest.mark.nightly
 def test_all_points_are_timed_on_request(folder):
     config = json.loads((folder / "config.json").read_text())
     middle = {**config["front"][0], "name": "middle"}
@@ -102,6 +104,7 @@ def test_all_points_are_timed_on_request(folder):
     assert all(latencies(folder).values())
 
 
+@pytest.mark.nightly
 def test_every_batch_is_full_whatever_the_number_of_images(folder, images, tmp_path):
     rows = [{"image": image.permute(1, 2, 0).numpy()} for image in images(5, 40)]
     (tmp_path / "images").mkdir()

@@ -26,6 +26,9 @@ from pertinence.experts.expert import load_expert
 from pertinence.experts.reference import ExpertReference, LoadOptions
 
 
+pytestmark = pytest.mark.nightly
+
+
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "distill_experts.py"
 STUDENTS = [
     {

@@ -96,6 +96,7 @@ def searched(zoo, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.nightly
 def test_a_pool_of_a_thousand_and_one_labels_and_a_thousand(searched, zoo):
     model = PertinenceForImageClassification.from_pretrained(searched / "run")
     assert model.config.num_labels == 1000
@@ -116,6 +117,7 @@ def test_a_pool_of_a_thousand_and_one_labels_and_a_thousand(searched, zoo):
     assert answers[0]["label"] in model.config.id2label.values()
 
 
+@pytest.mark.nightly
 def test_figures_are_on_the_shared_labels(searched):
     record = json.loads((searched / "run/search_result.json").read_text())
     accuracy = [expert["accuracy"] for expert in record["experts"]]
@@ -123,6 +125,7 @@ def test_figures_are_on_the_shared_labels(searched):
     assert accuracy[0] > 0.4, "a wrong map would leave nothing"
 
 
+@pytest.mark.nightly
 def test_in_python(zoo, searched):
     images = datasets.load_dataset("parquet", data_files=str(searched / "data/*.parquet"), split="train")
     args = SearchArguments(cache_dir=str(searched / "cache"), baselines=False, device="cpu")

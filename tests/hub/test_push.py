@@ -116,6 +116,7 @@ def test_metadata_of_the_card(pushed, run, experts):
     assert values == {key: round(default["report"][key], 6) for key in ("accuracy", "gmacs")}
 
 
+@pytest.mark.nightly
 def test_a_data_set_of_the_hub_is_pinned_and_named(experts, digits, hub, tmp_path):
     for split, images in (("validation", digits[1]), ("test", digits[2])):
         images.to_parquet(tmp_path / f"data/{split}.parquet")

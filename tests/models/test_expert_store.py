@@ -145,6 +145,7 @@ def test_the_least_recently_used_leaves_and_the_first_stays(saved, model, batch)
     assert store.loads == 4
 
 
+@pytest.mark.nightly
 @pytest.mark.no_cover
 def test_coming_and_going_costs_no_memory(saved, model, batch):
     first, second, third = sizes(model)

@@ -130,6 +130,7 @@ def test_saved_again_with_its_graphs(exported, batch, tmp_path):
     assert [entry["backend"] for entry in entries_of(tmp_path / "copy") if "backend" in entry] == []
 
 
+@pytest.mark.nightly
 def test_into_the_folder_of_a_model_with_copies_of_its_experts(model, batch, tmp_path):
     model.save_pretrained(tmp_path / "model", save_experts=True)
     again = PertinenceForImageClassification.from_pretrained(tmp_path / "model")

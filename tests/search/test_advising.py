@@ -130,6 +130,7 @@ def table(zoo, tmp_path):
     return str(zoo / "predictions/cifar100-logits.npz"), str(costs)
 
 
+@pytest.mark.nightly
 def test_a_search_reaches_what_is_expected(table):
     """On CIFAR-100: advised on the validation images, searched there, and reported on the test images."""
     tables = [PredictionTable.load(*table, split) for split in ("validation", "test")]

@@ -246,6 +246,7 @@ def test_killed_on_one_process_continued_on_two(table, expected, tmp_path):
     assert found(output) == found(expected)
 
 
+@pytest.mark.nightly
 def test_without_resume_it_starts_again(table, expected, tmp_path):
     state = tmp_path / "run" / "search_state"
     state.mkdir(parents=True)
@@ -286,6 +287,7 @@ def test_search_that_failed_before_its_first_generation_leaves_its_place(table, 
     assert found(tmp_path / "run") == found(expected)
 
 
+@pytest.mark.nightly
 def test_rank_that_fails_ends_the_job_with_its_own_error(digits, digit_experts, tmp_path):
     """Of two processes the second one decodes the broken image."""
     import datasets

@@ -123,6 +123,7 @@ def test_reported_figures_are_those_of_the_saved_model(saved, routed, digits):
         assert point.report.expert_shares == pytest.approx(shares.tolist())
 
 
+@pytest.mark.nightly
 def test_one_decision_then_one_expert_that_answers_alone(search, batch):
     model = search(recipe="paper").model
     dispatched = [point for point in model.front if point.recipe == "paper"]
@@ -202,6 +203,7 @@ def test_report_images_are_held_out_where_none_are_given(search, digits):
     assert images["report_from"] == "held out of the search split"
 
 
+@pytest.mark.nightly
 def test_copies_of_an_image_serve_one_purpose(search, digits, caplog):
     thrice = datasets.concatenate_datasets([digits[1].select(range(203))] * 3)
     images = search(images=thrice, report=None, report_fraction=0.25, folds=3).record["images"]
@@ -211,6 +213,7 @@ def test_copies_of_an_image_serve_one_purpose(search, digits, caplog):
     assert "406 of 609 search images are copies of others" in caplog.text
 
 
+@pytest.mark.nightly
 def test_report_images_choose_nothing(search, result, digits):
     """With shuffled report labels the search finds the very same points; only their report differs."""
     generator = torch.Generator().manual_seed(0)
@@ -230,6 +233,7 @@ def test_unsolved_images_go_where_asked(search):
     assert found[0] != found[1] != found[2] != found[0]
 
 
+@pytest.mark.nightly
 def test_features_alone_are_the_papers_evidence(search):
     result = search(recipe="paper", evidence="features")
     stages = [stage for point in result.front for stage in point.stages]
@@ -242,6 +246,7 @@ def test_expert_no_better_than_chance_stops_the_search(search, digit_experts, ma
         search(experts=[*digit_experts[:2], guesser])
 
 
+@pytest.mark.nightly
 def test_corrected_search_takes_the_place_of_one_that_failed(search, digit_experts, make_expert, tmp_path):
     guesser, output = make_expert(tmp_path / "guesser", labels=list("0123456789")), str(tmp_path / "run")
     settings = {"recipe": "cascade", "generations": 1, "baselines": False, "output_dir": output}
@@ -269,6 +274,7 @@ def test_folder_that_holds_something_else_is_refused_before_any_work(search, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.nightly
 def test_same_search_may_replace_its_result_another_may_not(search, result, saved, tmp_path):
     folder = tmp_path / "run"
     result.save(folder)
@@ -395,6 +401,7 @@ def with_stem(search, make_expert, tmp_path_factory):
     return result, folder
 
 
+@pytest.mark.nightly
 def test_separate_stem_decides_and_answers_nothing(with_stem, digits):
     result, folder = with_stem
     model = PertinenceForImageClassification.from_pretrained(folder)

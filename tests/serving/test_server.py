@@ -148,6 +148,7 @@ def say(*flags: str, status: int = 1, **environment: str) -> str:
     return ended.stderr.splitlines()[-1]
 
 
+@pytest.mark.nightly
 def test_what_is_wrong_is_said_before_a_model_is_loaded(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
