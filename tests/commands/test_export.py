@@ -119,6 +119,7 @@ def test_info_names_the_files(work, exported, capsys):
     assert all(one["bytes"] == (exported / one["file"]).stat().st_size for one in listed)
 
 
+@pytest.mark.nightly
 def test_push_exports_first(searched, hub, tmp_path, capsys, monkeypatch):
     for name in ("experts", "data"):
         (tmp_path / name).symlink_to(searched / name)

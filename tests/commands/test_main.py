@@ -110,6 +110,7 @@ def test_an_error_is_wrapped_in_a_terminal_and_is_one_line_elsewhere(tmp_path, c
     assert in_terminal(60, "info", place).splitlines() == [line], "a narrow terminal wraps itself"
 
 
+@pytest.mark.nightly
 def test_tables_fit_the_terminal(searched):
     wide = in_terminal(100, "info", "runs/digits", cwd=searched)
     narrow = in_terminal(75, "info", "runs/digits", cwd=searched)

@@ -39,6 +39,7 @@ def test_a_command_registers_the_model_with_transformers(tmp_path):
     assert shown.stdout.splitlines()[-1] == "pertinence 0"
 
 
+@pytest.mark.nightly
 def test_the_script_says_what_the_module_says():
     through_module = run("info", MODEL, cwd=MODEL.parent)
     assert run_script("info", str(MODEL), cwd=MODEL.parent).stdout == through_module.stdout

@@ -204,7 +204,7 @@ def test_every_expert_of_a_large_pool_is_compiled(make_expert, images, tmp_path)
     assert sorted(set(calls)) == list(range(6))
 
 
-@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("lazy", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_many_threads_and_mixed_sizes_give_no_wrong_answer_and_take_no_memory(model, images, tmp_path, lazy):
     model.save_pretrained(tmp_path)
     largest = 4 * sum(entry["parameters"] for entry in model.config.experts)

@@ -117,6 +117,7 @@ def test_every_batch_is_full_whatever_the_number_of_images(folder, images, tmp_p
     assert set(sizes) == {48}
 
 
+@pytest.mark.nightly
 def test_what_ran_the_experts_is_part_of_the_device(exported, tmp_path):
     for flags, device in (
         ([], "cpu"),

@@ -141,6 +141,7 @@ def test_three_resolutions(experts_on_hub, images_on_hub, tmp_path):
     assert [transform.get("window") for transform in transforms] == [None] * 3  # resized, not cropped
 
 
+@pytest.mark.nightly
 def test_fine_tune_experts(hub, make_expert, digits, tmp_path):
     """Checkpoints with another number of labels get a new head and learn something."""
     for name, seed in (("test_efficientnet", 1), ("test_resnet", 2)):

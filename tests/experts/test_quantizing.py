@@ -70,6 +70,7 @@ def batch(digits):
     return raise_or([images[index] for index in range(100)])
 
 
+@pytest.mark.nightly
 def test_it_is_an_expert_of_the_saved_model(found):
     _, folder = found
     (index, entry), *_ = int8_entries(folder).items()
@@ -82,6 +83,7 @@ def test_it_is_an_expert_of_the_saved_model(found):
     assert 0 < export["agreement"]["largest_difference"]
 
 
+@pytest.mark.nightly
 def test_the_saved_model_answers_as_the_found_one(found, batch):
     result, folder = found
     again = PertinenceForImageClassification.from_pretrained(folder)
@@ -115,6 +117,7 @@ def test_without_its_file_the_model_is_refused(found, tmp_path):
         PertinenceForImageClassification.from_pretrained(tmp_path / "copy")
 
 
+@pytest.mark.nightly
 def test_exported_with_the_others_it_runs_without_torch(found, batch, digits, tmp_path):
     from pertinence.evaluation.exports import export_onnx
 

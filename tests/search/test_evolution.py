@@ -73,6 +73,7 @@ def expected(table, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.nightly
 def test_killed_again_and_again_it_ends_as_if_it_never_was(table, expected, tmp_path):
     output, rng, kills = tmp_path / "run", random.Random(0), 0
     while kills < 4:
