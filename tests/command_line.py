@@ -23,5 +23,5 @@ def run(*arguments, cwd: Path, ok: bool = True, show_progress: bool = False) -> 
 def documented(command: str) -> set[str]:
     """The keys of the JSON that the page of the command line lists for a command."""
     (row,) = re.findall(rf"^\| `{command}` \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
-    keys = set(re.findall(r"`(\w+)`", row.partition("; of a search on a table")[0]))
+    keys = set(re.findall(r"`(\w+)`", re.split("; (?:of a search on a table|with) ", row)[0]))
     return (keys - {"evaluate"}) | documented("evaluate") if "`evaluate`" in row else keys

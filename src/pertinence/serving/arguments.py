@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..predictions.arguments import LoadingArguments
-from ..routing.budgets import MEASURED_BY, Budget, check_loss, limit
+from ..routing.budgets import MEASURED_BY, Budget, check_limit, check_loss, limit
 from ..utils.errors import PertinenceError
 from ..utils.settings import setting
 
@@ -14,6 +14,13 @@ from ..utils.settings import setting
 FLOOR = 0.01
 """How much accuracy may be lost under load against the reference expert, if nothing is said of it."""
 MIB = 2**20
+
+
+def check_target(name: str, target: Any) -> None:
+    """Raise `PertinenceError` unless a target is a positive number."""
+    check_limit(name, target)
+    if target == 0:
+        raise PertinenceError(f"{name} must be a positive number, got 0")
 
 
 @dataclass(kw_only=True)
@@ -25,12 +32,10 @@ class ServedPointArguments(Budget):
         "Cheapest point that loses at most this accuracy (0 to 0.2) against the reference expert; with "
         f"--target-latency-ms it is the last one to which the server moves under load, and {FLOOR} if not given.",
     )
-    target_latency_ms: float | None = setting(
-        None,
+    target_latency_ms: float | None = limit(
+        check_target,
         "Milliseconds within which 95 % of the requests are answered, by cheaper points if need be; default: the "
         "point is fixed.",
-        group="model",
-        above=0,
     )
 
     @property
