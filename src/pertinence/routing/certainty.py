@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..utils.errors import MALFORMED, PertinenceError, explain
-from .mixing import LEAST, TOP_SCORES, ArrayT, library
+from .mixing import LEAST, TOP_SCORES, ArrayT, beside, library
 
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def with_top_probability(logits: ArrayT, confidence: ArrayT) -> ArrayT:
 
 def _linear(weights: np.ndarray, statistics: ArrayT) -> ArrayT:
     xp: Any = library(statistics)
-    placed: Any = weights if xp is np else xp.from_numpy(weights).to(statistics.device, non_blocking=True)
+    placed: Any = beside(weights, statistics)
     found: ArrayT = xp.clip(placed[:, 0] + (placed[:, 1:] * statistics).sum(1), -LARGEST, LARGEST)
     return found
 

@@ -59,6 +59,14 @@ def mix(log_probs: Sequence[ArrayT], weights: Sequence[float]) -> ArrayT:
     return mixed
 
 
+def beside(values: np.ndarray, other: Array) -> Array:
+    """A NumPy array where another array is: on the host as it is, or as a tensor on its device."""
+    if isinstance(other, np.ndarray):
+        return values
+    placed: Array = library(other).from_numpy(values).to(other.device, non_blocking=True)
+    return placed
+
+
 def summary(mixed: ArrayT, tail: int = 1) -> ArrayT:
     """Summarise logits over many labels, on their own device.
 

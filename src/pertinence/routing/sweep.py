@@ -17,7 +17,7 @@ from .costs import STEM, PoolCosts
 from .evidence import Known, computed, no_votes, observe
 from .front import OperatingPoint, Stage
 from .heads import Head
-from .mixing import Array, ArrayT, library, log_softmax, mix, summary
+from .mixing import Array, ArrayT, beside, log_softmax, mix, summary
 from .registry import EVIDENCE
 from .unlike import ABSTAIN, REFERENCE, SearchEntropies, UnlikeRule, entropies
 
@@ -91,8 +91,8 @@ def sweep(
         own, features = run(member, rows)
         # If all images are meant, nothing is gathered or scattered.
         here = there = slice(None) if len(rows) == count else rows
-        if len(rows) < count and own is not None and not isinstance(own, np.ndarray):
-            there = library(own).from_numpy(rows).to(own.device, non_blocking=True)
+        if len(rows) < count and own is not None:
+            there = beside(rows, own)
         swept.pay(member, here)
         answer = None if member == STEM else swept.answer(member, own, here, there)
         if watch is not None and answer is not None:
@@ -179,9 +179,7 @@ class Sweep:
         """Find how unlike the search images each image is, and do what is to be done with those that are."""
         self.p_values = known.p_values(entropies(self.logits, self.tail))
         if unlike.action == ABSTAIN:
-            found: Any = unlike.are_unlike(self.p_values)
-            if not isinstance(self.abstained, np.ndarray):
-                found = library(self.abstained).from_numpy(found).to(self.abstained.device)
+            found: Any = beside(unlike.are_unlike(self.p_values), self.abstained)
             self.abstained = self.abstained | found
         elif len(rows := unlike.diverts(self.p_values, self.ran)):
             own: Any = run(unlike.reference, rows)[0]
@@ -190,7 +188,7 @@ class Sweep:
     def replace(self, member: int, own: Array, rows: np.ndarray) -> None:
         """Let one expert, which has not run on them, answer the images of some rows by itself: how certain it is of
         them is not known."""
-        there = rows if isinstance(own, np.ndarray) else library(own).from_numpy(rows).to(own.device)
+        there = beside(rows, own)
         self.pay(member, rows)
         logits: Any = self.logits  # of either library, as `own`
         logits[there] = own
@@ -270,9 +268,8 @@ class Sweep:
         if self.threshold is None or self.log_odds is None:
             self.abstained = np.zeros(self.count, dtype=bool)
             return
-        gave_up: Any = self.gave_up
-        if not isinstance(self.log_odds, np.ndarray):
-            gave_up = library(self.log_odds).from_numpy(gave_up).to(self.log_odds.device)
+        assert self.gave_up is not None
+        gave_up: Any = beside(self.gave_up, self.log_odds)
         self.abstained = gave_up | (self.log_odds < self.threshold)
 
     def spent(self) -> dict[str, np.ndarray]:
